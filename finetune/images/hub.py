@@ -81,7 +81,9 @@ def _label_column(dataset: datasets.Dataset, asked: str | None, name: str) -> st
         if isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.ClassLabel)
     ]
     if several and asked in (None, *several):
-        raise DataError(f"{name}: '{several[0]}' holds several labels an image; multi-label data is out of scope for now")
+        raise DataError(
+            f"{name}: '{several[0]}' holds several labels an image; multi-label data is out of scope for now"
+        )
     found = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
     if asked is None and len(found) == 1:
         return found[0]

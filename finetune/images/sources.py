@@ -76,9 +76,7 @@ def paths_of(dataset: Dataset) -> list[str]:
     return [row["path"] or f"image {number}" for number, row in enumerate(dataset["image"])]
 
 
-def load_images(
-    data: str, columns: TableColumns | None = None, limit: int | None = None, seed: int = 0
-) -> ImageSplits:
+def load_images(data: str, columns: TableColumns | None = None, limit: int | None = None, seed: int = 0) -> ImageSplits:
     """Return the labelled splits of `data`: a folder, a table, `demo:digits` or `hf:NAME`.
 
     Unreadable files are left out and listed in `unreadable`. Without a test split, 15 % of each class become one
@@ -139,6 +137,19 @@ def label_paths(paths: list[str], labels: list[str], groups: list[str] | None = 
     return splits
 
 
+def table_of_paths(paths: list[str]) -> Dataset:
+    """Return an unlabelled table of image files.
+
+    Raises:
+        DataError: a file that is not there or can not be read as an image.
+    """
+    for path, reason in zip(paths, why_unreadable(paths), strict=True):
+        if reason is not None:
+            raise DataError(f"{path} can not be read as an image: {reason}")
+    rows = [{"path": path, "bytes": None} for path in paths]
+    return Dataset.from_dict({"image": rows}, features=Features({"image": ImageFeature(decode=False)}))
+
+
 def _load_any(data: str, columns: TableColumns) -> LabelledTable:
     if data.startswith("demo:"):
         return _load_folder(_demo(data.removeprefix("demo:")))
@@ -160,7 +171,7 @@ def _load_folder(root: Path) -> LabelledTable:
     names: list[str] = []
     for split, folder in folders:
         for class_folder in sorted(entry for entry in folder.iterdir() if _is_class_folder(entry)):
-            files = _files_below(class_folder)
+            files = files_below(class_folder)
             sources += files
             labels += [class_folder.name] * len(files)
             names += [split or ""] * len(files)
@@ -190,7 +201,8 @@ def _is_class_folder(entry: Path) -> bool:
     return entry.is_dir() and not entry.name.startswith(".") and entry.name != "__MACOSX"
 
 
-def _files_below(folder: Path) -> list[str]:
+def files_below(folder: Path) -> list[str]:
+    """Return the sorted paths of all files in and below a folder that may be images: no hidden ones, no side files."""
     files: list[str] = []
     for parent, directories, names in os.walk(folder, followlinks=True):
         directories[:] = sorted(name for name in directories if not name.startswith("."))
@@ -241,7 +253,9 @@ def _demo(name: str) -> Path:
 def _without_unreadable(table: LabelledTable, data: str) -> tuple[LabelledTable, list[Unreadable]]:
     reasons = why_unreadable(table.sources)
     unreadable = [
-        Unreadable(path=table.name(number), reason=reason) for number, reason in enumerate(reasons) if reason is not None
+        Unreadable(path=table.name(number), reason=reason)
+        for number, reason in enumerate(reasons)
+        if reason is not None
     ]
     if not unreadable:
         return table, unreadable
@@ -268,7 +282,8 @@ def _to_splits(table: LabelledTable, seed: int) -> ImageSplits:
             test_was_made=True,
         )
     members = {
-        name: [number for number, split in enumerate(splits) if split == name] for name in ("train", "validation", "test")
+        name: [number for number, split in enumerate(splits) if split == name]
+        for name in ("train", "validation", "test")
     }
     if not members["train"]:
         raise DataError("the data has a test split but no training images; add a train split")
@@ -290,7 +305,9 @@ def _to_splits(table: LabelledTable, seed: int) -> ImageSplits:
 def _to_dataset(table: LabelledTable, class_names: tuple[str, ...]) -> Dataset:
     position = {name: number for number, name in enumerate(class_names)}
     content: dict[str, list[Any]] = {
-        "image": [source if isinstance(source, dict) else {"path": str(source), "bytes": None} for source in table.sources],
+        "image": [
+            source if isinstance(source, dict) else {"path": str(source), "bytes": None} for source in table.sources
+        ],
         "label": [position[label] for label in table.labels],
     }
     features = {"image": ImageFeature(decode=False), "label": ClassLabel(names=list(class_names))}
@@ -317,5 +334,3 @@ def _check_counts(splits: ImageSplits) -> None:
 def _listed(names: list[str], most: int = 8) -> str:
     shown = ", ".join(repr(name) for name in names[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
-
-

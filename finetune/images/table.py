@@ -63,7 +63,9 @@ def load_table(path: Path, columns: TableColumns, split_names: Mapping[str, str]
     group_column = _optional_column(frame, columns.group, "group", path)
     splits = None
     if split_column is not None:
-        splits = [name_split(str(name), split_names, f"{path}, column '{split_column}'") for name in frame[split_column]]
+        splits = [
+            name_split(str(name), split_names, f"{path}, column '{split_column}'") for name in frame[split_column]
+        ]
     groups = None if group_column is None else [str(group) for group in frame[group_column]]
     if splits is not None and groups is not None:
         _refuse_straddling_groups(groups, splits)
@@ -87,8 +89,7 @@ def find_column(names: list[str], asked: str | None, usual: tuple[str, ...], wha
         if name in by_lower_case:
             return by_lower_case[name]
     raise DataError(
-        f"{origin} has no {what} column; the columns are {', '.join(names)}: "
-        f"name it with --set columns.{what}=NAME"
+        f"{origin} has no {what} column; the columns are {', '.join(names)}: name it with --set columns.{what}=NAME"
     )
 
 

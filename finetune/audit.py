@@ -1,0 +1,232 @@
+"""Measuring the images, the network on them, and the machine, before anything is decided."""
+
+import time
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from finetune.backbone import (
+    find_head,
+    native_preprocessing,
+    network_image_size,
+    profile_stages,
+    takes_image_size,
+)
+from finetune.batches import Pixels, PlainImages, VariedImages, make_loader, normaliser
+from finetune.domain import measure_domain_parts
+from finetune.evidence import Evidence, Precision, ProbeResult
+from finetune.features import Progress, best_device, forward_all, no_progress, pooled
+from finetune.images import ImageSplits, groups_of, labels_of, native_size
+from finetune.metrics import metric_error, metric_value
+from finetune.plan import AugmentationPlan
+from finetune.preprocessing import Preprocessing, choose_image_size
+from finetune.probing import ProbeFolds, cross_validate, log_loss
+from finetune.recipe import Metric, Recipe
+from finetune.similarity import similarity
+from finetune.speed import measure_speed
+from finetune.weights import create_pretrained, resolve_model
+from finetune.workload import default_batch_size, default_trainable_stages
+
+IMBALANCED = 5.0
+"""Images of the largest class over those of the smallest from which on balanced accuracy chooses."""
+
+SIZES_READ = 200
+"""Images whose size is read."""
+
+DOMAIN_SAMPLE = 400
+"""Images that the domain similarity is measured on: its scale was fitted so."""
+
+DOMAIN_SIZE = 128
+"""And at so many pixels, whatever the training's image size."""
+
+FLIPS_CHECKED = 400
+"""Images that are looked at mirrored."""
+
+
+def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = no_progress) -> Evidence:
+    """Return what the choice rests on, from the training images alone.
+
+    Raises:
+        ModelError: an unknown network, or weights that are not to be had.
+    """
+    start = time.perf_counter()
+    device = best_device()
+    has_accelerator = device.type != "cpu"
+    name = resolve_model(recipe.model, has_accelerator)
+    side = _native_side(splits)
+    size, reason = choose_image_size(side, network_image_size(name), has_accelerator)
+    if recipe.image_size is not None:
+        size, reason = recipe.image_size, f"{recipe.image_size} px was asked for"
+    elif takes_image_size(name):
+        size = network_image_size(name)
+        reason = f"{size} px, the one size that the network is built for"
+    network, report = _load(name, recipe, size)
+    network = network.to(device, memory_format=torch.channels_last).eval()
+    labels = labels_of(splits.train)
+    nearness, parts, calibrated = _similarity(network, name, splits, recipe.seed)
+    torch.manual_seed(recipe.seed)
+    network.reset_classifier(len(splits.class_names))
+    find_head(network)
+    network = network.to(device, memory_format=torch.channels_last)
+    stages = profile_stages(network, size)
+    preprocessing = native_preprocessing(network, size)
+    pixels = Pixels(splits.train, preprocessing.shorter_side)
+    plain = PlainImages(pixels, preprocessing)
+    usual = AugmentationPlan(
+        horizontal_flip=True, vertical_flip=False, smallest_crop=0.5, color_jitter=0.1, policy="none"
+    )
+    speed = measure_speed(
+        network,
+        size,
+        recipe.batch_size or default_batch_size(len(labels)),
+        min(recipe.training.trainable_stages or default_trainable_stages(stages), len(stages) - 1),
+        VariedImages(pixels, preprocessing, usual, recipe.seed),
+    )
+    features = forward_all(network, plain, preprocessing, speed.forward_precision, pooled, progress)
+    mirrored = _mirrored(network, pixels, preprocessing, labels, speed.forward_precision, recipe.seed)
+    counts = np.bincount(labels, minlength=len(splits.class_names))
+    imbalance = float(counts.max() / counts.min())
+    metric: Metric = recipe.metric or ("balanced_accuracy" if imbalance >= IMBALANCED else "top1")
+    progress("cross-validating the linear probe", 0, 1)
+    probe = _probe(features, labels, mirrored, splits, metric, recipe.seed)
+    progress("cross-validating the linear probe", 1, 1)
+    return Evidence(
+        model=name,
+        weights=str(report),
+        num_images=len(labels),
+        num_classes=len(counts),
+        images_per_class=round(len(labels) / len(counts), 1),
+        class_counts={name: int(count) for name, count in zip(splits.class_names, counts, strict=True)},
+        imbalance=round(imbalance, 2),
+        num_unreadable=len(splits.unreadable),
+        native_shorter_side=side,
+        preprocessing=preprocessing,
+        image_size_reason=reason,
+        domain_similarity=round(nearness, 3),
+        similarity_parts={part: round(value, 4) for part, value in parts.items()},
+        similarity_calibrated=calibrated,
+        probe_accuracy=probe.accuracy,
+        probe_accuracy_error=probe.accuracy_error,
+        probe=probe,
+        forward_images_per_second=speed.forward_images_per_second,
+        train_images_per_second=speed.fastest("full", 0).images_per_second,
+        stages=stages,
+        speed=speed,
+        seconds=round(time.perf_counter() - start, 2),
+        metric=metric,
+        has_validation=splits.validation is not None,
+    )
+
+
+def _load(name: str, recipe: Recipe, size: int) -> tuple[nn.Module, object]:
+    """Return the network with its original head, and where its weights came from."""
+    arguments = {"img_size": size} if takes_image_size(name) else {}
+    if recipe.strategy == "scratch":
+        torch.manual_seed(recipe.seed)
+        return timm.create_model(name, **arguments), "random numbers: scratch was asked for"
+    return create_pretrained(name, recipe.weights, **arguments)
+
+
+def _native_side(splits: ImageSplits) -> int:
+    """Return the median shorter side of a sample of the training images, in pixels."""
+    count = len(splits.train)
+    rows = splits.train.select(range(0, count, max(1, count // SIZES_READ)))["image"]
+    return int(np.median([min(native_size(row)) for row in rows]))
+
+
+def _similarity(network: nn.Module, name: str, splits: ImageSplits, seed: int) -> tuple[float, dict[str, float], bool]:
+    """Return the domain similarity of a sample of the training images, its parts, and whether the scale was fitted."""
+    labels = labels_of(splits.train)
+    chosen = _even_sample(labels, DOMAIN_SAMPLE, seed)
+    preprocessing = native_preprocessing(network, DOMAIN_SIZE).changed(crop_fraction=1.0)
+    if takes_image_size(name):
+        preprocessing = preprocessing.changed(image_size=network_image_size(name))
+    device = next(network.parameters()).device
+    images = PlainImages(Pixels(splits.train.select(chosen), preprocessing.shorter_side), preprocessing)
+    normalise = normaliser(preprocessing, device)
+    batches = (
+        (normalise(pixels), torch.from_numpy(labels[chosen][indices]))
+        for pixels, indices in make_loader(images, device)
+    )
+    parts = measure_domain_parts(network, batches)
+    value, calibrated = similarity(parts, name)
+    return value, parts, calibrated
+
+
+def _even_sample(labels: NDArray[np.int64], most: int, seed: int) -> NDArray[np.intp]:
+    """Return sorted indices of at most `most` images, taken from the classes in turn."""
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(labels))
+    rank = np.zeros(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        rank[members] = np.arange(len(members))
+    return np.sort(order[np.argsort(rank[order], kind="stable")][:most])
+
+
+def _mirrored(
+    network: nn.Module,
+    pixels: Pixels,
+    preprocessing: Preprocessing,
+    labels: NDArray[np.int64],
+    precision: Precision,
+    seed: int,
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Return some images' indices and the features of their mirrored copies."""
+    chosen = _even_sample(labels, FLIPS_CHECKED, seed)
+    images = PlainImages(pixels, preprocessing, mirrored=True)
+    return chosen, forward_all(network, images, preprocessing, precision, pooled, members=[int(i) for i in chosen])
+
+
+def _probe(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    mirrored: tuple[NDArray[np.intp], NDArray[np.float32]],
+    splits: ImageSplits,
+    metric: Metric,
+    seed: int,
+) -> ProbeResult:
+    num_classes = len(splits.class_names)
+    groups = groups_of(splits.train)
+    folds = cross_validate(features, labels, num_classes, seed, groups)
+    predicted = folds.logits.argmax(axis=1)
+    chosen, flipped_features = mirrored
+    flipped = np.zeros(len(labels), dtype=np.int64)
+    checked = np.zeros(len(labels), dtype=bool)
+    checked[chosen] = True
+    row_of = np.zeros(len(labels), dtype=np.intp)
+    row_of[chosen] = np.arange(len(chosen))
+    for head, held in zip(folds.heads, folds.held_out, strict=True):
+        members = held[checked[held]]
+        flipped[members] = head.logits(flipped_features[row_of[members]]).argmax(axis=1)
+    return ProbeResult(
+        accuracy=round(metric_value("top1", predicted, labels), 4),
+        accuracy_error=round(metric_error("top1", predicted, labels), 4),
+        balanced_accuracy=round(metric_value("balanced_accuracy", predicted, labels), 4),
+        log_loss=round(log_loss(folds.logits, labels), 4),
+        strength=folds.strength,
+        flipped_accuracy=round(float((flipped == labels)[checked].mean()), 4),
+        unflipped_accuracy=round(float((predicted == labels)[checked].mean()), 4),
+        answers=_answers(features, labels, folds, groups, seed) if metric == "balanced_accuracy" else {"none": 0.0},
+    )
+
+
+def _answers(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    folds: ProbeFolds,
+    groups: NDArray[np.str_] | None,
+    seed: int,
+) -> dict[str, float]:
+    """Return the held-out balanced accuracy under each answer to unequal classes."""
+    counts = np.bincount(labels, minlength=folds.logits.shape[1])
+    prior = np.log(np.maximum(counts, 1) / counts.sum())
+    weighted = cross_validate(features, labels, len(counts), seed, groups, (folds.strength,), balanced=True)
+    scores = {"none": folds.logits, "class_weights": weighted.logits, "logit_adjustment": folds.logits - prior}
+    return {
+        name: round(metric_value("balanced_accuracy", score.argmax(axis=1), labels), 4)
+        for name, score in scores.items()
+    }

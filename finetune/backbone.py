@@ -1,0 +1,273 @@
+"""A timm network taken apart: its stages, its norms, its head; and what of it is trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from timm.models import group_parameters
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from finetune.errors import ModelError
+from finetune.evidence import StageProfile
+from finetune.plan import Plan
+from finetune.preprocessing import Preprocessing
+from finetune.weights import WeightsReport, create_pretrained
+
+BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A part of the network that is trained or frozen as a whole."""
+
+    name: str
+    parameters: tuple[str, ...]
+    """Names of its parameters."""
+    module: str | None
+    """The one module that makes the stage's output, where there is one."""
+
+
+def create_network(
+    name: str, weights: str, num_classes: int, image_size: int | None
+) -> tuple[nn.Module, WeightsReport | None]:
+    """Return the network with a new head of `num_classes`, in channels-last layout, and where its weights came from.
+
+    Args:
+        name: any timm classifier.
+        weights: `pretrained`, `random`, or a file.
+        num_classes: outputs of the new head.
+        image_size: side of the input, for networks that are built for one size (position embeddings).
+
+    Raises:
+        ModelError: the weights are not to be had or do not match, or the network has more than one head.
+    """
+    arguments = {"img_size": image_size} if image_size and takes_image_size(name) else {}
+    if weights == "random":
+        network, report = timm.create_model(name, num_classes=num_classes, **arguments), None
+    else:
+        network, report = create_pretrained(name, None if weights == "pretrained" else weights, **arguments)
+        network.reset_classifier(num_classes)
+    find_head(network)
+    return network.to(memory_format=torch.channels_last), report
+
+
+def takes_image_size(name: str) -> bool:
+    """Return whether the network is built for one image size."""
+    config = timm.get_pretrained_cfg(name)
+    return bool(config and config.fixed_input_size)
+
+
+def network_image_size(name: str) -> int:
+    """Return the side that the network was trained at, in pixels."""
+    config = timm.get_pretrained_cfg(name)
+    return int(config.input_size[-1]) if config else 224
+
+
+def native_preprocessing(network: nn.Module, image_size: int) -> Preprocessing:
+    """Return how images are prepared for the network at `image_size`, after its pretraining."""
+    config = resolve_model_data_config(network)
+    return Preprocessing(
+        image_size=image_size,
+        crop_fraction=float(config["crop_pct"]),
+        interpolation=str(config["interpolation"]),
+        mean=config["mean"],
+        std=config["std"],
+    )
+
+
+def find_head(network: nn.Module) -> tuple[str, nn.Linear]:
+    """Return the name and the module of the last linear layer.
+
+    Raises:
+        ModelError: no such layer, or several of them.
+    """
+    head = network.get_classifier()
+    if not isinstance(head, nn.Linear):
+        kind = type(head).__name__
+        raise ModelError(f"{type(network).__name__} ends in {kind}, not in one linear layer; choose another --model")
+    name = next(name for name, module in network.named_modules() if module is head)
+    return name, head
+
+
+def find_stages(network: nn.Module) -> tuple[Stage, ...]:
+    """Return the stages from the stem upwards; the head is none of them.
+
+    They are timm's own groups (`group_matcher`), else the modules that `feature_info` names. Parameters above the last group
+    (a last norm, a pooling) belong to the last stage.
+    """
+    head, _ = find_head(network)
+    own = [name for name, _ in network.named_parameters() if not name.startswith(head + ".")]
+    groups = _matched_groups(network) if hasattr(network, "group_matcher") else _feature_groups(network, own)
+    kept = [[name for name in group if not name.startswith(head + ".")] for group in groups]
+    kept = [group for group in kept if group]
+    stages = [_stage(network, group, "stem" if number == 0 else None) for number, group in enumerate(kept)]
+    # What follows the last numbered block (a norm before the head, say) has no depth of its own.
+    while len(stages) > 1 and _is_tail(network, stages[-1]):
+        *stages, last = stages
+        merged = (*stages[-1].parameters, *last.parameters)
+        stages[-1] = Stage(name=stages[-1].name, parameters=merged, module=None)
+    return tuple(stages)
+
+
+def profile_stages(network: nn.Module, image_size: int) -> tuple[StageProfile, ...]:
+    """Return what each stage costs; one image is sent through the network."""
+    stages = find_stages(network)
+    modules = dict(network.named_modules())
+    values: dict[str, int] = {}
+
+    def note(name: str) -> Any:  # noqa: ANN401  (torch's hook type)
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                values[name] = output.numel()
+
+        return hook
+
+    hooks = [modules[stage.module].register_forward_hook(note(stage.module)) for stage in stages if stage.module]
+    network.eval()
+    counter = FlopCounterMode(display=False)
+    device = next(network.parameters()).device
+    with torch.no_grad(), counter:
+        network(torch.zeros(1, 3, image_size, image_size, device=device))
+    for hook in hooks:
+        hook.remove()
+    flops = _flops_by_module(counter, network)
+    amounts = [_stage_flops(stage, flops) for stage in stages]
+    total = sum(amounts) or 1
+    sizes = dict(network.named_parameters())
+    return tuple(
+        StageProfile(
+            name=stage.name,
+            num_parameters=sum(sizes[name].numel() for name in stage.parameters),
+            forward_share=amount / total,
+            output_values=values.get(stage.module) if stage.module else None,
+        )
+        for stage, amount in zip(stages, amounts, strict=True)
+    )
+
+
+def find_norms(network: nn.Module) -> dict[str, nn.Module]:
+    """Return the normalisation layers that have weights of their own, by name."""
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if "norm" in type(module).__name__.lower()
+        and any(parameter.ndim == 1 for parameter in module.parameters(recurse=False))
+    }
+
+
+def set_trainable(network: nn.Module, plan: Plan) -> dict[str, list[str]]:
+    """Freeze what the plan does not train; return the trained parameters' names by stage, the head as `head`."""
+    head, _ = find_head(network)
+    norms = {f"{name}.{part}" for name, norm in find_norms(network).items() for part, _ in norm.named_parameters()}
+    trained: dict[str, list[str]] = {}
+    rates = {stage.name: stage.learning_rate for stage in plan.stages}
+    for stage in find_stages(network):
+        names = stage.parameters if rates[stage.name] > 0 else ()
+        if plan.strategy == "norm_tuning":
+            names = tuple(name for name in names if name in norms)
+        trained[stage.name] = list(names)
+    trained["head"] = [name for name, _ in network.named_parameters() if name.startswith(head + ".")]
+    chosen = {name for names in trained.values() for name in names}
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    return {stage: names for stage, names in trained.items() if names}
+
+
+def set_training_mode(network: nn.Module, freeze_statistics: bool) -> None:
+    """Put what is trained into training mode and everything frozen into evaluation mode.
+
+    A frozen batch-norm in training mode would go on moving its running statistics, and frozen dropout would make noise.
+    """
+    network.eval()
+    for module in network.modules():
+        own = list(module.parameters())
+        if own and not any(parameter.requires_grad for parameter in own):
+            continue
+        if freeze_statistics and isinstance(module, BATCH_NORMS):
+            continue
+        module.training = True
+
+
+def check_stages(network: nn.Module, plan: Plan) -> None:
+    """Raise ModelError where the plan's stages are not the network's."""
+    found = [stage.name for stage in find_stages(network)]
+    planned = [stage.name for stage in plan.stages]
+    if found != planned:
+        raise ModelError(f"the plan has the stages {', '.join(planned)}, but {plan.model} has {', '.join(found)}")
+
+
+def load_head(network: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    """Put a linear classifier (num_classes, width) and (num_classes,) into the network's head."""
+    _, head = find_head(network)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+
+
+def _matched_groups(network: nn.Module) -> list[list[str]]:
+    groups: Mapping[Any, list[str]] = group_parameters(network, network.group_matcher(coarse=True))
+    return [groups[key] for key in sorted(groups)]
+
+
+def _feature_groups(network: nn.Module, names: list[str]) -> list[list[str]]:
+    """Return the parameters by the feature stage that they lie in; what comes first is the stem."""
+    info = getattr(network, "feature_info", None)
+    modules = [str(entry["module"]) for entry in info] if info else []
+    groups: list[list[str]] = [[] for _ in range(len(modules) + 1)]
+    current = 0
+    for name in names:
+        inside = [number for number, module in enumerate(modules) if name.startswith(module + ".")]
+        current = inside[0] + 1 if inside else current
+        groups[current].append(name)
+    return groups
+
+
+def _stage(network: nn.Module, names: list[str], fallback: str | None) -> Stage:
+    module = _common_module(names)
+    if module is not None and module not in dict(network.named_modules()):
+        module = None
+    first = names[0].split(".")
+    own_name = ".".join(first[:2]) if len(first) > 2 and first[1].isdigit() else first[0]
+    return Stage(name=module or fallback or own_name, parameters=tuple(names), module=module)
+
+
+def _common_module(names: list[str]) -> str | None:
+    """Return the path that all parameters share, or None.
+
+    >>> _common_module(["blocks.0.conv.weight", "blocks.0.bn.bias"])
+    'blocks.0'
+    """
+    paths = [name.split(".")[:-1] for name in names]
+    shared: list[str] = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) != 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared) or None
+
+
+def _is_tail(network: nn.Module, stage: Stage) -> bool:
+    """Return whether a last group holds norms and pooling alone, nothing that is a block."""
+    parameters = dict(network.named_parameters())
+    return all(parameters[name].ndim == 1 for name in stage.parameters)
+
+
+def _flops_by_module(counter: FlopCounterMode, network: nn.Module) -> dict[str, int]:
+    root = type(network).__name__
+    counts = counter.get_flop_counts()
+    return {
+        name.removeprefix(root + "."): int(sum(by_operator.values()))
+        for name, by_operator in counts.items()
+        if name not in {"Global", root}
+    }
+
+
+def _stage_flops(stage: Stage, flops: dict[str, int]) -> int:
+    """Return the stage's multiplications: those of its innermost modules with parameters."""
+    owners = {name.rpartition(".")[0] for name in stage.parameters}
+    inner = sum(flops.get(owner, 0) for owner in owners)
+    return max(inner, flops.get(stage.module, 0) if stage.module else 0)

@@ -1,0 +1,232 @@
+"""From a table of images to batches: decoded, varied by the seed, in an order that is a function of the seed and the step."""
+
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from datasets import Dataset as ImageTable
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import Compose, TrivialAugmentWide
+
+from finetune.images import read_image
+from finetune.plan import AugmentationPlan
+from finetune.preprocessing import Preprocessing
+
+PIXEL_BYTES = 2**30
+"""Most memory that decoded images may take."""
+
+Key = tuple[int, int]
+"""Which image, and which of its augmented views."""
+
+
+class Pixels:
+    """The images of a table, decoded to the size that is needed; kept in memory where all of them fit."""
+
+    def __init__(self, table: ImageTable, shorter_side: int) -> None:
+        """Read `table`'s images with at least `shorter_side` pixels."""
+        self._sources = table["image"]
+        self._shorter_side = shorter_side
+        # Decoding stops at less than twice the shorter side; 4:3 is the usual shape.
+        self._kept: dict[int, Image.Image] | None = {} if len(table) * 4 * shorter_side**2 * 4 < PIXEL_BYTES else None
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._sources)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """Return one upright RGB image."""
+        if self._kept is not None and index in self._kept:
+            return self._kept[index]
+        image = read_image(self._sources[index], self._shorter_side)
+        if self._kept is not None:
+            self._kept[index] = image
+        return image
+
+    def read(self, indices: Sequence[int]) -> list[Image.Image]:
+        """Return several images, decoded side by side: Pillow lets other threads run meanwhile."""
+        if self._kept is not None and all(index in self._kept for index in indices):
+            return [self._kept[index] for index in indices]
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
+            return list(threads.map(self.__getitem__, indices))
+
+
+class PlainImages(Dataset[tuple[Tensor, int]]):
+    """Images as prediction sees them: (uint8 pixels (3, size, size), index)."""
+
+    def __init__(self, pixels: Pixels, preprocessing: Preprocessing, mirrored: bool = False) -> None:
+        """Prepare `pixels`; `mirrored` flips them left to right."""
+        self._pixels = pixels
+        self._mirrored = mirrored
+        self._transform = create_transform(
+            input_size=preprocessing.image_size,
+            is_training=False,
+            use_prefetcher=True,
+            interpolation=preprocessing.interpolation,
+            crop_pct=preprocessing.image_size / preprocessing.shorter_side,
+        )
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._pixels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return one image and its index."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """Return several images with their indices."""
+        images = [torch.as_tensor(self._transform(image)) for image in self._pixels.read(indices)]
+        if self._mirrored:
+            images = [image.flip(-1) for image in images]
+        return list(zip(images, indices, strict=True))
+
+
+class VariedImages(Dataset[tuple[Tensor, int]]):
+    """Images as training sees them; an item's key (index, view) and the seed alone decide how it is varied."""
+
+    def __init__(self, pixels: Pixels, preprocessing: Preprocessing, plan: AugmentationPlan, seed: int) -> None:
+        """Vary `pixels` as planned."""
+        self._pixels = pixels
+        self._seed = seed
+        self._plain = PlainImages(pixels, preprocessing)
+        self._transform = (
+            None if plan.smallest_crop == 1.0 and not _varies(plan) else _training_transform(preprocessing, plan)
+        )
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._pixels)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        """Return one varied image and its index."""
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int]]:
+        """Return several varied images with their indices."""
+        indices = [index for index, _ in keys]
+        if self._transform is None:
+            return self._plain.__getitems__(indices)
+        images = self._pixels.read(indices)
+        varied = []
+        with _random_states_kept():
+            for (index, view), image in zip(keys, images, strict=True):
+                seed = int(np.random.SeedSequence((self._seed, index, view)).generate_state(1)[0])
+                random.seed(seed)
+                np.random.seed(seed)  # timm's RandAugment draws from numpy's global state
+                torch.manual_seed(seed)
+                varied.append((torch.as_tensor(self._transform(image)), index))
+        return varied
+
+
+class StepSampler(Sampler[list[Key]]):
+    """Full batches for a number of steps; each pass over the images is a new permutation, and passes run into each other.
+
+    The batch of a step depends on the seed and the step alone, so a resumed training goes on exactly as it would have. With
+    several processes each one takes its share of every batch.
+    """
+
+    def __init__(
+        self, members: Sequence[int], batch_size: int, steps: range, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        """Draw from the images `members`."""
+        self._members = np.asarray(members)
+        self._batch_size = batch_size
+        self._steps = steps
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+
+    def __len__(self) -> int:
+        """Return the number of steps."""
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        """Yield this process's keys of each step."""
+        passes: dict[int, list[int]] = {}
+        for step in self._steps:
+            batch: list[Key] = []
+            for position in range(step * self._batch_size, (step + 1) * self._batch_size):
+                number, offset = divmod(position, len(self._members))
+                if number not in passes:
+                    passes = {number: self._permutation(number)}
+                batch.append((passes[number][offset], number))
+            yield batch[self._rank :: self._world_size]
+
+    def _permutation(self, number: int) -> list[int]:
+        generator = np.random.default_rng((self._seed, number))
+        return [int(index) for index in generator.permutation(self._members)]
+
+
+def make_loader(
+    dataset: Dataset[tuple[Tensor, int]],
+    device: torch.device,
+    batches: Sampler[list[Key]] | None = None,
+    batch_size: int = 64,
+    members: Sequence[int] | None = None,
+) -> DataLoader[tuple[Tensor, int]]:
+    """Return a loader over the sampler's batches, or over `members` (all images) in order.
+
+    Beside an accelerator, processes read ahead. On the CPU they would only take the network's cores; there the images of a
+    batch are decoded in threads.
+    """
+    workers = min(8, os.cpu_count() or 1) if device.type != "cpu" else 0
+    if batches is not None:
+        return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda")
+    order = list(range(len(dataset)) if members is None else members)  # type: ignore[arg-type]  (torch types no length)
+    return DataLoader(
+        dataset, batch_size=batch_size, sampler=order, num_workers=workers, pin_memory=device.type == "cuda"
+    )
+
+
+def normaliser(preprocessing: Preprocessing, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return the function from uint8 pixels (n, 3, h, w) to the network's input, in channels-last layout on `device`."""
+    mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1) * 255.0
+    std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1) * 255.0
+
+    def normalise(pixels: Tensor) -> Tensor:
+        moved = pixels.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        return moved.to(torch.float32).sub_(mean).div_(std)
+
+    return normalise
+
+
+class _random_states_kept:  # noqa: N801  (a context manager reads as a phrase)
+    """Leave the global random states as they were."""
+
+    def __enter__(self) -> None:
+        self._states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+    def __exit__(self, *_: object) -> None:
+        python, numpy, own = self._states
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(own)
+
+
+def _varies(plan: AugmentationPlan) -> bool:
+    return plan.horizontal_flip or plan.vertical_flip or plan.color_jitter > 0 or plan.policy != "none"
+
+
+def _training_transform(preprocessing: Preprocessing, plan: AugmentationPlan) -> Callable[[Image.Image], Tensor]:
+    transform: Callable[[Image.Image], Tensor] = create_transform(
+        input_size=preprocessing.image_size,
+        is_training=True,
+        use_prefetcher=True,
+        scale=(plan.smallest_crop, 1.0),
+        ratio=(3 / 4, 4 / 3),
+        hflip=0.5 if plan.horizontal_flip else 0.0,
+        vflip=0.5 if plan.vertical_flip else 0.0,
+        color_jitter=plan.color_jitter or None,
+        auto_augment="rand-m7-n2-mstd0.5-inc1" if plan.policy == "randaugment" else None,
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+    )
+    # timm has no TrivialAugment (Mueller & Hutter 2021) of its own.
+    return Compose([TrivialAugmentWide(), transform]) if plan.policy == "trivialaugment" else transform

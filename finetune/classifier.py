@@ -1,0 +1,90 @@
+"""The whole chain behind scikit-learn's interface: paths and labels in, a classifier out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import NotFittedError
+
+from finetune.audit import measure_evidence
+from finetune.images import label_paths
+from finetune.plan import make_plan
+from finetune.prediction import TrainedModel
+from finetune.recipe import load_recipe
+from finetune.strategy import choose_strategy
+from finetune.training import train
+
+
+class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  (scikit-learn has no types)
+    """An image classifier that measures, decides and trains in `fit`.
+
+    Args:
+        model: any timm classifier, or `auto`.
+        strategy: how much of the network to train, or `auto`.
+        prefer: what counts where accuracy and time disagree: accuracy, balanced or speed.
+        seed: of splits, order, augmentation and new weights.
+        settings: any other key of a recipe, such as `{"steps": 100, "training.learning_rate": 1e-3}`.
+
+    After `fit`: `classes_`, `evidence_`, `choice_`, `plan_` and `model_` (a `TrainedModel`).
+    """
+
+    def __init__(
+        self,
+        model: str = "auto",
+        strategy: str = "auto",
+        prefer: str = "balanced",
+        seed: int = 0,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        """Hold the parameters; nothing is checked before `fit`, as scikit-learn has it."""
+        self.model = model
+        self.strategy = strategy
+        self.prefer = prefer
+        self.seed = seed
+        self.settings = settings
+
+    def fit(self, paths: Sequence[str | Path], labels: Sequence[Any], groups: Sequence[Any] | None = None) -> Self:
+        """Train on image files and their labels; images of one group are never parted by a split.
+
+        Raises:
+            FinetuneError: a mistake in the images, the labels or the parameters, in one sentence.
+        """
+        names = {str(label): label for label in labels}
+        recipe = load_recipe(
+            data="the given paths",
+            model=self.model,
+            strategy=self.strategy,
+            prefer=self.prefer,
+            seed=self.seed,
+            **(self.settings or {}),
+        )
+        splits = label_paths(
+            [str(path) for path in paths],
+            [str(label) for label in labels],
+            None if groups is None else [str(group) for group in groups],
+            self.seed,
+        )
+        self.evidence_ = measure_evidence(recipe, splits)
+        self.choice_ = choose_strategy(self.evidence_, recipe)
+        self.plan_ = make_plan(recipe, self.evidence_, self.choice_)
+        self.model_ = train(self.plan_, splits)
+        self.classes_ = np.asarray([names[name] for name in splits.class_names])
+        return self
+
+    def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
+        """Return the probabilities (n_paths, n_classes) in the order of `classes_`."""
+        return self._fitted().predict_proba(paths)
+
+    def predict(self, paths: Sequence[str | Path]) -> NDArray[Any]:
+        """Return the most probable label of each image file."""
+        best = self.predict_proba(paths).argmax(axis=1)
+        predicted: NDArray[Any] = self.classes_[best]
+        return predicted
+
+    def _fitted(self) -> TrainedModel:
+        if not hasattr(self, "model_"):
+            raise NotFittedError("this ImageClassifier is not fitted yet; call fit with paths and labels first")
+        return self.model_

@@ -1,0 +1,226 @@
+"""The command line: words in, a recipe out, and every mistake as one sentence with exit status 2.
+
+Heavy libraries are imported inside the commands, so that `--help` answers at once.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from finetune.errors import DataError, FinetuneError, RecipeError, RunFolderError
+
+if TYPE_CHECKING:
+    from finetune.recipe import Recipe
+    from finetune.report import Report
+
+app = typer.Typer(
+    help="Point it at images: it measures them, decides how much of a pretrained network to train, says why, and trains it.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+COMMANDS = ("train", "plan", "predict", "evaluate", "schema")
+
+StrategyOption = Literal["auto", "linear_probe", "norm_tuning", "partial", "full", "scratch"]
+PreferOption = Literal["accuracy", "balanced", "speed"]
+
+Data = Annotated[
+    str | None,
+    typer.Option(help="Class-per-folder tree, CSV/TSV/Parquet table, demo:digits, or hf:NAME (hub or local folder)."),
+]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; options given here override it.")]
+Model = Annotated[str | None, typer.Option(help="Any timm classifier; auto by default.")]
+Strategy = Annotated[StrategyOption | None, typer.Option(help="How much of the network to train; auto by default.")]
+Output = Annotated[Path | None, typer.Option(help="Run folder; runs/<data>-<time> by default.")]
+ImageSize = Annotated[int | None, typer.Option(help="Side of the square that the network sees, in pixels.")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the training images.")]
+Steps = Annotated[int | None, typer.Option(help="Optimizer steps; excludes --epochs.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images a step, over all processes.")]
+Limit = Annotated[int | None, typer.Option(help="Use so many training images, stratified.")]
+TimeBudget = Annotated[str | None, typer.Option(help="Time that training may take, such as 90s, 10m, 1.5h.")]
+Prefer = Annotated[PreferOption | None, typer.Option(help="What counts where accuracy and time disagree.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of splits, order, augmentation and new weights.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Any recipe key: section.key=value; may be repeated.")]
+
+
+@app.command()
+def train(
+    data: Data = None,
+    recipe: RecipeFile = None,
+    model: Model = None,
+    strategy: Strategy = None,
+    output: Output = None,
+    image_size: ImageSize = None,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    limit: Limit = None,
+    time_budget: TimeBudget = None,
+    prefer: Prefer = None,
+    seed: Seed = None,
+    set_: Set = None,
+    plan_only: Annotated[bool, typer.Option("--plan-only", help="Measure, choose and plan, then stop.")] = False,
+    plan: Annotated[Path | None, typer.Option(help="Train this saved plan.json as it is.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the interrupted run in this folder.")] = None,
+) -> None:
+    """Measure the images, choose a strategy, say why, train, and leave a run folder."""
+    asked = _asked(
+        data=data,
+        model=model,
+        strategy=strategy,
+        image_size=image_size,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        limit=limit,
+        time_budget=time_budget,
+        prefer=prefer,
+        seed=seed,
+    )
+    if plan is not None or resume is not None:
+        option = "--plan" if plan is not None else "--resume"
+        fixed = [*asked, *(["--recipe"] if recipe else []), *(set_ or [])]
+        if fixed or (plan is not None and resume is not None) or (resume is not None and output is not None):
+            other = fixed[0] if fixed else "--resume" if plan is not None else "--output"
+            raise RecipeError(
+                f"{option} trains what was planned, so {other} can not be given with it; edit the plan instead"
+            )
+    from finetune import pipeline
+
+    if resume is not None:
+        pipeline.resume(resume, _report())
+    elif plan is not None:
+        pipeline.run_plan(plan, output, _report())
+    elif plan_only:
+        pipeline.plan_only(_recipe(recipe, asked, set_), output, _report())
+    else:
+        pipeline.run(_recipe(recipe, asked, set_), output, _report())
+
+
+@app.command()
+def plan(
+    data: Data = None,
+    recipe: RecipeFile = None,
+    model: Model = None,
+    strategy: Strategy = None,
+    output: Output = None,
+    image_size: ImageSize = None,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    limit: Limit = None,
+    time_budget: TimeBudget = None,
+    prefer: Prefer = None,
+    seed: Seed = None,
+    set_: Set = None,
+) -> None:
+    """Measure, choose and plan, then stop: the same as train --plan-only."""
+    train(
+        data, recipe, model, strategy, output, image_size, epochs, steps, batch_size, limit, time_budget, prefer, seed, set_,
+        plan_only=True,
+    )  # fmt: skip
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    output: Annotated[Path | None, typer.Option(help="CSV file to write; printed where left out.")] = None,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="Add the k most probable classes as label_1, probability_1, ...")
+    ] = 1,
+) -> None:
+    """Label new images with a trained run."""
+    if output is not None and output.exists():
+        raise RunFolderError(f"{output} exists and is not overwritten; give another --output")
+    from finetune.labelling import label_images
+    from finetune.run_folder import RunFolder
+
+    table, unreadable = label_images(RunFolder(run).read_model(), images, top_k)
+    for file in unreadable:
+        typer.echo(f"left out: {file.path} can not be read: {file.reason}", err=True)
+    if output is None:
+        typer.echo(table.to_csv(index=False), nl=False)
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(output, index=False)
+    typer.echo(f"{len(table)} images labelled: {output}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    data: Annotated[
+        str, typer.Option(help="Labelled images, as for train; their test split if they have one, else all.")
+    ],
+    output: Annotated[Path | None, typer.Option(help="JSON file to write the metrics to.")] = None,
+) -> None:
+    """Score a trained run on labelled images."""
+    if output is not None and output.exists():
+        raise RunFolderError(f"{output} exists and is not overwritten; give another --output")
+    from finetune.images import labels_of, load_scored_images
+    from finetune.metrics import score
+    from finetune.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    model = folder.read_model()
+    splits = load_scored_images(data, model.class_names, model.plan.columns)
+    if splits.test is None:
+        raise DataError(f"{data} has no images to score")
+    report = _report()
+    with report:
+        probabilities = model.probabilities(splits.test, report.progress)
+    for file in splits.unreadable:
+        typer.echo(f"left out: {file.path} can not be read: {file.reason}", err=True)
+    metrics = score(probabilities, labels_of(splits.test), list(model.class_names))
+    report.scored(metrics)
+    if output is not None:
+        metrics.save(output)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    import json
+
+    from finetune.recipe import Recipe
+
+    typer.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; options without a command mean `train`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0].startswith("-") and arguments[0] not in {"--help", "-h"}:
+        arguments = ["train", *arguments]
+    try:
+        app(args=arguments, prog_name="finetune", standalone_mode=True)
+    except FinetuneError as error:
+        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+            typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("\ninterrupted; what was trained is kept: go on with finetune train --resume RUN", err=True)
+        sys.exit(130)
+
+
+def _asked(**options: object) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _recipe(path: Path | None, asked: dict[str, Any], assignments: list[str] | None) -> "Recipe":
+    from finetune.recipe import load_recipe, parse_assignment
+
+    return load_recipe(path, **dict(map(parse_assignment, assignments or [])), **asked)
+
+
+def _report() -> "Report":
+    from rich.console import Console
+
+    from finetune.report import Report
+
+    return Report(Console(highlight=False, soft_wrap=True))

@@ -1,0 +1,135 @@
+"""The measurements behind the domain similarity: one pass of a frozen pretrained network over labelled images."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+FULL_CLASS = 10
+"""From this many images on every class has the same weight; a smaller one counts by its size, as its mean is noise."""
+
+SMALLEST_RATIO = 0.01
+"""Ratios of deviations below this are taken for this: a channel that is off is off."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over some images of what is measured on each; the sums of two groups of images add up."""
+
+    count: int
+    channels: Tensor
+    """2 x channels of all layers: the mean of the standardised input and the mean of its square."""
+    head: Tensor | None
+    """Energy and largest probability; None if the network has no classification head."""
+
+    def __add__(self, other: Self) -> "Moments":
+        """Return the sums over both groups of images."""
+        head = None if self.head is None or other.head is None else self.head + other.head
+        return Moments(self.count + other.count, self.channels + other.channels, head)
+
+
+class DomainProbe:
+    """Collects the moments of groups of images while they pass a frozen network.
+
+    Every batch-norm layer with running statistics is watched at its input, which is standardised with the running
+    statistics (those of the pretraining images): the pretraining images would give mean 0 and deviation 1 in each channel.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        """Watch the batch-norm layers of `network`, whose head must be the pretrained one."""
+        self.network = network
+        self.groups: dict[int, Moments] = {}
+        self.layer_sizes: list[int] = []
+        self._inputs: list[Tensor] = []
+
+    @torch.inference_mode()
+    def add(self, images: Tensor, groups: Tensor) -> None:
+        """Pass a batch of normalised images and add each to the sums of its group (its class, for instance)."""
+        training = self.network.training
+        handles = self._watch()
+        try:
+            logits = self.network.eval()(images)
+        finally:
+            self.network.train(training)
+            for handle in handles:
+                handle.remove()
+        channels = torch.cat(self._inputs, dim=2).cpu().double() if self._inputs else torch.zeros(len(images), 2, 0)
+        self.layer_sizes = [moments.shape[2] for moments in self._inputs]
+        self._inputs.clear()
+        head = None if getattr(self.network, "num_classes", None) == 0 else _head_moments(logits)
+        for group in groups.unique().tolist():
+            chosen = (groups == group).cpu()
+            added = Moments(int(chosen.sum()), channels[chosen].sum(0), None if head is None else head[chosen].sum(0))
+            self.groups[group] = self.groups[group] + added if group in self.groups else added
+
+    def parts(self, classes: Sequence[Moments]) -> dict[str, float]:
+        """Return the parts for images with these moments, one for each class."""
+        return combine_moments(classes, self.layer_sizes)
+
+    def _watch(self) -> list[RemovableHandle]:
+        layers = [module for module in self.network.modules() if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))]
+        return [layer.register_forward_pre_hook(self._keep_input) for layer in layers if layer.running_mean is not None]
+
+    def _keep_input(self, layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        mean, variance, epsilon = layer.running_mean, layer.running_var, layer.eps
+        assert isinstance(mean, Tensor) and isinstance(variance, Tensor) and isinstance(epsilon, float)
+        values = arguments[0].float().flatten(2)
+        values = (values - mean.float()[:, None]) * (variance.float() + epsilon).rsqrt()[:, None]
+        self._inputs.append(torch.stack([values.mean(2), values.square().mean(2)], dim=1))
+
+
+def measure_domain_parts(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Return the parts of the domain similarity (see `similarity`), weighting the classes equally.
+
+    A few hundred images are enough. They must be prepared as the calibration did it: shorter side resized to 128 pixels,
+    central 128 x 128, normalised with the network's own mean and deviation; no augmentation. bf16 autocast around the call is fine.
+
+    Args:
+        network: the pretrained network with its original head; it is left as it was.
+        batches: pairs of normalised images on the network's device (N x 3 x H x W) and class indices.
+
+    Returns:
+        `late_vigour` and `middle_vigour` if the network has at least three batch-norm layers; `energy` and `confidence`
+        if it gives logits.
+    """
+    probe = DomainProbe(network)
+    for images, labels in batches:
+        probe.add(images, labels)
+    return probe.parts(list(probe.groups.values()))
+
+
+def combine_moments(classes: Sequence[Moments], layer_sizes: Sequence[int]) -> dict[str, float]:
+    """Return the parts from the moments of each class; `layer_sizes` are the channels of the layers, in order."""
+    parts: dict[str, float] = {}
+    per_image = [min(1.0, FULL_CLASS / moments.count) for moments in classes]
+    total = sum(weight * moments.count for weight, moments in zip(per_image, classes, strict=True))
+    if len(layer_sizes) >= 3:
+        sums = sum(weight * moments.channels for weight, moments in zip(per_image, classes, strict=True))
+        parts |= _vigour(torch.as_tensor(sums) / total, layer_sizes)
+    heads = [
+        weight * moments.head for weight, moments in zip(per_image, classes, strict=True) if moments.head is not None
+    ]
+    if heads:
+        parts["energy"], parts["confidence"] = (torch.stack(heads).sum(0) / total).tolist()
+    return parts
+
+
+def _vigour(channels: Tensor, layer_sizes: Sequence[int]) -> Mapping[str, float]:
+    """Return the mean logarithm of the ratio of deviations in the middle and in the last third of the layers."""
+    mean, square = channels
+    ratio = (square - mean.square()).clamp_min(0).sqrt().clamp_min(SMALLEST_RATIO).log()
+    layers = [float(part.mean()) for part in ratio.split(list(layer_sizes))]
+    first, second = len(layers) // 3, 2 * len(layers) // 3
+    middle, late = layers[first:second], layers[second:]
+    return {"middle_vigour": sum(middle) / len(middle), "late_vigour": sum(late) / len(late)}
+
+
+def _head_moments(logits: Tensor) -> Tensor | None:
+    """Return energy and largest probability of each image, or None if these are no logits of a classification head."""
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        return None
+    logits = logits.float().cpu().double()
+    return torch.stack([logits.logsumexp(1), logits.softmax(1).amax(1)], dim=1)

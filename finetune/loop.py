@@ -1,0 +1,253 @@
+"""The training loop: the only one, driven by the plan."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from finetune.backbone import set_training_mode
+from finetune.errors import FinetuneError
+from finetune.plan import Plan
+from finetune.schedule import learning_rate_factor
+
+CHECKPOINTS = 10
+"""Checkpoints a training, at equal distances."""
+
+MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+Row = dict[str, float | int | str]
+"""A line of the history."""
+
+
+@dataclass(kw_only=True)
+class Task:
+    """One training: a module, its images, and whom to tell."""
+
+    name: str
+    module: nn.Module
+    """On its device, with what is trained set to require gradients."""
+    groups: dict[str, list[str]]
+    """Names of the trained parameters by stage; the head is `head`."""
+    make_loader: Callable[[range], DataLoader[tuple[Tensor, int]]]
+    """Batches of (inputs, indices) for these steps."""
+    prepare: Callable[[Tensor], Tensor]
+    """From a batch's inputs to the module's, on its device."""
+    labels: Tensor
+    """(n_images,), of the indices."""
+    class_weights: Tensor
+    """(num_classes,); the mean over the training images is 1."""
+    on_step: Callable[[int], None]
+    evaluate: Callable[[], tuple[float, float]] | None = None
+    """Return the log-loss and the top-1 accuracy on the held-out images."""
+    save: Callable[[dict[str, Any]], None] | None = None
+    """Keep a checkpoint."""
+    resumed: dict[str, Any] | None = None
+    """The checkpoint to go on from."""
+    history: list[Row] = field(default_factory=list)
+
+
+class NotFiniteError(FinetuneError):
+    """A training diverged."""
+
+
+def make_accelerator(plan: Plan) -> Accelerator:
+    """Return the accelerator for a plan; an earlier training's precision does not bind this one."""
+    precision = MIXED_PRECISION[plan.precision]
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
+
+
+def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> None:
+    """Train `task.module` in place for the plan's steps; it ends with the averaged weights, the last or the best.
+
+    Gradients are those of the weighted mean loss over the whole batch, however many processes and micro-batches share it.
+    A resumed training ends with the same weights as an uninterrupted one.
+
+    Raises:
+        NotFiniteError: the loss is not a finite number; names the step.
+    """
+    parameters = dict(task.module.named_parameters())
+    optimizer = torch.optim.AdamW(_parameter_groups(task, plan, parameters), betas=(0.9, 0.999))
+    trained = [parameters[name] for names in task.groups.values() for name in names]
+    average = _Average(trained, plan.average_decay)
+    best: tuple[float, list[Tensor]] | None = None
+    start = 0
+    if task.resumed is not None:
+        start, best = _restore(task, optimizer, average)
+    module, optimizer = accelerator.prepare(task.module, optimizer)
+    loss_of = nn.CrossEntropyLoss(reduction="none", label_smoothing=plan.label_smoothing)
+    evaluations = {round((number + 1) * plan.steps / plan.evaluations) for number in range(plan.evaluations)}
+    batches = iter(task.make_loader(range(start, plan.steps)))
+    set_training_mode(task.module, plan.batch_norm_statistics == "frozen")
+    clock = time.perf_counter()
+    for step in range(start, plan.steps):
+        factor = learning_rate_factor(step, plan.steps, plan.warmup_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        torch.manual_seed(plan.seed * 1_000_003 + step * 1_009 + accelerator.process_index)  # dropout, drop-path
+        inputs, indices = next(batches)
+        loss = _gradients(task, plan, accelerator, module, loss_of, inputs, indices)
+        _check_finite(loss, step, task.name)
+        accelerator.clip_grad_norm_(trained, plan.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if not accelerator.optimizer_step_was_skipped:
+            average.update(trained)
+        row: Row = {
+            "phase": task.name,
+            "step": step + 1,
+            "train_loss": loss,
+            "learning_rate": plan.head_learning_rate * factor,
+        }
+        if task.evaluate is not None and step + 1 in evaluations:
+            with average.applied(trained):
+                row["validation_loss"], row["validation_top1"] = task.evaluate()
+            if plan.keep == "best" and (best is None or row["validation_loss"] < best[0]):
+                best = (float(row["validation_loss"]), [value.clone() for value in average.values(trained)])
+            set_training_mode(task.module, plan.batch_norm_statistics == "frozen")
+        row["seconds"] = round(time.perf_counter() - clock, 3)
+        task.history.append(row)
+        if task.save is not None and (step + 1) % max(1, plan.steps // CHECKPOINTS) == 0 and step + 1 < plan.steps:
+            task.save(_checkpoint(task, optimizer, average, best, step + 1))
+        task.on_step(step + 1)
+    _write(trained, best[1] if best is not None else average.values(trained))
+    accelerator.unwrap_model(module, keep_fp32_wrapper=False)  # or the network would stay in the training's precision
+    accelerator.free_memory()
+
+
+def _gradients(
+    task: Task,
+    plan: Plan,
+    accelerator: Accelerator,
+    module: nn.Module,
+    loss_of: nn.CrossEntropyLoss,
+    inputs: Tensor,
+    indices: Tensor,
+) -> float:
+    """Add up the gradients of this process's part of the batch; return the mean loss over the whole batch."""
+    device = accelerator.device
+    parts = list(zip(inputs.chunk(plan.accumulation), indices.chunk(plan.accumulation), strict=True))
+    total = torch.zeros((), device=device)
+    for number, (part, members) in enumerate(parts):
+        labels = task.labels[members].to(device, non_blocking=True)
+        if number + 1 < len(parts):
+            with accelerator.no_sync(module):
+                total += _backward(task, plan, accelerator, module, loss_of, part, labels)
+        else:
+            total += _backward(task, plan, accelerator, module, loss_of, part, labels)
+    return float(accelerator.reduce(total, reduction="sum"))
+
+
+def _backward(
+    task: Task,
+    plan: Plan,
+    accelerator: Accelerator,
+    module: nn.Module,
+    loss_of: nn.CrossEntropyLoss,
+    inputs: Tensor,
+    labels: Tensor,
+) -> Tensor:
+    losses = loss_of(module(task.prepare(inputs)).float(), labels) * task.class_weights[labels]
+    loss = losses.sum() / plan.batch_size
+    # Processes average their gradients; times their number, the average is the sum over the whole batch.
+    accelerator.backward(loss * accelerator.num_processes)
+    return loss.detach()
+
+
+def _parameter_groups(task: Task, plan: Plan, parameters: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
+    """Return one group for each stage and kind of parameter, with its own peak rate; vectors are not decayed."""
+    rates = {stage.name: stage.learning_rate for stage in plan.stages} | {"head": plan.head_learning_rate}
+    groups: list[dict[str, Any]] = []
+    for stage, names in task.groups.items():
+        for decayed in (True, False):
+            members = [parameters[name] for name in names if (parameters[name].ndim > 1) == decayed]
+            if members:
+                decay = plan.weight_decay if decayed else 0.0
+                groups.append(
+                    {"params": members, "lr": rates[stage], "peak": rates[stage], "weight_decay": decay, "stage": stage}
+                )
+    return groups
+
+
+def _check_finite(loss: float, step: int, phase: str) -> None:
+    if loss != loss or loss in (float("inf"), float("-inf")):
+        raise NotFiniteError(
+            f"the loss became {loss} at step {step + 1} of the training '{phase}'; lower the learning rate "
+            f"(--set training.learning_rate=...) or train in float32 (--set training.precision=float32)"
+        )
+
+
+class _Average:
+    """The exponential moving average of some tensors (Polyak & Juditsky 1992), in their own precision (float32)."""
+
+    def __init__(self, tensors: list[nn.Parameter], decay: float) -> None:
+        self._averaged = [tensor.detach().clone() for tensor in tensors] if decay > 0 else []
+        self._update = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(self, tensors: list[nn.Parameter]) -> None:
+        if self._averaged:
+            self._update(self._averaged, [tensor.detach() for tensor in tensors], None)  # type: ignore[arg-type]
+
+    def values(self, tensors: list[nn.Parameter]) -> list[Tensor]:
+        return self._averaged or [tensor.detach() for tensor in tensors]
+
+    @contextmanager
+    def applied(self, tensors: list[nn.Parameter]) -> Iterator[None]:
+        """Put the averages into the place of the tensors for a while."""
+        if not self._averaged:
+            yield
+            return
+        current = [tensor.detach().clone() for tensor in tensors]
+        _write(tensors, self._averaged)
+        try:
+            yield
+        finally:
+            _write(tensors, current)
+
+
+@torch.no_grad()
+def _write(tensors: list[nn.Parameter], values: list[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
+
+
+def _checkpoint(
+    task: Task,
+    optimizer: Any,
+    average: _Average,
+    best: tuple[float, list[Tensor]] | None,
+    step: int,  # noqa: ANN401
+) -> dict[str, Any]:
+    state = task.module.state_dict()
+    return {
+        "step": step,
+        "module": {name: tensor.detach().cpu().clone() for name, tensor in state.items()},
+        "optimizer": optimizer.state_dict(),
+        "average": average._averaged,
+        "best": None if best is None else list(best),
+        "history": task.history,
+    }
+
+
+def _restore(
+    task: Task, optimizer: torch.optim.Optimizer, average: _Average
+) -> tuple[int, tuple[float, list[Tensor]] | None]:
+    checkpoint = task.resumed or {}
+    task.module.load_state_dict(checkpoint["module"])
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    with torch.no_grad():
+        for averaged, value in zip(average._averaged, checkpoint["average"], strict=True):
+            averaged.copy_(value)
+    task.history.extend(checkpoint["history"])
+    best = checkpoint["best"]
+    return int(checkpoint["step"]), None if best is None else (best[0], best[1])

@@ -1,0 +1,244 @@
+"""The plan: every number of a training resolved, so that it can be read, edited, saved and run again."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from finetune.evidence import Evidence, Precision
+from finetune.preprocessing import Preprocessing
+from finetune.recipe import Metric, Recipe, Strategy, TableColumns
+from finetune.strategy import Choice
+from finetune.value import Value
+from finetune.workload import FOLDS, SMALL_SET, Workload, size_workload
+
+Rate = Annotated[float, Field(ge=0, le=10)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class StagePlan(Value):
+    """One stage of the network and how fast it learns."""
+
+    name: str
+    learning_rate: Rate
+    """Peak learning rate; 0: frozen. Under `norm_tuning` it is the rate of the stage's norms."""
+
+
+class AugmentationPlan(Value):
+    """How training images are varied."""
+
+    horizontal_flip: bool
+    vertical_flip: bool
+    smallest_crop: Annotated[float, Field(gt=0, le=1)]
+    """Smallest share of the image's area that a random crop keeps; 1: the centre, as in prediction."""
+    color_jitter: Annotated[float, Field(ge=0, le=1)]
+    policy: Literal["none", "randaugment", "trivialaugment"]
+
+
+class Plan(Value):
+    """Everything that a training needs to know. The same plan, seed and thread count make the same model."""
+
+    data: str
+    columns: TableColumns
+    limit: Annotated[int, Field(ge=0)]
+    """Training images to use; 0: all."""
+    model: str
+    weights: str
+    """`pretrained`, `random`, or a file."""
+    preprocessing: Preprocessing
+    strategy: Strategy
+    stages: tuple[StagePlan, ...]
+    """From the stem upwards."""
+    head_learning_rate: Rate
+    probe_strength: Annotated[float, Field(gt=0)]
+    """Inverse regularisation C of the linear probe that the head starts from."""
+    steps: Annotated[int, Field(ge=0)]
+    """Optimizer steps; 0: the head stays the linear probe's."""
+    warmup_steps: Annotated[int, Field(ge=0)]
+    batch_size: Annotated[int, Field(ge=1)]
+    """Images a step, over all processes."""
+    accumulation: Annotated[int, Field(ge=1)]
+    weight_decay: Annotated[float, Field(ge=0, le=1)]
+    label_smoothing: Share
+    clip_norm: Annotated[float, Field(gt=0)]
+    average_decay: Share
+    """Decay of the weights' exponential moving average, per step; 0: none."""
+    batch_norm_statistics: Literal["frozen", "updated"]
+    imbalance: Literal["none", "class_weights", "logit_adjustment"]
+    augmentation: AugmentationPlan
+    cached_views: Annotated[int, Field(ge=0)]
+    """Augmented views of each image whose activations at the frozen boundary are kept; 0: nothing is kept."""
+    precision: Precision
+    """Arithmetic of the training steps."""
+    forward_precision: Precision
+    """Arithmetic of everything that needs no gradient."""
+    keep: Literal["last", "best"]
+    evaluations: Annotated[int, Field(ge=1)]
+    """How often the validation split is looked at during a training."""
+    validation: Literal["given", "held_out", "cross_validation"]
+    folds: Annotated[int, Field(ge=2)]
+    refit: bool
+    metric: Metric
+    seed: Annotated[int, Field(ge=0)]
+    reasons: tuple[str, ...] = ()
+    """Why the numbers are what they are."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.steps and self.warmup_steps >= self.steps:
+            raise ValueError(f"a warm-up of {self.warmup_steps} steps does not fit into {self.steps} steps")
+        if self.strategy == "scratch" and (self.weights != "random" or self.steps == 0):
+            raise ValueError("the strategy scratch needs weights: random and at least one step")
+        if self.strategy == "partial" and not 1 <= self.trainable_stages < len(self.stages):
+            raise ValueError(
+                f"the strategy partial trains 1 to {len(self.stages) - 1} of the last stages; set the learning rates of "
+                f"the lower ones to 0"
+            )
+        return self
+
+    @property
+    def trainable_stages(self) -> int:
+        """How many of the last stages have a learning rate."""
+        count = 0
+        for stage in reversed(self.stages):
+            if stage.learning_rate == 0:
+                break
+            count += 1
+        return count
+
+
+def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
+    """Return the plan that carries out `choice`; what the recipe fixes stays fixed.
+
+    Raises:
+        RecipeError: fixed numbers that do not fit together.
+    """
+    asked = recipe.training
+    load = size_workload(recipe, evidence, choice.strategy)
+    names = [stage.name for stage in evidence.stages]
+    precision = asked.precision or _precision(evidence, choice.strategy, load)
+    steps = 0 if choice.strategy == "linear_probe" and recipe.steps is None and recipe.epochs is None else load.steps
+    warmup = min(round(steps * (0.1 if asked.warmup_fraction is None else asked.warmup_fraction)), max(steps - 1, 0))
+    horizon = 0.05 if asked.average_horizon is None else asked.average_horizon
+    keep = asked.keep or ("best" if evidence.num_images >= 5_000 else "last")
+    content = {
+        "data": recipe.data,
+        "columns": recipe.columns.model_dump(),
+        "limit": recipe.limit or 0,
+        "model": evidence.model,
+        "weights": "random" if choice.strategy == "scratch" else (recipe.weights or "pretrained"),
+        "preprocessing": evidence.preprocessing.model_dump(),
+        "strategy": choice.strategy,
+        "stages": _stage_rates(names, choice, recipe, load.trainable_stages),
+        "head_learning_rate": asked.learning_rate or choice.learning_rate,
+        "probe_strength": evidence.probe.strength,
+        "steps": steps,
+        "warmup_steps": warmup,
+        "batch_size": load.batch_size,
+        "accumulation": asked.accumulation or 1,
+        "weight_decay": 0.02 if asked.weight_decay is None else asked.weight_decay,
+        "label_smoothing": _or(asked.label_smoothing, 0.05),
+        "clip_norm": asked.clip_norm or 1.0,
+        "average_decay": max(0.0, 1.0 - 1.0 / max(1.0, horizon * steps)),
+        "batch_norm_statistics": asked.batch_norm_statistics or _statistics(choice.strategy),
+        "imbalance": asked.imbalance or _answer_to_imbalance(evidence),
+        "augmentation": _augmentation(recipe, evidence),
+        "cached_views": load.cached_views,
+        "precision": precision,
+        "forward_precision": evidence.speed.forward_precision,
+        "keep": keep,
+        "evaluations": 10 if keep == "best" else 4,
+        "validation": _validation(evidence),
+        "folds": 5 if choice.strategy == "linear_probe" and steps == 0 else FOLDS,
+        "refit": load.refit,
+        "metric": evidence.metric,
+        "seed": recipe.seed,
+        "reasons": _reasons(evidence, load, choice, precision),
+    }
+    return Plan.parse(content, origin="plan")
+
+
+def _or(asked: float | None, default: float) -> float:
+    return default if asked is None else asked
+
+
+def _precision(evidence: Evidence, strategy: Strategy, load: Workload) -> Precision:
+    if strategy == "linear_probe":
+        return "float32"
+    return evidence.speed.fastest(strategy, load.trainable_stages).precision
+
+
+def _statistics(strategy: Strategy) -> str:
+    return "updated" if strategy == "scratch" else "frozen"
+
+
+def _validation(evidence: Evidence) -> str:
+    if evidence.has_validation:
+        return "given"
+    return "cross_validation" if evidence.num_images < SMALL_SET else "held_out"
+
+
+def _stage_rates(names: list[str], choice: Choice, recipe: Recipe, trainable: int) -> list[dict[str, object]]:
+    """Return each stage's peak rate, geometrically from the lowest trained stage up to the last."""
+    peak = recipe.training.learning_rate or choice.learning_rate
+    lowest = recipe.training.lowest_rate_fraction or choice.lowest_rate_fraction
+    trained = {"linear_probe": 0, "partial": trainable}.get(choice.strategy, len(names))
+    rates: list[dict[str, object]] = []
+    for number, name in enumerate(names):
+        height = len(names) - 1 - number  # stages between this one and the head
+        depth = height / max(trained - 1, 1)
+        rates.append({"name": name, "learning_rate": peak * lowest**depth if height < trained else 0.0})
+    return rates
+
+
+def _answer_to_imbalance(evidence: Evidence) -> str:
+    """Return the answer that the probe did best with; equal-cost errors (top-1) need none."""
+    if evidence.metric == "top1":
+        return "none"
+    return max(evidence.probe.answers, key=lambda name: evidence.probe.answers[name])
+
+
+def _augmentation(recipe: Recipe, evidence: Evidence) -> dict[str, object]:
+    asked = recipe.augmentation
+    flip = asked.horizontal_flip if asked.horizontal_flip is not None else flips_are_safe(evidence)
+    large = evidence.num_images >= 5_000
+    return {
+        "horizontal_flip": flip,
+        "vertical_flip": bool(asked.vertical_flip),
+        "smallest_crop": asked.smallest_crop or (0.35 if large else 0.5),
+        "color_jitter": _or(asked.color_jitter, 0.1),
+        "policy": asked.policy or ("trivialaugment" if evidence.num_images >= 20_000 else "none"),
+    }
+
+
+def flips_are_safe(evidence: Evidence) -> bool:
+    """Return whether mirrored images keep their label, as far as a probe that never saw one can tell.
+
+    Mirroring a photograph costs the probe little; mirroring a digit makes it another thing.
+    """
+    drop = evidence.probe.unflipped_accuracy - evidence.probe.flipped_accuracy
+    return drop <= max(0.05, 2.0 * evidence.probe_accuracy_error)
+
+
+def _reasons(evidence: Evidence, load: Workload, choice: Choice, precision: Precision) -> tuple[str, ...]:
+    speed = evidence.speed
+    drop = 100 * (evidence.probe.unflipped_accuracy - evidence.probe.flipped_accuracy)
+    flips = (
+        f"mirrored copies cost the probe {drop:.1f} points, so flips are {'on' if flips_are_safe(evidence) else 'off'}"
+    )
+    reasons = [
+        evidence.image_size_reason,
+        flips,
+        f"{speed.forward_precision} forward at {speed.forward_images_per_second:.0f} images/s on {speed.device}",
+    ]
+    if choice.strategy != "linear_probe":
+        rate = speed.fastest(choice.strategy, load.trainable_stages).images_per_second
+        reasons.append(f"{precision} training at {rate:.0f} images/s: {load.trainings} x {load.steps} steps")
+    if load.cached_views:
+        reasons.append(
+            f"{load.cached_views} augmented views of each image go through the frozen stages once and are kept"
+        )
+    if evidence.metric == "balanced_accuracy":
+        reasons.append(
+            f"the largest class has {evidence.imbalance:.1f} x the images of the smallest: balanced accuracy chooses"
+        )
+    return tuple(reasons)

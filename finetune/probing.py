@@ -1,0 +1,138 @@
+"""The linear probe: a regularised logistic regression on frozen features, cross-validated over its strength."""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from finetune.images import stratified_folds
+
+STRENGTHS = (1e-3, 5e-3, 2.5e-2, 0.12, 0.6, 3.0)
+"""Inverse regularisations C that are tried, on standardised features, strongest regularisation first."""
+
+FOLDS = 5
+
+PATIENCE = 1
+"""Strengths without a lower log-loss before the path is left: held-out loss has one valley along it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearHead:
+    """A linear classifier on raw features: `features @ weight.T + bias`."""
+
+    weight: NDArray[np.float32]
+    """(num_classes, width)"""
+    bias: NDArray[np.float32]
+    """(num_classes,)"""
+
+    def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (n, num_classes) of features (n, width)."""
+        scores: NDArray[np.float32] = features @ self.weight.T + self.bias
+        return scores
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeFolds:
+    """A cross-validated probe: the best strength and, for every image, the logits of the fold that did not see it."""
+
+    strength: float
+    logits: NDArray[np.float32]
+    """(n_images, num_classes)"""
+    heads: tuple[LinearHead, ...]
+    held_out: tuple[NDArray[np.intp], ...]
+    """Indices of the images that each head did not see."""
+
+
+def fit_head(
+    features: NDArray[np.float32], labels: NDArray[np.int64], num_classes: int, strength: float, balanced: bool = False
+) -> LinearHead:
+    """Return the logistic regression on `features` (n, width); `balanced` weighs every class alike.
+
+    A class without images gets a bias that never wins.
+    """
+    return _Path(features, labels, num_classes, balanced).at(strength)
+
+
+def cross_validate(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    num_classes: int,
+    seed: int,
+    groups: NDArray[np.str_] | None = None,
+    strengths: tuple[float, ...] = STRENGTHS,
+    balanced: bool = False,
+    folds: int = FOLDS,
+) -> ProbeFolds:
+    """Return the probe of the strength with the least held-out log-loss.
+
+    Each fold walks the path from the strongest regularisation with a warm start; the strength is the best over all folds
+    together, so that no fold chooses on its own held-out images alone.
+    """
+    parts = stratified_folds(labels, folds, seed, groups)
+    best: tuple[float, float, NDArray[np.float32], list[LinearHead]] | None = None
+    worse = 0
+    fits = [_Path(features[train], labels[train], num_classes, balanced) for train, _ in parts]
+    for strength in strengths:
+        heads = [fit.at(strength) for fit in fits]
+        scores = np.zeros((len(labels), num_classes), dtype=np.float32)
+        for head, (_, held) in zip(heads, parts, strict=True):
+            scores[held] = head.logits(features[held])
+        loss = log_loss(scores, labels)
+        if best is None or loss < best[0]:
+            best, worse = (loss, strength, scores, heads), 0
+        else:
+            worse += 1
+            if worse >= PATIENCE:
+                break
+    if best is None:
+        raise ValueError("no strength was given")
+    return ProbeFolds(strength=best[1], logits=best[2], heads=tuple(best[3]), held_out=tuple(held for _, held in parts))
+
+
+def softmax(scores: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return probabilities (n, num_classes)."""
+    shifted = np.asarray(scores, dtype=np.float64)
+    shifted = np.exp(shifted - shifted.max(axis=1, keepdims=True))
+    probabilities: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def log_loss(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
+    """Return the mean negative log-probability of the right class."""
+    right = softmax(scores)[np.arange(len(labels)), labels]
+    return float(-np.log(np.clip(right, 1e-12, 1.0)).mean())
+
+
+class _Path:
+    """A warm-started logistic regression on standardised features."""
+
+    def __init__(
+        self, features: NDArray[np.float32], labels: NDArray[np.int64], num_classes: int, balanced: bool
+    ) -> None:
+        self._mean = features.mean(axis=0)
+        self._scale = features.std(axis=0) + 1e-3 * float(features.std()) + 1e-12  # a dead feature stays dead
+        self._features = (features - self._mean) / self._scale
+        self._labels = labels
+        self._num_classes = num_classes
+        self._model = LogisticRegression(
+            warm_start=True, max_iter=300, tol=1e-3, class_weight="balanced" if balanced else None
+        )
+
+    def at(self, strength: float) -> LinearHead:
+        self._model.C = strength
+        with warnings.catch_warnings():
+            # An end of the path that has not settled is judged by its held-out loss like any other.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            self._model.fit(self._features, self._labels)
+        weight = self._model.coef_ / self._scale
+        bias = self._model.intercept_ - weight @ self._mean
+        if len(self._model.classes_) == 2:  # scikit-learn keeps one row for two classes
+            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        full_weight = np.zeros((self._num_classes, self._features.shape[1]), dtype=np.float32)
+        full_bias = np.full(self._num_classes, bias.min() - 20.0, dtype=np.float32)
+        full_weight[self._model.classes_] = weight
+        full_bias[self._model.classes_] = bias
+        return LinearHead(weight=full_weight, bias=full_bias)

@@ -1,0 +1,230 @@
+"""What a person reads while a run goes on, and at its end."""
+
+import shlex
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from finetune.evidence import Evidence
+from finetune.images import ImageSplits
+from finetune.metrics import Metrics
+from finetune.plan import Plan
+from finetune.prediction import TrainedModel
+from finetune.run_folder import RunMetrics
+from finetune.strategy import Choice
+
+LISTED = 5
+"""Unreadable files that are printed; the count tells of the others."""
+
+
+class Report:
+    """Prints each value of a run as it comes to be; a context, so that progress bars end with it."""
+
+    def __init__(self, console: Console) -> None:
+        """Print on `console`; `Console(quiet=True)` says nothing."""
+        self.console = console
+        self._bars = Progress(
+            TextColumn("[progress.description]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal or console.quiet,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._started: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        """Start the bars."""
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the bars."""
+        self._bars.stop()
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        """Move a bar; when it is full, say what it took."""
+        if task not in self._tasks:
+            self._tasks[task] = self._bars.add_task(task, total=total)
+            self._started[task] = time.perf_counter()
+        self._bars.update(self._tasks[task], completed=done, total=total)
+        if done >= total:
+            self._bars.remove_task(self._tasks.pop(task))
+            seconds = time.perf_counter() - self._started.pop(task)
+            self.console.print(f"  [dim]{task}: {total} in {seconds:.1f} s[/dim]")
+
+    def images(self, splits: ImageSplits) -> None:
+        """Print what was found."""
+        parts = [f"{len(splits.train)} training"]
+        parts += [f"{len(splits.validation)} validation"] if splits.validation is not None else []
+        if splits.test is not None:
+            made = " (split off here, 15 %)" if splits.test_was_made else ""
+            parts.append(f"{len(splits.test)} test{made}")
+        self._title("Images")
+        self.console.print(f"  {', '.join(parts)} images of {len(splits.class_names)} classes")
+        if splits.unreadable:
+            count = len(splits.unreadable)
+            self.console.print(
+                f"  [yellow]{count} {'file' if count == 1 else 'files'} can not be read and are left out:[/yellow]"
+            )
+            for file in splits.unreadable[:LISTED]:
+                self.console.print(f"    {escape(file.path)}: {escape(file.reason)}")
+            if count > LISTED:
+                self.console.print(f"    and {count - LISTED} more")
+
+    def evidence(self, evidence: Evidence) -> None:
+        """Print what was measured."""
+        self._title("Evidence")
+        scale = "" if evidence.similarity_calibrated else " (uncalibrated for this network)"
+        rows = [
+            ("network", f"{evidence.model}, weights: {evidence.weights}"),
+            (
+                "size",
+                f"{evidence.images_per_class:.0f} images per class, largest {evidence.imbalance:.1f} x the smallest",
+            ),
+            ("resolution", f"{evidence.native_shorter_side} px stored; {evidence.image_size_reason}"),
+            ("domain similarity", f"{evidence.domain_similarity:.2f} (0 far, 1 near){scale}"),
+            (
+                "linear probe",
+                f"{_percent(evidence.probe_accuracy, evidence.probe_accuracy_error)} top-1, cross-validated",
+            ),
+            ("this machine", _machine(evidence)),
+        ]
+        for name, text in rows:
+            self.console.print(f"  [bold]{name:<18}[/bold] {escape(text)}")
+
+    def choice(self, choice: Choice) -> None:
+        """Print what was chosen, why, and what else there was."""
+        self._title(f"Choice: {choice.strategy}")
+        for reason in choice.reasons:
+            self.console.print(f"  {escape(reason)}")
+        table = Table(box=None, padding=(0, 2), header_style="dim")
+        for column in ("strategy", "expected top-1", "expected time", "basis"):
+            table.add_column(column, justify="left" if column in {"strategy", "basis"} else "right")
+        for candidate in choice.candidates:
+            style = "bold green" if candidate.strategy == choice.strategy else ""
+            expected = _percent(candidate.expected_top1, candidate.expected_top1_error)
+            table.add_row(
+                candidate.strategy, expected, duration(candidate.expected_seconds), candidate.basis, style=style
+            )
+        self.console.print(table)
+
+    def plan(self, plan: Plan) -> None:
+        """Print what will be done."""
+        self._title("Plan")
+        trained = [f"{stage.name} {stage.learning_rate:.1e}" for stage in plan.stages if stage.learning_rate > 0]
+        if plan.steps:
+            self.console.print(
+                f"  {plan.steps} steps of {plan.batch_size} images in {plan.precision}; "
+                f"rates: {', '.join([*trained, f'head {plan.head_learning_rate:.1e}'])}"
+            )
+        regime = {
+            "given": "the validation split judges",
+            "held_out": "20 % of the training images are held out to judge",
+            "cross_validation": f"{plan.folds}-fold cross-validation judges",
+        }[plan.validation]
+        ships = "; then all images are trained on, and that model ships" if plan.refit else ""
+        self.console.print(f"  {regime} (by {plan.metric}){ships}")
+        for reason in plan.reasons:
+            self.console.print(f"  {escape(reason)}")
+
+    def result(self, model: TrainedModel, metrics: RunMetrics, folder: Path) -> None:
+        """Print how good the model is and how to use it."""
+        self._title("Result")
+        self._metrics("validation", metrics.validation, f" ({metrics.validation_source})")
+        if metrics.test is not None:
+            self._metrics("test", metrics.test, "")
+            self._worst_classes(metrics.test)
+        seconds = metrics.seconds
+        self.console.print(
+            f"  {duration(seconds.total)} in all: evidence {duration(seconds.evidence)}, training {duration(seconds.train)}"
+        )
+        self.console.print(f"  run folder: {escape(str(folder))}")
+        self.console.print(
+            f"\nLabel new images:\n  finetune predict {shlex.quote(str(folder))} IMAGES... --output predictions.csv",
+            highlight=False,
+        )
+
+    def scored(self, metrics: Metrics) -> None:
+        """Print the metrics of an evaluation, class by class."""
+        self._metrics("scored", metrics, "")
+        table = Table(box=None, padding=(0, 2), header_style="dim")
+        for column in ("class", "precision", "recall", "f1", "images"):
+            table.add_column(column, justify="left" if column == "class" else "right")
+        for row in metrics.per_class:
+            if row.num_images:
+                table.add_row(
+                    escape(row.name),
+                    *(f"{value:.3f}" for value in (row.precision, row.recall, row.f1)),
+                    str(row.num_images),
+                )
+        self.console.print(table)
+
+    def say(self, text: str) -> None:
+        """Print a sentence."""
+        self.console.print(escape(text))
+
+    def _title(self, text: str) -> None:
+        self.console.print(f"\n[bold cyan]{text}[/bold cyan]")
+
+    def _metrics(self, name: str, metrics: Metrics, source: str) -> None:
+        low, high = metrics.top1_interval
+        self.console.print(
+            f"  [bold]{name:<10}[/bold] {100 * metrics.top1:.1f} % right (95 %: {100 * low:.1f} to {100 * high:.1f}) of "
+            f"{metrics.num_images} images; balanced {100 * metrics.balanced_accuracy:.1f} %, log-loss {metrics.log_loss:.3f}, "
+            f"calibration error {metrics.calibration_error:.3f}{source}",
+            highlight=False,
+        )
+
+    def _worst_classes(self, metrics: Metrics) -> None:
+        seen = [row for row in metrics.per_class if row.num_images]
+        worst = min(seen, key=lambda row: row.recall)
+        if worst.recall < 1.0:
+            share = f"{100 * worst.recall:.0f} % of its {worst.num_images} test images"
+            self.console.print(f"  hardest class: {escape(worst.name)}, {share} are recognised")
+
+
+def duration(seconds: float) -> str:
+    """Return seconds for a person.
+
+    >>> duration(95)
+    '1 min 35 s'
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _percent(value: float, error: float) -> str:
+    return f"{100 * value:.1f} ± {100 * error:.1f} %"
+
+
+def _machine(evidence: Evidence) -> str:
+    speed = evidence.speed
+    full = speed.fastest("full", 0)
+    return (
+        f"{speed.device}: {speed.forward_images_per_second:.0f} images/s forward ({speed.forward_precision}), "
+        f"{full.images_per_second:.0f} images/s training every layer ({full.precision})"
+    )

@@ -1,0 +1,228 @@
+"""A run on disk: what was asked, measured, chosen and planned, the model, and how good it is. Nothing is overwritten."""
+
+import copy
+import csv
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.models import save_for_hf
+
+from finetune.backbone import takes_image_size
+from finetune.checkpoints import Checkpoints
+from finetune.errors import RunFolderError
+from finetune.evidence import Evidence
+from finetune.images import ImageSplits, labels_of, paths_of
+from finetune.metrics import Metrics
+from finetune.plan import Plan
+from finetune.prediction import TrainedModel, Work
+from finetune.recipe import Recipe, load_recipe, save_recipe
+from finetune.strategy import Choice
+from finetune.training import plan_phases
+from finetune.value import Value
+
+PLAN_FILES = frozenset({"recipe.yaml", "evidence.json", "choice.json", "plan.json"})
+"""What a run folder holds before its training starts."""
+
+PACKAGES = ("finetune", "torch", "torchvision", "timm", "accelerate", "datasets", "scikit-learn", "numpy", "pillow")
+
+
+class Seconds(Value):
+    """What a run took."""
+
+    evidence: float
+    race: float
+    train: float
+    total: float
+
+
+class RunMetrics(Value):
+    """How good the model of a run is, and what it cost."""
+
+    validation: Metrics
+    """On images that the network was not trained on; where there was a refit, from before it."""
+    validation_source: str
+    test: Metrics | None
+    seconds: Seconds
+    work: Work
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The folder of one run."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where an interrupted training is kept."""
+        return self.path / "checkpoints"
+
+    def holds_only_a_plan(self) -> bool:
+        """Return whether training has not started yet."""
+        names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
+        return "plan.json" in names and names <= PLAN_FILES
+
+    def is_finished(self) -> bool:
+        """Return whether there is a model."""
+        return (self.path / "metrics.json").exists()
+
+    def refuse_if_taken(self) -> None:
+        """Raise RunFolderError unless the folder is new, empty, or holds only a plan."""
+        if not self.path.exists() or self.holds_only_a_plan():
+            return
+        if not self.path.is_dir():
+            raise RunFolderError(f"{self.path} is a file; give a new folder with --output")
+        if self.is_finished():
+            raise RunFolderError(
+                f"{self.path} holds another run, which is not overwritten; give a new folder with --output"
+            )
+        if (self.path / "plan.json").exists():
+            raise RunFolderError(
+                f"{self.path} holds an interrupted run, which is not overwritten; go on with it: --resume {self.path}"
+            )
+        if any(self.path.iterdir()):
+            raise RunFolderError(f"{self.path} is not empty and no run folder; give a new folder with --output")
+
+    def write_decisions(self, recipe: Recipe, evidence: Evidence, choice: Choice, plan: Plan) -> None:
+        """Write what was asked, measured, chosen and planned."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        save_recipe(recipe, self.path / "recipe.yaml")
+        evidence.save(self.path / "evidence.json")
+        choice.save(self.path / "choice.json")
+        plan.save(self.path / "plan.json")
+
+    def read_recipe(self) -> Recipe:
+        """Return the recipe that was resolved."""
+        return load_recipe(self.path / "recipe.yaml")
+
+    def read_evidence(self) -> Evidence:
+        """Return what was measured."""
+        return Evidence.load(self.path / "evidence.json")
+
+    def read_choice(self) -> Choice:
+        """Return what was chosen."""
+        return Choice.load(self.path / "choice.json")
+
+    def read_plan(self) -> Plan:
+        """Return the plan.
+
+        Raises:
+            RunFolderError: there is no run here.
+        """
+        if not (self.path / "plan.json").exists():
+            raise RunFolderError(
+                f"there is no run in {self.path}; expected a folder with plan.json, made by 'finetune train'"
+            )
+        return Plan.load(self.path / "plan.json")
+
+    def read_metrics(self) -> RunMetrics:
+        """Return how good the model is."""
+        return RunMetrics.load(self.path / "metrics.json")
+
+    def write_model(self, model: TrainedModel, metrics: RunMetrics, splits: ImageSplits) -> None:
+        """Write the model, its history and its metrics; the metrics come last, so that they mark a finished run."""
+        _write_splits(self.path / "splits.csv", model.plan, splits)
+        lines = [json.dumps(row) for row in model.history]
+        (self.path / "history.jsonl").write_text("".join(line + "\n" for line in lines), "utf-8")
+        environment = describe_environment()
+        (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", "utf-8")
+        preprocessing = model.plan.preprocessing
+        side = preprocessing.image_size
+        # The format knows neither devices nor layouts; the model itself stays as it is.
+        network = copy.deepcopy(model.network).cpu().to(memory_format=torch.contiguous_format)
+        save_for_hf(
+            network,
+            self.path,
+            model_config={"label_names": list(model.class_names), "temperature": model.temperature},
+            model_args={"img_size": side} if takes_image_size(model.plan.model) else None,
+            safe_serialization=True,
+            data_config={
+                "input_size": (3, side, side),
+                "crop_pct": side / preprocessing.shorter_side,
+                "crop_mode": "center",
+                "interpolation": preprocessing.interpolation,
+                "mean": preprocessing.mean,
+                "std": preprocessing.std,
+            },
+        )
+        metrics.save(self.path / "metrics.json")
+        Checkpoints(self.checkpoints).clear()
+
+    def read_model(self) -> TrainedModel:
+        """Return the trained model, ready to predict.
+
+        Raises:
+            RunFolderError: there is no finished run here.
+        """
+        plan = self.read_plan()
+        try:
+            config = json.loads((self.path / "config.json").read_text("utf-8"))
+            state = load_file(self.path / "model.safetensors")
+        except FileNotFoundError as error:
+            raise RunFolderError(
+                f"{self.path} holds no finished run ({Path(str(error.filename or 'model.safetensors')).name} is missing); "
+                f"go on with it: finetune train --resume {self.path}"
+            ) from None
+        arguments = {"img_size": plan.preprocessing.image_size} if takes_image_size(plan.model) else {}
+        network = timm.create_model(plan.model, num_classes=len(config["label_names"]), **arguments)
+        network.load_state_dict(state, strict=True)
+        return TrainedModel(
+            network=network.to(memory_format=torch.channels_last).eval(),
+            plan=plan,
+            class_names=tuple(config["label_names"]),
+            temperature=float(config["temperature"]),
+            validation=self.read_metrics().validation if self.is_finished() else None,
+        )
+
+
+def default_folder(data: str) -> Path:
+    """Return `runs/<data>-<time>`, which does not exist yet."""
+    stem = Path(data.rstrip("/")).stem if ":" not in data else data.replace(":", "-").replace("/", "-")
+    base = Path("runs") / f"{stem or 'images'}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, number = base, 2
+    while path.exists():
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return path
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return what a number depends on besides the plan."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+
+
+def _write_splits(path: Path, plan: Plan, splits: ImageSplits) -> None:
+    """Write each image's path, label and split, and which training held it out; the file is a table for --data."""
+    held_out_by: dict[int, str] = {}
+    for phase in plan_phases(plan, splits):
+        held_out_by |= {int(index): phase.name for index in phase.held_out}
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split", "held_out_by"])
+        offset = 0
+        for name, table in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
+            if table is None:
+                continue
+            rows: Sequence[tuple[str, int]] = list(zip(paths_of(table), labels_of(table).tolist(), strict=True))
+            for number, (image, label) in enumerate(rows):
+                held = held_out_by.get(offset + number, "") if name != "test" else ""
+                writer.writerow([image, splits.class_names[label], name, held])
+            offset += len(table) if name != "test" else 0

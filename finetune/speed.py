@@ -1,0 +1,166 @@
+"""What this machine does with a network: images a second, forward and for each way of training, in the precisions it has."""
+
+import platform
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from finetune.backbone import find_norms, find_stages
+from finetune.batches import VariedImages
+from finetune.evidence import MachineSpeed, Precision, TrainingSpeed
+from finetune.features import autocast
+from finetune.recipe import Strategy
+from finetune.tail import cut
+
+REPETITIONS = 3
+"""Timed after one that is not: the first call plans its kernels."""
+
+OVERLAPPED = 1e9
+"""Images a second where reading them costs the network no time."""
+
+
+def device_name(device: torch.device) -> str:
+    """Return a short name of the hardware."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def precisions(device: torch.device) -> tuple[Precision, ...]:
+    """Return the arithmetics worth timing on a device."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return ("float32", "float16")
+    return ("float32", "bfloat16")
+
+
+def measure_speed(
+    network: nn.Module, image_size: int, batch_size: int, trainable_stages: int, images: VariedImages
+) -> MachineSpeed:
+    """Return the images a second of `network` (with its new head), each the median of three after one to warm up.
+
+    Args:
+        network: on its device.
+        image_size: side of the input, in pixels.
+        batch_size: images a training step.
+        trainable_stages: how many of the last stages `partial` is timed with.
+        images: read for a few batches, where reading does not overlap with the network.
+    """
+    device = next(network.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(batch_size, 3, image_size, image_size, generator=generator).to(device)
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    forward = {precision: _time_forward(network, inputs, precision) for precision in precisions(device)}
+    fastest = max(forward, key=lambda precision: forward[precision])
+    training = [
+        _time_norm_tuning(network, inputs),
+        _time_partial(network, inputs, trainable_stages, fastest),
+        _time_full(network, inputs),
+    ]
+    training.append(training[-1].changed(strategy="scratch"))
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+        parameter.grad = None
+    return MachineSpeed(
+        device=device_name(device),
+        num_threads=torch.get_num_threads(),
+        forward_precision=fastest,
+        forward_images_per_second=forward[fastest],
+        reading_images_per_second=_time_reading(images, batch_size) if device.type == "cpu" else OVERLAPPED,
+        training=tuple(training),
+    )
+
+
+def _rate(work: Callable[[], object], count: int, device: torch.device) -> float:
+    seconds = []
+    for _ in range(REPETITIONS + 1):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return round(count / sorted(seconds[1:])[REPETITIONS // 2], 1)
+
+
+def _time_forward(network: nn.Module, inputs: Tensor, precision: Precision) -> float:
+    network.eval()
+
+    def work() -> None:
+        with torch.inference_mode(), autocast(inputs.device, precision):
+            network(inputs)
+
+    return _rate(work, len(inputs), inputs.device)
+
+
+def _time_training(module: nn.Module, inputs: Tensor) -> tuple[Precision, float]:
+    """Return the fastest precision and its rate; what requires a gradient is trained, batch norms stay frozen."""
+    module.eval()
+    labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+    def step(precision: Precision) -> None:
+        with autocast(inputs.device, precision):
+            loss = nn.functional.cross_entropy(module(inputs).float(), labels)
+        torch.autograd.grad(loss, trained)
+
+    rates = {
+        precision: _rate(lambda precision=precision: step(precision), len(inputs), inputs.device)  # type: ignore[misc]
+        for precision in precisions(inputs.device)
+    }
+    fastest = max(rates, key=lambda precision: rates[precision])
+    return fastest, rates[fastest]
+
+
+def _speed(strategy: Strategy, stages: int, measured: tuple[Precision, float], prefix: float | None) -> TrainingSpeed:
+    return TrainingSpeed(
+        strategy=strategy,
+        trainable_stages=stages,
+        precision=measured[0],
+        images_per_second=measured[1],
+        prefix_images_per_second=prefix,
+    )
+
+
+def _time_full(network: nn.Module, inputs: Tensor) -> TrainingSpeed:
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    return _speed("full", 0, _time_training(network, inputs), None)
+
+
+def _time_norm_tuning(network: nn.Module, inputs: Tensor) -> TrainingSpeed:
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    for module in (*find_norms(network).values(), network.get_classifier()):
+        for parameter in module.parameters():
+            parameter.requires_grad_(True)
+    return _speed("norm_tuning", 0, _time_training(network, inputs), None)
+
+
+def _time_partial(network: nn.Module, inputs: Tensor, stages: int, precision: Precision) -> TrainingSpeed:
+    """Return the rate of the last stages from kept activations; uncut networks are timed as if all of them were trained."""
+    tail = cut(network, stages, inputs.shape[-1])
+    if tail is None:
+        return _time_full(network, inputs).changed(strategy="partial", trainable_stages=stages)
+    with torch.no_grad(), autocast(inputs.device, precision):
+        activations = tail.prefix(inputs)
+
+    def prefix() -> None:
+        with torch.inference_mode(), autocast(inputs.device, precision):
+            tail.prefix(inputs)
+
+    frozen = {name for stage in find_stages(network)[:-stages] for name in stage.parameters}
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    measured = _time_training(tail, activations.float())
+    rate = _rate(prefix, len(inputs), inputs.device)
+    tail.release()
+    return _speed("partial", stages, measured, rate)
+
+
+def _time_reading(images: VariedImages, batch_size: int) -> float:
+    count = min(len(images), 2 * batch_size)
+    start = time.perf_counter()
+    for view in range(3):
+        images.__getitems__([(index, view) for index in range(count)])
+    return round(3 * count / (time.perf_counter() - start), 1)

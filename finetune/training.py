@@ -1,0 +1,306 @@
+"""From a plan and splits to a trained model: what is held out, what the head starts from, what ships."""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import concatenate_datasets
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from finetune.backbone import check_stages, create_network, find_head, load_head, profile_stages, set_trainable
+from finetune.batches import Pixels, PlainImages, StepSampler, VariedImages, make_loader, normaliser
+from finetune.checkpoints import Checkpoints
+from finetune.features import Progress, autocast, best_device, forward_all, logits, no_progress, pooled
+from finetune.images import ImageSplits, groups_of, labels_of, stratified_folds, stratified_holdout
+from finetune.kept import KeptActivations, keep_activations
+from finetune.loop import Row, Task, make_accelerator, train_steps
+from finetune.metrics import Metrics, score
+from finetune.plan import Plan
+from finetune.prediction import TrainedModel, Work, fit_temperature
+from finetune.probing import LinearHead, fit_head, log_loss, softmax
+from finetune.tail import cut
+from finetune.workload import cost_per_image, tail_share
+
+HELD_OUT = 0.2
+"""Share of the training images that is held out where the data has no validation split."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """One training: on which images, and on which it is judged."""
+
+    name: str
+    members: NDArray[np.intp]
+    held_out: NDArray[np.intp]
+
+
+def train(
+    plan: Plan, splits: ImageSplits, progress: Progress = no_progress, checkpoints: Checkpoints | None = None
+) -> TrainedModel:
+    """Return the model that `plan` makes of the training (and validation) images; the test split is not looked at.
+
+    Args:
+        plan: what to do.
+        splits: labelled images.
+        progress: told what is going on.
+        checkpoints: where to keep and find what is needed to go on after an interruption.
+
+    Raises:
+        ModelError: weights that are not to be had, or stages that are not the network's.
+        NotFiniteError: the training diverged.
+    """
+    start = time.perf_counter()
+    session = _Session(plan, splits, progress, checkpoints or Checkpoints(None))
+    scores = np.zeros((len(session.labels), len(splits.class_names)), dtype=np.float32)
+    phases = plan_phases(plan, splits)
+    for phase in phases:
+        held_out = session.run(phase, ships=phase is phases[-1])
+        scores[phase.held_out] = held_out
+    judged = np.sort(np.concatenate([phase.held_out for phase in phases]))
+    labels = session.labels[judged]
+    temperature = fit_temperature(scores[judged], labels)
+    validation = score(softmax(scores[judged] / temperature), labels, list(splits.class_names))
+    return TrainedModel(
+        network=session.network.eval(),
+        plan=plan,
+        class_names=splits.class_names,
+        temperature=temperature,
+        history=tuple(session.history),
+        validation=validation,
+        work=session.work,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
+    """Return the trainings of a plan, over the training images followed by the validation images; the last one ships."""
+    labels = labels_of(splits.train)
+    none = np.zeros(0, dtype=np.intp)
+    count = len(labels) + (len(splits.validation) if splits.validation is not None else 0)
+    refit = Phase(name="refit", members=np.arange(count), held_out=none)
+    if plan.validation == "given" and splits.validation is not None:
+        first = Phase(name="validation", members=np.arange(len(labels)), held_out=np.arange(len(labels), count))
+        return [first, refit] if plan.refit else [first]
+    groups = groups_of(splits.train)
+    if plan.validation == "held_out":
+        stay, held = stratified_holdout(labels, HELD_OUT, plan.seed, groups)
+        first = Phase(name="validation", members=stay, held_out=held)
+        return [first, refit] if plan.refit else [first]
+    folds = stratified_folds(labels, plan.folds, plan.seed, groups)
+    phases = [
+        Phase(name=f"fold-{number}", members=stay, held_out=held) for number, (stay, held) in enumerate(folds, start=1)
+    ]
+    return [*phases, refit]
+
+
+class _Session:
+    """What the trainings of one plan share: the network, the images, frozen features and kept activations."""
+
+    def __init__(self, plan: Plan, splits: ImageSplits, progress: Progress, checkpoints: Checkpoints) -> None:
+        self.plan = plan
+        self.checkpoints = checkpoints
+        self.progress = progress
+        self.history: list[Row] = []
+        self.work = Work()
+        torch.manual_seed(plan.seed)
+        network, _ = create_network(plan.model, plan.weights, len(splits.class_names), plan.preprocessing.image_size)
+        check_stages(network, plan)
+        self.network = network.to(best_device())
+        self._start = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        self.table = splits.train
+        if splits.validation is not None and plan.validation == "given":
+            columns = ["image", "label"]
+            parts = [splits.train.select_columns(columns), splits.validation.select_columns(columns)]
+            self.table = concatenate_datasets(parts)
+        self.labels = labels_of(self.table)
+        pixels = Pixels(self.table, plan.preprocessing.shorter_side)
+        self.plain = PlainImages(pixels, plan.preprocessing)
+        self.varied = VariedImages(pixels, plan.preprocessing, plan.augmentation, plan.seed)
+        self.features = None if plan.strategy == "scratch" else self._features()
+        self.kept: KeptActivations | None = None
+
+    def run(self, phase: Phase, ships: bool) -> NDArray[np.float32]:
+        """Train on the phase's images; return the logits of those it holds out."""
+        finished = self.checkpoints.finished(phase.name)
+        if finished is not None:
+            if ships:
+                self.network.load_state_dict(finished["network"])
+            self.history += finished["history"]
+            self.work += Work(**finished["work"])
+            held: NDArray[np.float32] = finished["logits"].numpy()
+            return held
+        before, rows = self.work, len(self.history)
+        with torch.no_grad():
+            self.network.load_state_dict(self._start)
+        self._start_head(phase)
+        held = self._fit(phase) if self.plan.steps else self._probe(phase)
+        self.checkpoints.finish(
+            phase.name,
+            {
+                "network": self.network.state_dict() if ships else {},
+                "history": self.history[rows:],
+                "work": _difference(self.work, before).model_dump(),
+                "logits": torch.from_numpy(held),
+            },
+        )
+        return held
+
+    def _features(self) -> NDArray[np.float32]:
+        features = forward_all(
+            self.network, self.plain, self.plan.preprocessing, self.plan.forward_precision, pooled, self.progress
+        )
+        self.work += Work(forward_images=len(features), forward_equivalents=float(len(features)))
+        return features
+
+    def _start_head(self, phase: Phase) -> None:
+        """Start from the linear probe of the phase's own images (Kumar et al. 2022: a random head distorts the features)."""
+        if self.features is None:
+            return
+        members = phase.members
+        head = fit_head(
+            self.features[members],
+            self.labels[members],
+            self.num_classes,
+            self.plan.probe_strength,
+            balanced=self.plan.imbalance == "class_weights",
+        )
+        load_head(self.network, torch.from_numpy(head.weight), torch.from_numpy(head.bias))
+
+    @property
+    def num_classes(self) -> int:
+        return int(find_head(self.network)[1].out_features)
+
+    def _probe(self, phase: Phase) -> NDArray[np.float32]:
+        """Return the probe's logits of the held-out images: their features are there already."""
+        if self.features is None:
+            raise ValueError("a plan without steps needs features")
+        self._adjust_head(phase)
+        _, layer = find_head(self.network)
+        head = LinearHead(weight=layer.weight.detach().cpu().numpy(), bias=layer.bias.detach().cpu().numpy())
+        return head.logits(self.features[phase.held_out])
+
+    def _fit(self, phase: Phase) -> NDArray[np.float32]:
+        plan = self.plan
+        accelerator = make_accelerator(plan)
+        groups = set_trainable(self.network, plan)
+        normalise = normaliser(plan.preprocessing, accelerator.device)
+        tail = cut(self.network, plan.trainable_stages, plan.preprocessing.image_size) if plan.cached_views else None
+        module: nn.Module = self.network if tail is None else tail
+        source: Dataset[tuple[Tensor, int]] = self.varied
+        if tail is not None:
+            groups = {stage: [f"network.{name}" for name in names] for stage, names in groups.items()}
+            if self.kept is None:
+                self.kept = keep_activations(
+                    tail,
+                    self.varied,
+                    self.plain,
+                    plan.cached_views,
+                    plan.preprocessing,
+                    plan.forward_precision,
+                    self.progress,
+                )
+                self._count_prefix(self.kept.computed)
+            source = self.kept
+
+        def loader(steps: range) -> DataLoader[tuple[Tensor, int]]:
+            sampler = StepSampler(
+                phase.members, plan.batch_size, steps, plan.seed, accelerator.process_index, accelerator.num_processes
+            )
+            return make_loader(source, accelerator.device, sampler)
+
+        def prepare(inputs: Tensor) -> Tensor:
+            if inputs.dtype == torch.uint8:
+                return normalise(inputs)
+            return inputs.to(accelerator.device, torch.float32, non_blocking=True)
+
+        def judge() -> NDArray[np.float32]:
+            if tail is not None and self.kept is not None:
+                return _tail_logits(tail, self.kept.plain, phase.held_out, plan)
+            members = [int(index) for index in phase.held_out]
+            return forward_all(
+                self.network, self.plain, plan.preprocessing, plan.forward_precision, logits, members=members
+            )
+
+        def evaluate() -> tuple[float, float]:
+            scores, labels = judge(), self.labels[phase.held_out]
+            return log_loss(scores, labels), float((scores.argmax(axis=1) == labels).mean())
+
+        history: list[Row] = []
+        task = Task(
+            name=phase.name,
+            module=module,
+            groups=groups,
+            make_loader=loader,
+            prepare=prepare,
+            labels=torch.from_numpy(self.labels),
+            class_weights=self._class_weights(phase).to(accelerator.device),
+            on_step=lambda step: self.progress(f"training ({phase.name})", step, plan.steps),
+            evaluate=evaluate if phase.name == "validation" else None,
+            save=partial(self.checkpoints.save_step, phase.name),
+            resumed=self.checkpoints.step(phase.name),
+            history=history,
+        )
+        train_steps(task, plan, accelerator)
+        self.history += history
+        self._count_training()
+        self._adjust_head(phase)
+        held = judge() if len(phase.held_out) else np.zeros((0, self.num_classes), dtype=np.float32)
+        if tail is not None:
+            tail.release()
+        return held
+
+    def _class_weights(self, phase: Phase) -> Tensor:
+        """Return each class's weight in the loss, 1 on average over the images."""
+        counts = np.bincount(self.labels[phase.members], minlength=self.num_classes).astype(np.float32)
+        if self.plan.imbalance != "class_weights":
+            return torch.ones(self.num_classes)
+        weights = np.where(counts > 0, counts.sum() / np.maximum(counts, 1) / (counts > 0).sum(), 0.0)
+        return torch.from_numpy(weights.astype(np.float32))
+
+    def _adjust_head(self, phase: Phase) -> None:
+        """Take the classes' frequencies out of the logits (Menon et al. 2021, post-hoc, tau = 1), where planned."""
+        if self.plan.imbalance != "logit_adjustment":
+            return
+        counts = np.bincount(self.labels[phase.members], minlength=self.num_classes)
+        prior = torch.from_numpy(np.log(np.maximum(counts, 1) / counts.sum()).astype(np.float32))
+        _, head = find_head(self.network)
+        with torch.no_grad():
+            head.bias -= prior.to(head.bias.device)
+
+    def _count_prefix(self, images: int) -> None:
+        frozen = 1.0 - self._tail_share()
+        self.work += Work(forward_images=images, forward_equivalents=round(images * frozen, 1))
+
+    def _count_training(self) -> None:
+        images = self.plan.steps * self.plan.batch_size
+        tail = self._tail_share() if self.plan.strategy == "partial" else 1.0
+        cost = cost_per_image(self.plan.strategy, tail, cached=self.kept is not None)
+        if self.plan.strategy == "linear_probe":
+            cost = 1.0  # the frozen network runs in every step, the head's own work is nothing beside it
+        self.work += Work(forward_images=images, backward_images=images, forward_equivalents=round(images * cost, 1))
+
+    def _tail_share(self) -> float:
+        return tail_share(profile_stages(self.network, self.plan.preprocessing.image_size), self.plan.trainable_stages)
+
+
+def _tail_logits(tail: Any, plain: Tensor, members: NDArray[np.intp], plan: Plan) -> NDArray[np.float32]:  # noqa: ANN401
+    device = next(tail.parameters()).device
+    tail.eval()
+    results = []
+    for part in torch.from_numpy(members).split(64):
+        with torch.no_grad(), autocast(device, plan.forward_precision):
+            results.append(tail(plain[part].to(device, torch.float32)).float().cpu().numpy())
+    return np.concatenate(results)
+
+
+def _difference(after: Work, before: Work) -> Work:
+    return Work(
+        forward_images=after.forward_images - before.forward_images,
+        backward_images=after.backward_images - before.backward_images,
+        forward_equivalents=round(after.forward_equivalents - before.forward_equivalents, 1),
+    )

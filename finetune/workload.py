@@ -1,0 +1,168 @@
+"""How much work a strategy is: which stages it trains, for how many steps, at what cost."""
+
+import math
+
+from finetune.evidence import Evidence, StageProfile
+from finetune.recipe import Recipe, Strategy
+from finetune.value import Value
+
+BATCH_SIZE = 32
+LARGE_BATCH_SIZE = 128
+LARGE_SET = 10_000
+"""From so many images on, the batch is larger: gradients of 32 images waste an accelerator."""
+
+CACHE_BYTES = 2**30
+"""Most memory that activations kept at a frozen boundary may take."""
+
+MOST_VIEWS = 8
+"""Augmented views of each image that are kept: fewer repeat, more cost forward passes."""
+
+SMALL_SET = 600
+"""Below so many training images everything is cross-validated instead of holding some out."""
+
+FOLDS = 3
+"""Folds of a cross-validated fine-tuning: each costs a training."""
+
+SCRATCH_FACTOR = 5
+"""Random weights need so many times the steps of pretrained ones, and more would still help."""
+
+PARTIAL_SHARE = 0.7
+"""Most of a forward pass that `partial` trains."""
+
+REFIT_SET = 1000
+"""Below so many training images the chosen plan is trained anew on all of them before it ships."""
+
+
+class Workload(Value):
+    """The size of a training."""
+
+    trainable_stages: int
+    """How many of the last stages are trained, where the strategy is `partial`."""
+    steps: int
+    batch_size: int
+    trainings: int
+    """Folds (or one held-out training) plus the refit."""
+    cached_views: int
+    """Augmented views whose activations at the frozen boundary are kept; 0: nothing is kept."""
+    refit: bool
+    """Whether all images are trained on before shipping."""
+
+
+def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy) -> Workload:
+    """Return how much work `strategy` is on the measured images, with what the recipe fixes, within its time budget."""
+    batch_size = recipe.batch_size or default_batch_size(evidence.num_images)
+    refit = evidence.num_images < REFIT_SET if recipe.refit is None else recipe.refit
+    trainings = 1 + int(refit)
+    if not evidence.has_validation and evidence.num_images < SMALL_SET:
+        refit, trainings = True, FOLDS + 1  # no fold saw all images, so none of them ships
+    steps = default_steps(evidence.num_images) * (SCRATCH_FACTOR if strategy == "scratch" else 1)
+    if recipe.steps is not None:
+        steps = recipe.steps
+    elif recipe.epochs is not None:
+        steps = math.ceil(recipe.epochs * evidence.num_images / batch_size)
+    stages = recipe.training.trainable_stages or default_trainable_stages(evidence.stages)
+    trainable = min(stages, len(evidence.stages) - 1)
+
+    def with_steps(steps: int) -> Workload:
+        values = boundary_values(evidence.stages, trainable) if strategy == "partial" else None
+        views = cached_views(evidence.num_images, steps, batch_size, values)
+        return Workload(
+            trainable_stages=trainable,
+            steps=steps,
+            batch_size=batch_size,
+            trainings=trainings,
+            cached_views=views,
+            refit=refit,
+        )
+
+    load = with_steps(steps)
+    if recipe.time_budget is None or recipe.steps is not None or recipe.epochs is not None:
+        return load
+    seconds = expected_seconds(strategy, load, evidence)
+    fixed = expected_seconds(strategy, with_steps(0), evidence)
+    if seconds <= recipe.time_budget:
+        return load
+    share = max(0.0, recipe.time_budget - fixed) / max(seconds - fixed, 1e-9)
+    return with_steps(max(1, int(steps * share)))
+
+
+def default_trainable_stages(stages: tuple[StageProfile, ...]) -> int:
+    """Return how many of the last stages `partial` trains: those that hold most parameters and least of the work.
+
+    The early stages work on large maps: they hold few parameters but cost most, in time and in memory.
+    """
+    for count in range(len(stages) - 1, 0, -1):
+        if tail_share(stages, count) <= PARTIAL_SHARE and boundary_values(stages, count) is not None:
+            return count
+    return 1
+
+
+def default_batch_size(num_images: int) -> int:
+    """Return the images a step."""
+    return LARGE_BATCH_SIZE if num_images >= LARGE_SET else BATCH_SIZE
+
+
+def default_steps(num_images: int) -> int:
+    """Return the optimizer steps that fine-tuning takes by default.
+
+    Ten times the root of the images: 120 at 150 images, 350 at 1,200, 1,000 at 10,000; in passes over the images that is many
+    where there are few of them and few where there are many.
+    """
+    return max(100, round(10 * math.sqrt(num_images)))
+
+
+def cached_views(num_images: int, steps: int, batch_size: int, values: int | None) -> int:
+    """Return how many views of each image to keep at a boundary of `values` numbers (2 bytes each) an image."""
+    if values is None:
+        return 0
+    passes = math.ceil(steps * batch_size / max(num_images, 1))
+    affordable = CACHE_BYTES // (2 * values * num_images) - 1  # one more is kept for judging: the plain view
+    views = min(MOST_VIEWS, passes, affordable)
+    return views if views >= min(2, passes) else 0
+
+
+def boundary_values(stages: tuple[StageProfile, ...], trainable_stages: int) -> int | None:
+    """Return the size of the activation below the last `trainable_stages` stages, or None if the network has no cut there."""
+    frozen = len(stages) - trainable_stages
+    return stages[frozen - 1].output_values if 1 <= frozen < len(stages) else None
+
+
+def tail_share(stages: tuple[StageProfile, ...], trainable_stages: int) -> float:
+    """Return the share of a forward pass that the last stages take."""
+    return sum(stage.forward_share for stage in stages[len(stages) - trainable_stages :])
+
+
+def cost_per_image(strategy: Strategy, tail: float, cached: bool) -> float:
+    """Return the forward equivalents of training on one image once.
+
+    A backward pass costs about twice a forward pass: once for the weights' gradients, once for the activations'.
+    """
+    if strategy == "linear_probe":
+        return 0.0
+    if strategy == "norm_tuning":
+        return 2.0  # no gradients of the convolutions' weights
+    if strategy == "partial":
+        return 3.0 * tail + (0.0 if cached else 1.0 - tail)
+    return 3.0
+
+
+def expected_seconds(strategy: Strategy, workload: Workload, evidence: Evidence) -> float:
+    """Return the seconds that all trainings of a workload take on the measured machine."""
+    speed = evidence.speed
+    features = evidence.num_images * (1 / speed.forward_images_per_second + 1 / speed.reading_images_per_second)
+    if strategy == "linear_probe":
+        return features + 0.5
+    measured = speed.fastest(strategy, workload.trainable_stages)
+    per_image = 1 / measured.images_per_second
+    prefix = 0.0
+    if strategy == "partial" and workload.cached_views:
+        rate = measured.prefix_images_per_second or speed.forward_images_per_second
+        views = evidence.num_images * (workload.cached_views + 1)
+        prefix = views * (1 / rate + 1 / speed.reading_images_per_second)
+    else:
+        per_image += 1 / speed.reading_images_per_second
+        if strategy == "partial" and measured.prefix_images_per_second:
+            per_image += 1 / measured.prefix_images_per_second
+    if strategy == "scratch":
+        features = 0.0
+    return features + prefix + workload.trainings * workload.steps * workload.batch_size * per_image
