@@ -1,7 +1,7 @@
 """From a folder of images to a trained, explained image classifier.
 
-The chain is `load_recipe` -> `load_images` -> `measure_evidence` -> `choose_strategy` -> `make_plan` -> `train` -> `score`; `run` is all of it.
-Names are imported when they are first used, so that `import finetune` costs nothing.
+The chain is `load_recipe` -> `load_images` -> `measure_evidence` -> `choose_strategy` -> `make_plan` -> `train` ->
+`score`; `run` is all of it. Names are imported when they are first used, so that `import finetune` costs nothing.
 """
 
 from importlib import import_module

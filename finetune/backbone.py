@@ -6,7 +6,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_model_data_config
+from timm.data.config import resolve_model_data_config
 from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -45,14 +45,16 @@ def create_network(
     Raises:
         ModelError: the weights are not to be had or do not match, or the network has more than one head.
     """
-    arguments = {"img_size": image_size} if image_size and takes_image_size(name) else {}
+    arguments: dict[str, Any] = {"img_size": image_size} if image_size and takes_image_size(name) else {}
     if weights == "random":
-        network, report = timm.create_model(name, num_classes=num_classes, **arguments), None
+        network: Any = timm.create_model(name, num_classes=num_classes, **arguments)
+        report = None
     else:
         network, report = create_pretrained(name, None if weights == "pretrained" else weights, **arguments)
         network.reset_classifier(num_classes)
     find_head(network)
-    return network.to(memory_format=torch.channels_last), report
+    made: nn.Module = network.to(memory_format=torch.channels_last)
+    return made, report
 
 
 def takes_image_size(name: str) -> bool:
@@ -69,7 +71,7 @@ def network_image_size(name: str) -> int:
 
 def native_preprocessing(network: nn.Module, image_size: int) -> Preprocessing:
     """Return how images are prepared for the network at `image_size`, after its pretraining."""
-    config = resolve_model_data_config(network)
+    config: dict[str, Any] = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     return Preprocessing(
         image_size=image_size,
         crop_fraction=float(config["crop_pct"]),
@@ -79,7 +81,7 @@ def native_preprocessing(network: nn.Module, image_size: int) -> Preprocessing:
     )
 
 
-def find_head(network: nn.Module) -> tuple[str, nn.Linear]:
+def find_head(network: Any) -> tuple[str, nn.Linear]:  # noqa: ANN401  (timm's networks share methods, but no type)
     """Return the name and the module of the last linear layer.
 
     Raises:
@@ -96,8 +98,8 @@ def find_head(network: nn.Module) -> tuple[str, nn.Linear]:
 def find_stages(network: nn.Module) -> tuple[Stage, ...]:
     """Return the stages from the stem upwards; the head is none of them.
 
-    They are timm's own groups (`group_matcher`), else the modules that `feature_info` names. Parameters above the last group
-    (a last norm, a pooling) belong to the last stage.
+    They are timm's own groups (`group_matcher`), else the modules that `feature_info` names. Parameters above the
+    last group (a last norm, a pooling) belong to the last stage.
     """
     head, _ = find_head(network)
     own = [name for name, _ in network.named_parameters() if not name.startswith(head + ".")]
@@ -208,7 +210,7 @@ def load_head(network: nn.Module, weight: Tensor, bias: Tensor) -> None:
         head.bias.copy_(bias)
 
 
-def _matched_groups(network: nn.Module) -> list[list[str]]:
+def _matched_groups(network: Any) -> list[list[str]]:  # noqa: ANN401
     groups: Mapping[Any, list[str]] = group_parameters(network, network.group_matcher(coarse=True))
     return [groups[key] for key in sorted(groups)]
 

@@ -1,17 +1,19 @@
-"""From a table of images to batches: decoded, varied by the seed, in an order that is a function of the seed and the step."""
+"""From a table of images to batches: decoded, varied by the seed, in an order that is a function of the seed and the
+step."""
 
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from datasets import Dataset as ImageTable
 from PIL import Image
-from timm.data import create_transform
+from timm.data.transforms_factory import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 from torchvision.transforms import Compose, TrivialAugmentWide
 
 from finetune.images import read_image
@@ -23,6 +25,18 @@ PIXEL_BYTES = 2**30
 
 Key = tuple[int, int]
 """Which image, and which of its augmented views."""
+
+
+class Images(Protocol):
+    """A data set of images or of what was made of them, by index or key."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def __getitems__(self, keys: Any, /) -> list[tuple[Tensor, int]]:  # noqa: ANN401  (indices or keys)
+        """Return (pixels or activations, index) for each key."""
+        ...
 
 
 class Pixels:
@@ -56,7 +70,7 @@ class Pixels:
             return list(threads.map(self.__getitem__, indices))
 
 
-class PlainImages(Dataset[tuple[Tensor, int]]):
+class PlainImages:
     """Images as prediction sees them: (uint8 pixels (3, size, size), index)."""
 
     def __init__(self, pixels: Pixels, preprocessing: Preprocessing, mirrored: bool = False) -> None:
@@ -75,10 +89,6 @@ class PlainImages(Dataset[tuple[Tensor, int]]):
         """Return the number of images."""
         return len(self._pixels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return one image and its index."""
-        return self.__getitems__([index])[0]
-
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
         """Return several images with their indices."""
         images = [torch.as_tensor(self._transform(image)) for image in self._pixels.read(indices)]
@@ -87,7 +97,7 @@ class PlainImages(Dataset[tuple[Tensor, int]]):
         return list(zip(images, indices, strict=True))
 
 
-class VariedImages(Dataset[tuple[Tensor, int]]):
+class VariedImages:
     """Images as training sees them; an item's key (index, view) and the seed alone decide how it is varied."""
 
     def __init__(self, pixels: Pixels, preprocessing: Preprocessing, plan: AugmentationPlan, seed: int) -> None:
@@ -102,10 +112,6 @@ class VariedImages(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self._pixels)
-
-    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
-        """Return one varied image and its index."""
-        return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int]]:
         """Return several varied images with their indices."""
@@ -125,10 +131,11 @@ class VariedImages(Dataset[tuple[Tensor, int]]):
 
 
 class StepSampler(Sampler[list[Key]]):
-    """Full batches for a number of steps; each pass over the images is a new permutation, and passes run into each other.
+    """Full batches for a number of steps; each pass over the images is a new permutation, and passes run into each
+    other.
 
-    The batch of a step depends on the seed and the step alone, so a resumed training goes on exactly as it would have. With
-    several processes each one takes its share of every batch.
+    The batch of a step depends on the seed and the step alone, so a resumed training goes on exactly as it would
+    have. With several processes each one takes its share of every batch.
     """
 
     def __init__(
@@ -164,28 +171,30 @@ class StepSampler(Sampler[list[Key]]):
 
 
 def make_loader(
-    dataset: Dataset[tuple[Tensor, int]],
+    dataset: Images,
     device: torch.device,
     batches: Sampler[list[Key]] | None = None,
     batch_size: int = 64,
-    members: Sequence[int] | None = None,
+    members: Sequence[int] | Sequence[Key] | None = None,
 ) -> DataLoader[tuple[Tensor, int]]:
     """Return a loader over the sampler's batches, or over `members` (all images) in order.
 
-    Beside an accelerator, processes read ahead. On the CPU they would only take the network's cores; there the images of a
-    batch are decoded in threads.
+    Beside an accelerator, processes read ahead. On the CPU they would only take the network's cores; there the images
+    of a batch are decoded in threads.
     """
     workers = min(8, os.cpu_count() or 1) if device.type != "cpu" else 0
+    source: Any = dataset  # torch asks for its own class, but uses these two methods alone
     if batches is not None:
-        return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda")
-    order = list(range(len(dataset)) if members is None else members)  # type: ignore[arg-type]  (torch types no length)
+        return DataLoader(source, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda")
+    order = list(range(len(dataset)) if members is None else members)
     return DataLoader(
-        dataset, batch_size=batch_size, sampler=order, num_workers=workers, pin_memory=device.type == "cuda"
+        source, batch_size=batch_size, sampler=order, num_workers=workers, pin_memory=device.type == "cuda"
     )
 
 
 def normaliser(preprocessing: Preprocessing, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return the function from uint8 pixels (n, 3, h, w) to the network's input, in channels-last layout on `device`."""
+    """Return the function from uint8 pixels (n, 3, h, w) to the network's input, in channels-last layout on
+    `device`."""
     mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1) * 255.0
     std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1) * 255.0
 
@@ -222,7 +231,7 @@ def _training_transform(preprocessing: Preprocessing, plan: AugmentationPlan) ->
         ratio=(3 / 4, 4 / 3),
         hflip=0.5 if plan.horizontal_flip else 0.0,
         vflip=0.5 if plan.vertical_flip else 0.0,
-        color_jitter=plan.color_jitter or None,
+        color_jitter=plan.color_jitter,
         auto_augment="rand-m7-n2-mstd0.5-inc1" if plan.policy == "randaugment" else None,
         interpolation=preprocessing.interpolation,
         mean=preprocessing.mean,

@@ -9,7 +9,8 @@ import torch
 class Checkpoints:
     """Finished phases and the last checkpoint of the running one; None keeps nothing.
 
-    Files hold tensors and plain values alone and are read with `weights_only`, so that a foreign run folder can not run code.
+    Files hold tensors and plain values alone and are read with `weights_only`, so that a foreign run folder can not
+    run code.
     """
 
     def __init__(self, folder: Path | None, writes: bool = True) -> None:

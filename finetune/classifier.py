@@ -18,7 +18,7 @@ from finetune.strategy import choose_strategy
 from finetune.training import train
 
 
-class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  (scikit-learn has no types)
+class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """An image classifier that measures, decides and trains in `fit`.
 
     Args:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from finetune.report import Report
 
 app = typer.Typer(
-    help="Point it at images: it measures them, decides how much of a pretrained network to train, says why, and trains it.",
+    help="Point it at images: it measures them, decides how much of a network to train, says why, and trains it.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -120,8 +120,8 @@ def plan(
 ) -> None:
     """Measure, choose and plan, then stop: the same as train --plan-only."""
     train(
-        data, recipe, model, strategy, output, image_size, epochs, steps, batch_size, limit, time_budget, prefer, seed, set_,
-        plan_only=True,
+        data, recipe, model, strategy, output, image_size, epochs, steps, batch_size, limit, time_budget, prefer,
+        seed, set_, plan_only=True,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ class Moments:
     channels: Tensor
     """2 x channels of all layers: the mean of the standardised input and the mean of its square."""
     head: Tensor | None
-    """Energy and largest probability; None if the network has no classification head."""
+    """Energy and skewness of the logits; None if the network has no classification head."""
 
     def __add__(self, other: Self) -> "Moments":
         """Return the sums over both groups of images."""
@@ -34,8 +34,8 @@ class Moments:
 class DomainProbe:
     """Collects the moments of groups of images while they pass a frozen network.
 
-    Every batch-norm layer with running statistics is watched at its input, which is standardised with the running
-    statistics (those of the pretraining images): the pretraining images would give mean 0 and deviation 1 in each channel.
+    Every batch-norm layer with running statistics is watched at its input, which is standardised with these statistics:
+    the pretraining images would give mean 0 and deviation 1 in each channel.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -60,7 +60,7 @@ class DomainProbe:
         self.layer_sizes = [moments.shape[2] for moments in self._inputs]
         self._inputs.clear()
         head = None if getattr(self.network, "num_classes", None) == 0 else _head_moments(logits)
-        for group in groups.unique().tolist():
+        for group in sorted(set(groups.tolist())):
             chosen = (groups == group).cpu()
             added = Moments(int(chosen.sum()), channels[chosen].sum(0), None if head is None else head[chosen].sum(0))
             self.groups[group] = self.groups[group] + added if group in self.groups else added
@@ -75,7 +75,9 @@ class DomainProbe:
 
     def _keep_input(self, layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         mean, variance, epsilon = layer.running_mean, layer.running_var, layer.eps
-        assert isinstance(mean, Tensor) and isinstance(variance, Tensor) and isinstance(epsilon, float)
+        assert isinstance(mean, Tensor)
+        assert isinstance(variance, Tensor)
+        assert isinstance(epsilon, float)
         values = arguments[0].float().flatten(2)
         values = (values - mean.float()[:, None]) * (variance.float() + epsilon).rsqrt()[:, None]
         self._inputs.append(torch.stack([values.mean(2), values.square().mean(2)], dim=1))
@@ -84,16 +86,16 @@ class DomainProbe:
 def measure_domain_parts(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Return the parts of the domain similarity (see `similarity`), weighting the classes equally.
 
-    A few hundred images are enough. They must be prepared as the calibration did it: shorter side resized to 128 pixels,
-    central 128 x 128, normalised with the network's own mean and deviation; no augmentation. bf16 autocast around the call is fine.
+    A few hundred images are enough. They must be prepared as for the calibration: shorter side resized to 128 pixels,
+    central 128 x 128, normalised with the network's own mean and deviation; no augmentation. bf16 autocast is fine.
 
     Args:
         network: the pretrained network with its original head; it is left as it was.
         batches: pairs of normalised images on the network's device (N x 3 x H x W) and class indices.
 
     Returns:
-        `late_vigour` and `middle_vigour` if the network has at least three batch-norm layers; `energy` and `confidence`
-        if it gives logits.
+        `late_vigour` and `middle_vigour` if the network has at least three batch-norm layers; `energy` and
+        `logit_skewness` if it has a classification head.
     """
     probe = DomainProbe(network)
     for images, labels in batches:
@@ -113,7 +115,7 @@ def combine_moments(classes: Sequence[Moments], layer_sizes: Sequence[int]) -> d
         weight * moments.head for weight, moments in zip(per_image, classes, strict=True) if moments.head is not None
     ]
     if heads:
-        parts["energy"], parts["confidence"] = (torch.stack(heads).sum(0) / total).tolist()
+        parts["energy"], parts["logit_skewness"] = (torch.stack(heads).sum(0) / total).tolist()
     return parts
 
 
@@ -128,8 +130,10 @@ def _vigour(channels: Tensor, layer_sizes: Sequence[int]) -> Mapping[str, float]
 
 
 def _head_moments(logits: Tensor) -> Tensor | None:
-    """Return energy and largest probability of each image, or None if these are no logits of a classification head."""
-    if logits.ndim != 2 or logits.shape[1] < 2:
+    """Return energy and skewness of the logits of each image, or None if these are no logits of a head."""
+    if logits.ndim != 2 or logits.shape[1] < 3:
         return None
     logits = logits.float().cpu().double()
-    return torch.stack([logits.logsumexp(1), logits.softmax(1).amax(1)], dim=1)
+    centred = logits - logits.mean(1, keepdim=True)
+    skewness = centred.pow(3).mean(1) / centred.square().mean(1).clamp_min(1e-12).pow(1.5)
+    return torch.stack([logits.logsumexp(1), skewness], dim=1)

@@ -62,10 +62,8 @@ class ProbeResult(Value):
     log_loss: float
     strength: float
     """The inverse regularisation C that did best (standardised features, summed loss)."""
-    flipped_accuracy: float
-    """Accuracy on mirrored copies of held-out images."""
-    unflipped_accuracy: float
-    """Accuracy on the same images as they are."""
+    handedness: float
+    """Share of pairs in which a linear classifier tells an image from its mirrored copy; 0.5: they look alike."""
     answers: dict[str, float]
     """Balanced accuracy under each answer to unequal classes: none, class_weights, logit_adjustment."""
 

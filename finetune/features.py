@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,8 +35,8 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32")
 
 
-def pooled(network: nn.Module, inputs: Tensor) -> Tensor:
-    """Return what the head sees: (n, width)."""
+def pooled(network: Any, inputs: Tensor) -> Tensor:  # noqa: ANN401  (timm's networks share methods, but no type)
+    """Return what the head of a timm network sees: (n, width)."""
     features: Tensor = network.forward_head(network.forward_features(inputs), pre_logits=True)
     return features
 

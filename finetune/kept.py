@@ -4,16 +4,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from finetune.batches import Key, PlainImages, VariedImages, make_loader, normaliser
+from finetune.batches import Images, Key, PlainImages, VariedImages, make_loader, normaliser
 from finetune.evidence import Precision
 from finetune.features import Progress, autocast
 from finetune.preprocessing import Preprocessing
 from finetune.tail import Tail
 
 
-class KeptActivations(Dataset[tuple[Tensor, int]]):
+class KeptActivations:
     """What the frozen part makes of every image: some augmented views for training, the plain one for judging."""
 
     def __init__(self, views: list[Tensor], plain: Tensor) -> None:
@@ -31,10 +30,9 @@ class KeptActivations(Dataset[tuple[Tensor, int]]):
         """Return the number of images."""
         return len(self.plain)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
-        """Return the activation of (index, pass over the images); passes take turns with the views."""
-        index, number = key
-        return self._views[number % len(self._views)][index], index
+    def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int]]:
+        """Return the activations of (index, pass over the images); passes take turns with the views."""
+        return [(self._views[number % len(self._views)][index], index) for index, number in keys]
 
 
 def keep_activations(
@@ -56,11 +54,11 @@ def keep_activations(
     total = (num_views + 1) * len(plain)
     done = 0
 
-    def collect(dataset: Dataset[tuple[Tensor, int]], keys: Sequence[Key] | None) -> Tensor:
+    def collect(dataset: Images, keys: Sequence[Key] | None) -> Tensor:
         nonlocal done
         kept: Tensor | None = None
         position = 0
-        for pixels, _ in make_loader(dataset, device, members=keys):  # type: ignore[arg-type]  (keys are what it indexes by)
+        for pixels, _ in make_loader(dataset, device, members=keys):
             with torch.inference_mode(), autocast(device, precision):
                 activation = tail.prefix(normalise(pixels)).to(torch.bfloat16).cpu()
             if kept is None:
@@ -69,7 +67,7 @@ def keep_activations(
             position += len(activation)
             done += len(activation)
             progress("sending views through the frozen stages", done, total)
-        assert kept is not None  # noqa: S101  (there is at least one image)
+        assert kept is not None
         return kept
 
     views = [collect(varied, [(index, view) for index in range(len(plain))]) for view in range(num_views)]

@@ -14,8 +14,8 @@ from finetune.prediction import TrainedModel
 def label_images(model: TrainedModel, images: Sequence[Path], top_k: int = 1) -> tuple[pd.DataFrame, list[Unreadable]]:
     """Return a row for each readable image, and the files that were left out.
 
-    Columns: path, label, probability, then `p_<class>` for each class; with `top_k` above 1 also label_1, probability_1, ... of
-    the most probable classes.
+    Columns: path, label, probability, then `p_<class>` for each class; with `top_k` above 1 also label_1,
+    probability_1, ... of the most probable classes.
 
     Args:
         model: what labels.

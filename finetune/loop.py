@@ -69,8 +69,8 @@ def make_accelerator(plan: Plan) -> Accelerator:
 def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> None:
     """Train `task.module` in place for the plan's steps; it ends with the averaged weights, the last or the best.
 
-    Gradients are those of the weighted mean loss over the whole batch, however many processes and micro-batches share it.
-    A resumed training ends with the same weights as an uninterrupted one.
+    Gradients are those of the weighted mean loss over the whole batch, however many processes and micro-batches share
+    it. A resumed training ends with the same weights as an uninterrupted one.
 
     Raises:
         NotFiniteError: the loss is not a finite number; names the step.
@@ -110,9 +110,10 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> None:
         }
         if task.evaluate is not None and step + 1 in evaluations:
             with average.applied(trained):
-                row["validation_loss"], row["validation_top1"] = task.evaluate()
-            if plan.keep == "best" and (best is None or row["validation_loss"] < best[0]):
-                best = (float(row["validation_loss"]), [value.clone() for value in average.values(trained)])
+                loss_now, row["validation_top1"] = task.evaluate()
+            row["validation_loss"] = loss_now
+            if plan.keep == "best" and (best is None or loss_now < best[0]):
+                best = (loss_now, [value.clone() for value in average.values(trained)])
             set_training_mode(task.module, plan.batch_norm_statistics == "frozen")
         row["seconds"] = round(time.perf_counter() - clock, 3)
         task.history.append(row)
@@ -157,7 +158,7 @@ def _backward(
     labels: Tensor,
 ) -> Tensor:
     losses = loss_of(module(task.prepare(inputs)).float(), labels) * task.class_weights[labels]
-    loss = losses.sum() / plan.batch_size
+    loss: Tensor = losses.sum() / plan.batch_size
     # Processes average their gradients; times their number, the average is the sum over the whole batch.
     accelerator.backward(loss * accelerator.num_processes)
     return loss.detach()
@@ -191,12 +192,12 @@ class _Average:
 
     def __init__(self, tensors: list[nn.Parameter], decay: float) -> None:
         self._averaged = [tensor.detach().clone() for tensor in tensors] if decay > 0 else []
-        self._update = get_ema_multi_avg_fn(decay)
+        self._update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def update(self, tensors: list[nn.Parameter]) -> None:
         if self._averaged:
-            self._update(self._averaged, [tensor.detach() for tensor in tensors], None)  # type: ignore[arg-type]
+            self._update(self._averaged, [tensor.detach() for tensor in tensors], None)
 
     def values(self, tensors: list[nn.Parameter]) -> list[Tensor]:
         return self._averaged or [tensor.detach() for tensor in tensors]
@@ -223,10 +224,10 @@ def _write(tensors: list[nn.Parameter], values: list[Tensor]) -> None:
 
 def _checkpoint(
     task: Task,
-    optimizer: Any,
+    optimizer: torch.optim.Optimizer,
     average: _Average,
     best: tuple[float, list[Tensor]] | None,
-    step: int,  # noqa: ANN401
+    step: int,
 ) -> dict[str, Any]:
     state = task.module.state_dict()
     return {

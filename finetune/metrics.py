@@ -1,5 +1,6 @@
 """How good predictions are, with the uncertainty that so few images leave."""
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -94,7 +95,7 @@ def metric_error(metric: Metric, predicted: "NDArray[np.integer]", labels: "NDAr
 
     right = predicted == labels
     if metric == "top1":
-        return variance(right) ** 0.5
+        return math.sqrt(variance(right))
     variances = [variance(right[labels == label]) for label in np.unique(labels)]
     return float(np.sum(variances) ** 0.5 / len(variances))
 

@@ -150,7 +150,7 @@ def _train(folder: RunFolder, plan: Plan, report: Report, start: float, splits: 
     )
     finished = model
     _main_process(lambda: folder.write_model(finished, metrics, splits))
-    report.result(model, metrics, folder.path)
+    report.result(metrics, folder.path)
     return model
 
 

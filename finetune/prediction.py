@@ -1,7 +1,7 @@
 """A trained model and the one way in which it predicts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,7 @@ class TrainedModel:
     """On images that the network, before any refit, was not trained on."""
     test: Metrics | None = None
     """On the test split, where there is one."""
-    work: Work = Work()
+    work: Work = field(default_factory=Work)
     seconds: float = 0.0
     """What the training took."""
 

@@ -68,8 +68,8 @@ def cross_validate(
 ) -> ProbeFolds:
     """Return the probe of the strength with the least held-out log-loss.
 
-    Each fold walks the path from the strongest regularisation with a warm start; the strength is the best over all folds
-    together, so that no fold chooses on its own held-out images alone.
+    Each fold walks the path from the strongest regularisation with a warm start; the strength is the best over all
+    folds together, so that no fold chooses on its own held-out images alone.
     """
     parts = stratified_folds(labels, folds, seed, groups)
     best: tuple[float, float, NDArray[np.float32], list[LinearHead]] | None = None

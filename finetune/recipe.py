@@ -109,7 +109,8 @@ class Recipe(Value):
     prefer: Literal["accuracy", "balanced", "speed"] = "balanced"
     """What counts where accuracy and time disagree."""
     metric: Metric | None = None
-    """What chooses; by default top1, or balanced_accuracy where the largest class has 5 x the images of the smallest."""
+    """What chooses; by default top1, or balanced_accuracy where the largest class has 5 x the images of the
+    smallest."""
     image_size: Annotated[int, Field(ge=16, le=2048)] | None = None
     """Side of the square that the network sees, in pixels."""
     epochs: Annotated[float, Field(ge=0, le=10_000)] | None = None

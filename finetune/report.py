@@ -23,7 +23,6 @@ from finetune.evidence import Evidence
 from finetune.images import ImageSplits
 from finetune.metrics import Metrics
 from finetune.plan import Plan
-from finetune.prediction import TrainedModel
 from finetune.run_folder import RunMetrics
 from finetune.strategy import Choice
 
@@ -147,7 +146,7 @@ class Report:
         for reason in plan.reasons:
             self.console.print(f"  {escape(reason)}")
 
-    def result(self, model: TrainedModel, metrics: RunMetrics, folder: Path) -> None:
+    def result(self, metrics: RunMetrics, folder: Path) -> None:
         """Print how good the model is and how to use it."""
         self._title("Result")
         self._metrics("validation", metrics.validation, f" ({metrics.validation_source})")
@@ -156,7 +155,8 @@ class Report:
             self._worst_classes(metrics.test)
         seconds = metrics.seconds
         self.console.print(
-            f"  {duration(seconds.total)} in all: evidence {duration(seconds.evidence)}, training {duration(seconds.train)}"
+            f"  {duration(seconds.total)} in all: evidence {duration(seconds.evidence)}, training "
+            f"{duration(seconds.train)}"
         )
         self.console.print(f"  run folder: {escape(str(folder))}")
         self.console.print(
@@ -187,11 +187,11 @@ class Report:
         self.console.print(f"\n[bold cyan]{text}[/bold cyan]")
 
     def _metrics(self, name: str, metrics: Metrics, source: str) -> None:
-        low, high = metrics.top1_interval
+        low, high = (f"{100 * end:.1f}" for end in metrics.top1_interval)
         self.console.print(
-            f"  [bold]{name:<10}[/bold] {100 * metrics.top1:.1f} % right (95 %: {100 * low:.1f} to {100 * high:.1f}) of "
-            f"{metrics.num_images} images; balanced {100 * metrics.balanced_accuracy:.1f} %, log-loss {metrics.log_loss:.3f}, "
-            f"calibration error {metrics.calibration_error:.3f}{source}",
+            f"  [bold]{name:<10}[/bold] {100 * metrics.top1:.1f} % right (95 %: {low} to {high}) of "
+            f"{metrics.num_images} images; balanced {100 * metrics.balanced_accuracy:.1f} %, "
+            f"log-loss {metrics.log_loss:.3f}, calibration error {metrics.calibration_error:.3f}{source}",
             highlight=False,
         )
 

@@ -1,4 +1,5 @@
-"""A run on disk: what was asked, measured, chosen and planned, the model, and how good it is. Nothing is overwritten."""
+"""A run on disk: what was asked, measured, chosen and planned, the model, and how good it is. Nothing is
+overwritten."""
 
 import copy
 import csv
@@ -142,7 +143,7 @@ class RunFolder:
         network = copy.deepcopy(model.network).cpu().to(memory_format=torch.contiguous_format)
         save_for_hf(
             network,
-            self.path,
+            str(self.path),
             model_config={"label_names": list(model.class_names), "temperature": model.temperature},
             model_args={"img_size": side} if takes_image_size(model.plan.model) else None,
             safe_serialization=True,
@@ -170,10 +171,11 @@ class RunFolder:
             state = load_file(self.path / "model.safetensors")
         except FileNotFoundError as error:
             raise RunFolderError(
-                f"{self.path} holds no finished run ({Path(str(error.filename or 'model.safetensors')).name} is missing); "
+                f"{self.path} holds no finished run ({Path(str(error.filename or 'model.safetensors')).name} is "
+                f"missing); "
                 f"go on with it: finetune train --resume {self.path}"
             ) from None
-        arguments = {"img_size": plan.preprocessing.image_size} if takes_image_size(plan.model) else {}
+        arguments: dict[str, Any] = {"img_size": plan.preprocessing.image_size} if takes_image_size(plan.model) else {}
         network = timm.create_model(plan.model, num_classes=len(config["label_names"]), **arguments)
         network.load_state_dict(state, strict=True)
         return TrainedModel(

@@ -1,4 +1,5 @@
-"""What this machine does with a network: images a second, forward and for each way of training, in the precisions it has."""
+"""What this machine does with a network: images a second, forward and for each way of training, in the precisions it
+has."""
 
 import platform
 import time
@@ -7,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from finetune.backbone import find_norms, find_stages
+from finetune.backbone import find_head, find_norms, find_stages
 from finetune.batches import VariedImages
 from finetune.evidence import MachineSpeed, Precision, TrainingSpeed
 from finetune.features import autocast
@@ -131,14 +132,15 @@ def _time_full(network: nn.Module, inputs: Tensor) -> TrainingSpeed:
 def _time_norm_tuning(network: nn.Module, inputs: Tensor) -> TrainingSpeed:
     for parameter in network.parameters():
         parameter.requires_grad_(False)
-    for module in (*find_norms(network).values(), network.get_classifier()):
+    for module in (*find_norms(network).values(), find_head(network)[1]):
         for parameter in module.parameters():
             parameter.requires_grad_(True)
     return _speed("norm_tuning", 0, _time_training(network, inputs), None)
 
 
 def _time_partial(network: nn.Module, inputs: Tensor, stages: int, precision: Precision) -> TrainingSpeed:
-    """Return the rate of the last stages from kept activations; uncut networks are timed as if all of them were trained."""
+    """Return the rate of the last stages from kept activations; uncut networks are timed as if all of them were
+    trained."""
     tail = cut(network, stages, inputs.shape[-1])
     if tail is None:
         return _time_full(network, inputs).changed(strategy="partial", trainable_stages=stages)

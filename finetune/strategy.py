@@ -19,11 +19,12 @@ PUBLISHED_ERROR = 0.03
 """Least error of an expectation that was not measured here."""
 
 CLOSED_BY_FULL = (0.25, 0.60)
-"""Share of the probe's errors that full fine-tuning removes at (similarity 1, similarity 0) with plenty of images: Cai et al. 2020
-(TinyTL), table 2, ProxylessNAS-Mobile: Pets .20, CUB .29, Food .51, CIFAR-10 .79, Aircraft .75."""
+"""Share of the probe's errors that full fine-tuning removes at (similarity 1, similarity 0) with plenty of images:
+Cai et al. 2020 (TinyTL), table 2, ProxylessNAS-Mobile: Pets .20, CUB .29, Food .51, CIFAR-10 .79, Aircraft .75."""
 
 SHARE_OF_FULL = {"norm_tuning": 0.6, "partial": 0.8, "full": 1.0}
-"""Part of full fine-tuning's gain that training less reaches (the same table: norm + last, lite-residual + bias, full)."""
+"""Part of full fine-tuning's gain that training less reaches (the same table: norm + last, lite-residual + bias,
+full)."""
 
 HALF_GAIN_IMAGES = 15.0
 """Images per class at which half of that gain is had: VTAB-1k gives full fine-tuning .27 of the probe's errors at

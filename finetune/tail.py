@@ -8,15 +8,16 @@ from torch import Tensor, nn
 from finetune.backbone import find_stages
 
 PEEK_SIZE = 32
-"""Side of the stand-in image that walks through the frozen part while the kept activations take its place, in pixels."""
+"""Side of the stand-in image that walks through the frozen part while the kept activations take its place, in
+pixels."""
 
 
 class Tail(nn.Module):
     """The network above a boundary module: activations at the boundary in, logits out.
 
-    The network stays as it is: a stand-in image walks through it, and at the boundary a hook puts the kept activations in the
-    place of what the stand-in became. So any network with one module at the boundary can be cut, however its parts are
-    wired above it.
+    The network stays as it is: a stand-in image walks through it, and at the boundary a hook puts the kept
+    activations in the place of what the stand-in became. So any network with one module at the boundary can be cut,
+    however its parts are wired above it.
     """
 
     def __init__(self, network: nn.Module, boundary: str, image_size: int) -> None:
@@ -29,6 +30,8 @@ class Tail(nn.Module):
         self._stand_in_size = image_size
         device = next(network.parameters()).device
         self.register_buffer("_stand_in", torch.zeros(1, 3, image_size, image_size, device=device), persistent=False)
+
+    _stand_in: Tensor
 
     def forward(self, activation: Tensor) -> Tensor:
         """Return logits (n, num_classes) of activations (n, ...) at the boundary."""

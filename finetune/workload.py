@@ -105,8 +105,8 @@ def default_batch_size(num_images: int) -> int:
 def default_steps(num_images: int) -> int:
     """Return the optimizer steps that fine-tuning takes by default.
 
-    Ten times the root of the images: 120 at 150 images, 350 at 1,200, 1,000 at 10,000; in passes over the images that is many
-    where there are few of them and few where there are many.
+    Ten times the root of the images: 120 at 150 images, 350 at 1,200, 1,000 at 10,000; in passes over the images that
+    is many where there are few of them and few where there are many.
     """
     return max(100, round(10 * math.sqrt(num_images)))
 
@@ -122,7 +122,8 @@ def cached_views(num_images: int, steps: int, batch_size: int, values: int | Non
 
 
 def boundary_values(stages: tuple[StageProfile, ...], trainable_stages: int) -> int | None:
-    """Return the size of the activation below the last `trainable_stages` stages, or None if the network has no cut there."""
+    """Return the size of the activation below the last `trainable_stages` stages, or None if the network has no cut
+    there."""
     frozen = len(stages) - trainable_stages
     return stages[frozen - 1].output_values if 1 <= frozen < len(stages) else None
 

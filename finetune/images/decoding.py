@@ -56,7 +56,7 @@ def why_unreadable(sources: Sequence[ImageSource]) -> list[str | None]:
 
 def _open(source: ImageSource) -> str | Path | io.BytesIO:
     if isinstance(source, dict):
-        source = source["bytes"] if source.get("bytes") is not None else source["path"]
+        return _open(source["bytes"] if source.get("bytes") is not None else source["path"])
     return io.BytesIO(source) if isinstance(source, bytes) else source
 
 

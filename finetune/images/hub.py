@@ -67,7 +67,7 @@ def _load(name: str) -> datasets.DatasetDict:
 
 
 def _image_column(dataset: datasets.Dataset, asked: str | None, name: str) -> str:
-    found = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    found: list[str] = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
     if asked is not None or len(found) != 1:
         usual = ("image", "img")
         return find_column(found or dataset.column_names, asked, usual, "path", f"{name} ({len(found)} image columns)")
@@ -84,7 +84,7 @@ def _label_column(dataset: datasets.Dataset, asked: str | None, name: str) -> st
         raise DataError(
             f"{name}: '{several[0]}' holds several labels an image; multi-label data is out of scope for now"
         )
-    found = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
+    found: list[str] = [key for key, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
     if asked is None and len(found) == 1:
         return found[0]
     return find_column(found or dataset.column_names, asked, LABEL_COLUMNS, "label", name)

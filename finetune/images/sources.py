@@ -47,8 +47,8 @@ class Unreadable:
 class ImageSplits:
     """Labelled images, parted for training, choosing and judging.
 
-    Each split is a `datasets.Dataset` with an undecoded `image`, a `label` (ClassLabel over `class_names`, the same in all
-    splits) and, where images belong together, a `group`.
+    Each split is a `datasets.Dataset` with an undecoded `image`, a `label` (ClassLabel over `class_names`, the same
+    in all splits) and, where images belong together, a `group`.
     """
 
     train: Dataset
@@ -83,7 +83,8 @@ def load_images(data: str, columns: TableColumns | None = None, limit: int | Non
     (groups whole), the same for the same files and seed.
 
     Args:
-        data: a class-per-folder tree (flat or with train / val|validation / test), a CSV, TSV or Parquet file, the embedded
+        data: a class-per-folder tree (flat or with train / val|validation / test), a CSV, TSV or Parquet file, the
+        embedded
             demo, or a Hugging Face data set (hub name or local folder).
         columns: which columns of a table hold what; found by name and type where left out.
         limit: keep so many training images, each class in proportion.
@@ -116,7 +117,8 @@ def load_scored_images(data: str, class_names: tuple[str, ...], columns: TableCo
     unknown = sorted(set(table.labels) - set(class_names))
     if unknown:
         raise DataError(
-            f"{data} has classes that the model does not know: {_listed(unknown)}; it knows {_listed(list(class_names))}"
+            f"{data} has classes that the model does not know: {_listed(unknown)}; it knows "
+            f"{_listed(list(class_names))}"
         )
     everything = _to_dataset(table, class_names)
     return ImageSplits(
@@ -312,7 +314,7 @@ def _to_dataset(table: LabelledTable, class_names: tuple[str, ...]) -> Dataset:
     }
     features = {"image": ImageFeature(decode=False), "label": ClassLabel(names=list(class_names))}
     if table.groups is not None:
-        content["group"] = table.groups
+        content["group"] = list(table.groups)
         features["group"] = Value("string")
     return Dataset.from_dict(content, features=Features(features))
 
@@ -321,7 +323,8 @@ def _check_counts(splits: ImageSplits) -> None:
     counts = np.bincount(labels_of(splits.train), minlength=len(splits.class_names))
     if len(splits.class_names) < 2:
         raise DataError(
-            f"there is only one class, '{splits.class_names[0]}'; a classifier needs at least two, each in its own folder"
+            f"there is only one class, '{splits.class_names[0]}'; a classifier needs at least two, each in its "
+            f"own folder"
         )
     single = [name for name, count in zip(splits.class_names, counts, strict=True) if count < 2]
     if single:

@@ -82,7 +82,7 @@ def stratified_subset(labels: "NDArray[np.integer]", count: int, seed: int) -> "
 def _quotas(sizes: "NDArray[np.integer]", count: int) -> "NDArray[np.integer]":
     """Return how many of each class are taken: in proportion, at least 2, `count` in all."""
     exact = sizes * (count / sizes.sum())
-    quotas = np.minimum(np.maximum(np.floor(exact), 2), sizes).astype(int)
+    quotas: NDArray[np.integer] = np.minimum(np.maximum(np.floor(exact), 2), sizes).astype(int)
     while quotas.sum() != count:
         surplus = quotas - exact
         if quotas.sum() > count:

@@ -137,7 +137,8 @@ def _refuse_double_rows(images: list[str], labels: list[str]) -> None:
     for image, label in zip(images, labels, strict=True):
         if first.setdefault(image, label) != label:
             raise DataError(
-                f"{image} is listed as '{first[image]}' and as '{label}': several labels an image are out of scope for now"
+                f"{image} is listed as '{first[image]}' and as '{label}': several labels an image are out of "
+                f"scope for now"
             )
 
 
