@@ -16,6 +16,8 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 Metric = Literal["top1", "balanced_accuracy"]
 
+Preference = Literal["accuracy", "balanced", "speed"]
+
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)?")
 _SECONDS = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -106,7 +108,7 @@ class Recipe(Value):
     """A file of pretrained weights (safetensors or PyTorch) for the model."""
     strategy: Literal["auto", "linear_probe", "norm_tuning", "partial", "full", "scratch"] = "auto"
     """How much of the network to train."""
-    prefer: Literal["accuracy", "balanced", "speed"] = "balanced"
+    prefer: Preference = "balanced"
     """What counts where accuracy and time disagree."""
     metric: Metric | None = None
     """What chooses; by default top1, or balanced_accuracy where the largest class has 5 x the images of the

@@ -1,6 +1,6 @@
 """Draw what a run prints, as the README shows it.
 
-    python scripts/draw_run.py [--data demo:digits] [--picture docs/run.svg]
+python scripts/draw_run.py [--data demo:digits] [--picture docs/run.svg]
 """
 
 import argparse
