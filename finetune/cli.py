@@ -83,7 +83,8 @@ def train(
     )
     if plan is not None or resume is not None:
         option = "--plan" if plan is not None else "--resume"
-        fixed = [*asked, *(["--recipe"] if recipe else []), *(set_ or [])]
+        fixed = [f"--{name.replace('_', '-')}" for name in asked]
+        fixed += [*(["--recipe"] if recipe else []), *(["--set"] if set_ else [])]
         if fixed or (plan is not None and resume is not None) or (resume is not None and output is not None):
             other = fixed[0] if fixed else "--resume" if plan is not None else "--output"
             raise RecipeError(

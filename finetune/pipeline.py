@@ -24,6 +24,7 @@ from finetune.report import Report
 from finetune.run_folder import RunFolder, RunMetrics, Seconds, default_folder
 from finetune.strategy import Choice, choose_strategy
 from finetune.training import train
+from finetune.weights import resolve_model
 
 Made = TypeVar("Made")
 
@@ -104,6 +105,7 @@ def resume(path: Path, report: Report | None = None) -> TrainedModel:
 
 
 def _decide(recipe: Recipe, folder: RunFolder, report: Report, splits: ImageSplits | None) -> tuple[ImageSplits, Plan]:
+    resolve_model(recipe.model, has_accelerator=False)  # a wrong name shows before all images are read
     if splits is None:
         splits = load_images(recipe.data, recipe.columns, recipe.limit, recipe.seed)
     report.images(splits)

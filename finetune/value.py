@@ -65,6 +65,8 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> str:
         return f"the key '{key}' is missing"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
+    if not problem["loc"]:
+        return message  # a rule over several keys, which names them itself
     return f"{key}: {message}, but {problem['input']!r} was given"
 
 
