@@ -18,12 +18,12 @@ from finetune.backbone import (
 )
 from finetune.batches import Pixels, PlainImages, VariedImages, make_loader, normaliser
 from finetune.domain import measure_domain_parts
-from finetune.evidence import Evidence, Precision, ProbeResult
+from finetune.evidence import Evidence, ProbeResult
 from finetune.features import Progress, autocast, best_device, forward_all, no_progress, pooled
-from finetune.images import ImageSplits, groups_of, labels_of, native_size
+from finetune.images import ImageSplits, groups_of, labels_of, native_size, stratified_subset
 from finetune.metrics import metric_error, metric_value
 from finetune.plan import AugmentationPlan
-from finetune.preprocessing import Preprocessing, choose_image_size
+from finetune.preprocessing import choose_image_size
 from finetune.probing import ProbeFolds, cross_validate, log_loss
 from finetune.recipe import Metric, Recipe
 from finetune.similarity import similarity
@@ -36,6 +36,9 @@ IMBALANCED = 5.0
 
 SIZES_READ = 200
 """Images whose size is read."""
+
+PROBE_SAMPLE = 5000
+"""Most images that the probe is cross-validated on: its error is below half a point then."""
 
 DOMAIN_SAMPLE = 400
 """Images that the domain similarity is measured on: its scale was fitted so."""
@@ -92,13 +95,26 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
     network.reset_classifier(len(splits.class_names))
     network = network.to(device).to(memory_format=torch.channels_last)
     plain = PlainImages(pixels, preprocessing)
-    features = forward_all(network, plain, preprocessing, speed.forward_precision, pooled, progress)
-    mirrored = _mirrored(network, pixels, preprocessing, labels, speed.forward_precision, recipe.seed)
+    sample = stratified_subset(labels, max(PROBE_SAMPLE, 2 * len(splits.class_names)), recipe.seed)
+    seen = sample.tolist()
+    features = forward_all(network, plain, preprocessing, speed.forward_precision, pooled, progress, seen)
+    checked = _even_sample(labels[sample], FLIPS_CHECKED, recipe.seed)
+    mirrored = forward_all(
+        network,
+        PlainImages(pixels, preprocessing, mirrored=True),
+        preprocessing,
+        speed.forward_precision,
+        pooled,
+        members=sample[checked].tolist(),
+    )
     counts = np.bincount(labels, minlength=len(splits.class_names))
     imbalance = float(counts.max() / counts.min())
     metric: Metric = recipe.metric or ("balanced_accuracy" if imbalance >= IMBALANCED else "top1")
     progress("cross-validating the linear probe", 0, 1)
-    probe = _probe(features, labels, mirrored, splits, metric, recipe.seed)
+    groups = groups_of(splits.train)
+    probe = _probe(
+        features, labels[sample], None if groups is None else groups[sample], len(counts), metric, recipe.seed
+    )
     progress("cross-validating the linear probe", 1, 1)
     return Evidence(
         model=name,
@@ -118,6 +134,7 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
         probe_accuracy=probe.accuracy,
         probe_accuracy_error=probe.accuracy_error,
         probe=probe,
+        handedness=handedness(features[checked], mirrored, recipe.seed),
         forward_images_per_second=speed.forward_images_per_second,
         train_images_per_second=speed.fastest("full", 0).images_per_second,
         stages=stages,
@@ -174,30 +191,14 @@ def _even_sample(labels: NDArray[np.int64], most: int, seed: int) -> NDArray[np.
     return np.sort(order[np.argsort(rank[order], kind="stable")][:most])
 
 
-def _mirrored(
-    network: nn.Module,
-    pixels: Pixels,
-    preprocessing: Preprocessing,
-    labels: NDArray[np.int64],
-    precision: Precision,
-    seed: int,
-) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Return some images' indices and the features of their mirrored copies."""
-    chosen = _even_sample(labels, FLIPS_CHECKED, seed)
-    images = PlainImages(pixels, preprocessing, mirrored=True)
-    return chosen, forward_all(network, images, preprocessing, precision, pooled, members=[int(i) for i in chosen])
-
-
 def _probe(
     features: NDArray[np.float32],
     labels: NDArray[np.int64],
-    mirrored: tuple[NDArray[np.intp], NDArray[np.float32]],
-    splits: ImageSplits,
+    groups: NDArray[np.str_] | None,
+    num_classes: int,
     metric: Metric,
     seed: int,
 ) -> ProbeResult:
-    num_classes = len(splits.class_names)
-    groups = groups_of(splits.train)
     folds = cross_validate(features, labels, num_classes, seed, groups)
     predicted = folds.logits.argmax(axis=1)
     return ProbeResult(
@@ -206,7 +207,6 @@ def _probe(
         balanced_accuracy=round(metric_value("balanced_accuracy", predicted, labels), 4),
         log_loss=round(log_loss(folds.logits, labels), 4),
         strength=folds.strength,
-        handedness=handedness(features[mirrored[0]], mirrored[1], seed),
         answers=_answers(features, labels, folds, groups, seed) if metric == "balanced_accuracy" else {"none": 0.0},
     )
 

@@ -77,13 +77,7 @@ class PlainImages:
         """Prepare `pixels`; `mirrored` flips them left to right."""
         self._pixels = pixels
         self._mirrored = mirrored
-        self._transform = create_transform(
-            input_size=preprocessing.image_size,
-            is_training=False,
-            use_prefetcher=True,
-            interpolation=preprocessing.interpolation,
-            crop_pct=preprocessing.image_size / preprocessing.shorter_side,
-        )
+        self._transform = _plain_transform(preprocessing)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -222,6 +216,16 @@ def _varies(plan: AugmentationPlan) -> bool:
     return plan.horizontal_flip or plan.vertical_flip or plan.color_jitter > 0 or plan.policy != "none"
 
 
+def _plain_transform(preprocessing: Preprocessing) -> Any:  # noqa: ANN401  (timm's transforms have no type)
+    return create_transform(
+        input_size=preprocessing.image_size,
+        is_training=False,
+        use_prefetcher=True,
+        interpolation=preprocessing.interpolation,
+        crop_pct=preprocessing.image_size / preprocessing.shorter_side,
+    )
+
+
 def _training_transform(preprocessing: Preprocessing, plan: AugmentationPlan) -> Callable[[Image.Image], Tensor]:
     transform: Callable[[Image.Image], Tensor] = create_transform(
         input_size=preprocessing.image_size,
@@ -237,5 +241,8 @@ def _training_transform(preprocessing: Preprocessing, plan: AugmentationPlan) ->
         mean=preprocessing.mean,
         std=preprocessing.std,
     )
+    # timm would squeeze what it does not crop; without cropping, the square is cut as in prediction.
+    square = _plain_transform(preprocessing).transforms[:-1] if plan.smallest_crop == 1.0 else []
     # timm has no TrivialAugment (Mueller & Hutter 2021) of its own.
-    return Compose([TrivialAugmentWide(), transform]) if plan.policy == "trivialaugment" else transform
+    policy = [TrivialAugmentWide()] if plan.policy == "trivialaugment" else []
+    return Compose([*square, *policy, transform])

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from finetune.report import Report
 
 app = typer.Typer(
-    help="Point it at images: it measures them, decides how much of a network to train, says why, and trains it.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -45,6 +44,23 @@ TimeBudget = Annotated[str | None, typer.Option(help="Time that training may tak
 Prefer = Annotated[PreferOption | None, typer.Option(help="What counts where accuracy and time disagree.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of splits, order, augmentation and new weights.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any recipe key: section.key=value; may be repeated.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"finetune {version('finetune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[  # noqa: ARG001  (its callback acts)
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Point it at images: it measures them, decides how much of a network to train, says why, and trains it."""
 
 
 @app.command()
@@ -196,7 +212,7 @@ def schema() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; options without a command mean `train`."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0].startswith("-") and arguments[0] not in {"--help", "-h"}:
+    if arguments and arguments[0].startswith("-") and arguments[0] not in {"--help", "--version"}:
         arguments = ["train", *arguments]
     try:
         app(args=arguments, prog_name="finetune", standalone_mode=True)

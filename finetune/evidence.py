@@ -62,8 +62,6 @@ class ProbeResult(Value):
     log_loss: float
     strength: float
     """The inverse regularisation C that did best (standardised features, summed loss)."""
-    handedness: float
-    """Share of pairs in which a linear classifier tells an image from its mirrored copy; 0.5: they look alike."""
     answers: dict[str, float]
     """Balanced accuracy under each answer to unequal classes: none, class_weights, logit_adjustment."""
 
@@ -97,6 +95,8 @@ class Evidence(Value):
     probe_accuracy: float
     probe_accuracy_error: float
     probe: ProbeResult
+    handedness: float
+    """Share of pairs in which a linear classifier tells an image from its mirrored copy; 0.5: they look alike."""
     forward_images_per_second: float
     train_images_per_second: float
     """Training every layer."""

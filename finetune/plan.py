@@ -221,14 +221,14 @@ def flips_are_safe(evidence: Evidence) -> bool:
     Photographs do (0.50 to 0.55 of the pairs are told apart); digits, signing hands and packshots do not (0.73 to
     0.87), and there a mirrored image may be another thing, or one that never occurs.
     """
-    return evidence.probe.handedness < HANDED
+    return evidence.handedness < HANDED
 
 
 def _reasons(evidence: Evidence, load: Workload, choice: Choice, precision: Precision) -> tuple[str, ...]:
     speed = evidence.speed
     reasons = [
         evidence.image_size_reason,
-        f"mirrored copies are told from originals in {100 * evidence.probe.handedness:.0f} % of pairs, so flips are "
+        f"mirrored copies are told from originals in {100 * evidence.handedness:.0f} % of pairs, so flips are "
         f"{'on' if flips_are_safe(evidence) else 'off'}",
         f"{speed.forward_precision} forward at {speed.forward_images_per_second:.0f} images/s on {speed.device}",
     ]

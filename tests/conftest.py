@@ -1,0 +1,136 @@
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from finetune.evidence import Evidence, MachineSpeed, ProbeResult, StageProfile, TrainingSpeed
+from finetune.preprocessing import Preprocessing
+
+CLASSES = {"a": 6, "b": 6}
+COLOURS = ((220, 40, 40), (40, 200, 60), (50, 70, 220), (220, 200, 40), (180, 60, 200), (60, 200, 200))
+
+
+_kept = tempfile.TemporaryDirectory(prefix="finetune-tests-")
+
+
+def pytest_configure():
+    """One thread, no network, and a cache of this run's own; before any test module imports a library that looks."""
+    os.environ["XDG_CACHE_HOME"] = _kept.name
+    os.environ["HF_HOME"] = str(Path(_kept.name, "huggingface"))
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    torch.set_num_threads(1)
+
+
+def pytest_unconfigure():
+    _kept.cleanup()
+
+
+def coloured_image(class_number: int, number: int, size: tuple[int, int] = (40, 32)) -> Image.Image:
+    """An image in its class's colour with noise, different for every number."""
+    noise = np.random.default_rng([class_number, number]).integers(-30, 31, (size[1], size[0], 3))
+    colour = np.array(COLOURS[class_number % len(COLOURS)])
+    return Image.fromarray(np.clip(colour + noise, 0, 255).astype(np.uint8))
+
+
+def make_image_folder(
+    root: Path,
+    classes: Mapping[str, int] = CLASSES,
+    size: tuple[int, int] = (40, 32),
+    splits: Mapping[str, Mapping[str, int]] | None = None,
+) -> Path:
+    """Write `classes` (name to number of images) below `root`; with `splits`, one such tree for each split.
+
+    Even images are jpg, odd ones png; no two images of a call are alike.
+    """
+    names = sorted({name for tree in (splits or {"": classes}).values() for name in tree})
+    numbers = dict.fromkeys(names, 0)
+    for split, tree in (splits or {"": classes}).items():
+        for name, count in tree.items():
+            folder = root / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for _ in range(count):
+                number = numbers[name]
+                numbers[name] += 1
+                ending = "jpg" if number % 2 == 0 else "png"
+                coloured_image(names.index(name), number, size).save(folder / f"{number:03d}.{ending}")
+    return root
+
+
+@pytest.fixture
+def image_folder() -> Callable[..., Path]:
+    """The factory `make_image_folder`."""
+    return make_image_folder
+
+
+@pytest.fixture
+def evidence() -> Evidence:
+    """What could have been measured on 240 photographs of 4 classes, near the pretraining images, on a CPU."""
+    return Evidence(
+        model="test_resnet",
+        weights="the file w.safetensors",
+        num_images=240,
+        num_classes=4,
+        images_per_class=60.0,
+        class_counts={"a": 60, "b": 60, "c": 60, "d": 60},
+        imbalance=1.0,
+        num_unreadable=0,
+        native_shorter_side=150,
+        preprocessing=Preprocessing(
+            image_size=128, crop_fraction=0.875, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+        ),
+        image_size_reason="128 px: the images have 150 px",
+        domain_similarity=0.8,
+        similarity_parts={"late_vigour": -0.1},
+        similarity_calibrated=True,
+        probe_accuracy=0.85,
+        probe_accuracy_error=0.023,
+        probe=ProbeResult(
+            accuracy=0.85,
+            accuracy_error=0.023,
+            balanced_accuracy=0.85,
+            log_loss=0.5,
+            strength=0.01,
+            answers={"none": 0.84, "class_weights": 0.85, "logit_adjustment": 0.86},
+        ),
+        handedness=0.52,
+        forward_images_per_second=200.0,
+        train_images_per_second=50.0,
+        stages=(
+            StageProfile(name="stem", num_parameters=400, forward_share=0.1, output_values=65536),
+            StageProfile(name="layer1", num_parameters=4_000, forward_share=0.3, output_values=32768),
+            StageProfile(name="layer2", num_parameters=20_000, forward_share=0.3, output_values=16384),
+            StageProfile(name="layer3", num_parameters=80_000, forward_share=0.2, output_values=8192),
+            StageProfile(name="layer4", num_parameters=300_000, forward_share=0.1, output_values=4096),
+        ),
+        speed=MachineSpeed(
+            device="a CPU",
+            num_threads=1,
+            forward_precision="float32",
+            forward_images_per_second=200.0,
+            reading_images_per_second=500.0,
+            training=(
+                _speed("norm_tuning", 0, 80.0, None),
+                _speed("partial", 3, 100.0, 400.0),
+                _speed("full", 0, 50.0, None),
+                _speed("scratch", 0, 50.0, None),
+            ),
+        ),
+        seconds=12.5,
+        metric="top1",
+        has_validation=False,
+    )
+
+
+def _speed(strategy: str, stages: int, rate: float, prefix: float | None) -> TrainingSpeed:
+    return TrainingSpeed(
+        strategy=strategy,
+        trainable_stages=stages,
+        precision="bfloat16",
+        images_per_second=rate,
+        prefix_images_per_second=prefix,
+    )

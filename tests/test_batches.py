@@ -1,0 +1,216 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+
+from finetune import batches
+from finetune.batches import Pixels, PlainImages, StepSampler, VariedImages, make_loader, normaliser
+from finetune.images import table_of_paths
+from finetune.plan import AugmentationPlan
+
+NOTHING = {
+    "horizontal_flip": False,
+    "vertical_flip": False,
+    "smallest_crop": 1.0,
+    "color_jitter": 0.0,
+    "policy": "none",
+}
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Six images of noise in three shapes, each different."""
+    generator = np.random.default_rng(0)
+    for number in range(6):
+        height, width = ((32, 32), (32, 40), (50, 36))[number % 3]
+        noise = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{number}.png")
+    return table_of_paths([str(tmp_path / f"{number}.png") for number in range(6)])
+
+
+@pytest.fixture
+def preprocessing(small_plan):
+    return small_plan().preprocessing
+
+
+def varied(table, preprocessing, seed=0, **changes):
+    return VariedImages(Pixels(table, 32), preprocessing, AugmentationPlan(**(NOTHING | changes)), seed)
+
+
+def pixels_of(images, keys):
+    return [pixels for pixels, _ in images.__getitems__(keys)]
+
+
+def test_every_batch_is_full_even_where_the_images_do_not_divide_by_it():
+    assert [len(batch) for batch in StepSampler(range(10), 4, range(7), seed=0)] == [4] * 7
+
+
+def test_each_pass_is_a_permutation_and_passes_run_into_each_other():
+    keys = [key for batch in StepSampler(range(10), 4, range(5), seed=0) for key in batch]
+    assert sorted(index for index, view in keys if view == 0) == list(range(10))
+    assert sorted(index for index, view in keys if view == 1) == list(range(10))
+    assert [view for _, view in keys] == [0] * 10 + [1] * 10
+
+
+def test_passes_differ_in_their_order_and_so_do_seeds():
+    first = [index for batch in StepSampler(range(10), 10, range(2), seed=0) for index, _ in batch]
+    other = [index for batch in StepSampler(range(10), 10, range(1), seed=1) for index, _ in batch]
+    assert first[:10] != first[10:]
+    assert first[:10] != other
+
+
+def test_a_batch_larger_than_the_set_takes_several_passes():
+    (batch,) = StepSampler([3, 7], 5, range(1), seed=0)
+    assert sorted(index for index, _ in batch[:2]) == sorted(index for index, _ in batch[2:4]) == [3, 7]
+    assert [view for _, view in batch] == [0, 0, 1, 1, 2]
+
+
+def test_only_members_are_drawn():
+    drawn = {index for batch in StepSampler([2, 5, 11], 4, range(6), seed=0) for index, _ in batch}
+    assert drawn == {2, 5, 11}
+
+
+def test_a_resumed_sampler_goes_on_with_the_same_batches():
+    whole = list(StepSampler(range(10), 4, range(9), seed=3))
+    assert list(StepSampler(range(10), 4, range(5, 9), seed=3)) == whole[5:]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_the_processes_share_every_batch_among_them(world_size):
+    whole = list(StepSampler(range(10), 6, range(4), seed=0))
+    parts = [list(StepSampler(range(10), 6, range(4), 0, rank, world_size)) for rank in range(world_size)]
+    for step, batch in enumerate(whole):
+        shared = [key for part in parts for key in part[step]]
+        assert sorted(shared) == sorted(batch)
+        assert {len(part[step]) for part in parts} == {6 // world_size}
+
+
+def test_a_varied_image_is_a_function_of_seed_index_and_view(table, preprocessing):
+    changes = {"horizontal_flip": True, "smallest_crop": 0.5, "color_jitter": 0.4, "policy": "randaugment"}
+    first = pixels_of(varied(table, preprocessing, **changes), [(1, 0), (2, 0), (1, 1)])
+    again = pixels_of(varied(table, preprocessing, **changes), [(1, 1), (1, 0), (2, 0)])
+    assert torch.equal(first[0], again[1])
+    assert torch.equal(first[1], again[2])
+    assert torch.equal(first[2], again[0])
+
+
+def test_views_and_seeds_vary_an_image_differently(table, preprocessing):
+    images = varied(table, preprocessing, smallest_crop=0.3)
+    other = varied(table, preprocessing, seed=1, smallest_crop=0.3)
+    first, second = pixels_of(images, [(1, 0), (1, 1)])
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, pixels_of(other, [(1, 0)])[0])
+
+
+@pytest.mark.parametrize("policy", ["none", "randaugment", "trivialaugment"])
+def test_the_global_random_states_do_not_decide_how_an_image_is_varied(table, preprocessing, policy):
+    images = varied(table, preprocessing, smallest_crop=0.3, color_jitter=0.4, policy=policy)
+    made = []
+    for seed in (1, 2):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        made.append(pixels_of(images, [(number, 5) for number in range(6)]))
+    assert all(torch.equal(first, second) for first, second in zip(*made, strict=True))
+
+
+@pytest.mark.parametrize("policy", ["none", "randaugment", "trivialaugment"])
+def test_the_global_random_states_are_left_as_they_were(table, preprocessing, policy):
+    images = varied(table, preprocessing, smallest_crop=0.3, color_jitter=0.4, policy=policy)
+    random.seed(7)
+    np.random.seed(7)
+    torch.manual_seed(7)
+    expected = random.random(), np.random.random(), torch.rand(1)
+    random.seed(7)
+    np.random.seed(7)
+    torch.manual_seed(7)
+    images.__getitems__([(0, 0), (1, 0)])
+    assert (random.random(), np.random.random(), torch.rand(1)) == expected
+
+
+def test_without_flips_no_view_is_mirrored(table, preprocessing):
+    plain = pixels_of(PlainImages(Pixels(table, 32), preprocessing), [0])[0]
+    views = pixels_of(varied(table, preprocessing, color_jitter=1e-9), [(0, view) for view in range(40)])
+    assert all((view.int() - plain.int()).abs().max() <= 2 for view in views)
+
+
+@pytest.mark.parametrize(("flip", "axis"), [("horizontal_flip", -1), ("vertical_flip", -2)])
+def test_a_flip_gives_the_image_or_its_mirror_image_about_half_of_the_time(table, preprocessing, flip, axis):
+    plain = pixels_of(PlainImages(Pixels(table, 32), preprocessing), [0])[0]
+    views = pixels_of(varied(table, preprocessing, **{flip: True}), [(0, view) for view in range(100)])
+    mirrored = sum(torch.equal(view, plain.flip(axis)) for view in views)
+    assert mirrored + sum(torch.equal(view, plain) for view in views) == 100
+    assert 30 <= mirrored <= 70
+
+
+@pytest.mark.parametrize("index", [1, 2])
+def test_without_cropping_a_view_shows_what_prediction_sees_in_any_shape(table, preprocessing, index):
+    plain = pixels_of(PlainImages(Pixels(table, 32), preprocessing), [index])[0]
+    views = pixels_of(varied(table, preprocessing, horizontal_flip=True), [(index, view) for view in range(8)])
+    assert all(torch.equal(view, plain) or torch.equal(view, plain.flip(-1)) for view in views)
+
+
+def test_a_plan_that_varies_nothing_gives_the_plain_images(table, preprocessing):
+    plain = pixels_of(PlainImages(Pixels(table, 32), preprocessing), range(6))
+    views = pixels_of(varied(table, preprocessing), [(index, 3) for index in range(6)])
+    assert all(torch.equal(view, own) for view, own in zip(views, plain, strict=True))
+
+
+def test_varied_images_have_the_networks_size_and_carry_their_index(table, preprocessing):
+    made = varied(table, preprocessing, smallest_crop=0.3).__getitems__([(5, 0), (2, 1)])
+    assert [index for _, index in made] == [5, 2]
+    assert all(pixels.shape == (3, 32, 32) and pixels.dtype == torch.uint8 for pixels, _ in made)
+
+
+def test_mirrored_images_are_the_plain_ones_flipped_left_to_right(table, preprocessing):
+    pixels = Pixels(table, 32)
+    plain = pixels_of(PlainImages(pixels, preprocessing), [1])[0]
+    mirrored = pixels_of(PlainImages(pixels, preprocessing, mirrored=True), [1])[0]
+    assert torch.equal(mirrored, plain.flip(-1))
+
+
+def test_what_the_network_sees_is_what_torchvisions_own_transforms_give(table, preprocessing):
+    pixels = Pixels(table, 32)
+    usual = Compose([
+        Resize(preprocessing.shorter_side, InterpolationMode.BICUBIC),
+        CenterCrop(32),
+        ToTensor(),
+        Normalize(preprocessing.mean, preprocessing.std),
+    ])  # fmt: skip
+    expected = torch.stack([usual(pixels[index]) for index in range(6)])
+    made = torch.stack(pixels_of(PlainImages(pixels, preprocessing), range(6)))
+    torch.testing.assert_close(normaliser(preprocessing, torch.device("cpu"))(made), expected, rtol=0, atol=1e-5)
+
+
+def test_normalised_images_are_in_channels_last_layout(preprocessing):
+    made = normaliser(preprocessing, torch.device("cpu"))(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    assert made.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_images_that_are_not_kept_in_memory_are_the_same(table, monkeypatch):
+    kept = Pixels(table, 16)
+    monkeypatch.setattr(batches, "PIXEL_BYTES", 0)
+    read = Pixels(table, 16)
+    assert read._kept is None
+    for index in range(6):
+        assert np.array_equal(np.asarray(kept[index]), np.asarray(read[index]))
+    assert [image.tobytes() for image in kept.read([4, 1])] == [image.tobytes() for image in read.read([4, 1])]
+
+
+def test_images_that_are_kept_are_read_from_their_files_once(table, tmp_path):
+    pixels = Pixels(table, 32)
+    first = pixels.read(range(6))
+    for file in tmp_path.glob("*.png"):
+        file.unlink()
+    assert [image.tobytes() for image in pixels.read(range(6))] == [image.tobytes() for image in first]
+
+
+def test_a_loader_gives_all_images_in_order_or_the_asked_ones(table, preprocessing):
+    images = PlainImages(Pixels(table, 32), preprocessing)
+    device = torch.device("cpu")
+    everything = [int(index) for _, indices in make_loader(images, device, batch_size=4) for index in indices]
+    some = [int(index) for _, indices in make_loader(images, device, members=[4, 0]) for index in indices]
+    assert (everything, some) == (list(range(6)), [4, 0])

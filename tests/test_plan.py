@@ -1,0 +1,240 @@
+import json
+
+import pytest
+
+from finetune.errors import RecipeError
+from finetune.plan import Plan, flips_are_safe, make_plan
+from finetune.recipe import STRATEGIES, AugmentationRecipe, Recipe, TableColumns, TrainingRecipe
+from finetune.strategy import choose_strategy
+
+AUTO = Recipe(data="./imgs")
+
+
+def planned(evidence, **asked):
+    recipe = AUTO.changed(**asked)
+    return make_plan(recipe, evidence, choose_strategy(evidence, recipe))
+
+
+def of_size(evidence, images, **changes):
+    return evidence.changed(num_images=images, images_per_class=images / evidence.num_classes, **changes)
+
+
+def values_in(content):
+    if isinstance(content, dict):
+        return [value for part in content.values() for value in values_in(part)]
+    if isinstance(content, (list, tuple)):
+        return [value for part in content for value in values_in(part)]
+    return [content]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_nothing_in_a_plan_is_left_to_be_decided(evidence, strategy):
+    # A table's columns are no numbers of the training; those that are left out are found by name when it is read.
+    values = values_in(planned(evidence, strategy=strategy).model_dump(exclude={"columns"}))
+    assert len(values) > 40
+    assert None not in values
+    assert "auto" not in values
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_plan_is_the_same_after_a_trip_through_a_file(evidence, strategy, tmp_path):
+    plan = planned(evidence, strategy=strategy, columns=TableColumns(label="kind"))
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+
+
+def edited(evidence, tmp_path, **changes):
+    planned(evidence).save(tmp_path / "plan.json")
+    content = json.loads((tmp_path / "plan.json").read_text("utf-8"))
+    (tmp_path / "plan.json").write_text(json.dumps(content | changes), "utf-8")
+    return Plan.load(tmp_path / "plan.json")
+
+
+def test_an_edited_plan_is_taken_as_it_is(evidence, tmp_path):
+    assert edited(evidence, tmp_path, steps=20, warmup_steps=3).steps == 20
+
+
+def test_an_edited_plan_with_an_unknown_key_is_refused(evidence, tmp_path):
+    with pytest.raises(RecipeError, match=r"plan\.json: unknown key 'warmup_step'; did you mean 'warmup_steps'"):
+        edited(evidence, tmp_path, warmup_step=3)
+
+
+def test_an_edited_plan_with_too_long_a_warm_up_is_refused(evidence, tmp_path):
+    with pytest.raises(RecipeError, match="a warm-up of 20 steps does not fit into 20 steps"):
+        edited(evidence, tmp_path, steps=20, warmup_steps=20)
+
+
+def test_an_edited_plan_with_a_wrong_rate_is_refused_with_its_stage(evidence, tmp_path):
+    stages = [{"name": "stem", "learning_rate": -1.0}]
+    with pytest.raises(RecipeError, match=r"stages\.0\.learning_rate: .*greater than or equal to 0"):
+        edited(evidence, tmp_path, stages=stages)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-3], ids=["none", "all"])
+def test_partial_with_none_or_all_of_the_stages_trained_is_refused(evidence, rate):
+    plan = planned(evidence, strategy="partial")
+    stages = [stage.changed(learning_rate=rate) for stage in plan.stages]
+    with pytest.raises(RecipeError, match="trains 1 to 4 of the last stages"):
+        plan.changed(stages=stages)
+
+
+@pytest.mark.parametrize("changes", [{"weights": "pretrained"}, {"steps": 0, "warmup_steps": 0}])
+def test_scratch_needs_random_weights_and_steps(evidence, changes):
+    with pytest.raises(RecipeError, match="scratch needs weights: random and at least one step"):
+        planned(evidence, strategy="scratch").changed(**changes)
+
+
+def rates(plan):
+    return [stage.learning_rate for stage in plan.stages]
+
+
+def test_partial_freezes_the_lower_stages_and_raises_the_rate_towards_the_head(evidence):
+    plan = planned(evidence, strategy="partial")
+    peak = plan.head_learning_rate
+    assert rates(plan) == pytest.approx([0.0, 0.0, 0.6 * peak, 0.6**0.5 * peak, peak])
+    assert plan.trainable_stages == 3
+
+
+def test_full_trains_every_stage_geometrically_from_the_lowest_rate_on(evidence):
+    recipe = TrainingRecipe(learning_rate=1e-3, lowest_rate_fraction=0.0001)
+    assert rates(planned(evidence, strategy="full", training=recipe)) == pytest.approx([1e-7, 1e-6, 1e-5, 1e-4, 1e-3])
+
+
+def test_a_linear_probe_trains_no_stage_and_takes_no_step(evidence):
+    plan = planned(evidence, strategy="linear_probe")
+    assert (rates(plan), plan.steps, plan.warmup_steps, plan.folds) == ([0.0] * 5, 0, 0, 5)
+
+
+def test_a_linear_probe_takes_the_steps_that_were_asked_for(evidence):
+    assert planned(evidence, strategy="linear_probe", steps=30).steps == 30
+
+
+def test_the_recipes_number_of_stages_is_kept(evidence):
+    assert planned(evidence, strategy="partial", training=TrainingRecipe(trainable_stages=1)).trainable_stages == 1
+
+
+def test_a_fresh_plan_warms_up_for_a_tenth_of_its_steps(evidence):
+    plan = planned(evidence, steps=200)
+    assert (plan.steps, plan.warmup_steps) == (200, 20)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_warm_up_always_leaves_a_step(evidence, steps):
+    plan = planned(evidence, strategy="full", steps=steps, training=TrainingRecipe(warmup_fraction=0.99))
+    assert plan.warmup_steps == steps - 1
+
+
+def test_a_time_budget_reduces_the_planned_steps(evidence):
+    assert 1 <= planned(evidence, time_budget=100).steps < planned(evidence).steps
+
+
+@pytest.mark.parametrize(
+    ("images", "validation", "refit"),
+    [
+        (599, "cross_validation", True),
+        (600, "held_out", True),
+        (999, "held_out", True),
+        (1000, "held_out", False),
+    ],
+)
+def test_below_600_images_are_cross_validated_and_below_1000_refitted(evidence, images, validation, refit):
+    plan = planned(of_size(evidence, images))
+    assert (plan.validation, plan.refit) == (validation, refit)
+
+
+@pytest.mark.parametrize("images", [300, 5000])
+def test_a_given_validation_split_is_used(evidence, images):
+    assert planned(of_size(evidence, images, has_validation=True)).validation == "given"
+
+
+TRAINING = {
+    "weight_decay": 0.0,
+    "label_smoothing": 0.0,
+    "clip_norm": 3.0,
+    "accumulation": 4,
+    "precision": "float16",
+    "batch_norm_statistics": "updated",
+    "keep": "best",
+    "imbalance": "class_weights",
+}
+
+
+@pytest.mark.parametrize(("key", "value"), TRAINING.items())
+def test_what_the_recipe_fixes_of_the_training_stays_fixed(evidence, key, value):
+    assert getattr(planned(evidence, training=TrainingRecipe(**{key: value})), key) == value
+
+
+AUGMENTATION = {
+    "horizontal_flip": False,
+    "vertical_flip": True,
+    "smallest_crop": 1.0,
+    "color_jitter": 0.0,
+    "policy": "randaugment",
+}
+
+
+@pytest.mark.parametrize(("key", "value"), AUGMENTATION.items())
+def test_what_the_recipe_fixes_of_the_augmentation_stays_fixed(evidence, key, value):
+    plan = planned(evidence, augmentation=AugmentationRecipe(**{key: value}))
+    assert getattr(plan.augmentation, key) == value
+    assert getattr(planned(evidence).augmentation, key) != value
+
+
+def test_an_asked_warm_up_of_zero_is_zero(evidence):
+    assert planned(evidence, training=TrainingRecipe(warmup_fraction=0)).warmup_steps == 0
+
+
+@pytest.mark.parametrize(("horizon", "decay"), [(0.0, 0.0), (0.05, 0.9), (0.5, 0.99)])
+def test_the_average_looks_back_over_its_share_of_the_steps(evidence, horizon, decay):
+    plan = planned(evidence, steps=200, training=TrainingRecipe(average_horizon=horizon))
+    assert plan.average_decay == pytest.approx(decay)
+
+
+def test_the_precision_is_the_fastest_that_was_timed(evidence):
+    assert planned(evidence, strategy="full").precision == "bfloat16"
+
+
+@pytest.mark.parametrize(("strategy", "statistics"), [("full", "frozen"), ("scratch", "updated")])
+def test_only_random_weights_update_the_batch_norm_statistics(evidence, strategy, statistics):
+    assert planned(evidence, strategy=strategy).batch_norm_statistics == statistics
+
+
+@pytest.mark.parametrize(("strategy", "weights"), [("full", "w.pt"), ("scratch", "random")])
+def test_weights_from_a_file_are_planned_except_for_scratch(evidence, strategy, weights):
+    assert planned(evidence, strategy=strategy, weights="w.pt").weights == weights
+
+
+@pytest.mark.parametrize(("images", "keep"), [(4999, "last"), (5000, "best")])
+def test_large_sets_keep_their_best_weights(evidence, images, keep):
+    assert planned(of_size(evidence, images)).keep == keep
+
+
+@pytest.mark.parametrize(("handedness", "safe"), [(0.52, True), (0.69, True), (0.7, False), (0.9, False)])
+def test_images_with_a_left_and_a_right_are_not_flipped(evidence, handedness, safe):
+    measured = evidence.changed(handedness=handedness)
+    assert flips_are_safe(measured) is safe
+    assert planned(measured).augmentation.horizontal_flip is safe
+
+
+def test_top1_needs_no_answer_to_unequal_classes(evidence):
+    assert planned(evidence).imbalance == "none"
+
+
+def test_balanced_accuracy_takes_the_answer_that_the_probe_did_best_with(evidence):
+    plan = planned(evidence.changed(metric="balanced_accuracy", imbalance=6.0))
+    assert plan.imbalance == "logit_adjustment"
+    assert any("6.0 x the images of the smallest: balanced accuracy chooses" in reason for reason in plan.reasons)
+
+
+def test_the_reasons_tell_size_flips_speed_and_length(evidence):
+    size, flips, forward, training, views = planned(evidence).reasons
+    assert size == "128 px: the images have 150 px"
+    assert "52 % of pairs, so flips are on" in flips
+    assert forward == "float32 forward at 200 images/s on a CPU"
+    assert training == "bfloat16 training at 100 images/s: 4 x 155 steps"
+    assert views.startswith("8 augmented views of each image")
+
+
+def test_no_limit_is_planned_as_zero(evidence):
+    assert planned(evidence).limit == 0
+    assert planned(evidence, limit=50).limit == 50

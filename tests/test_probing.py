@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+from scipy.special import softmax as scipy_softmax
+from sklearn.datasets import make_classification
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss as sklearn_log_loss
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from finetune.probing import STRENGTHS, cross_validate, fit_head, log_loss, softmax
+
+
+def blobs(num_classes=3, count=120, seed=0, separation=0.7):
+    features, labels = make_classification(
+        count, 8, n_informative=5, n_classes=num_classes, class_sep=separation, random_state=seed
+    )
+    scales = np.logspace(-1, 1, 8)
+    return (features * scales + 3.0).astype(np.float32), labels.astype(np.int64)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+def test_a_head_gives_the_probabilities_of_scikit_learn_on_standardised_features(num_classes):
+    features, labels = blobs(num_classes)
+    # Two classes have half of each weight in either row, so that scikit-learn's own softmax is the same model.
+    usual = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-6)).fit(features, labels)
+    made = softmax(fit_head(features, labels, num_classes, 0.1).logits(features))
+    assert np.abs(made - usual.predict_proba(features)).max() < 0.01
+
+
+def test_a_balanced_head_gives_the_probabilities_of_scikit_learns_balanced_weights():
+    features, labels = blobs()
+    keep = np.concatenate([np.flatnonzero(labels != 2), np.flatnonzero(labels == 2)[:5]])
+    features, labels = features[keep], labels[keep]
+    usual = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-6, class_weight="balanced"))
+    expected = usual.fit(features, labels).predict_proba(features)
+    balanced = softmax(fit_head(features, labels, 3, 0.1, balanced=True).logits(features))
+    plain = softmax(fit_head(features, labels, 3, 0.1).logits(features))
+    assert np.abs(balanced - expected).max() < 0.01
+    assert np.abs(plain - expected).max() > 0.1
+
+
+def test_a_feature_that_never_varies_counts_for_nothing():
+    features, labels = blobs()
+    with_dead = np.concatenate([features, np.full((len(features), 1), 4.0, dtype=np.float32)], axis=1)
+    made, expected = fit_head(with_dead, labels, 3, 0.1), fit_head(features, labels, 3, 0.1)
+    assert np.isfinite(made.weight).all()
+    np.testing.assert_allclose(made.logits(with_dead), expected.logits(features), atol=0.02)
+
+
+@pytest.mark.parametrize("missing", [0, 2, 3])
+def test_a_class_without_images_never_wins(missing):
+    features, labels = blobs(3)
+    present = [label for label in range(4) if label != missing]
+    head = fit_head(features, np.asarray(present)[labels], 4, 1.0)
+    assert (head.logits(features).argmax(axis=1) != missing).all()
+    assert softmax(head.logits(features))[:, missing].max() < 1e-3
+
+
+def test_every_image_is_held_out_once():
+    features, labels = blobs()
+    folds = cross_validate(features, labels, 3, seed=0)
+    assert sorted(np.concatenate(folds.held_out).tolist()) == list(range(len(labels)))
+    assert len(folds.heads) == len(folds.held_out) == 5
+
+
+def test_the_logits_of_an_image_come_from_the_head_that_did_not_see_it():
+    features, labels = blobs()
+    folds = cross_validate(features, labels, 3, seed=0)
+    for head, held in zip(folds.heads, folds.held_out, strict=True):
+        np.testing.assert_allclose(folds.logits[held], head.logits(features[held]), rtol=1e-5)
+        assert not set(held) & set(np.setdiff1d(np.arange(len(labels)), held))
+
+
+def test_a_head_has_not_learned_the_labels_of_its_held_out_images():
+    features, labels = blobs()
+    before = cross_validate(features, labels, 3, seed=0, strengths=(0.1,))
+    changed = features.copy()
+    changed[before.held_out[0]] += 100.0
+    after = cross_validate(changed, labels, 3, seed=0, strengths=(0.1,))
+    np.testing.assert_array_equal(after.heads[0].weight, before.heads[0].weight)
+    assert not np.array_equal(after.heads[1].weight, before.heads[1].weight)
+
+
+def test_random_labels_can_not_be_told():
+    features, _ = blobs(count=300)
+    labels = np.random.default_rng(0).integers(0, 3, 300)
+    accuracy = (cross_validate(features, labels, 3, seed=0).logits.argmax(axis=1) == labels).mean()
+    assert accuracy < 0.45
+
+
+def test_the_strength_is_one_of_the_path_with_the_least_held_out_loss():
+    features, labels = blobs()
+    chosen = cross_validate(features, labels, 3, seed=0)
+    losses = {
+        strength: log_loss(cross_validate(features, labels, 3, seed=0, strengths=(strength,)).logits, labels)
+        for strength in STRENGTHS
+    }
+    assert chosen.strength in STRENGTHS
+    assert losses[chosen.strength] == pytest.approx(min(losses.values()), abs=0.003)
+
+
+def test_noisy_features_want_a_stronger_regularisation_than_clear_ones():
+    noisy, clear = blobs(separation=0.2), blobs(separation=3.0)
+    assert cross_validate(*noisy, 3, seed=0).strength < cross_validate(*clear, 3, seed=0).strength
+
+
+def test_the_folds_keep_groups_whole():
+    features, labels = blobs()
+    groups = np.asarray([str(number // 4) for number in range(len(labels))])
+    for held in cross_validate(features, labels, 3, seed=0, groups=groups).held_out:
+        rest = np.setdiff1d(np.arange(len(labels)), held)
+        assert not set(groups[held]) & set(groups[rest])
+
+
+def test_softmax_is_scipys_and_large_scores_do_not_overflow():
+    scores = np.asarray([[1.0, 2.0, 3.0], [1000.0, 0.0, -1000.0]])
+    np.testing.assert_allclose(softmax(scores), scipy_softmax(scores, axis=1))
+
+
+def test_log_loss_is_scikit_learns():
+    scores, labels = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 3
+    expected = sklearn_log_loss(labels, scipy_softmax(scores, axis=1))
+    assert log_loss(scores, labels) == pytest.approx(expected)
+    assert log_loss(scores, labels) == pytest.approx(-log_softmax(scores, axis=1)[np.arange(20), labels].mean())

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from finetune.batches import Pixels, VariedImages
+from finetune.images import table_of_paths
+from finetune.speed import measure_speed, precisions
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory, small_plan):
+    path = tmp_path_factory.mktemp("speed") / "1.png"
+    Image.fromarray(np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3)).save(path)
+    plan = small_plan()
+    return VariedImages(Pixels(table_of_paths([str(path)] * 8), 32), plan.preprocessing, plan.augmentation, 0)
+
+
+@pytest.fixture(scope="module", params=["test_efficientnet", "test_resnet"])
+def measured(request, small_network, images):
+    """A network that was timed, what it was before, and its speeds; 4 stages of the second can not be cut."""
+    network = small_network(request.param)
+    for number, parameter in enumerate(network.parameters()):
+        parameter.requires_grad_(number % 2 == 0)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    return network, before, measure_speed(network, 32, 4, 4, images)
+
+
+def test_every_way_of_training_is_timed(measured):
+    timed = {speed.strategy for speed in measured[2].training}
+    assert timed == {"norm_tuning", "partial", "full", "scratch"}
+
+
+def test_all_rates_are_positive(measured):
+    speed = measured[2]
+    assert speed.forward_images_per_second > 0
+    assert speed.reading_images_per_second > 0
+    assert all(training.images_per_second > 0 for training in speed.training)
+
+
+def test_a_forward_pass_is_faster_than_training_everything(measured):
+    speed = measured[2]
+    assert speed.forward_images_per_second > speed.fastest("full", 0).images_per_second
+
+
+def test_the_frozen_part_is_timed_only_where_the_network_can_be_cut(measured):
+    network, _, speed = measured
+    partial = speed.fastest("partial", 4)
+    assert partial.trainable_stages == 4
+    assert (partial.prefix_images_per_second is None) == (type(network).__name__ == "ResNet")
+
+
+def test_afterwards_the_network_trains_everything_and_is_as_it_was(measured):
+    network, before, _ = measured
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_the_cpu_is_timed_in_single_and_half_precision(measured):
+    assert precisions(torch.device("cpu")) == ("float32", "bfloat16")
+    assert measured[2].forward_precision in precisions(torch.device("cpu"))
+
+
+def test_the_nearest_number_of_timed_stages_is_taken(measured):
+    speed = measured[2]
+    other = speed.fastest("partial", 4).changed(trainable_stages=1, images_per_second=123.0)
+    both = speed.changed(training=[*speed.training, other])
+    assert both.fastest("partial", 2).images_per_second == 123.0

@@ -1,0 +1,145 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+import finetune.prediction
+import finetune.run_folder
+import finetune.weights  # noqa: F401  (their values count among the subclasses)
+from finetune.errors import RecipeError
+from finetune.metrics import score
+from finetune.plan import make_plan
+from finetune.prediction import Work
+from finetune.recipe import AugmentationRecipe, Recipe, TableColumns, TrainingRecipe
+from finetune.run_folder import RunMetrics, Seconds
+from finetune.strategy import choose_strategy
+from finetune.value import Value
+from finetune.weights import WeightsReport
+from finetune.workload import size_workload
+
+
+class Inner(Value):
+    colour: str = "red"
+
+
+class Outer(Value):
+    number: int
+    pair: tuple[float, float] = (0.0, 1.0)
+    inner: Inner = Inner()
+
+
+def one_of_each(evidence):
+    """A value of every class of the library, filled with something else than its defaults, by class name."""
+    recipe = Recipe(data="./ä", seed=3, columns=TableColumns(label="kind"), training=TrainingRecipe(clip_norm=0.5))
+    choice = choose_strategy(evidence, recipe)
+    plan = make_plan(recipe, evidence, choice)
+    metrics = score(np.array([[0.7, 0.3], [0.4, 0.6], [0.8, 0.2]]), np.array([0, 1, 1]), ["a", "b"])
+    work = Work(forward_images=10, backward_images=4, forward_equivalents=22.0)
+    seconds = Seconds(evidence=1.5, race=0.0, train=20.25, total=22.0)
+    values = [
+        recipe,
+        recipe.columns,
+        recipe.training,
+        AugmentationRecipe(vertical_flip=True),
+        evidence,
+        evidence.preprocessing,
+        evidence.probe,
+        evidence.speed,
+        evidence.speed.training[1],
+        evidence.stages[0],
+        size_workload(recipe, evidence, "partial"),
+        choice,
+        choice.candidates[0],
+        plan,
+        plan.stages[-1],
+        plan.augmentation,
+        metrics,
+        metrics.per_class[0],
+        work,
+        seconds,
+        RunMetrics(validation=metrics, validation_source="3 folds", test=None, seconds=seconds, work=work),
+        WeightsReport(source="a file", matched=3, total=3),
+    ]
+    return {type(value).__name__: value for value in values}
+
+
+def library_values():
+    return sorted(kind.__name__ for kind in Value.__subclasses__() if kind.__module__.startswith("finetune."))
+
+
+@pytest.mark.parametrize("name", library_values())
+def test_every_value_is_the_same_after_a_trip_through_a_file(name, evidence, tmp_path):
+    value = one_of_each(evidence)[name]
+    value.save(tmp_path / "value.json")
+    assert type(value).load(tmp_path / "value.json") == value
+
+
+def test_a_value_can_not_be_changed_in_place():
+    with pytest.raises(ValidationError, match="frozen"):
+        Inner().colour = "blue"
+
+
+def test_a_changed_value_is_a_checked_copy():
+    first = Outer(number=1)
+    second = first.changed(number=2, inner=Inner(colour="blue"))
+    assert (first.number, first.inner.colour) == (1, "red")
+    assert (second.number, second.inner.colour) == (2, "blue")
+
+
+def test_a_change_to_a_wrong_value_is_refused_with_its_key():
+    with pytest.raises(RecipeError, match=r"^Outer: number: .*'many' was given"):
+        Outer(number=1).changed(number="many")
+
+
+def test_saved_values_are_readable_text_with_their_own_letters(tmp_path):
+    Inner(colour="grün").save(tmp_path / "value.json")
+    assert Path(tmp_path / "value.json").read_text("utf-8") == '{\n  "colour": "grün"\n}\n'
+
+
+def test_saving_leaves_no_other_file(tmp_path):
+    Inner().save(tmp_path / "value.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["value.json"]
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(RecipeError, match=r"there is no file .*plan\.json; expected the outer of a run"):
+        Outer.load(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize("content", [b"{'number': 1}", b"\xff\xfe\x00"], ids=["quotes", "bytes"])
+def test_a_file_that_is_no_json_is_refused(tmp_path, content):
+    (tmp_path / "value.json").write_bytes(content)
+    with pytest.raises(RecipeError, match=r"value\.json is not valid JSON"):
+        Outer.load(tmp_path / "value.json")
+
+
+def load(tmp_path, content):
+    (tmp_path / "value.json").write_text(json.dumps(content))
+    return Outer.load(tmp_path / "value.json")
+
+
+def test_an_unknown_key_is_named_with_the_nearest_known_one(tmp_path):
+    with pytest.raises(RecipeError, match=r"value\.json: unknown key 'numbr'; did you mean 'number'\?$"):
+        load(tmp_path, {"numbr": 1})
+
+
+def test_an_unknown_key_in_a_section_is_named_with_the_section_and_the_sections_nearest_key(tmp_path):
+    with pytest.raises(RecipeError, match=r"unknown key 'inner\.color'; did you mean 'colour'\?$"):
+        load(tmp_path, {"number": 1, "inner": {"color": "red"}})
+
+
+def test_a_missing_key_is_named(tmp_path):
+    with pytest.raises(RecipeError, match="the key 'number' is missing"):
+        load(tmp_path, {})
+
+
+def test_a_wrong_value_in_a_list_is_named_with_its_place_and_shown(tmp_path):
+    with pytest.raises(RecipeError, match=r"pair\.1: .* but 'x' was given"):
+        load(tmp_path, {"number": 1, "pair": [0, "x"]})
+
+
+def test_something_else_than_a_table_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="valid dictionary"):
+        load(tmp_path, [1, 2])

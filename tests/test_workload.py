@@ -1,0 +1,164 @@
+import pytest
+
+from finetune.recipe import Recipe, TrainingRecipe
+from finetune.workload import (
+    boundary_values,
+    cached_views,
+    cost_per_image,
+    default_batch_size,
+    default_steps,
+    default_trainable_stages,
+    expected_seconds,
+    size_workload,
+    tail_share,
+)
+
+RECIPE = Recipe(data="x")
+
+
+@pytest.mark.parametrize(("images", "steps"), [(10, 100), (100, 100), (1_225, 350), (10_000, 1_000)])
+def test_steps_grow_with_the_root_of_the_images_from_100_on(images, steps):
+    assert default_steps(images) == steps
+
+
+@pytest.mark.parametrize(("images", "size"), [(50, 32), (9_999, 32), (10_000, 128)])
+def test_large_sets_have_larger_batches(images, size):
+    assert default_batch_size(images) == size
+
+
+def test_partial_trains_the_last_stages_that_take_at_most_72_percent_of_the_work(evidence):
+    assert default_trainable_stages(evidence.stages) == 3
+    assert tail_share(evidence.stages, 3) == pytest.approx(0.6)
+    assert tail_share(evidence.stages, 4) == pytest.approx(0.9)
+
+
+def test_partial_trains_fewer_stages_where_the_network_can_not_be_cut_at_the_boundary(evidence):
+    uncut = tuple(stage.changed(output_values=None) if stage.name == "layer1" else stage for stage in evidence.stages)
+    assert default_trainable_stages(uncut) == 2
+
+
+def test_partial_trains_one_stage_where_there_is_no_cut_at_all(evidence):
+    assert default_trainable_stages(tuple(stage.changed(output_values=None) for stage in evidence.stages)) == 1
+
+
+@pytest.mark.parametrize(("trained", "values"), [(1, 8192), (3, 32768), (4, 65536), (5, None)])
+def test_the_boundary_is_the_output_of_the_last_frozen_stage(evidence, trained, values):
+    assert boundary_values(evidence.stages, trained) == values
+
+
+def test_no_more_views_are_kept_than_there_are_passes():
+    assert cached_views(100, steps=15, batch_size=20, values=10) == 3
+
+
+def test_no_more_than_eight_views_are_kept():
+    assert cached_views(100, steps=10_000, batch_size=20, values=10) == 8
+
+
+def test_views_are_kept_only_as_far_as_the_memory_goes():
+    values = 2**30 // (2 * 100 * 6)  # memory for six: five views and the plain one
+    assert cached_views(100, steps=10_000, batch_size=20, values=values) == 5
+
+
+def test_nothing_is_kept_where_the_memory_does_not_take_two_views():
+    values = 2**30 // (2 * 100 * 2)
+    assert cached_views(100, steps=10_000, batch_size=20, values=values) == 0
+
+
+def test_nothing_is_kept_where_the_network_has_no_cut():
+    assert cached_views(100, steps=10_000, batch_size=20, values=None) == 0
+
+
+def test_only_partial_keeps_views(evidence):
+    kept = {
+        strategy: size_workload(RECIPE, evidence, strategy).cached_views for strategy in ("norm_tuning", "partial", "full")
+    }
+    assert kept == {"norm_tuning": 0, "partial": 8, "full": 0}
+
+
+def of_size(evidence, images, **changes):
+    return evidence.changed(num_images=images, images_per_class=images / evidence.num_classes, **changes)
+
+
+@pytest.mark.parametrize(("images", "trainings", "refit"), [(599, 4, True), (600, 2, True), (999, 2, True), (1000, 1, False)])
+def test_below_600_images_there_are_three_folds_and_below_1000_a_refit(evidence, images, trainings, refit):
+    load = size_workload(RECIPE, of_size(evidence, images), "full")
+    assert (load.trainings, load.refit) == (trainings, refit)
+
+
+def test_a_given_validation_split_spares_the_folds(evidence):
+    load = size_workload(RECIPE, of_size(evidence, 300, has_validation=True), "full")
+    assert (load.trainings, load.refit) == (2, True)
+
+
+def test_folds_are_always_refitted_because_none_of_them_saw_all_images(evidence):
+    load = size_workload(RECIPE.changed(refit=False), of_size(evidence, 300), "full")
+    assert (load.trainings, load.refit) == (4, True)
+
+
+@pytest.mark.parametrize(("images", "asked", "trainings"), [(800, False, 1), (5_000, True, 2)])
+def test_the_recipe_decides_about_the_refit_where_images_are_held_out(evidence, images, asked, trainings):
+    load = size_workload(RECIPE.changed(refit=asked), of_size(evidence, images), "full")
+    assert (load.trainings, load.refit) == (trainings, asked)
+
+
+def test_random_weights_get_five_times_the_steps(evidence):
+    full, scratch = (size_workload(RECIPE, evidence, strategy).steps for strategy in ("full", "scratch"))
+    assert (full, scratch) == (155, 775)
+
+
+def test_asked_steps_stay(evidence):
+    assert size_workload(RECIPE.changed(steps=7), evidence, "scratch").steps == 7
+
+
+def test_asked_epochs_are_counted_in_batches_and_rounded_up(evidence):
+    assert size_workload(RECIPE.changed(epochs=1, batch_size=100), evidence, "full").steps == 3
+
+
+def test_a_time_budget_shortens_the_training_to_fit(evidence):
+    free = size_workload(RECIPE, evidence, "full")
+    tight = size_workload(RECIPE.changed(time_budget=100), evidence, "full")
+    assert expected_seconds("full", free, evidence) > 200
+    assert tight.steps < free.steps
+    assert 95 < expected_seconds("full", tight, evidence) <= 100
+
+
+def test_a_generous_time_budget_changes_nothing(evidence):
+    assert size_workload(RECIPE.changed(time_budget=1e6), evidence, "full") == size_workload(RECIPE, evidence, "full")
+
+
+def test_asked_steps_outrank_the_time_budget(evidence):
+    assert size_workload(RECIPE.changed(time_budget=1, steps=500), evidence, "full").steps == 500
+
+
+def test_at_least_one_stage_stays_frozen_under_partial(evidence):
+    recipe = RECIPE.changed(training=TrainingRecipe(trainable_stages=9))
+    assert size_workload(recipe, evidence, "partial").trainable_stages == 4
+
+
+def test_a_backward_pass_costs_two_forward_passes():
+    assert cost_per_image("full", 0.6, cached=False) == 3.0
+    assert cost_per_image("linear_probe", 0.6, cached=False) == 0.0
+
+
+def test_partial_costs_its_tail_alone_where_views_are_kept():
+    assert cost_per_image("partial", 0.5, cached=True) == pytest.approx(1.5)
+    assert cost_per_image("partial", 0.5, cached=False) == pytest.approx(2.0)
+
+
+def test_a_linear_probe_costs_one_look_at_every_image(evidence):
+    load = size_workload(RECIPE, evidence, "linear_probe")
+    assert expected_seconds("linear_probe", load, evidence) == pytest.approx(240 / 200 + 240 / 500 + 0.5)
+
+
+def test_full_costs_reading_and_training_of_every_image_of_every_step(evidence):
+    load = size_workload(RECIPE, evidence, "full")
+    trained = 4 * 155 * 32
+    assert expected_seconds("full", load, evidence) == pytest.approx(240 * (1 / 200 + 1 / 500) + trained * (1 / 50 + 1 / 500))
+
+
+def test_kept_views_are_read_and_sent_through_the_frozen_stages_once(evidence):
+    load = size_workload(RECIPE, evidence, "partial")
+    views = 240 * 9 * (1 / 400 + 1 / 500)
+    assert expected_seconds("partial", load, evidence) == pytest.approx(
+        240 * (1 / 200 + 1 / 500) + views + 4 * 155 * 32 / 100
+    )
