@@ -245,4 +245,5 @@ def _training_transform(preprocessing: Preprocessing, plan: AugmentationPlan) ->
     square = _plain_transform(preprocessing).transforms[:-1] if plan.smallest_crop == 1.0 else []
     # timm has no TrivialAugment (Mueller & Hutter 2021) of its own.
     policy = [TrivialAugmentWide()] if plan.policy == "trivialaugment" else []
-    return Compose([*square, *policy, transform])
+    whole: Callable[[Image.Image], Tensor] = Compose([*square, *policy, transform])
+    return whole

@@ -12,19 +12,18 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from finetune.audit import measure_evidence
-from finetune.checkpoints import Checkpoints
 from finetune.errors import FinetuneError, RunFolderError
 from finetune.evidence import Evidence
 from finetune.images import ImageSplits, labels_of, load_images
 from finetune.metrics import score
+from finetune.network.weights import resolve_model
 from finetune.plan import Plan, make_plan
 from finetune.prediction import TrainedModel
 from finetune.recipe import Recipe, load_recipe
 from finetune.report import Report
 from finetune.run_folder import RunFolder, RunMetrics, Seconds, default_folder
 from finetune.strategy import Choice, choose_strategy
-from finetune.training import train
-from finetune.weights import resolve_model
+from finetune.training import Checkpoints, train
 
 Made = TypeVar("Made")
 

@@ -13,11 +13,13 @@ from torch import nn
 from finetune.batches import Pixels, PlainImages
 from finetune.features import Progress, forward_all, logits, no_progress
 from finetune.images import table_of_paths
-from finetune.loop import Row
 from finetune.metrics import Metrics
 from finetune.plan import Plan
 from finetune.probing import log_loss, softmax
 from finetune.value import Value
+
+Row = dict[str, float | int | str]
+"""A line of a training's history."""
 
 
 class Work(Value):

@@ -25,9 +25,9 @@ from sklearn.metrics import roc_auc_score
 # This script's folder comes first on the path, where finetune.py stands in for the package.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from finetune.domain import DomainProbe, Moments
+from finetune.audit.domain import DomainProbe, Moments
+from finetune.network.weights import create_pretrained
 from finetune.similarity import CLIP, Calibration, PartScale
-from finetune.weights import create_pretrained
 
 DOMAINS = {
     "flowers12": "near",

@@ -5,11 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from finetune.evidence import Evidence, MachineSpeed, ProbeResult, StageProfile, TrainingSpeed
+from finetune.network.backbone import find_stages, takes_image_size
+from finetune.plan import AugmentationPlan, Plan, StagePlan
 from finetune.preprocessing import Preprocessing
+from finetune.recipe import TableColumns
 
 CLASSES = {"a": 6, "b": 6}
 COLOURS = ((220, 40, 40), (40, 200, 60), (50, 70, 220), (220, 200, 40), (180, 60, 200), (60, 200, 200))
@@ -65,6 +70,83 @@ def make_image_folder(
 def image_folder() -> Callable[..., Path]:
     """The factory `make_image_folder`."""
     return make_image_folder
+
+
+@pytest.fixture(scope="session")
+def small_network():
+    """The factory of networks with random weights for 64 px, the same at each call."""
+
+    def make(name="test_efficientnet", num_classes=3):
+        torch.manual_seed(0)
+        arguments = {"img_size": 64} if takes_image_size(name) else {}
+        return timm.create_model(name, num_classes=num_classes, **arguments).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_plan(small_network):
+    """The factory of plans for the small networks; `trained` says how many of the last stages `partial` trains."""
+
+    def make(name="test_efficientnet", strategy="partial", trained=2, **changes):
+        stages = find_stages(small_network(name))
+        count = {"linear_probe": 0, "partial": trained}.get(strategy, len(stages))
+        rates = [1e-3 if number >= len(stages) - count else 0.0 for number in range(len(stages))]
+        plan = Plan(
+            data="images",
+            columns=TableColumns(),
+            limit=0,
+            model=name,
+            weights="random" if strategy == "scratch" else "pretrained",
+            preprocessing=Preprocessing(
+                image_size=32, crop_fraction=1.0, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+            ),
+            strategy=strategy,
+            stages=tuple(
+                StagePlan(name=stage.name, learning_rate=rate) for stage, rate in zip(stages, rates, strict=True)
+            ),
+            head_learning_rate=1e-3,
+            probe_strength=0.02,
+            steps=0 if strategy == "linear_probe" else 6,
+            warmup_steps=0 if strategy == "linear_probe" else 1,
+            batch_size=4,
+            accumulation=1,
+            weight_decay=0.02,
+            label_smoothing=0.05,
+            clip_norm=1.0,
+            average_decay=0.5,
+            batch_norm_statistics="frozen",
+            imbalance="none",
+            augmentation=AugmentationPlan(
+                horizontal_flip=True, vertical_flip=False, smallest_crop=0.5, color_jitter=0.1, policy="none"
+            ),
+            cached_views=2 if strategy == "partial" else 0,
+            precision="float32",
+            forward_precision="float32",
+            keep="last",
+            evaluations=2,
+            validation="held_out",
+            folds=2,
+            refit=False,
+            metric="top1",
+            seed=0,
+        )
+        return plan.changed(**changes)
+
+    return make
+
+
+@pytest.fixture
+def weights_file(tmp_path):
+    """The factory of a file with the weights that a network of 1,000 classes has after `torch.manual_seed(0)`."""
+
+    def make(name="test_efficientnet"):
+        torch.manual_seed(0)
+        path = tmp_path / f"{name}.safetensors"
+        save_file(timm.create_model(name).state_dict(), path)
+        return path
+
+    return make
 
 
 @pytest.fixture

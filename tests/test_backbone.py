@@ -3,7 +3,8 @@ import timm
 import torch
 from torch import nn
 
-from finetune.backbone import (
+from finetune.errors import ModelError
+from finetune.network.backbone import (
     check_stages,
     create_network,
     find_head,
@@ -14,7 +15,6 @@ from finetune.backbone import (
     set_trainable,
     set_training_mode,
 )
-from finetune.errors import ModelError
 
 FAMILIES = (
     "test_resnet",
@@ -207,7 +207,7 @@ def test_a_network_with_several_heads_is_refused_with_a_sentence():
 
 
 def test_a_plan_of_other_stages_is_refused(small_network, small_plan):
-    with pytest.raises(ModelError, match="the plan has the stages stem, blocks.0.0"):
+    with pytest.raises(ModelError, match=r"the plan has the stages stem, blocks\.0\.0"):
         check_stages(small_network("test_resnet"), small_plan("test_efficientnet"))
 
 

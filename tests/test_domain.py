@@ -3,7 +3,7 @@ import timm
 import torch
 from torch import nn
 
-from finetune.domain import FULL_CLASS, DomainProbe, combine_moments, measure_domain_parts
+from finetune.audit.domain import FULL_CLASS, DomainProbe, combine_moments, measure_domain_parts
 
 CHANNELS = 8
 
@@ -117,7 +117,7 @@ def test_classes_below_the_full_size_weigh_by_their_images(network):
     quiet, loud = pictures(FULL_CLASS, deviation=0.5), pictures(2, deviation=1.5, seed=1)
     labels = torch.tensor([0] * FULL_CLASS + [1] * 2)
     apart = measured(network, torch.cat([quiet, loud]), labels)
-    together = measured(network, torch.cat([quiet, loud])[:FULL_CLASS + 2])
+    together = measured(network, torch.cat([quiet, loud])[: FULL_CLASS + 2])
     assert apart["late_vigour"] == pytest.approx(together["late_vigour"], abs=1e-5)
 
 

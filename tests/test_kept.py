@@ -6,8 +6,8 @@ from PIL import Image
 from finetune.batches import Pixels, PlainImages, VariedImages, normaliser
 from finetune.features import no_progress
 from finetune.images import table_of_paths
-from finetune.kept import keep_activations
-from finetune.tail import cut
+from finetune.network.tail import cut
+from finetune.training.kept import keep_activations
 
 NUM_IMAGES, VIEWS = 70, 2
 

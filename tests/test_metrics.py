@@ -85,7 +85,9 @@ def test_shapes_that_do_not_fit_are_refused(shape):
         score(np.ones(shape), np.zeros(2 if shape[0] else 0, dtype=int), ["a", "b"])
 
 
-@pytest.mark.parametrize(("metric", "expected"), [("top1", accuracy_score), ("balanced_accuracy", balanced_accuracy_score)])
+@pytest.mark.parametrize(
+    ("metric", "expected"), [("top1", accuracy_score), ("balanced_accuracy", balanced_accuracy_score)]
+)
 def test_the_value_of_a_metric_is_that_of_scikit_learn(predictions, metric, expected):
     probabilities, labels = predictions
     predicted = probabilities.argmax(axis=1)

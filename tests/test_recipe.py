@@ -129,7 +129,7 @@ def test_a_folder_is_no_recipe(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "just words", "- a\n- b\n"])
 def test_a_file_without_keys_is_no_recipe(write, text):
-    with pytest.raises(RecipeError, match="holds no recipe; expected lines like 'data: ./imgs'"):
+    with pytest.raises(RecipeError, match=r"holds no recipe; expected lines like 'data: \./imgs'"):
         load_recipe(write(text))
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.backbone import native_preprocessing
+from finetune.audit.domain import measure_domain_parts
 from finetune.batches import Pixels, PlainImages, make_loader, normaliser
-from finetune.domain import measure_domain_parts
 from finetune.images import labels_of, load_images, stratified_subset
+from finetune.network.backbone import native_preprocessing
+from finetune.network.weights import create_embedded
 from finetune.similarity import CALIBRATIONS, GENERIC, similarity
-from finetune.weights import create_embedded
 
 LITE0 = "tf_efficientnet_lite0"
 TYPICAL = {name: scale.mean for name, scale in CALIBRATIONS[LITE0].parts.items()} | {"logit_skewness": 1.1}

@@ -3,9 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
+from finetune.audit.speed import measure_speed, precisions
 from finetune.batches import Pixels, VariedImages
 from finetune.images import table_of_paths
-from finetune.speed import measure_speed, precisions
 
 
 @pytest.fixture(scope="module")

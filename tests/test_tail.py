@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.backbone import find_stages
-from finetune.tail import Tail, cut
+from finetune.network.backbone import find_stages
+from finetune.network.tail import Tail, cut
 
 FAMILIES = (
     "test_resnet",

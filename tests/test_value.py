@@ -5,18 +5,15 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-import finetune.prediction
-import finetune.run_folder
-import finetune.weights  # noqa: F401  (their values count among the subclasses)
 from finetune.errors import RecipeError
 from finetune.metrics import score
+from finetune.network.weights import WeightsReport
 from finetune.plan import make_plan
 from finetune.prediction import Work
 from finetune.recipe import AugmentationRecipe, Recipe, TableColumns, TrainingRecipe
 from finetune.run_folder import RunMetrics, Seconds
 from finetune.strategy import choose_strategy
 from finetune.value import Value
-from finetune.weights import WeightsReport
 from finetune.workload import size_workload
 
 

@@ -70,7 +70,8 @@ def test_nothing_is_kept_where_the_network_has_no_cut():
 
 def test_only_partial_keeps_views(evidence):
     kept = {
-        strategy: size_workload(RECIPE, evidence, strategy).cached_views for strategy in ("norm_tuning", "partial", "full")
+        strategy: size_workload(RECIPE, evidence, strategy).cached_views
+        for strategy in ("norm_tuning", "partial", "full")
     }
     assert kept == {"norm_tuning": 0, "partial": 8, "full": 0}
 
@@ -79,7 +80,9 @@ def of_size(evidence, images, **changes):
     return evidence.changed(num_images=images, images_per_class=images / evidence.num_classes, **changes)
 
 
-@pytest.mark.parametrize(("images", "trainings", "refit"), [(599, 4, True), (600, 2, True), (999, 2, True), (1000, 1, False)])
+@pytest.mark.parametrize(
+    ("images", "trainings", "refit"), [(599, 4, True), (600, 2, True), (999, 2, True), (1000, 1, False)]
+)
 def test_below_600_images_there_are_three_folds_and_below_1000_a_refit(evidence, images, trainings, refit):
     load = size_workload(RECIPE, of_size(evidence, images), "full")
     assert (load.trainings, load.refit) == (trainings, refit)
@@ -153,7 +156,9 @@ def test_a_linear_probe_costs_one_look_at_every_image(evidence):
 def test_full_costs_reading_and_training_of_every_image_of_every_step(evidence):
     load = size_workload(RECIPE, evidence, "full")
     trained = 4 * 155 * 32
-    assert expected_seconds("full", load, evidence) == pytest.approx(240 * (1 / 200 + 1 / 500) + trained * (1 / 50 + 1 / 500))
+    assert expected_seconds("full", load, evidence) == pytest.approx(
+        240 * (1 / 200 + 1 / 500) + trained * (1 / 50 + 1 / 500)
+    )
 
 
 def test_kept_views_are_read_and_sent_through_the_frozen_stages_once(evidence):

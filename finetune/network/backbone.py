@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.errors import ModelError
 from finetune.evidence import StageProfile
+from finetune.network.weights import WeightsReport, create_pretrained
 from finetune.plan import Plan
 from finetune.preprocessing import Preprocessing
-from finetune.weights import WeightsReport, create_pretrained
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 

@@ -8,12 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from finetune.backbone import find_head, find_norms, find_stages
 from finetune.batches import VariedImages
 from finetune.evidence import MachineSpeed, Precision, TrainingSpeed
 from finetune.features import autocast
+from finetune.network.backbone import find_head, find_norms, find_stages
+from finetune.network.depthwise import quick_depthwise_gradients
+from finetune.network.tail import cut
 from finetune.recipe import Strategy
-from finetune.tail import cut
 
 REPETITIONS = 3
 """Timed after one that is not: the first call plans its kernels."""
@@ -101,7 +102,7 @@ def _time_training(module: nn.Module, inputs: Tensor) -> tuple[Precision, float]
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
 
     def step(precision: Precision) -> None:
-        with autocast(inputs.device, precision):
+        with quick_depthwise_gradients(inputs.device), autocast(inputs.device, precision):
             loss = nn.functional.cross_entropy(module(inputs).float(), labels)
         torch.autograd.grad(loss, trained)
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from finetune.batches import Images, Key, PlainImages, VariedImages, make_loader, normaliser
 from finetune.evidence import Precision
 from finetune.features import Progress, autocast
+from finetune.network.tail import Tail
 from finetune.preprocessing import Preprocessing
-from finetune.tail import Tail
 
 
 class KeptActivations:

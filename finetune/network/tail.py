@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.backbone import find_stages
+from finetune.network.backbone import find_stages
 
 PEEK_SIZE = 32
 """Side of the stand-in image that walks through the frozen part while the kept activations take its place, in

@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from finetune.backbone import check_stages, create_network, find_head, load_head, profile_stages, set_trainable
 from finetune.batches import Images, Pixels, PlainImages, StepSampler, VariedImages, make_loader, normaliser
-from finetune.checkpoints import Checkpoints
 from finetune.features import Progress, autocast, best_device, forward_all, logits, no_progress, pooled
 from finetune.images import ImageSplits, groups_of, labels_of, stratified_folds, stratified_holdout
-from finetune.kept import KeptActivations, keep_activations
-from finetune.loop import Row, Task, make_accelerator, train_steps
 from finetune.metrics import score
+from finetune.network.backbone import check_stages, create_network, find_head, load_head, profile_stages, set_trainable
+from finetune.network.tail import cut
 from finetune.plan import Plan
-from finetune.prediction import TrainedModel, Work, fit_temperature
+from finetune.prediction import Row, TrainedModel, Work, fit_temperature
 from finetune.probing import LinearHead, fit_head, log_loss, softmax
-from finetune.tail import cut
+from finetune.training.checkpoints import Checkpoints
+from finetune.training.kept import KeptActivations, keep_activations
+from finetune.training.loop import Task, make_accelerator, train_steps
 from finetune.workload import cost_per_image, tail_share
 
 HELD_OUT = 0.2

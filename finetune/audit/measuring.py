@@ -9,26 +9,26 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from finetune.backbone import (
+from finetune.audit.domain import measure_domain_parts
+from finetune.audit.speed import measure_speed
+from finetune.batches import Pixels, PlainImages, VariedImages, make_loader, normaliser
+from finetune.evidence import Evidence, ProbeResult
+from finetune.features import Progress, autocast, best_device, forward_all, no_progress, pooled
+from finetune.images import ImageSplits, groups_of, labels_of, native_size, stratified_subset
+from finetune.metrics import metric_error, metric_value
+from finetune.network.backbone import (
     find_head,
     native_preprocessing,
     network_image_size,
     profile_stages,
     takes_image_size,
 )
-from finetune.batches import Pixels, PlainImages, VariedImages, make_loader, normaliser
-from finetune.domain import measure_domain_parts
-from finetune.evidence import Evidence, ProbeResult
-from finetune.features import Progress, autocast, best_device, forward_all, no_progress, pooled
-from finetune.images import ImageSplits, groups_of, labels_of, native_size, stratified_subset
-from finetune.metrics import metric_error, metric_value
+from finetune.network.weights import create_pretrained, resolve_model
 from finetune.plan import AugmentationPlan
 from finetune.preprocessing import choose_image_size
 from finetune.probing import ProbeFolds, cross_validate, log_loss
 from finetune.recipe import Metric, Recipe
 from finetune.similarity import similarity
-from finetune.speed import measure_speed
-from finetune.weights import create_pretrained, resolve_model
 from finetune.workload import default_batch_size, default_trainable_stages
 
 IMBALANCED = 5.0

@@ -13,18 +13,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from finetune.backbone import set_training_mode
 from finetune.errors import FinetuneError
+from finetune.network.backbone import set_training_mode
+from finetune.network.depthwise import quick_depthwise_gradients
 from finetune.plan import Plan
+from finetune.prediction import Row
 from finetune.schedule import learning_rate_factor
 
 CHECKPOINTS = 10
 """Checkpoints a training, at equal distances."""
 
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-
-Row = dict[str, float | int | str]
-"""A line of the history."""
 
 
 @dataclass(kw_only=True)
@@ -157,7 +156,9 @@ def _backward(
     inputs: Tensor,
     labels: Tensor,
 ) -> Tensor:
-    losses = loss_of(module(task.prepare(inputs)).float(), labels) * task.class_weights[labels]
+    with quick_depthwise_gradients(accelerator.device):
+        logits = module(task.prepare(inputs)).float()
+    losses = loss_of(logits, labels) * task.class_weights[labels]
     loss: Tensor = losses.sum() / plan.batch_size
     # Processes average their gradients; times their number, the average is the sum over the whole batch.
     accelerator.backward(loss * accelerator.num_processes)

@@ -1,0 +1,140 @@
+"""Gradients of depthwise convolutions in bfloat16 on a CPU, put together from parts that it has fast kernels for.
+
+On a CPU PyTorch hands convolutions to oneDNN, which computes two bfloat16 gradients of depthwise ones in its slow
+reference kernels: that of weights larger than 3 x 3, and that of the input of strided ones. They took most of a step of
+an EfficientNet and made bfloat16 slower than float32 (docs/log.md, 2026-11-24). Here the first is put together from the
+weight gradients of 3 x 3 windows of the kernel, each over a shifted input, and the second is computed in float32. Both
+are exact but for rounding.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+WINDOW = 3
+"""Side of the largest depthwise kernel whose weight gradient is fast."""
+
+Pair = tuple[int, int]
+
+
+def quick_depthwise_gradients(device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context for a forward pass whose backward pass is to be fast on `device`."""
+    return _QuickDepthwise() if device.type == "cpu" else nullcontext()
+
+
+class _QuickDepthwise(TorchFunctionMode):
+    """Takes over the depthwise convolutions with a slow gradient, and leaves everything else alone."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401  (torch's protocol)
+        kwargs = kwargs or {}
+        if func is torch.conv2d and torch.is_grad_enabled():
+            return _convolve(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _convolve(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Return `torch.conv2d` of the same arguments."""
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
+    side = weight.shape[-1]
+    steps = _pair(stride)
+    is_plain = not isinstance(padding, str) and _pair(dilation) == (1, 1) and weight.shape[-2] == side and side % 2
+    is_depthwise = weight.shape[0] == groups and weight.shape[1] == 1
+    has_slow_gradient = dtype == torch.bfloat16 and (side > WINDOW or max(steps) > 1)
+    if isinstance(padding, str) or not (is_plain and is_depthwise and has_slow_gradient):
+        return nn.functional.conv2d(images, weight, bias, stride, padding, dilation, groups)
+    cast = None if bias is None else bias.to(dtype)
+    output: Tensor = _Depthwise.apply(images.to(dtype), weight.to(dtype), cast, steps, _pair(padding))
+    return output
+
+
+class _Depthwise(torch.autograd.Function):
+    """A depthwise convolution (n, c, h, w) with weight (c, 1, k, k), k odd."""
+
+    @staticmethod
+    def forward(
+        context: Any,  # noqa: ANN401  (torch gives it attributes on the way)
+        images: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Pair,
+        padding: Pair,
+    ) -> Tensor:
+        context.save_for_backward(images, weight)
+        context.stride, context.padding = stride, padding
+        return nn.functional.conv2d(images, weight, bias, stride, padding, groups=len(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        context: Any,  # noqa: ANN401
+        gradient: Tensor,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        images, weight = context.saved_tensors
+        of_images, of_weight, of_bias = context.needs_input_grad[:3]
+        return (
+            _input_gradient(gradient, images, weight, context.stride, context.padding) if of_images else None,
+            _weight_gradient(gradient, images, weight, context.stride, context.padding) if of_weight else None,
+            gradient.sum((0, 2, 3)) if of_bias else None,
+            None,
+            None,
+        )
+
+
+def _input_gradient(gradient: Tensor, images: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
+    if gradient.dtype != torch.float32 and max(stride) > 1:
+        wide = _input_gradient(gradient.float(), images.float(), weight.float(), stride, padding)
+        return wide.to(images.dtype)
+    return _gradients(gradient, images, weight, stride, padding, (True, False, False))[0]
+
+
+def _weight_gradient(gradient: Tensor, images: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
+    """Return the gradient (c, 1, k, k): each 3 x 3 window of it is that of a 3 x 3 convolution over a shifted input."""
+    side = weight.shape[-1]
+    if side <= WINDOW:
+        return _gradients(gradient, images, weight, stride, padding, (False, True, False))[1]
+    padded = nn.functional.pad(images, (padding[1], padding[1], padding[0], padding[0]))
+    height, width = (
+        (count - 1) * step + WINDOW for count, step in zip(gradient.shape[2:], stride, strict=True)
+    )  # what the windows of one position see
+    result = torch.empty_like(weight)
+    corner = weight[:, :, :WINDOW, :WINDOW].contiguous()
+    for top in range(0, side - WINDOW + 1, WINDOW - 1):
+        for left in range(0, side - WINDOW + 1, WINDOW - 1):
+            seen = padded[:, :, top : top + height, left : left + width]
+            seen = seen.contiguous(memory_format=torch.channels_last)
+            window = _gradients(gradient, seen, corner, stride, (0, 0), (False, True, False))[1]
+            result[:, :, top : top + WINDOW, left : left + WINDOW] = window
+    return result
+
+
+def _gradients(
+    gradient: Tensor, images: Tensor, weight: Tensor, stride: Pair, padding: Pair, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    backward = torch.ops.aten.convolution_backward
+    result: tuple[Tensor, Tensor, Tensor] = backward(
+        gradient, images, weight, None, stride, padding, (1, 1), False, (0, 0), len(weight), wanted
+    )
+    return result
+
+
+def _pair(value: int | Sequence[int]) -> Pair:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
