@@ -2,13 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from finetune.errors import RecipeError
-from finetune.value import Value
+from finetune.value import Value, explain
 
 Strategy = Literal["linear_probe", "norm_tuning", "partial", "full", "scratch"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -133,6 +133,15 @@ class Recipe(Value):
     """How to train."""
     augmentation: AugmentationRecipe = AugmentationRecipe()
     """How training images are varied."""
+
+    if not TYPE_CHECKING:  # type checkers know the keys from the fields
+
+        def __init__(self, **keys: object) -> None:
+            """Check the keys; a mistake is a RecipeError of one sentence in Python, too."""
+            try:
+                super().__init__(**keys)
+            except ValidationError as error:
+                raise RecipeError(explain(type(self), error)) from None
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Self:

@@ -49,11 +49,13 @@ class Value(BaseModel):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise RecipeError(f"{origin}: {_explain(cls, error)}") from None
+            raise RecipeError(f"{origin}: {explain(cls, error)}") from None
+        except RecipeError as error:  # of a value that explains itself
+            raise RecipeError(f"{origin}: {error}") from None
 
 
-def _explain(cls: type[BaseModel], error: ValidationError) -> str:
-    """Return one sentence about the first thing that is wrong, unknown keys before values."""
+def explain(cls: type[BaseModel], error: ValidationError) -> str:
+    """Return one sentence about the first thing that is wrong with a `cls`, unknown keys before values."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
     key = ".".join(str(part) for part in problem["loc"]) or cls.__name__.lower()

@@ -53,6 +53,11 @@ difference."""
 FLIPS_CHECKED = 400
 """Images that are looked at mirrored."""
 
+USUAL_AUGMENTATION = AugmentationPlan(
+    horizontal_flip=True, vertical_flip=False, smallest_crop=0.5, color_jitter=0.1, policy="none"
+)
+"""What reading images is timed with, before it is planned."""
+
 
 def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = no_progress) -> Evidence:
     """Return what the choice rests on, from the training images alone.
@@ -62,59 +67,41 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
     """
     start = time.perf_counter()
     device = best_device()
-    has_accelerator = device.type != "cpu"
-    name = resolve_model(recipe.model, has_accelerator)
+    name = resolve_model(recipe.model, has_accelerator=device.type != "cpu")
     side = _native_side(splits)
-    size, reason = choose_image_size(side, network_image_size(name), has_accelerator)
-    if recipe.image_size is not None:
-        size, reason = recipe.image_size, f"{recipe.image_size} px was asked for"
-    elif takes_image_size(name):
-        size = network_image_size(name)
-        reason = f"{size} px, the one size that the network is built for"
+    size, reason = _image_size(recipe, name, side, has_accelerator=device.type != "cpu")
     network, report = _load(name, recipe, size)
     find_head(network)
     network = network.to(device).to(memory_format=torch.channels_last).eval()
-    labels = labels_of(splits.train)
+    labels, groups = labels_of(splits.train), groups_of(splits.train)
+    counts = np.bincount(labels, minlength=len(splits.class_names))
     stages = profile_stages(network, size)
     preprocessing = native_preprocessing(network, size)
     pixels = Pixels(splits.train, preprocessing.shorter_side)
-    usual = AugmentationPlan(
-        horizontal_flip=True, vertical_flip=False, smallest_crop=0.5, color_jitter=0.1, policy="none"
-    )
     progress("timing this machine", 0, 1)
     speed = measure_speed(
         network,
         size,
         recipe.batch_size or default_batch_size(len(labels)),
         min(recipe.training.trainable_stages or default_trainable_stages(stages), len(stages) - 1),
-        VariedImages(pixels, preprocessing, usual, recipe.seed),
+        VariedImages(pixels, preprocessing, USUAL_AUGMENTATION, recipe.seed),
     )
     progress("timing this machine", 1, 1)
     with autocast(device, speed.forward_precision):
         nearness, parts, calibrated = _similarity(network, name, splits, recipe.seed)
-    network.reset_classifier(len(splits.class_names))
+    network.reset_classifier(len(counts))
     network = network.to(device).to(memory_format=torch.channels_last)
-    plain = PlainImages(pixels, preprocessing)
-    sample = stratified_subset(labels, max(PROBE_SAMPLE, 2 * len(splits.class_names)), recipe.seed)
-    seen = sample.tolist()
-    features = forward_all(network, plain, preprocessing, speed.forward_precision, pooled, progress, seen)
+    sample = stratified_subset(labels, max(PROBE_SAMPLE, 2 * len(counts)), recipe.seed)
     checked = _even_sample(labels[sample], FLIPS_CHECKED, recipe.seed)
-    mirrored = forward_all(
-        network,
-        PlainImages(pixels, preprocessing, mirrored=True),
-        preprocessing,
-        speed.forward_precision,
-        pooled,
-        members=sample[checked].tolist(),
-    )
-    counts = np.bincount(labels, minlength=len(splits.class_names))
+    plain, mirrored = (PlainImages(pixels, preprocessing, mirrored=mirrored) for mirrored in (False, True))
+    precision = speed.forward_precision
+    features = forward_all(network, plain, preprocessing, precision, pooled, progress, sample.tolist())
+    flipped = forward_all(network, mirrored, preprocessing, precision, pooled, members=sample[checked].tolist())
     imbalance = float(counts.max() / counts.min())
     metric: Metric = recipe.metric or ("balanced_accuracy" if imbalance >= IMBALANCED else "top1")
     progress("cross-validating the linear probe", 0, 1)
-    groups = groups_of(splits.train)
-    probe = _probe(
-        features, labels[sample], None if groups is None else groups[sample], len(counts), metric, recipe.seed
-    )
+    sample_groups = None if groups is None else groups[sample]
+    probe = _probe(features, labels[sample], sample_groups, len(counts), metric, recipe.seed)
     progress("cross-validating the linear probe", 1, 1)
     return Evidence(
         model=name,
@@ -134,7 +121,7 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
         probe_accuracy=probe.accuracy,
         probe_accuracy_error=probe.accuracy_error,
         probe=probe,
-        handedness=handedness(features[checked], mirrored, recipe.seed),
+        handedness=handedness(features[checked], flipped, recipe.seed),
         forward_images_per_second=speed.forward_images_per_second,
         train_images_per_second=speed.fastest("full", 0).images_per_second,
         stages=stages,
@@ -143,6 +130,16 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
         metric=metric,
         has_validation=splits.validation is not None,
     )
+
+
+def _image_size(recipe: Recipe, name: str, native_side: int, has_accelerator: bool) -> tuple[int, str]:
+    """Return the side of the square that the network sees, and why."""
+    if recipe.image_size is not None:
+        return recipe.image_size, f"{recipe.image_size} px was asked for"
+    side = network_image_size(name)
+    if takes_image_size(name):
+        return side, f"{side} px, the one size that the network is built for"
+    return choose_image_size(native_side, side, has_accelerator)
 
 
 def _load(name: str, recipe: Recipe, size: int) -> tuple[Any, object]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 ImageSource = str | Path | bytes | dict[str, Any]
 """A path, an encoded file's bytes, or a row of `datasets` with `path` and `bytes`."""
@@ -46,6 +46,8 @@ def why_unreadable(sources: Sequence[ImageSource]) -> list[str | None]:
     def attempt(source: ImageSource) -> str | None:
         try:
             read_image(source, shorter_side=32)
+        except UnidentifiedImageError:  # its message repeats the path
+            return "no image of a known format"
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
             return " ".join(str(error).split()) or type(error).__name__
         return None

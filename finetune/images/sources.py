@@ -131,7 +131,14 @@ def load_scored_images(data: str, class_names: tuple[str, ...], columns: TableCo
 
 
 def label_paths(paths: list[str], labels: list[str], groups: list[str] | None = None, seed: int = 0) -> ImageSplits:
-    """Return splits without a test split of `paths` and their class names, as `ImageClassifier.fit` needs them."""
+    """Return splits without a test split of `paths` and their class names, as `ImageClassifier.fit` needs them.
+
+    Raises:
+        DataError: not one label (and group) for each path, no image that can be read, one class, ...
+    """
+    for what, values in (("labels", labels), ("groups", groups)):
+        if values is not None and len(values) != len(paths):
+            raise DataError(f"{len(paths)} paths and {len(values)} {what} were given; give one for each path")
     table = LabelledTable(sources=list(paths), labels=list(labels), groups=groups, splits=["train"] * len(paths))
     readable, unreadable = _without_unreadable(table, "the given paths")
     splits = replace(_to_splits(readable, seed), unreadable=tuple(unreadable))

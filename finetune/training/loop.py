@@ -75,7 +75,7 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> None:
         NotFiniteError: the loss is not a finite number; names the step.
     """
     parameters = dict(task.module.named_parameters())
-    optimizer = torch.optim.AdamW(_parameter_groups(task, plan, parameters), betas=(0.9, 0.999))
+    optimizer = torch.optim.AdamW(_parameter_groups(task, plan, parameters), betas=(0.9, 0.999), fused=True)
     trained = [parameters[name] for names in task.groups.values() for name in names]
     average = _Average(trained, plan.average_decay)
     best: tuple[float, list[Tensor]] | None = None

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from finetune import ImageClassifier
+from finetune.errors import DataError, RecipeError
+
+
+@pytest.fixture
+def settings(weights_file):
+    return {"weights": str(weights_file()), "image_size": 32, "steps": 4, "batch_size": 4}
+
+
+@pytest.fixture
+def images(image_folder, tmp_path):
+    paths = sorted(image_folder(tmp_path / "images", {"a": 10, "b": 10}).rglob("*.*"))
+    return paths, [path.parent.name for path in paths]
+
+
+def classifier(settings, **parameters):
+    return ImageClassifier(model="test_efficientnet", strategy="linear_probe", settings=settings, **parameters)
+
+
+def test_a_fitted_classifier_answers_in_the_order_of_its_classes(settings, images):
+    paths, labels = images
+    fitted = classifier(settings).fit(paths, labels)
+    probabilities = fitted.predict_proba(paths)
+    assert fitted.classes_.tolist() == ["a", "b"]
+    assert probabilities.shape == (20, 2)
+    assert fitted.predict(paths).tolist() == [fitted.classes_[best] for best in probabilities.argmax(axis=1)]
+
+
+def test_the_score_is_the_share_of_right_predictions(settings, images):
+    paths, labels = images
+    fitted = classifier(settings).fit(paths, labels)
+    assert fitted.score(paths, labels) == np.mean(fitted.predict(paths) == np.asarray(labels))
+
+
+def test_labels_keep_their_type(settings, images):
+    paths, labels = images
+    numbers = [10 if label == "a" else 9 for label in labels]
+    fitted = classifier(settings).fit(paths, numbers)
+    assert set(fitted.classes_.tolist()) == {9, 10}
+    assert set(fitted.predict(paths).tolist()) <= {9, 10}
+
+
+def test_what_was_decided_can_be_looked_at(settings, images):
+    fitted = classifier(settings).fit(*images)
+    assert fitted.evidence_.num_images == 20
+    assert fitted.choice_.strategy == fitted.plan_.strategy == "linear_probe"
+    assert fitted.plan_.steps == 4
+
+
+def test_a_clone_has_the_parameters_and_is_not_fitted(settings, images):
+    fitted = classifier(settings, seed=3).fit(*images)
+    copy = clone(fitted)
+    assert copy.get_params() == fitted.get_params()
+    with pytest.raises(NotFittedError, match="call fit with paths and labels first"):
+        copy.predict(images[0])
+
+
+def test_groups_are_never_parted(settings, images):
+    paths, labels = images
+    groups = [number % 5 for number in range(20)]
+    fitted = classifier(settings).fit(paths, labels, groups)
+    assert fitted.model_.validation.num_images == 20
+
+
+def test_an_unknown_setting_is_named(images):
+    with pytest.raises(RecipeError, match="unknown key 'stps'; did you mean 'steps'"):
+        ImageClassifier(settings={"stps": 3}).fit(*images)
+
+
+def test_one_class_is_too_few(settings, images):
+    with pytest.raises(DataError, match="there is only one class"):
+        classifier(settings).fit(images[0], ["a"] * 20)
+
+
+def test_paths_and_labels_of_different_number_are_refused(settings, images):
+    with pytest.raises(DataError, match="20 paths and 19 labels"):
+        classifier(settings).fit(images[0], images[1][:-1])

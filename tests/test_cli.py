@@ -1,0 +1,343 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from finetune.cli import main
+
+ROOT = Path(__file__).parent.parent
+NETWORK = ("--model", "test_efficientnet", "--image-size", "32")
+
+
+@pytest.fixture(autouse=True)
+def working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def command(capsys):
+    """Run the command line here; return its exit status, what it printed, and what it said on stderr."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return ended.value.code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def quick(weights_file):
+    """Options of a training of seconds."""
+    return (*NETWORK, "--set", f"weights={weights_file()}", "--strategy", "linear_probe")
+
+
+def mistake(result):
+    """Return the one sentence of a mistake of the person."""
+    status, _, said = result
+    assert status == 2
+    assert said.count("\n") == 1
+    assert said.startswith("error: ")
+    return said.removeprefix("error: ").rstrip()
+
+
+def test_a_missing_folder_is_named(command):
+    assert mistake(command("--data", "nowhere")).startswith("there is no folder or file nowhere; give a folder")
+
+
+def test_an_empty_folder_says_what_is_expected(command, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert mistake(command("--data", "empty")) == "empty is empty; expected one subfolder of images for each class"
+
+
+def test_one_class_is_too_few(command, image_folder, tmp_path):
+    image_folder(tmp_path / "images", {"cat": 4})
+    assert "there is only one class, 'cat'" in mistake(command("--data", "images"))
+
+
+def test_a_class_with_one_image_is_named(command, image_folder, tmp_path):
+    image_folder(tmp_path / "images", {"cat": 4, "dog": 1})
+    assert "too few training images of 'dog'" in mistake(command("--data", "images"))
+
+
+def test_files_that_can_all_not_be_read_are_counted_with_the_first_reason(command, image_folder, tmp_path):
+    for path in image_folder(tmp_path / "images").rglob("*.*"):
+        path.write_bytes(b"no image")
+    said = mistake(command("--data", "images"))
+    assert said.startswith("none of the 12 files of images can be read as an image; the first is images/a/000.jpg: ")
+
+
+def test_a_class_that_only_the_test_split_has_is_refused(command, image_folder, tmp_path):
+    image_folder(tmp_path / "images", splits={"train": {"a": 3, "b": 3}, "test": {"a": 2, "c": 2}})
+    assert "the test split has classes without any training image: 'c'" in mistake(command("--data", "images"))
+
+
+def test_a_missing_label_column_names_the_columns_there_are(command, tmp_path):
+    pd.DataFrame({"path": ["a.png"], "kind": ["x"]}).to_csv(tmp_path / "table.csv", index=False)
+    said = mistake(command("--data", "table.csv"))
+    assert said == ("table.csv has no label column; the columns are path, kind: name it with --set columns.label=NAME")
+
+
+def test_several_labels_an_image_are_out_of_scope(command, tmp_path):
+    pd.DataFrame({"path": ["a.png"] * 2, "label": ["x", "y"]}).to_csv(tmp_path / "table.csv", index=False)
+    assert "several labels an image are out of scope" in mistake(command("--data", "table.csv"))
+
+
+def test_an_unknown_model_gets_the_nearest_names_before_images_are_read(command, image_folder, tmp_path):
+    image_folder(tmp_path / "images")
+    said = mistake(command("--data", "images", "--model", "resnet5"))
+    assert said.startswith("timm has no model 'resnet5'; did you mean 'resnet")
+
+
+def test_weights_that_are_not_to_be_had_offline_say_what_to_do(command, image_folder, tmp_path):
+    image_folder(tmp_path / "images")
+    said = mistake(command("--data", "images", "--model", "resnet18"))
+    assert said.startswith("the weights of 'resnet18' are not to be had: ")
+    assert "--set weights=FILE, or use --model tf_efficientnet_lite0" in said
+
+
+def test_weights_of_another_network_are_refused_with_the_number_of_tensors_that_match(
+    command, image_folder, weights_file, tmp_path
+):
+    image_folder(tmp_path / "images")
+    said = mistake(command("--data", "images", "--model", "test_resnet", "--set", f"weights={weights_file()}"))
+    assert "does not hold the weights of 'test_resnet': 1 of 92 tensors match" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--batch-size", "0", "batch_size: input should be greater than or equal to 1, but 0 was given"),
+        ("--epochs", "-1", "epochs: input should be greater than or equal to 0, but -1.0 was given"),
+        ("--time-budget", "soon", "time_budget: expected a duration like 90s, 10m or 1.5h, but 'soon' was given"),
+        (
+            "--set",
+            "training.learning_rate=0",
+            "training.learning_rate: input should be greater than 0, but 0 was given",
+        ),
+        ("--set", "stratgy=full", "unknown key 'stratgy'; did you mean 'strategy'?"),
+        ("--set", "trainning.steps=3", "unknown key 'trainning'; did you mean 'training'?"),
+    ],
+)
+def test_an_impossible_value_or_key_is_named(command, option, value, said):
+    assert mistake(command("--data", "images", option, value)) == f"recipe: {said}"
+
+
+def test_a_limit_that_leaves_a_class_alone_is_refused(command, image_folder, tmp_path):
+    image_folder(tmp_path / "images")
+    assert "use at least 4" in mistake(command("--data", "images", "--limit", "3"))
+
+
+def test_no_data_says_how_to_give_it(command):
+    assert mistake(command("train")) == "no data was given; say --data PATH, or 'data: PATH' in the recipe"
+
+
+def test_a_folder_with_something_else_is_not_used(command, image_folder, tmp_path):
+    image_folder(tmp_path / "images")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    said = mistake(command("--data", "images", "--output", "out"))
+    assert said == "out is not empty and no run folder; give a new folder with --output"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+def test_a_finished_run_is_not_overwritten(command, image_folder, quick, tmp_path):
+    image_folder(tmp_path / "images")
+    assert command("--data", "images", "--output", "out", *quick)[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    said = mistake(command("--data", "images", "--output", "out", *quick))
+    assert said == "out holds another run, which is not overwritten; give a new folder with --output"
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_resume_without_a_run_says_what_is_expected(command):
+    assert mistake(command("--resume", "nowhere")) == (
+        "there is no run in nowhere; expected a folder with plan.json, made by 'finetune train'"
+    )
+
+
+def test_resume_of_a_finished_run_is_refused(command, image_folder, quick, tmp_path):
+    image_folder(tmp_path / "images")
+    command("--data", "images", "--output", "out", *quick)
+    assert mistake(command("--resume", "out")) == "the run in out is finished; there is nothing to resume"
+
+
+@pytest.mark.parametrize("option", ["--plan", "--resume"])
+def test_what_was_planned_can_not_be_changed_by_options(command, option):
+    assert "so --steps can not be given with it; edit the plan instead" in mistake(command(option, "x", "--steps", "3"))
+
+
+def test_a_prediction_without_a_run_is_refused(command, image_folder, tmp_path):
+    image_folder(tmp_path / "images")
+    assert "there is no run in nowhere" in mistake(command("predict", "nowhere", "images"))
+
+
+def test_a_trained_run_predicts_and_scores_and_leaves_other_files_alone(command, image_folder, quick, tmp_path):
+    image_folder(tmp_path / "images", {"a": 12, "b": 12})
+    status, printed, _ = command("--data", "images", "--output", "out", *quick)
+    assert status == 0
+    assert printed.rstrip().endswith("finetune predict out IMAGES... --output predictions.csv")
+
+    status, printed, _ = command("predict", "out", "images", "--output", "labels.csv", "--top-k", "2")
+    assert (status, printed) == (0, "24 images labelled: labels.csv\n")
+    labels = pd.read_csv(tmp_path / "labels.csv")
+    assert list(labels.columns) == [
+        "path", "label", "probability", "p_a", "p_b", "label_1", "probability_1", "label_2", "probability_2",
+    ]  # fmt: skip
+    assert "labels.csv exists and is not overwritten" in mistake(
+        command("predict", "out", "images", "--output", "labels.csv")
+    )
+
+    assert command("evaluate", "out", "--data", "images", "--output", "scores.json")[0] == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    right = labels["label"] == [Path(path).parent.name for path in labels["path"]]
+    assert scores["num_images"] == 24
+    assert scores["top1"] == pytest.approx(right.mean())
+
+
+def test_predictions_without_an_output_are_printed_as_a_table(command, image_folder, quick, tmp_path):
+    image_folder(tmp_path / "images")
+    command("--data", "images", "--output", "out", *quick)
+    status, printed, _ = command("predict", "out", "images/a/000.jpg")
+    assert status == 0
+    assert printed.splitlines()[0] == "path,label,probability,p_a,p_b"
+    assert len(printed.splitlines()) == 2
+
+
+def test_files_that_can_not_be_labelled_are_told_of_and_left_out(command, image_folder, quick, tmp_path):
+    image_folder(tmp_path / "images")
+    command("--data", "images", "--output", "out", *quick)
+    (tmp_path / "images" / "a" / "broken.jpg").write_bytes(b"no image")
+    status, printed, said = command("predict", "out", "images/a")
+    assert status == 0
+    assert len(printed.splitlines()) == 7
+    assert said == "left out: images/a/broken.jpg can not be read: no image of a known format\n"
+
+
+def test_an_evaluation_on_unknown_classes_is_refused(command, image_folder, quick, tmp_path):
+    image_folder(tmp_path / "images")
+    image_folder(tmp_path / "others", {"a": 2, "zebra": 2})
+    command("--data", "images", "--output", "out", *quick)
+    assert "classes that the model does not know: 'zebra'" in mistake(command("evaluate", "out", "--data", "others"))
+
+
+def test_plan_only_stops_with_a_plan_that_train_takes_edited(command, image_folder, quick, tmp_path):
+    image_folder(tmp_path / "images")
+    status, printed, _ = command("--data", "images", "--output", "out", "--plan-only", *quick)
+    assert status == 0
+    assert "finetune train --plan out/plan.json" in printed
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "recipe.yaml", "evidence.json", "choice.json", "plan.json",
+    }  # fmt: skip
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    plan["probe_strength"] = 0.5
+    (tmp_path / "out" / "plan.json").write_text(json.dumps(plan))
+    assert command("train", "--plan", "out/plan.json")[0] == 0
+    assert json.loads((tmp_path / "out" / "plan.json").read_text())["probe_strength"] == 0.5
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_the_command_plan_is_train_with_plan_only(command, image_folder, quick, tmp_path):
+    image_folder(tmp_path / "images")
+    assert command("plan", "--data", "images", "--output", "out", *quick)[0] == 0
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_the_command_line_overrides_the_recipe(command, image_folder, quick, tmp_path):
+    image_folder(tmp_path / "images")
+    (tmp_path / "recipe.yaml").write_text("data: elsewhere\nseed: 3\nbatch_size: 8\n")
+    arguments = ("plan", "--recipe", "recipe.yaml", "--data", "images", "--output", "out", "--seed", "4", *quick)
+    assert command(*arguments)[0] == 0
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert (plan["data"], plan["seed"], plan["batch_size"]) == ("images", 4, 8)
+
+
+def test_any_recipe_key_can_be_set(command, image_folder, quick, tmp_path):
+    image_folder(tmp_path / "images")
+    arguments = ("plan", "--data", "images", "--output", "out", *quick, "--set", "augmentation.vertical_flip=true")
+    assert command(*arguments)[0] == 0
+    assert json.loads((tmp_path / "out" / "plan.json").read_text())["augmentation"]["vertical_flip"] is True
+
+
+def test_unreadable_files_are_listed_once_and_counted(command, image_folder, quick, tmp_path):
+    image_folder(tmp_path / "images", {"a": 12, "b": 12})
+    for number in range(7):
+        (tmp_path / "images" / "b" / f"broken{number}.jpg").write_bytes(b"no image")
+    status, printed, _ = command("plan", "--data", "images", "--output", "out", *quick)
+    assert status == 0
+    assert "7 files can not be read and are left out:" in printed
+    assert printed.count("broken0.jpg") == 1
+    assert "and 2 more" in printed
+    assert json.loads((tmp_path / "out" / "evidence.json").read_text())["num_unreadable"] == 7
+
+
+def test_the_schema_is_json_and_knows_every_key(command):
+    schema = json.loads(command("schema")[1])
+    assert {"data", "strategy", "training", "augmentation"} <= set(schema["properties"])
+    assert schema["properties"]["seed"]["description"].startswith("Seed of the splits")
+
+
+def test_the_version_is_that_of_the_package(command):
+    from importlib.metadata import version
+
+    assert command("--version") == (0, f"finetune {version('finetune')}\n", "")
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom finetune.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print([name for name in ('torch', 'timm', 'datasets', 'sklearn', 'numpy', 'pandas') if name in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_script_is_the_command_though_its_name_is_the_packages(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "finetune.py"), "--data", "nowhere"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: there is no folder or file nowhere")
+
+
+def test_options_are_frozen():
+    """A new option is a decision: it enters here, in the README and in the changelog."""
+    from typer.main import get_command
+
+    from finetune.cli import app
+
+    options = {
+        name: sorted(option for parameter in sub.params for option in parameter.opts if option.startswith("--"))
+        for name, sub in get_command(app).commands.items()
+    }
+    recipe_options = [
+        "--batch-size", "--data", "--epochs", "--image-size", "--limit", "--model", "--output", "--prefer", "--recipe",
+        "--seed", "--set", "--steps", "--strategy", "--time-budget",
+    ]  # fmt: skip
+    assert options == {
+        "train": sorted([*recipe_options, "--plan", "--plan-only", "--resume"]),
+        "plan": recipe_options,
+        "predict": ["--output", "--top-k"],
+        "evaluate": ["--data", "--output"],
+        "schema": [],
+    }
+
+
+def test_images_of_any_mode_are_trained_on(command, quick, tmp_path):
+    for label, modes in {"a": ("L", "P", "RGBA", "CMYK"), "b": ("1", "LA", "I;16", "RGB")}.items():
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for number, mode in enumerate(modes * 2):
+            image = Image.new(mode, (40, 40), 1 if mode in {"1", "L", "P", "I;16"} else None)
+            image.save(tmp_path / "images" / label / f"{number} ü.{'jpg' if mode == 'CMYK' else 'png'}")
+    assert command("--data", "images", "--output", "out", *quick)[0] == 0

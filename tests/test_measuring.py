@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from finetune.audit import measure_evidence
+from finetune.audit.measuring import handedness
+from finetune.errors import ModelError
+from finetune.images import load_images
+from finetune.recipe import Recipe
+
+
+@pytest.fixture
+def measured(image_folder, weights_file, tmp_path):
+    """Return the factory of evidence of a tree of images, with what the recipe says."""
+
+    def measure(splits, **asked):
+        root = image_folder(tmp_path / "images", splits=splits)
+        recipe = Recipe(
+            data=str(root), model="test_efficientnet", weights=str(weights_file()), image_size=32, batch_size=4, **asked
+        )
+        return measure_evidence(recipe, load_images(str(root), limit=recipe.limit))
+
+    return measure
+
+
+def test_the_training_images_are_counted_by_class(measured):
+    evidence = measured({"train": {"a": 12, "b": 6}, "test": {"a": 5, "b": 5}})
+    assert evidence.num_images == 18
+    assert evidence.class_counts == {"a": 12, "b": 6}
+    assert (evidence.images_per_class, evidence.imbalance, evidence.num_classes) == (9.0, 2.0, 2)
+    assert not evidence.has_validation
+
+
+def test_a_given_validation_split_is_noted_and_not_counted(measured):
+    evidence = measured({"train": {"a": 6, "b": 6}, "val": {"a": 5, "b": 5}})
+    assert evidence.has_validation
+    assert evidence.num_images == 12
+
+
+def test_classes_that_differ_in_colour_are_told_by_the_probe_better_than_by_chance(measured):
+    evidence = measured({"train": {"a": 20, "b": 20}})
+    assert evidence.probe_accuracy > 0.8
+    assert 0 < evidence.probe_accuracy_error < 0.1
+    assert evidence.probe_accuracy == evidence.probe.accuracy
+
+
+@pytest.mark.parametrize(("largest", "metric"), [(14, "top1"), (15, "balanced_accuracy")])
+def test_from_five_to_one_on_balanced_accuracy_chooses(measured, largest, metric):
+    evidence = measured({"train": {"a": largest, "b": 3}})
+    assert evidence.metric == metric
+    assert (len(evidence.probe.answers) > 1) == (metric == "balanced_accuracy")
+
+
+def test_an_asked_metric_chooses(measured):
+    assert measured({"train": {"a": 6, "b": 6}}, metric="balanced_accuracy").metric == "balanced_accuracy"
+
+
+def test_the_similarity_lies_between_0_and_1_and_is_uncalibrated_for_other_networks(measured):
+    evidence = measured({"train": {"a": 6, "b": 6}})
+    assert 0.0 <= evidence.domain_similarity <= 1.0
+    assert not evidence.similarity_calibrated
+    assert {"late_vigour", "middle_vigour"} <= evidence.similarity_parts.keys()
+
+
+def test_the_same_images_give_the_same_evidence_but_for_times(measured):
+    def timeless(evidence):
+        return evidence.changed(
+            seconds=0.0, forward_images_per_second=0.0, train_images_per_second=0.0, speed=first.speed
+        )
+
+    first = measured({"train": {"a": 8, "b": 8}})
+    second = measured({"train": {"a": 8, "b": 8}})
+    if first.speed.forward_precision == second.speed.forward_precision:
+        assert timeless(first) == timeless(second)
+
+
+def test_random_weights_are_measured_where_scratch_was_asked_for(measured):
+    evidence = measured({"train": {"a": 6, "b": 6}}, strategy="scratch")
+    assert evidence.weights == "random numbers: scratch was asked for"
+
+
+def test_the_size_is_the_asked_one_and_says_so(measured):
+    evidence = measured({"train": {"a": 6, "b": 6}})
+    assert evidence.preprocessing.image_size == 32
+    assert evidence.image_size_reason == "32 px was asked for"
+
+
+def test_the_native_size_is_the_median_shorter_side(measured):
+    assert measured({"train": {"a": 6, "b": 6}}).native_shorter_side == 32
+
+
+def test_a_network_that_is_not_known_is_refused(image_folder, tmp_path):
+    root = image_folder(tmp_path)
+    with pytest.raises(ModelError, match="timm has no model 'test_efficientnett'; did you mean 'test_efficientnet"):
+        measure_evidence(Recipe(data=str(root), model="test_efficientnett"), load_images(str(root)))
+
+
+def test_images_with_a_left_and_a_right_are_told_from_their_mirrored_copies():
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(60, 8)).astype(np.float32)
+    mirrored = features + generator.normal(size=features.shape).astype(np.float32) * 0.1
+    assert handedness(features, mirrored + np.float32(2.0) * np.eye(8, dtype=np.float32)[0], 0) > 0.95
+
+
+def test_images_that_look_like_their_mirrored_copies_are_told_by_chance():
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(200, 8)).astype(np.float32)
+    mirrored = features + generator.normal(size=features.shape).astype(np.float32) * 0.1
+    assert handedness(features, mirrored, 0) == pytest.approx(0.5, abs=0.12)
+
+
+def test_evidence_leaves_the_global_random_state_to_training(measured):
+    torch.manual_seed(5)
+    before = np.random.get_state()[1].copy()
+    measured({"train": {"a": 6, "b": 6}})
+    assert np.array_equal(np.random.get_state()[1], before)
+
+
+def test_images_too_small_for_their_size_are_measured(image_folder, weights_file, tmp_path):
+    root = image_folder(tmp_path / "images", {"a": 6, "b": 6})
+    for path in root.rglob("*.png"):
+        Image.new("L", (3, 5)).save(path)
+    recipe = Recipe(data=str(root), model="test_efficientnet", weights=str(weights_file()), image_size=32, batch_size=4)
+    assert measure_evidence(recipe, load_images(str(root))).num_images == 10

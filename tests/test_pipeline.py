@@ -1,0 +1,215 @@
+"""The whole chain with a tiny network and few images."""
+
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from rich.console import Console
+
+import finetune
+from finetune.errors import RunFolderError
+from finetune.images import labels_of
+from finetune.report import Report
+from finetune.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "weights.pt"
+    torch.save(timm.create_model("test_efficientnet").state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    from conftest import make_image_folder
+
+    tree = {"train": {"a": 16, "b": 16, "c": 12}, "test": {"a": 5, "b": 6, "c": 4}}
+    return make_image_folder(tmp_path_factory.mktemp("data") / "images", splits=tree)
+
+
+@pytest.fixture(scope="module")
+def recipe(data, weights):
+    return finetune.Recipe(
+        data=str(data), model="test_efficientnet", weights=str(weights), image_size=32, steps=8, batch_size=8
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory):
+    """A run, its folder, and what it printed."""
+    printed = io.StringIO()
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    model = finetune.run(recipe, folder, Report(Console(file=printed, width=200)))
+    return model, folder, printed.getvalue()
+
+
+def test_a_run_folder_holds_all_that_is_promised(finished):
+    assert {path.name for path in finished[1].iterdir()} == {
+        "recipe.yaml", "evidence.json", "choice.json", "plan.json", "splits.csv", "history.jsonl", "metrics.json",
+        "environment.json", "model.safetensors", "config.json",
+    }  # fmt: skip
+
+
+def test_the_evidence_has_the_promised_keys(finished):
+    evidence = json.loads((finished[1] / "evidence.json").read_text())
+    assert {
+        "num_images", "num_classes", "images_per_class", "domain_similarity", "similarity_parts", "probe_accuracy",
+        "probe_accuracy_error", "forward_images_per_second", "train_images_per_second",
+    } <= evidence.keys()  # fmt: skip
+    assert (evidence["num_images"], evidence["num_classes"], evidence["images_per_class"]) == (44, 3, 14.7)
+
+
+def test_the_choice_lists_every_strategy_the_chosen_one_first(finished):
+    choice = json.loads((finished[1] / "choice.json").read_text())
+    assert choice["candidates"][0]["strategy"] == choice["strategy"]
+    assert {candidate["strategy"] for candidate in choice["candidates"]} == {
+        "linear_probe", "norm_tuning", "partial", "full", "scratch",
+    }  # fmt: skip
+    keys = {"strategy", "expected_top1", "expected_top1_error", "expected_seconds", "basis"}
+    assert all(candidate.keys() == keys for candidate in choice["candidates"])
+
+
+def test_the_metrics_have_the_promised_keys(finished):
+    metrics = json.loads((finished[1] / "metrics.json").read_text())
+    assert metrics["seconds"].keys() == {"evidence", "race", "train", "total"}
+    assert metrics["work"].keys() == {"forward_images", "backward_images", "forward_equivalents"}
+    promised = {"top1", "top1_interval", "balanced_accuracy", "log_loss", "calibration_error", "num_images"}
+    assert promised <= metrics["validation"].keys()
+    assert promised <= metrics["test"].keys()
+    assert (metrics["validation"]["num_images"], metrics["test"]["num_images"]) == (44, 15)
+
+
+def test_the_saved_recipe_names_the_network_and_the_size(recipe, finished):
+    saved = RunFolder(finished[1]).read_recipe()
+    assert saved == recipe.changed(metric="top1")
+
+
+def test_the_summary_ends_with_the_command_to_predict(finished):
+    assert finished[2].rstrip().endswith(f"finetune predict {finished[1]} IMAGES... --output predictions.csv")
+
+
+def test_the_report_gives_the_reasons_and_the_test_accuracy(finished):
+    model, folder, printed = finished
+    for reason in RunFolder(folder).read_choice().reasons:
+        assert reason in printed
+    assert f"{100 * model.test.top1:.1f} % right" in printed
+
+
+def test_timm_loads_the_run_folder_and_predicts_the_same(finished):
+    model, folder, _ = finished
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    inputs = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(network(inputs), model.network(inputs), rtol=1e-4, atol=1e-5)
+    assert network.pretrained_cfg["label_names"] == ["a", "b", "c"]
+    assert tuple(network.pretrained_cfg["mean"]) == model.plan.preprocessing.mean
+
+
+def test_a_saved_model_predicts_what_the_trained_one_predicts(data, finished):
+    model, folder, _ = finished
+    paths = sorted((data / "test").rglob("*.*"))
+    np.testing.assert_allclose(
+        RunFolder(folder).read_model().predict_proba(paths), model.predict_proba(paths), atol=1e-6
+    )
+
+
+def test_predictions_scores_and_metrics_of_the_same_images_agree(data, finished):
+    model, _, _ = finished
+    paths = sorted((data / "test").rglob("*.*"))
+    labels = np.asarray([model.class_names.index(path.parent.name) for path in paths])
+    again = finetune.score(model.predict_proba(paths), labels, list(model.class_names))
+    assert again.top1 == model.test.top1
+    assert again.log_loss == pytest.approx(model.test.log_loss, abs=1e-6)
+
+
+def test_the_links_of_the_chain_give_the_model_of_the_whole(recipe, finished):
+    model, folder, _ = finished
+    splits = finetune.load_images(recipe.data)
+    plan = RunFolder(folder).read_plan()
+    alone = finetune.train(plan, splits)
+    for name, tensor in model.network.state_dict().items():
+        torch.testing.assert_close(alone.network.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_a_saved_plan_trains_the_same_model_anew(finished, tmp_path):
+    model, folder, _ = finished
+    again = finetune.run_plan(folder / "plan.json", tmp_path / "again")
+    for name, tensor in model.network.state_dict().items():
+        assert torch.equal(again.network.state_dict()[name], tensor)
+
+
+def test_the_written_splits_are_a_table_that_makes_the_same_splits(data, finished):
+    splits = finetune.load_images(str(data))
+    from_table = finetune.load_images(str(finished[1] / "splits.csv"))
+    for split in ("train", "test"):
+        table, folder = getattr(from_table, split), getattr(splits, split)
+        assert [row["path"] for row in table["image"]] == [row["path"] for row in folder["image"]]
+        assert np.array_equal(labels_of(table), labels_of(folder))
+
+
+def test_the_written_splits_say_which_training_held_an_image_out(finished):
+    table = pd.read_csv(finished[1] / "splits.csv", keep_default_na=False)
+    held = table[table["split"] == "train"]["held_out_by"]
+    assert set(held) == {"fold-1", "fold-2", "fold-3"}
+    assert set(table[table["split"] == "test"]["held_out_by"]) == {""}
+
+
+def test_a_plan_is_continued_in_its_own_folder(recipe, tmp_path):
+    plan = finetune.plan_only(recipe.changed(strategy="linear_probe", steps=None), tmp_path / "run")
+    model = finetune.run(recipe, tmp_path / "run")
+    assert model.plan == plan
+    assert RunFolder(tmp_path / "run").is_finished()
+
+
+def test_a_second_plan_in_a_folder_is_refused(recipe, tmp_path):
+    finetune.plan_only(recipe, tmp_path / "run")
+    with pytest.raises(RunFolderError, match="holds a plan already; train it with --plan"):
+        finetune.plan_only(recipe, tmp_path / "run")
+
+
+def test_a_plan_without_its_folder_is_trained_after_measuring_again(finished, tmp_path):
+    (tmp_path / "mine.json").write_text((finished[1] / "plan.json").read_text())
+    finetune.run_plan(tmp_path / "mine.json", tmp_path / "run")
+    assert RunFolder(tmp_path / "run").read_evidence().num_images == 44
+
+
+class StopError(Exception):
+    """Someone pulled the plug."""
+
+
+class StoppingReport(Report):
+    """A report that ends the program in the middle of the second training."""
+
+    def progress(self, task, done, _total):
+        if task.startswith("training (fold-2)") and done == 5:
+            raise StopError
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_model(recipe, tmp_path):
+    plain = recipe.changed(strategy="partial")
+    finetune.plan_only(plain, tmp_path / "run")
+    whole = finetune.run_plan(tmp_path / "run" / "plan.json", tmp_path / "whole")
+    with pytest.raises(StopError):
+        finetune.run(plain, tmp_path / "run", StoppingReport(Console(quiet=True)))
+    with pytest.raises(RunFolderError, match=f"go on with it: --resume {tmp_path / 'run'}"):
+        finetune.run(plain, tmp_path / "run")
+    resumed = finetune.resume(tmp_path / "run")
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[name], tensor)
+    assert resumed.validation == whole.validation
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_without_an_accelerator_the_default_network_is_the_embedded_one_with_all_its_tensors(data):
+    evidence = finetune.measure_evidence(
+        finetune.Recipe(data=str(data), image_size=64, limit=12), finetune.load_images(str(data), limit=12)
+    )
+    assert evidence.model == "tf_efficientnet_lite0"
+    assert evidence.weights.startswith("296 of 296 tensors from ")
+    assert evidence.similarity_calibrated

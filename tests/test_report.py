@@ -1,0 +1,117 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from finetune.images import ImageSplits, Unreadable, label_paths
+from finetune.metrics import score
+from finetune.plan import make_plan
+from finetune.prediction import Work
+from finetune.recipe import Recipe
+from finetune.report import Report, duration
+from finetune.run_folder import RunMetrics, Seconds
+from finetune.strategy import choose_strategy
+
+
+@pytest.fixture
+def report():
+    return Report(Console(file=io.StringIO(), width=200))
+
+
+def printed(report):
+    return report.console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 0 s"), (95, "1 min 35 s"), (3599, "59 min 59 s"), (3660, "1 h 1 min")],
+)
+def test_durations_are_for_people(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_images_are_counted_by_split(report, image_folder, tmp_path):
+    paths = [str(path) for path in sorted(image_folder(tmp_path).rglob("*.*"))]
+    splits = label_paths(paths, [path.split("/")[-2] for path in paths])
+    report.images(splits)
+    assert "12 training images of 2 classes" in printed(report)
+
+
+def test_the_first_unreadable_files_are_listed_and_the_others_counted(report, image_folder, tmp_path):
+    paths = [str(path) for path in sorted(image_folder(tmp_path).rglob("*.*"))]
+    splits = label_paths(paths, [path.split("/")[-2] for path in paths])
+    broken = tuple(Unreadable(path=f"{number}[x].jpg", reason="truncated") for number in range(7))
+    report.images(
+        ImageSplits(train=splits.train, validation=None, test=None, class_names=splits.class_names, unreadable=broken)
+    )
+    assert "7 files can not be read and are left out:" in printed(report)
+    assert "    4[x].jpg: truncated\n    and 2 more\n" in printed(report)
+
+
+def test_the_evidence_is_told_with_its_errors(report, evidence):
+    report.evidence(evidence)
+    assert "85.0 ± 2.3 % top-1, cross-validated" in printed(report)
+    assert "0.80 (0 far, 1 near)\n" in printed(report)
+
+
+def test_an_uncalibrated_similarity_says_so(report, evidence):
+    report.evidence(evidence.changed(similarity_calibrated=False))
+    assert "0.80 (0 far, 1 near) (uncalibrated for this network)" in printed(report)
+
+
+def test_every_strategy_is_shown_with_accuracy_time_and_basis(report, evidence):
+    choice = choose_strategy(evidence)
+    report.choice(choice)
+    rows = [line.split() for line in printed(report).splitlines() if "published" in line or "measured" in line]
+    assert [row[0] for row in rows] == [candidate.strategy for candidate in choice.candidates]
+
+
+def test_the_plan_tells_steps_rates_and_what_judges(report, evidence):
+    choice = choose_strategy(evidence)
+    plan = make_plan(Recipe(data="x"), evidence, choice)
+    report.plan(plan)
+    assert f"{plan.steps} steps of {plan.batch_size} images in {plan.precision}; rates: " in printed(report)
+    assert "3-fold cross-validation judges (by top1); then all images are trained on" in printed(report)
+
+
+@pytest.fixture
+def metrics():
+    scores = score([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4]], [0, 0, 1], ["cat", "dog"])
+    return RunMetrics(
+        validation=scores,
+        validation_source="held-out training images",
+        test=scores,
+        seconds=Seconds(evidence=1.0, race=0.0, train=61.0, total=65.0),
+        work=Work(),
+    )
+
+
+def test_the_result_tells_accuracy_interval_hardest_class_and_the_next_command(report, metrics, tmp_path):
+    report.result(metrics, tmp_path / "my run")
+    text = printed(report)
+    assert "66.7 % right (95 %: 20.8 to 93.9) of 3 images" in text
+    assert "hardest class: dog, 0 % of its 1 test images are recognised" in text
+    assert "1 min 5 s in all: evidence 1 s, training 1 min 1 s" in text
+    assert text.endswith(f"  finetune predict '{tmp_path / 'my run'}' IMAGES... --output predictions.csv\n")
+
+
+def test_without_a_test_split_the_validation_figures_stand_alone(report, metrics, tmp_path):
+    report.result(metrics.changed(test=None), tmp_path)
+    assert "validation" in printed(report)
+    assert "  test" not in printed(report)
+
+
+def test_a_finished_task_is_told_with_its_time(report):
+    with report:
+        report.progress("looking at images", 1, 2)
+        assert printed(report) == ""
+        report.progress("looking at images", 2, 2)
+    assert "looking at images: 2 in 0.0 s" in printed(report)
+
+
+def test_a_quiet_report_says_nothing(evidence):
+    quiet = Report(Console(file=io.StringIO(), quiet=True))
+    with quiet:
+        quiet.evidence(evidence)
+        quiet.progress("x", 1, 1)
+    assert printed(quiet) == ""
