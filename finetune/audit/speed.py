@@ -100,11 +100,14 @@ def _time_training(module: nn.Module, inputs: Tensor) -> tuple[Precision, float]
     module.eval()
     labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0, fused=True)  # moves nothing, in the usual time
 
     def step(precision: Precision) -> None:
         with quick_depthwise_gradients(inputs.device), autocast(inputs.device, precision):
             loss = nn.functional.cross_entropy(module(inputs).float(), labels)
-        torch.autograd.grad(loss, trained)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
 
     rates = {
         precision: _rate(lambda precision=precision: step(precision), len(inputs), inputs.device)  # type: ignore[misc]

@@ -1,0 +1,466 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.batches import Pixels, PlainImages
+from finetune.features import forward_all, logits, no_progress, pooled
+from finetune.images import groups_of, label_paths, labels_of, load_images
+from finetune.network.backbone import create_network, find_head, find_norms, find_stages, profile_stages
+from finetune.probing import fit_head, log_loss
+from finetune.training import Checkpoints, plan_phases, session, train
+
+PLAIN = {"horizontal_flip": False, "vertical_flip": False, "smallest_crop": 1.0, "color_jitter": 0.0, "policy": "none"}
+"""An augmentation that varies nothing."""
+
+WAYS = {
+    "linear_probe": {},
+    "linear_probe, trained": {"steps": 4, "warmup_steps": 1},
+    "norm_tuning": {},
+    "partial": {},
+    "partial, nothing kept": {"cached_views": 0},
+    "full": {},
+    "scratch": {"batch_norm_statistics": "updated"},
+}
+
+
+@pytest.fixture
+def splits(image_folder, tmp_path):
+    """Three classes of 5, 4 and 6 training images; no validation split."""
+    root = image_folder(tmp_path / "images", splits={"train": {"a": 5, "b": 4, "c": 6}, "test": {"a": 1, "b": 1}})
+    return load_images(str(root))
+
+
+@pytest.fixture
+def given(image_folder, tmp_path):
+    """The same with a validation split of 2 images of each class."""
+    counts = {"train": {"a": 5, "b": 4, "c": 6}, "val": {"a": 2, "b": 2, "c": 2}, "test": {"a": 1, "b": 1}}
+    return load_images(str(image_folder(tmp_path / "given", splits=counts)))
+
+
+@pytest.fixture
+def grouped(image_folder, tmp_path):
+    """Twelve training images of two classes that belong together in threes."""
+    root = image_folder(tmp_path / "grouped", {"a": 6, "b": 6})
+    paths = sorted(str(path) for path in root.rglob("*.*"))
+    labels = [Path(path).parent.name for path in paths]
+    return label_paths(paths, labels, groups=[f"g{number // 3}" for number in range(len(paths))])
+
+
+@pytest.fixture
+def make_plan(small_plan, weights_file):
+    """The factory of plans for a network whose weights lie in a file."""
+
+    def make(way="partial", name="test_efficientnet", **changes):
+        strategy = way.partition(",")[0]
+        weights = "random" if strategy == "scratch" else str(weights_file(name))
+        return small_plan(name, **({"strategy": strategy, "weights": weights} | WAYS[way] | changes))
+
+    return make
+
+
+def network_of(plan, num_classes=3):
+    torch.manual_seed(plan.seed)
+    return create_network(plan.model, plan.weights, num_classes, plan.preprocessing.image_size)[0].eval()
+
+
+def features_of(plan, splits, table=None):
+    images = PlainImages(Pixels(table or splits.train, plan.preprocessing.shorter_side), plan.preprocessing)
+    network = network_of(plan, len(splits.class_names))
+    return forward_all(network, images, plan.preprocessing, plan.forward_precision, pooled)
+
+
+def head_of(network):
+    layer = find_head(network)[1]
+    return layer.weight.detach().numpy(), layer.bias.detach().numpy()
+
+
+def moved(plan, network):
+    """The names of what differs from where the training began, without the head's."""
+    start, head = network_of(plan).state_dict(), find_head(network)[0]
+    return {
+        name
+        for name, tensor in network.state_dict().items()
+        if not name.startswith(head + ".") and not torch.equal(tensor, start[name])
+    }
+
+
+def assert_same_model(one, other):
+    assert all(
+        torch.equal(tensor, one.network.state_dict()[name]) for name, tensor in other.network.state_dict().items()
+    )
+    assert one.validation == other.validation
+    assert one.temperature == other.temperature
+    assert without_seconds(one.history) == without_seconds(other.history)
+
+
+def without_seconds(history):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in history]
+
+
+def interrupter(phase, step):
+    """A progress that a person interrupts, and the (task, done) that it was told."""
+    told = []
+
+    def progress(task, done, _total):
+        told.append((task, done))
+        if (task, done) == (f"training ({phase})", step):
+            raise KeyboardInterrupt
+
+    return progress, told
+
+
+def indices(phases):
+    return {phase.name: (phase.members.tolist(), phase.held_out.tolist()) for phase in phases}
+
+
+def test_given_validation_images_judge_and_the_refit_trains_on_them_too(small_plan, given):
+    phases = plan_phases(small_plan(validation="given", refit=True), given)
+    everything = list(range(21))
+    assert indices(phases) == {"validation": (everything[:15], everything[15:]), "refit": (everything, [])}
+
+
+def test_given_validation_images_are_never_trained_on_without_a_refit(small_plan, given):
+    phases = plan_phases(small_plan(validation="given", refit=False), given)
+    assert indices(phases) == {"validation": (list(range(15)), list(range(15, 21)))}
+
+
+def test_held_out_images_are_a_fifth_of_each_class_and_the_refit_trains_on_all(small_plan, splits):
+    first, refit = plan_phases(small_plan(validation="held_out", refit=True), splits)
+    labels = labels_of(splits.train)
+    assert sorted([*first.members, *first.held_out]) == list(range(15))
+    assert np.bincount(labels[first.held_out]).tolist() == [1, 1, 1]
+    assert (first.name, refit.name) == ("validation", "refit")
+    assert indices([refit]) == {"refit": (list(range(15)), [])}
+
+
+def test_held_out_images_are_never_trained_on_without_a_refit(small_plan, splits):
+    (only,) = plan_phases(small_plan(validation="held_out", refit=False), splits)
+    assert not set(only.members) & set(only.held_out)
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_cross_validation_holds_every_image_out_once_and_ships_a_training_on_all(small_plan, splits, refit):
+    *folds, last = plan_phases(small_plan(validation="cross_validation", folds=3, refit=refit), splits)
+    assert [fold.name for fold in folds] == ["fold-1", "fold-2", "fold-3"]
+    assert sorted(np.concatenate([fold.held_out for fold in folds])) == list(range(15))
+    for fold in folds:
+        assert sorted([*fold.members, *fold.held_out]) == list(range(15))
+    assert indices([last]) == {"refit": (list(range(15)), [])}
+
+
+@pytest.mark.parametrize("validation", ["held_out", "cross_validation"])
+def test_images_that_belong_together_are_never_parted(small_plan, grouped, validation):
+    groups = groups_of(grouped.train)
+    for phase in plan_phases(small_plan(validation=validation, folds=2, refit=False), grouped):
+        assert not set(groups[phase.members]) & set(groups[phase.held_out])
+
+
+@pytest.mark.parametrize("validation", ["held_out", "cross_validation"])
+def test_a_plan_that_holds_out_training_images_leaves_a_given_validation_split_alone(small_plan, given, validation):
+    for phase in plan_phases(small_plan(validation=validation, refit=True), given):
+        assert max(*phase.members, *phase.held_out) < len(given.train)
+
+
+@pytest.mark.parametrize("validation", ["held_out", "cross_validation"])
+def test_a_plan_that_holds_out_training_images_trains_on_data_with_a_validation_split(make_plan, given, validation):
+    model = train(make_plan("norm_tuning", steps=2, validation=validation, refit=True), given)
+    assert model.validation.num_images == {"held_out": 3, "cross_validation": 15}[validation]
+
+
+def test_the_folds_are_those_of_the_seed(small_plan, splits):
+    held = [plan_phases(small_plan(seed=seed), splits)[0].held_out.tolist() for seed in (0, 0, 1)]
+    assert held[0] == held[1] != held[2]
+
+
+@pytest.mark.parametrize("imbalance", ["none", "class_weights"])
+@pytest.mark.parametrize("validation", ["held_out", "cross_validation"])
+def test_a_probe_without_steps_is_the_logistic_regression_on_the_phases_own_images(
+    make_plan, splits, validation, imbalance
+):
+    plan = make_plan("linear_probe", validation=validation, imbalance=imbalance)
+    members = plan_phases(plan, splits)[-1].members
+    expected = fit_head(
+        features_of(plan, splits)[members],
+        labels_of(splits.train)[members],
+        3,
+        plan.probe_strength,
+        balanced=imbalance == "class_weights",
+    )
+    weight, bias = head_of(train(plan, splits).network)
+    np.testing.assert_allclose(weight, expected.weight, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(bias, expected.bias, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["norm_tuning", "partial", "partial, nothing kept", "full"])
+def test_the_head_of_every_strategy_starts_from_the_probe_of_the_phases_own_images(make_plan, splits, way):
+    plan = make_plan(way, head_learning_rate=0.0, steps=2)
+    (phase,) = plan_phases(plan, splits)
+    labels = labels_of(splits.train)[phase.members]
+    expected = fit_head(features_of(plan, splits)[phase.members], labels, 3, plan.probe_strength)
+    weight, bias = head_of(train(plan, splits).network)
+    np.testing.assert_allclose(weight, expected.weight, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(bias, expected.bias, rtol=1e-4, atol=1e-4)
+
+
+def test_a_fold_starts_from_the_weights_of_the_file_and_not_from_an_earlier_fold(make_plan, splits):
+    plan = make_plan("full", validation="cross_validation", folds=2)
+    alone = train(make_plan("full", validation="cross_validation", folds=3), splits)
+    among_others = train(plan, splits)
+    ours, theirs = among_others.network.state_dict(), alone.network.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext"])
+@pytest.mark.parametrize("way", WAYS)
+def test_every_strategy_gives_a_judged_model(make_plan, splits, way, name):
+    model = train(make_plan(way, name), splits)
+    assert model.validation.num_images == 3
+    assert np.isfinite([model.validation.log_loss, model.validation.top1, model.temperature]).all()
+    assert len(model.history) == model.plan.steps
+    probabilities = model.probabilities(splits.test)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["linear_probe", "linear_probe, trained"])
+def test_a_linear_probe_leaves_the_backbone_as_it_was(make_plan, splits, way):
+    plan = make_plan(way)
+    assert moved(plan, train(plan, splits).network) == set()
+
+
+def test_norm_tuning_moves_the_norms_alone_and_not_their_statistics(make_plan, splits):
+    plan = make_plan("norm_tuning")
+    norms = {f"{name}.{part}" for name in find_norms(network_of(plan)) for part in ("weight", "bias")}
+    assert moved(plan, train(plan, splits).network) == norms
+
+
+@pytest.mark.parametrize("way", ["partial", "partial, nothing kept"])
+def test_partial_moves_the_last_stages_alone_and_no_statistics(make_plan, splits, way):
+    plan = make_plan(way)
+    last = {name for stage in find_stages(network_of(plan))[-2:] for name in stage.parameters}
+    assert moved(plan, train(plan, splits).network) == last
+
+
+def test_full_moves_every_parameter_and_no_statistics(make_plan, splits):
+    plan = make_plan("full")
+    below = {name for stage in find_stages(network_of(plan)) for name in stage.parameters}
+    assert moved(plan, train(plan, splits).network) == below
+
+
+def test_scratch_moves_every_parameter_and_the_statistics(make_plan, splits):
+    plan = make_plan("scratch")
+    network = train(plan, splits).network
+    head = find_head(network)[0]
+    assert moved(plan, network) == {name for name in network.state_dict() if not name.startswith(head + ".")}
+
+
+def test_a_training_that_is_not_a_probe_moves_the_head(make_plan, splits):
+    plan = make_plan("norm_tuning")
+    (phase,) = plan_phases(plan, splits)
+    labels = labels_of(splits.train)[phase.members]
+    probe = fit_head(features_of(plan, splits)[phase.members], labels, 3, plan.probe_strength)
+    assert not np.allclose(head_of(train(plan, splits).network)[0], probe.weight, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext"])
+def test_kept_activations_train_what_the_images_themselves_do_but_for_rounding(make_plan, splits, name):
+    states, losses = [], []
+    for views in (0, 1):
+        model = train(make_plan("partial", name, cached_views=views, augmentation=PLAIN), splits)
+        states.append(model.network.state_dict())
+        losses.append([row["train_loss"] for row in model.history])
+    start = network_of(model.plan).state_dict()
+    names = [name for stage in find_stages(model.network)[-2:] for name in stage.parameters]
+    whole, kept = (torch.cat([(state[name] - start[name]).flatten() for name in names]) for state in states)
+    assert whole.norm() > 0
+    assert (kept - whole).norm() < 0.1 * whole.norm()
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=0.002)
+
+
+def test_a_network_that_was_trained_on_kept_activations_sees_whole_images_again(make_plan, splits):
+    network = train(make_plan("partial"), splits).network
+    assert not any(module._forward_hooks for module in network.modules())
+    with torch.no_grad():
+        assert not torch.equal(network(torch.zeros(1, 3, 32, 32)), network(torch.ones(1, 3, 32, 32)))
+
+
+@pytest.mark.parametrize("way", ["partial", "full", "scratch"])
+def test_the_same_plan_gives_the_same_model_and_another_seed_another(make_plan, splits, way):
+    one, two, other = (train(make_plan(way, seed=seed), splits) for seed in (0, 0, 1))
+    assert_same_model(one, two)
+    names = [name for stage in find_stages(one.network)[-2:] for name in stage.parameters]
+    states = one.network.state_dict(), other.network.state_dict()
+    assert all(not torch.equal(states[0][name], states[1][name]) for name in names)
+
+
+@pytest.mark.parametrize("refit", [False, True])
+@pytest.mark.parametrize("way", ["linear_probe", "norm_tuning", "partial"])
+def test_logit_adjustment_takes_the_log_frequencies_of_the_phases_images_from_the_bias(make_plan, splits, way, refit):
+    plain, adjusted = (
+        train(make_plan(way, imbalance=imbalance, refit=refit), splits) for imbalance in ("none", "logit_adjustment")
+    )
+    members = plan_phases(plain.plan, splits)[-1].members
+    counts = np.bincount(labels_of(splits.train)[members])
+    assert len(set(counts)) > 1
+    (weight, bias), (adjusted_weight, adjusted_bias) = head_of(plain.network), head_of(adjusted.network)
+    np.testing.assert_array_equal(adjusted_weight, weight)
+    np.testing.assert_allclose(bias - adjusted_bias, np.log(counts / counts.sum()), rtol=1e-4, atol=1e-5)
+
+
+def test_logit_adjustment_is_judged_with_its_adjustment(make_plan, splits):
+    model = train(make_plan("norm_tuning", imbalance="logit_adjustment"), splits)
+    (phase,) = plan_phases(model.plan, splits)
+    held = splits.train.select(phase.held_out)
+    judged = log_loss(np.log(model.probabilities(held)), labels_of(held))
+    assert model.validation.log_loss == pytest.approx(judged, rel=1e-4)
+
+
+def test_class_weights_are_inverse_to_the_counts_of_the_phases_images_and_1_on_average(make_plan, splits, monkeypatch):
+    tasks = []
+    own = session.train_steps
+    monkeypatch.setattr(session, "train_steps", lambda task, *rest: (tasks.append(task), own(task, *rest)))
+    plan = make_plan("norm_tuning", imbalance="class_weights", refit=True)
+    train(plan, splits)
+    for phase, task in zip(plan_phases(plan, splits), tasks, strict=True):
+        counts = np.bincount(labels_of(splits.train)[phase.members])
+        weights = task.class_weights.numpy()
+        np.testing.assert_allclose(weights * counts, weights[0] * counts[0], rtol=1e-6)
+        assert (weights * counts).sum() / counts.sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("way", ["norm_tuning", "partial"])
+def test_the_last_evaluation_of_a_training_agrees_with_the_judgement_of_the_shipped_network(make_plan, splits, way):
+    model = train(make_plan(way, evaluations=2), splits)
+    (phase,) = plan_phases(model.plan, splits)
+    held = splits.train.select(phase.held_out)
+    scores = model.temperature * np.log(model.probabilities(held))
+    assert model.history[-1]["validation_loss"] == pytest.approx(log_loss(scores, labels_of(held)), rel=0.01)
+
+
+def test_evaluations_of_a_training_in_bfloat16_are_in_the_precision_of_forward_passes(make_plan, splits):
+    model = train(make_plan("full", precision="bfloat16", forward_precision="float32", evaluations=1), splits)
+    (phase,) = plan_phases(model.plan, splits)
+    preprocessing = model.plan.preprocessing
+    images = PlainImages(Pixels(splits.train, preprocessing.shorter_side), preprocessing)
+    scores = forward_all(model.network, images, preprocessing, "float32", logits, members=phase.held_out.tolist())
+    exact = log_loss(scores, labels_of(splits.train)[phase.held_out])
+    assert model.history[-1]["validation_loss"] == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("validation", ["held_out", "cross_validation"])
+def test_the_metrics_are_those_of_all_held_out_images(make_plan, splits, validation):
+    model = train(make_plan("linear_probe", validation=validation, folds=3), splits)
+    features, labels = features_of(model.plan, splits), labels_of(splits.train)
+    right = []
+    for phase in plan_phases(model.plan, splits):
+        if len(phase.held_out):
+            head = fit_head(features[phase.members], labels[phase.members], 3, model.plan.probe_strength)
+            right += (head.logits(features[phase.held_out]).argmax(axis=1) == labels[phase.held_out]).tolist()
+    assert model.validation.num_images == len(right)
+    assert model.validation.top1 == pytest.approx(np.mean(right))
+
+
+def test_given_validation_images_are_judged(make_plan, given):
+    model = train(make_plan("linear_probe", validation="given"), given)
+    features = features_of(model.plan, given, given.validation)
+    weight, bias = head_of(model.network)
+    found = (features @ weight.T + bias).argmax(axis=1)
+    assert model.validation.num_images == 6
+    assert model.validation.top1 == pytest.approx((found == labels_of(given.validation)).mean())
+
+
+def test_a_given_validation_split_is_trained_on_in_the_refit(make_plan, given):
+    model = train(make_plan("linear_probe", validation="given", refit=True), given)
+    features = np.concatenate([features_of(model.plan, given), features_of(model.plan, given, given.validation)])
+    labels = np.concatenate([labels_of(given.train), labels_of(given.validation)])
+    expected = fit_head(features, labels, 3, model.plan.probe_strength)
+    np.testing.assert_allclose(head_of(model.network)[0], expected.weight, rtol=0, atol=1e-3 * expected.weight.max())
+
+
+@pytest.mark.parametrize("way", ["linear_probe", "partial"])
+def test_the_test_split_is_not_looked_at(make_plan, splits, way):
+    expected = train(make_plan(way), splits)
+    assert_same_model(train(make_plan(way), replace(splits, test=None)), expected)
+
+
+@pytest.mark.parametrize("way", ["linear_probe", "norm_tuning", "scratch"])
+@pytest.mark.parametrize("validation", ["held_out", "cross_validation"])
+def test_the_temperature_is_between_a_tenth_and_ten(make_plan, splits, way, validation):
+    assert 0.1 < train(make_plan(way, validation=validation), splits).temperature < 10
+
+
+@pytest.mark.parametrize(
+    ("way", "changes", "forward", "backward", "equivalents"),
+    [
+        ("linear_probe", {}, 15, 0, "15"),
+        ("linear_probe", {"validation": "cross_validation"}, 15, 0, "15"),
+        ("linear_probe, trained", {}, 15 + 16, 16, "15 + 16"),
+        ("norm_tuning", {}, 15 + 24, 24, "15 + 24 * 2"),
+        ("full", {}, 15 + 24, 24, "15 + 24 * 3"),
+        ("full", {"refit": True}, 15 + 48, 48, "15 + 48 * 3"),
+        ("full", {"validation": "cross_validation", "folds": 2}, 15 + 72, 72, "15 + 72 * 3"),
+        ("scratch", {}, 24, 24, "24 * 3"),
+        ("partial", {}, 15 + 45 + 24, 24, "15 + 45 * (1 - tail) + 24 * 3 * tail"),
+        ("partial", {"refit": True}, 15 + 45 + 48, 48, "15 + 45 * (1 - tail) + 48 * 3 * tail"),
+        ("partial, nothing kept", {}, 15 + 24, 24, "15 + 24 * (1 - tail + 3 * tail)"),
+    ],
+)
+def test_work_is_counted(make_plan, splits, way, changes, forward, backward, equivalents):
+    plan = make_plan(way, **changes)
+    tail = sum(stage.forward_share for stage in profile_stages(network_of(plan), 32)[-2:])
+    work = train(plan, splits).work
+    assert (work.forward_images, work.backward_images) == (forward, backward)
+    assert work.forward_equivalents == pytest.approx(eval(equivalents, {"tail": tail}), abs=0.2)
+
+
+@pytest.mark.parametrize("way", ["partial", "full"])
+@pytest.mark.parametrize(
+    ("changes", "phase", "trained"),
+    [
+        ({"refit": True}, "validation", {"validation", "refit"}),
+        ({"refit": True}, "refit", {"refit"}),
+        ({"validation": "cross_validation", "folds": 2}, "fold-2", {"fold-2", "refit"}),
+    ],
+    ids=["validation", "refit", "fold"],
+)
+def test_an_interrupted_training_goes_on_to_the_model_of_an_uninterrupted_one(
+    make_plan, splits, tmp_path, way, changes, phase, trained
+):
+    plan = make_plan(way, **changes)
+    expected = train(plan, splits)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.begin()
+    with pytest.raises(KeyboardInterrupt):
+        train(plan, splits, interrupter(phase, 3)[0], checkpoints)
+    progress, told = interrupter("none", 0)
+    assert_same_model(train(plan, splits, progress, checkpoints), expected)
+    steps = [(task, done) for task, done in told if task.startswith("training")]
+    assert {task for task, _ in steps} == {f"training ({name})" for name in trained}
+    assert steps[0] == (f"training ({phase})", 4)
+
+
+def test_an_interrupted_training_goes_on_with_the_best_weights_that_it_had(make_plan, splits, tmp_path):
+    plan = make_plan("full", keep="best", evaluations=6, batch_norm_statistics="updated")
+    expected = train(plan, splits)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.begin()
+    for step in (2, 5):
+        with pytest.raises(KeyboardInterrupt):
+            train(plan, splits, interrupter("validation", step)[0], checkpoints)
+    assert_same_model(train(plan, splits, no_progress, checkpoints), expected)
+
+
+@pytest.mark.parametrize("way", ["linear_probe", "partial"])
+@pytest.mark.parametrize("changes", [{"refit": True}, {"validation": "cross_validation"}], ids=["refit", "folds"])
+def test_a_training_that_is_over_is_not_repeated(make_plan, splits, tmp_path, way, changes):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.begin()
+    plan = make_plan(way, **changes)
+    expected = train(plan, splits, no_progress, checkpoints)
+    progress, told = interrupter("none", 0)
+    again = train(plan, splits, progress, checkpoints)
+    assert_same_model(again, expected)
+    assert again.work == expected.work
+    assert {task for task, _ in told} == {"looking at images"}
