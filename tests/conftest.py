@@ -3,6 +3,13 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+_kept = tempfile.TemporaryDirectory(prefix="finetune-tests-")
+# No network, a cache of this run's own, one thread: the libraries below look once, when they are imported.
+os.environ["XDG_CACHE_HOME"] = _kept.name
+os.environ["HF_HOME"] = str(Path(_kept.name, "huggingface"))
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
 import timm
@@ -16,18 +23,21 @@ from finetune.plan import AugmentationPlan, Plan, StagePlan
 from finetune.preprocessing import Preprocessing
 from finetune.recipe import TableColumns
 
+FAMILIES = (
+    "test_resnet",
+    "test_efficientnet",
+    "test_convnext",
+    "test_vit",
+    "swin_tiny_patch4_window7_224",
+    "mobilenetv3_small_050",
+)
+"""One network of each family."""
+
 CLASSES = {"a": 6, "b": 6}
 COLOURS = ((220, 40, 40), (40, 200, 60), (50, 70, 220), (220, 200, 40), (180, 60, 200), (60, 200, 200))
 
 
-_kept = tempfile.TemporaryDirectory(prefix="finetune-tests-")
-
-
 def pytest_configure():
-    """One thread, no network, and a cache of this run's own; before any test module imports a library that looks."""
-    os.environ["XDG_CACHE_HOME"] = _kept.name
-    os.environ["HF_HOME"] = str(Path(_kept.name, "huggingface"))
-    os.environ["HF_HUB_OFFLINE"] = "1"
     torch.set_num_threads(1)
 
 

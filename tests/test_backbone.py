@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+from conftest import FAMILIES
 from torch import nn
 
 from finetune.errors import ModelError
@@ -14,15 +15,6 @@ from finetune.network.backbone import (
     profile_stages,
     set_trainable,
     set_training_mode,
-)
-
-FAMILIES = (
-    "test_resnet",
-    "test_efficientnet",
-    "test_convnext",
-    "test_vit",
-    "swin_tiny_patch4_window7_224",
-    "mobilenetv3_small_050",
 )
 
 

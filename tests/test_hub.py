@@ -85,10 +85,9 @@ def test_a_data_set_of_a_train_split_alone_gets_a_test_split(save):
     assert load_images(save(DatasetDict(train=make([0, 1] * 10)))).test_was_made
 
 
-def test_a_data_set_with_train_and_validation_gets_a_test_split_too(save):
+def test_a_data_set_with_train_and_validation_is_taken_as_it_is(save):
     splits = load_images(save(DatasetDict(train=make([0, 1] * 10), validation=make([0, 1]))))
-    assert splits.test_was_made
-    assert len(splits.test) == 4
+    assert (len(splits.train), len(splits.validation), splits.test) == (20, 2, None)
 
 
 @pytest.mark.parametrize(

@@ -1,28 +1,26 @@
+"""Two processes on the CPU against one."""
+
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+import timm
 import torch
 
 from finetune.images import load_images
-from finetune.pipeline import run_plan
-from finetune.plan import Plan
-from finetune.recipe import Recipe
+from finetune.network.backbone import create_network
 from finetune.run_folder import RunFolder
-from finetune.strategy import choose_strategy
 from finetune.training import train
 
 WAYS = {
     "full": {"strategy": "full"},
-    "full, uneven parts": {"strategy": "full", "batch_size": 5, "accumulation": 2, "imbalance": "class_weights"},
-    "full, best": {"strategy": "full", "keep": "best", "evaluations": 3},
+    "full-uneven": {"strategy": "full", "batch_size": 5, "accumulation": 2, "imbalance": "class_weights"},
+    "full-best": {"strategy": "full", "keep": "best", "evaluations": 3},
     "partial": {"strategy": "partial", "refit": True},
     "norm_tuning": {"strategy": "norm_tuning", "validation": "cross_validation"},
 }
-PIPELINE = "partial"
-"""Trained a second time, through the pipeline into a run folder."""
 
 SCRIPT = """
 import json
@@ -33,8 +31,8 @@ from pathlib import Path
 import torch
 
 torch.set_num_threads(1)
-folder, rank, written = Path(sys.argv[1]), os.environ["RANK"], []
-own = torch.save
+folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+written, own = [], torch.save
 
 
 def save(content, file, *rest, **options):
@@ -42,20 +40,20 @@ def save(content, file, *rest, **options):
     own(content, file, *rest, **options)
 
 
+import finetune
 from finetune.images import load_images
-from finetune.pipeline import run_plan
 from finetune.plan import Plan
 from finetune.training import train
 
-for file in sorted(folder.glob("*.plan.json")):
+for file in sorted((folder / "plans").iterdir()):
     plan = Plan.load(file)
     model = train(plan, load_images(plan.data))
-    content = {"state": model.network.state_dict(), "validation": model.validation.model_dump(),
-               "history": list(model.history), "temperature": model.temperature, "work": model.work.model_dump()}
-    torch.save(content, folder / f"{file.name}.{rank}.pt")
+    content = {"validation": model.validation.model_dump(), "work": model.work.model_dump()}
+    content |= {"history": list(model.history), "temperature": model.temperature}
+    torch.save(content | {"state": model.network.state_dict()}, folder / f"{file.stem}-{rank}.pt")
 torch.save = save
-run_plan(folder / "run" / "plan.json")
-(folder / f"written.{rank}.json").write_text(json.dumps(written))
+finetune.run(finetune.load_recipe(folder / "recipe.yaml"), folder / "run")
+(folder / f"written-{rank}.json").write_text(json.dumps(written))
 torch.distributed.destroy_process_group()
 """
 
@@ -66,7 +64,114 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def plans(folder, small_plan, make_images, make_weights):
-    """The plans by name, as files in the folder."""
-    data, weights = make_images(folder / "images", splits=IMAGES), make_weights(folder)
-    ...
+def plans(folder, small_plan):
+    """A plan for each way, and its images and weights in the folder."""
+    from conftest import make_image_folder
+
+    counts = {"train": {"a": 6, "b": 5, "c": 7}, "test": {"a": 2, "b": 2, "c": 2}}
+    data, weights = make_image_folder(folder / "images", splits=counts), folder / "weights.pt"
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_efficientnet").state_dict(), weights)
+    return {
+        way: small_plan(data=str(data), weights=str(weights), **{"batch_size": 6, "steps": 5} | changes)
+        for way, changes in WAYS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(plans):
+    """The model that one process trains, for each way."""
+    return {way: train(plan, load_images(plan.data)) for way, plan in plans.items()}
+
+
+@pytest.fixture(scope="module")
+def together(folder, plans):
+    """What each of two processes ended with, for each way; they left a run folder, too."""
+    (folder / "plans").mkdir()
+    for way, plan in plans.items():
+        plan.save(folder / "plans" / f"{way}.json")
+    plan = plans["full"]
+    (folder / "recipe.yaml").write_text(
+        f"data: {plan.data}\nmodel: {plan.model}\nweights: {plan.weights}\nstrategy: partial\nimage_size: 32\n"
+        f"steps: 4\nbatch_size: 6\n"
+    )
+    (folder / "script.py").write_text(SCRIPT)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    hidden = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*launch, str(folder / "script.py"), str(folder)],
+        env=os.environ | hidden,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {way: [torch.load(folder / f"{way}-{rank}.pt", weights_only=True) for rank in (0, 1)] for way in plans}
+
+
+@pytest.fixture(scope="module", params=list(WAYS))
+def way(request):
+    return request.param
+
+
+def start_of(plan):
+    torch.manual_seed(plan.seed)
+    return create_network(plan.model, plan.weights, 3, plan.preprocessing.image_size)[0].state_dict()
+
+
+def movement(state, start):
+    return torch.cat([(state[name] - start[name]).flatten() for name in start if not name.startswith("classifier.")])
+
+
+def test_both_processes_end_with_the_same_weights(together, way):
+    one, two = (result["state"] for result in together[way])
+    assert {name for name in one if not torch.equal(one[name], two[name])} == set()
+
+
+def test_two_processes_train_the_weights_of_one(plans, alone, together, way):
+    expected, own = alone[way].network.state_dict(), together[way][0]["state"]
+    start = start_of(plans[way])
+    whole = movement(expected, start)
+    assert whole.norm() > 0
+    assert (movement(own, start) - whole).norm() < 1e-4 * whole.norm()
+    for name in ("classifier.weight", "classifier.bias"):
+        torch.testing.assert_close(own[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_two_processes_report_the_loss_of_the_whole_batch(alone, together, way):
+    for result in together[way]:
+        losses = [row["train_loss"] for row in result["history"]]
+        assert losses == pytest.approx([row["train_loss"] for row in alone[way].history], rel=1e-3)
+
+
+def test_every_held_out_image_is_judged_once(alone, together, way):
+    expected = alone[way].validation
+    for result in together[way]:
+        validation = result["validation"]
+        assert validation["num_images"] == expected.num_images
+        assert [entry["num_images"] for entry in validation["per_class"]] == [
+            entry.num_images for entry in expected.per_class
+        ]
+        assert validation["top1"] == expected.top1
+        assert validation["log_loss"] == pytest.approx(expected.log_loss, rel=1e-3, abs=1e-5)
+
+
+def test_the_work_of_both_processes_together_is_that_of_one(alone, together, way):
+    assert [result["work"] for result in together[way]] == [alone[way].work.model_dump()] * 2
+
+
+def test_one_process_alone_writes_checkpoints(folder, together):
+    assert together
+    first, second = (json.loads((folder / f"written-{rank}.json").read_text()) for rank in (0, 1))
+    assert any("checkpoints" in file for file in first)
+    assert second == []
+
+
+def test_two_processes_leave_one_finished_run_folder(folder, together):
+    assert together
+    run = RunFolder(folder / "run")
+    assert run.is_finished()
+    assert not run.checkpoints.exists()
+    assert run.read_metrics().validation.num_images == 18
+    assert run.read_model().class_names == ("a", "b", "c")

@@ -2,19 +2,11 @@ import copy
 
 import pytest
 import torch
+from conftest import FAMILIES
 from torch import nn
 
 from finetune.network.backbone import find_stages
 from finetune.network.tail import Tail, cut
-
-FAMILIES = (
-    "test_resnet",
-    "test_efficientnet",
-    "test_convnext",
-    "test_vit",
-    "swin_tiny_patch4_window7_224",
-    "mobilenetv3_small_050",
-)
 
 
 def images(seed=0, count=3):

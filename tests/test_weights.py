@@ -117,8 +117,8 @@ def test_a_safetensors_file_fills_every_tensor_and_the_report_says_so(weights_fi
         lambda state: {"state_dict": state, "epoch": 3},
         lambda state: {"model": state},
         lambda state: {"state_dict_ema": state},
-        lambda state: {f"module.{key}": tensor for key, tensor in state.items()},
-        lambda state: {"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}},
+        lambda state: {f"module.{key}": tensor for key, tensor in reversed(state.items())},
+        lambda state: {"state_dict": {f"module.{key}": tensor for key, tensor in reversed(state.items())}},
         lambda state: {"model": dict(reversed(state.items()))},
     ],
     ids=["plain", "state_dict", "model", "state_dict_ema", "module", "module in state_dict", "another order"],
@@ -218,7 +218,9 @@ class Trap:
         return exec, (f"open({str(self.path)!r}, 'w').close()",)
 
 
-@pytest.mark.parametrize("writer", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+@pytest.mark.parametrize(
+    "writer", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2))]
+)
 def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, writer):
     trace = tmp_path / "the code was run"
     writer({"state_dict": state_of(), "more": Trap(trace)}, tmp_path / "trap.pt")

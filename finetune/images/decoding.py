@@ -43,12 +43,14 @@ def native_size(source: ImageSource) -> tuple[int, int]:
 def why_unreadable(sources: Sequence[ImageSource]) -> list[str | None]:
     """Decode every image once, in threads, and return the reason for each that can not be read, else None."""
 
-    def attempt(source: ImageSource) -> str | None:
+    def attempt(source: ImageSource | None) -> str | None:
+        if source is None or (isinstance(source, dict) and source.get("bytes") is None and not source.get("path")):
+            return "there is no image in this row"
         try:
             read_image(source, shorter_side=32)
         except UnidentifiedImageError:  # its message repeats the path
             return "no image of a known format"
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
+        except Exception as error:  # decoders raise whatever they like (AVIF: RuntimeError)
             return " ".join(str(error).split()) or type(error).__name__
         return None
 
@@ -80,7 +82,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _stretched(image: Image.Image) -> Image.Image:
     """Return deep grey as 8-bit RGB: cameras fill 10 to 16 bits, so no fixed divisor suits them all."""
     values = np.asarray(image, dtype=np.float32)
-    values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
     scaled = (values - low) * (255.0 / max(high - low, 1e-12)) if high > low else np.clip(values, 0.0, 255.0)
     return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")

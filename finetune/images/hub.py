@@ -7,7 +7,14 @@ from typing import Any
 import datasets
 
 from finetune.errors import DataError
-from finetune.images.table import LABEL_COLUMNS, LabelledTable, find_column, name_split
+from finetune.images.table import (
+    LABEL_COLUMNS,
+    LabelledTable,
+    find_column,
+    name_split,
+    read_labels,
+    refuse_straddling_groups,
+)
 from finetune.recipe import TableColumns
 
 
@@ -24,8 +31,11 @@ def load_hub_table(name: str, columns: TableColumns, split_names: Mapping[str, s
     splits: list[str] = []
     groups: list[str] = []
     class_names: list[str] | None = None
+    grouped = False
+    if columns.split is not None:
+        raise DataError(f"{name}: a data set of the hub has its own splits; take columns.split out")
     loaded = _load(name)
-    for split, dataset in loaded.items():
+    for split, dataset in sorted(loaded.items(), key=lambda item: split_names.get(str(item[0])) != "train"):
         image_column = _image_column(dataset, columns.path, name)
         label_column = _label_column(dataset, columns.label, name)
         undecoded = dataset.cast_column(image_column, datasets.Image(decode=False))
@@ -33,20 +43,29 @@ def load_hub_table(name: str, columns: TableColumns, split_names: Mapping[str, s
         feature = dataset.features[label_column]
         values = list(dataset[label_column])
         if isinstance(feature, datasets.ClassLabel):
-            class_names = list(feature.names)
+            class_names = class_names or []
+            class_names += [known for known in feature.names if known not in class_names]
             if any(value is None or value < 0 for value in values):
                 raise DataError(f"{name}: images of the split '{split}' have no label; take the split out")
             values = [feature.names[value] for value in values]
-        labels += [str(value) for value in values]
+        labels += read_labels(values, label_column)
         splits += [name_split(str(split), split_names, name)] * len(values)
-        group_column = columns.group or ("group" if "group" in dataset.column_names else None)
-        if group_column is not None:
-            groups += [str(group) for group in dataset[group_column]]
+        group_column = "group" if "group" in dataset.column_names else None
+        if columns.group is not None:
+            group_column = find_column(dataset.column_names, columns.group, (), "group", name)
+        grouped = grouped or group_column is not None
+        groups += (
+            [f"{split} {row}" for row in range(len(values))]
+            if group_column is None
+            else [str(group) for group in dataset[group_column]]
+        )
+    if grouped:
+        refuse_straddling_groups(groups, splits)
     return LabelledTable(
         sources=sources,
         labels=labels,
         splits=splits if set(splits) != {"train"} else None,
-        groups=groups or None,
+        groups=groups if grouped else None,
         class_names=class_names,
     )
 

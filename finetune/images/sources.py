@@ -79,8 +79,8 @@ def paths_of(dataset: Dataset) -> list[str]:
 def load_images(data: str, columns: TableColumns | None = None, limit: int | None = None, seed: int = 0) -> ImageSplits:
     """Return the labelled splits of `data`: a folder, a table, `demo:digits` or `hf:NAME`.
 
-    Unreadable files are left out and listed in `unreadable`. Without a test split, 15 % of each class become one
-    (groups whole), the same for the same files and seed.
+    Unreadable files are left out and listed in `unreadable`. Of data without any split, 15 % of each class become the
+    test split (groups whole), the same for the same files and seed.
 
     Args:
         data: a class-per-folder tree (flat or with train / val|validation / test), a CSV, TSV or Parquet file, the
@@ -140,6 +140,8 @@ def label_paths(paths: list[str], labels: list[str], groups: list[str] | None = 
         if values is not None and len(values) != len(paths):
             raise DataError(f"{len(paths)} paths and {len(values)} {what} were given; give one for each path")
     table = LabelledTable(sources=list(paths), labels=list(labels), groups=groups, splits=["train"] * len(paths))
+    if not paths:
+        raise DataError("no paths were given; give the image files and their labels")
     readable, unreadable = _without_unreadable(table, "the given paths")
     splits = replace(_to_splits(readable, seed), unreadable=tuple(unreadable))
     _check_counts(splits)
@@ -260,6 +262,8 @@ def _demo(name: str) -> Path:
 
 
 def _without_unreadable(table: LabelledTable, data: str) -> tuple[LabelledTable, list[Unreadable]]:
+    if not table.labels:
+        raise DataError(f"{data} has no rows")
     reasons = why_unreadable(table.sources)
     unreadable = [
         Unreadable(path=table.name(number), reason=reason)
@@ -277,11 +281,12 @@ def _without_unreadable(table: LabelledTable, data: str) -> tuple[LabelledTable,
 
 
 def _to_splits(table: LabelledTable, seed: int) -> ImageSplits:
-    class_names = tuple(table.class_names or sorted(set(table.labels)))
+    found = set(table.labels)
+    class_names = tuple(name for name in table.class_names or sorted(found) if name in found)
     splits = table.splits
     if splits is None:
         everything = _to_dataset(table, class_names)
-        _check_counts(ImageSplits(train=everything, validation=None, test=None, class_names=class_names))
+        _check_counts(ImageSplits(train=everything, validation=None, test=None, class_names=class_names), least=3)
         stay, held = stratified_holdout(labels_of(everything), TEST_FRACTION, seed, groups_of(everything))
         return ImageSplits(
             train=everything.select(stay),
@@ -326,18 +331,19 @@ def _to_dataset(table: LabelledTable, class_names: tuple[str, ...]) -> Dataset:
     return Dataset.from_dict(content, features=Features(features))
 
 
-def _check_counts(splits: ImageSplits) -> None:
+def _check_counts(splits: ImageSplits, least: int = 2) -> None:
     counts = np.bincount(labels_of(splits.train), minlength=len(splits.class_names))
     if len(splits.class_names) < 2:
         raise DataError(
             f"there is only one class, '{splits.class_names[0]}'; a classifier needs at least two, each in its "
             f"own folder"
         )
-    single = [name for name, count in zip(splits.class_names, counts, strict=True) if count < 2]
-    if single:
+    few = [name for name, count in zip(splits.class_names, counts, strict=True) if count < least]
+    if few:
+        uses = "one to learn from, one to check with" + (" and one to test with" if least == 3 else "")
         raise DataError(
-            f"too few training images of {_listed(single)}: every class needs at least two, one to learn from and "
-            f"one to check with; add images or leave the class out"
+            f"too few training images of {_listed(few)}: every class needs at least {least}, {uses}; add images or "
+            f"leave the class out"
         )
 
 

@@ -1,5 +1,6 @@
 """Deterministic splits: stratified by class, and never through a group."""
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,8 +23,8 @@ def stratified_holdout(
         DataError: too few groups to hold one out.
     """
     if groups is not None:
-        folds = stratified_folds(labels, max(2, round(1 / fraction)), seed, groups)
-        return folds[0]
+        folds = _group_folds(labels, max(2, round(1 / fraction)), seed, groups)
+        return min(folds, key=lambda fold: abs(len(fold[1]) - fraction * len(labels)))
     generator = np.random.default_rng(seed)
     held: list[int] = []
     for label in np.unique(labels):
@@ -49,11 +50,20 @@ def stratified_folds(
     if groups is None:
         splitter = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
         return list(splitter.split(np.zeros(len(labels)), labels))
+    return _group_folds(labels, num_folds, seed, groups)
+
+
+def _group_folds(
+    labels: "NDArray[np.integer]", num_folds: int, seed: int, groups: "NDArray[np.str_]"
+) -> list[tuple["NDArray[np.intp]", "NDArray[np.intp]"]]:
     num_groups = len(np.unique(groups))
     if num_groups < 2:
         raise DataError("all images belong to one group, so no image can be held out; check the group column")
     splitter = StratifiedGroupKFold(min(num_folds, num_groups), shuffle=True, random_state=seed)
-    return list(splitter.split(np.zeros(len(labels)), labels, groups))
+    with warnings.catch_warnings():
+        # A class with fewer images than folds is missing from some of them, as the person's groups have it.
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        return list(splitter.split(np.zeros(len(labels)), labels, groups))
 
 
 def stratified_subset(labels: "NDArray[np.integer]", count: int, seed: int) -> "NDArray[np.intp]":

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -53,7 +54,7 @@ def load_table(path: Path, columns: TableColumns, split_names: Mapping[str, str]
     frame = _read(path)
     path_column = find_column(list(frame.columns), columns.path, PATH_COLUMNS, "path", str(path))
     label_column = find_column(list(frame.columns), columns.label, LABEL_COLUMNS, "label", str(path))
-    labels = _labels(frame[label_column], label_column)
+    labels = read_labels(frame[label_column].tolist(), label_column)
     images = frame[path_column].tolist()
     if any(isinstance(image, str) and not image for image in images):
         raise DataError(f"{path}: {sum(not image for image in images)} rows have no {path_column}")
@@ -68,7 +69,7 @@ def load_table(path: Path, columns: TableColumns, split_names: Mapping[str, str]
         ]
     groups = None if group_column is None else [str(group) for group in frame[group_column]]
     if splits is not None and groups is not None:
-        _refuse_straddling_groups(groups, splits)
+        refuse_straddling_groups(groups, splits)
     return LabelledTable(sources=sources, labels=labels, splits=splits, groups=groups)
 
 
@@ -104,7 +105,10 @@ def name_split(name: str, split_names: Mapping[str, str], origin: str) -> str:
 def _read(path: Path) -> pd.DataFrame:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        return pd.read_parquet(path)
+        try:
+            return pd.read_parquet(path)
+        except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+            raise DataError(f"{path} can not be read as a table: {error}") from None
     if suffix not in {".csv", ".tsv"}:
         raise DataError(f"{path} is a file, but no CSV, TSV or Parquet table; give a folder or a table")
     try:
@@ -114,8 +118,8 @@ def _read(path: Path) -> pd.DataFrame:
         raise DataError(f"{path} can not be read as a table: {error}") from None
 
 
-def _labels(column: "pd.Series[str]", name: str) -> list[str]:
-    values = column.tolist()
+def read_labels(values: list[Any], name: str) -> list[str]:
+    """Return the class names of a column, or refuse several an image and none."""
     if any(not isinstance(value, (str, int, float, bool)) and hasattr(value, "__len__") for value in values):
         raise DataError(f"column '{name}' holds several labels an image; multi-label data is out of scope for now")
     labels = ["" if pd.isna(value) else str(value).strip() for value in values]
@@ -142,7 +146,8 @@ def _refuse_double_rows(images: list[str], labels: list[str]) -> None:
             )
 
 
-def _refuse_straddling_groups(groups: list[str], splits: list[str]) -> None:
+def refuse_straddling_groups(groups: list[str], splits: list[str]) -> None:
+    """Raise DataError where images of one group are in several splits."""
     first: dict[str, str] = {}
     for group, split in zip(groups, splits, strict=True):
         if first.setdefault(group, split) != split:
@@ -151,5 +156,5 @@ def _refuse_straddling_groups(groups: list[str], splits: list[str]) -> None:
 
 def _optional_column(frame: pd.DataFrame, asked: str | None, usual: str, path: Path) -> str | None:
     if asked is None:
-        return usual if usual in frame.columns else None
+        return next((str(name) for name in frame.columns if str(name).lower() == usual), None)
     return find_column(list(frame.columns), asked, (), usual, str(path))

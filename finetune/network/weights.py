@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import pickle
 import socket
 import sys
 from collections.abc import Mapping
@@ -113,6 +114,8 @@ def match_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     if len(state) != len(expected):
         return None
     ordered = dict(zip(expected, state.values(), strict=True))
+    if any(name in expected and name != key for key, name in zip(expected, state, strict=True)):
+        return None  # the order contradicts the names
     return ordered if all(ordered[key].shape == expected[key].shape for key in expected) else None
 
 
@@ -166,7 +169,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise ModelError(f"there is no weights file {path}") from None
     except Exception as error:  # readers of weights raise whatever they like
-        raise ModelError(f"{path} can not be read as weights: {' '.join(str(error).split())[:200]}") from error
+        if isinstance(error, pickle.UnpicklingError) and "Weights only" in str(error):
+            raise ModelError(f"{path} can not be read as weights: it holds code; save the state dict alone") from error
+        sentence = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelError(f"{path} can not be read as weights: {sentence}") from error
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
