@@ -357,8 +357,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_what_to_do(small_network, 
     assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("keep", ["last", "best"])
-@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet"])
+@pytest.mark.parametrize(("name", "keep"), [("test_vit", "last"), ("test_efficientnet", "best")])
 def test_a_training_resumed_at_any_checkpoint_ends_with_the_same_weights_and_history(
     small_network, small_plan, name, keep
 ):

@@ -185,13 +185,17 @@ def set_training_mode(network: nn.Module, freeze_statistics: bool) -> None:
     A frozen batch-norm in training mode would go on moving its running statistics, and frozen dropout would make noise.
     """
     network.eval()
-    for module in network.modules():
+
+    def enter(module: nn.Module) -> None:
         own = list(module.parameters())
-        if own and not any(parameter.requires_grad for parameter in own):
-            continue
-        if freeze_statistics and isinstance(module, BATCH_NORMS):
-            continue
+        is_frozen = bool(own) and not any(parameter.requires_grad for parameter in own)
+        if is_frozen or (freeze_statistics and isinstance(module, BATCH_NORMS)):
+            return  # with all that is inside: dropout has no parameters to tell by
         module.training = True
+        for child in module.children():
+            enter(child)
+
+    enter(network)
 
 
 def check_stages(network: nn.Module, plan: Plan) -> None:

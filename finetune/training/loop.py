@@ -1,7 +1,7 @@
 """The training loop: the only one, driven by the plan."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,6 +78,7 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> None:
     optimizer = torch.optim.AdamW(_parameter_groups(task, plan, parameters), betas=(0.9, 0.999), fused=True)
     trained = [parameters[name] for names in task.groups.values() for name in names]
     average = _Average(trained, plan.average_decay)
+    statistics = list(task.module.buffers())  # of batch norms, which move where the plan updates them
     best: tuple[float, list[Tensor]] | None = None
     start = 0
     if task.resumed is not None:
@@ -108,18 +109,21 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> None:
             "learning_rate": plan.head_learning_rate * factor,
         }
         if task.evaluate is not None and step + 1 in evaluations:
-            with average.applied(trained):
+            with average.applied(trained), _in_own_precision(task.module):
                 loss_now, row["validation_top1"] = task.evaluate()
             row["validation_loss"] = loss_now
             if plan.keep == "best" and (best is None or loss_now < best[0]):
-                best = (loss_now, [value.clone() for value in average.values(trained)])
+                best = (loss_now, [value.clone() for value in (*average.values(trained), *statistics)])
             set_training_mode(task.module, plan.batch_norm_statistics == "frozen")
         row["seconds"] = round(time.perf_counter() - clock, 3)
         task.history.append(row)
         if task.save is not None and (step + 1) % max(1, plan.steps // CHECKPOINTS) == 0 and step + 1 < plan.steps:
             task.save(_checkpoint(task, optimizer, average, best, step + 1))
         task.on_step(step + 1)
-    _write(trained, best[1] if best is not None else average.values(trained))
+    if best is None:
+        _write(trained, average.values(trained))
+    else:
+        _write([*trained, *statistics], best[1])
     accelerator.unwrap_model(module, keep_fp32_wrapper=False)  # or the network would stay in the training's precision
     accelerator.free_memory()
 
@@ -217,8 +221,19 @@ class _Average:
             _write(tensors, current)
 
 
+@contextmanager
+def _in_own_precision(module: nn.Module) -> Iterator[None]:
+    """Take Accelerate's forward, which computes in the training's precision, off a prepared module for a while."""
+    prepared = module.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if prepared is not None:
+            module.forward = prepared
+
+
 @torch.no_grad()
-def _write(tensors: list[nn.Parameter], values: list[Tensor]) -> None:
+def _write(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for tensor, value in zip(tensors, values, strict=True):
         tensor.copy_(value)
 

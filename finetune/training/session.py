@@ -82,9 +82,10 @@ def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
     ships."""
     labels = labels_of(splits.train)
     none = np.zeros(0, dtype=np.intp)
-    count = len(labels) + (len(splits.validation) if splits.validation is not None else 0)
+    given = splits.validation if plan.validation == "given" else None
+    count = len(labels) + (len(given) if given is not None else 0)
     refit = Phase(name="refit", members=np.arange(count), held_out=none)
-    if plan.validation == "given" and splits.validation is not None:
+    if given is not None:
         first = Phase(name="validation", members=np.arange(len(labels)), held_out=np.arange(len(labels), count))
         return [first, refit] if plan.refit else [first]
     groups = groups_of(splits.train)
