@@ -211,6 +211,10 @@ def schema() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; options without a command mean `train`."""
+    # Threads that spin while they wait for each other make a busy machine ten times slower (docs/log.md, 2026-11-24).
+    # OpenMP reads this when torch is imported.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0].startswith("-") and arguments[0] not in {"--help", "--version"}:
         arguments = ["train", *arguments]
