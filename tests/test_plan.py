@@ -231,7 +231,7 @@ def test_the_reasons_tell_size_flips_speed_and_length(evidence):
     assert size == "128 px: the images have 150 px"
     assert "52 % of pairs, so flips are on" in flips
     assert forward == "float32 forward at 200 images/s on a CPU"
-    assert training == "bfloat16 training at 100 images/s: 4 x 155 steps"
+    assert training == "bfloat16 training at 100 images/s: 4 x 124 steps"
     assert views.startswith("8 augmented views of each image")
 
 

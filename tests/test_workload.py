@@ -18,7 +18,12 @@ RECIPE = Recipe(data="x")
 
 @pytest.mark.parametrize(("images", "steps"), [(10, 100), (100, 100), (1_225, 350), (10_000, 1_000)])
 def test_steps_grow_with_the_root_of_the_images_from_100_on(images, steps):
-    assert default_steps(images) == steps
+    assert default_steps(images, 0.0) == steps
+
+
+def test_near_domains_take_fewer_steps_but_never_too_few():
+    assert [default_steps(10_000, similarity) for similarity in (0.0, 0.5, 1.0)] == [1_000, 875, 750]
+    assert default_steps(100, 1.0) == 100
 
 
 @pytest.mark.parametrize(("images", "size"), [(50, 32), (9_999, 32), (10_000, 128)])
@@ -106,7 +111,7 @@ def test_the_recipe_decides_about_the_refit_where_images_are_held_out(evidence, 
 
 def test_random_weights_get_five_times_the_steps(evidence):
     full, scratch = (size_workload(RECIPE, evidence, strategy).steps for strategy in ("full", "scratch"))
-    assert (full, scratch) == (155, 775)
+    assert (full, scratch) == (124, 620)
 
 
 def test_asked_steps_stay(evidence):
@@ -155,7 +160,7 @@ def test_a_linear_probe_costs_one_look_at_every_image(evidence):
 
 def test_full_costs_reading_and_training_of_every_image_of_every_step(evidence):
     load = size_workload(RECIPE, evidence, "full")
-    trained = 4 * 155 * 32
+    trained = 4 * 124 * 32
     assert expected_seconds("full", load, evidence) == pytest.approx(
         240 * (1 / 200 + 1 / 500) + trained * (1 / 50 + 1 / 500)
     )
@@ -165,5 +170,5 @@ def test_kept_views_are_read_and_sent_through_the_frozen_stages_once(evidence):
     load = size_workload(RECIPE, evidence, "partial")
     views = 240 * 9 * (1 / 400 + 1 / 500)
     assert expected_seconds("partial", load, evidence) == pytest.approx(
-        240 * (1 / 200 + 1 / 500) + views + 4 * 155 * 32 / 100
+        240 * (1 / 200 + 1 / 500) + views + 4 * 124 * 32 / 100
     )

@@ -1,9 +1,12 @@
 """What this machine does with a network: images a second, forward and for each way of training, in the precisions it
 has."""
 
+import math
 import platform
+import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +22,9 @@ from finetune.recipe import Strategy
 REPETITIONS = 3
 """Timed after one that is not: the first call plans its kernels."""
 
+HOPELESS = 1.5
+"""A precision whose first timed repetition takes so many times the best one's time is not timed further."""
+
 OVERLAPPED = 1e9
 """Images a second where reading them costs the network no time."""
 
@@ -31,16 +37,18 @@ def device_name(device: torch.device) -> str:
 
 
 def precisions(device: torch.device) -> tuple[Precision, ...]:
-    """Return the arithmetics worth timing on a device."""
+    """Return the arithmetics worth timing on a device, the one that is likely to be fastest first."""
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        return ("float32", "float16")
-    return ("float32", "bfloat16")
+        return ("float16", "float32")
+    return ("bfloat16", "float32")
 
 
 def measure_speed(
     network: nn.Module, image_size: int, batch_size: int, trainable_stages: int, images: VariedImages
 ) -> MachineSpeed:
     """Return the images a second of `network` (with its new head), each the median of three after one to warm up.
+
+    A precision that is far slower than another is timed once.
 
     Args:
         network: on its device.
@@ -53,8 +61,7 @@ def measure_speed(
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(batch_size, 3, image_size, image_size, generator=generator).to(device)
     inputs = inputs.contiguous(memory_format=torch.channels_last)
-    forward = {precision: _time_forward(network, inputs, precision) for precision in precisions(device)}
-    fastest = max(forward, key=lambda precision: forward[precision])
+    fastest, forward = _time_forward(network, inputs)
     training = [
         _time_norm_tuning(network, inputs),
         _time_partial(network, inputs, trainable_stages, fastest),
@@ -68,31 +75,46 @@ def measure_speed(
         device=device_name(device),
         num_threads=torch.get_num_threads(),
         forward_precision=fastest,
-        forward_images_per_second=forward[fastest],
+        forward_images_per_second=forward,
         reading_images_per_second=_time_reading(images, batch_size) if device.type == "cpu" else OVERLAPPED,
         training=tuple(training),
     )
 
 
-def _rate(work: Callable[[], object], count: int, device: torch.device) -> float:
-    seconds = []
-    for _ in range(REPETITIONS + 1):
+def _rate(work: Callable[[], object], count: int, device: torch.device, best: float = 0.0) -> float:
+    """Return how many of `count` a second `work` does: the median, or sooner where it is far below the `best` rate."""
+
+    def timed() -> float:
         start = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return round(count / sorted(seconds[1:])[REPETITIONS // 2], 1)
+        return time.perf_counter() - start
+
+    timed()
+    seconds = [timed()]
+    if seconds[0] <= HOPELESS * count / (best or math.inf):
+        seconds += [timed() for _ in range(REPETITIONS - 1)]
+    return round(count / statistics.median(seconds), 1)
 
 
-def _time_forward(network: nn.Module, inputs: Tensor, precision: Precision) -> float:
+def _fastest(work: Callable[[Precision], object], count: int, device: torch.device) -> tuple[Precision, float]:
+    """Return the precision in which `work` is fastest, and its rate."""
+    rates: dict[Precision, float] = {}
+    for precision in precisions(device):
+        rates[precision] = _rate(partial(work, precision), count, device, max(rates.values(), default=0.0))
+    fastest = max(rates, key=lambda precision: rates[precision])
+    return fastest, rates[fastest]
+
+
+def _time_forward(network: nn.Module, inputs: Tensor) -> tuple[Precision, float]:
     network.eval()
 
-    def work() -> None:
+    def work(precision: Precision) -> None:
         with torch.inference_mode(), autocast(inputs.device, precision):
             network(inputs)
 
-    return _rate(work, len(inputs), inputs.device)
+    return _fastest(work, len(inputs), inputs.device)
 
 
 def _time_training(module: nn.Module, inputs: Tensor) -> tuple[Precision, float]:
@@ -109,12 +131,7 @@ def _time_training(module: nn.Module, inputs: Tensor) -> tuple[Precision, float]
         optimizer.step()
         optimizer.zero_grad()
 
-    rates = {
-        precision: _rate(lambda precision=precision: step(precision), len(inputs), inputs.device)  # type: ignore[misc]
-        for precision in precisions(inputs.device)
-    }
-    fastest = max(rates, key=lambda precision: rates[precision])
-    return fastest, rates[fastest]
+    return _fastest(step, len(inputs), inputs.device)
 
 
 def _speed(strategy: Strategy, stages: int, measured: tuple[Precision, float], prefix: float | None) -> TrainingSpeed:

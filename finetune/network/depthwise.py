@@ -44,7 +44,7 @@ class _QuickDepthwise(TorchFunctionMode):
 
 
 def _convolve(
-    images: Tensor,
+    input: Tensor,  # torch's own name, for calls by keyword
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | Sequence[int] = 1,
@@ -53,16 +53,16 @@ def _convolve(
     groups: int = 1,
 ) -> Tensor:
     """Return `torch.conv2d` of the same arguments."""
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
     side = weight.shape[-1]
     steps = _pair(stride)
-    is_plain = not isinstance(padding, str) and _pair(dilation) == (1, 1) and weight.shape[-2] == side and side % 2
+    is_plain = input.ndim == 4 and _pair(dilation) == (1, 1) and weight.shape[-2] == side and side % 2
     is_depthwise = weight.shape[0] == groups and weight.shape[1] == 1
     has_slow_gradient = dtype == torch.bfloat16 and (side > WINDOW or max(steps) > 1)
     if isinstance(padding, str) or not (is_plain and is_depthwise and has_slow_gradient):
-        return nn.functional.conv2d(images, weight, bias, stride, padding, dilation, groups)
+        return nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
     cast = None if bias is None else bias.to(dtype)
-    output: Tensor = _Depthwise.apply(images.to(dtype), weight.to(dtype), cast, steps, _pair(padding))
+    output: Tensor = _Depthwise.apply(input.to(dtype), weight.to(dtype), cast, steps, _pair(padding))
     return output
 
 

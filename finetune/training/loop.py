@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, RecipeError
 from finetune.network.backbone import set_training_mode
 from finetune.network.depthwise import quick_depthwise_gradients
 from finetune.plan import Plan
@@ -58,11 +58,21 @@ class NotFiniteError(FinetuneError):
 
 
 def make_accelerator(plan: Plan) -> Accelerator:
-    """Return the accelerator for a plan; an earlier training's precision does not bind this one."""
+    """Return the accelerator for a plan; an earlier training's precision does not bind this one.
+
+    Raises:
+        RecipeError: there are more processes than images a batch.
+    """
     precision = MIXED_PRECISION[plan.precision]
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
+    if plan.batch_size < accelerator.num_processes:
+        raise RecipeError(
+            f"a batch of {plan.batch_size} images can not be shared by {accelerator.num_processes} processes; "
+            f"give a larger --batch-size"
+        )
+    return accelerator
 
 
 def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> None:
@@ -88,7 +98,7 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> None:
     evaluations = {round((number + 1) * plan.steps / plan.evaluations) for number in range(plan.evaluations)}
     batches = iter(task.make_loader(range(start, plan.steps)))
     set_training_mode(task.module, plan.batch_norm_statistics == "frozen")
-    clock = time.perf_counter()
+    clock = time.perf_counter() - float(task.history[-1]["seconds"] if task.history else 0.0)
     for step in range(start, plan.steps):
         factor = learning_rate_factor(step, plan.steps, plan.warmup_steps)
         for group in optimizer.param_groups:

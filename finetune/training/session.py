@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from finetune.batches import Images, Pixels, PlainImages, StepSampler, VariedImages, make_loader, normaliser
+from finetune.errors import DataError
 from finetune.features import Progress, autocast, best_device, forward_all, logits, no_progress, pooled
 from finetune.images import ImageSplits, groups_of, labels_of, stratified_folds, stratified_holdout
 from finetune.metrics import score
@@ -79,10 +80,16 @@ def train(
 
 def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
     """Return the trainings of a plan, over the training images followed by the validation images; the last one
-    ships."""
+    ships.
+
+    Raises:
+        DataError: the plan judges by a validation split, and there is none.
+    """
     labels = labels_of(splits.train)
     none = np.zeros(0, dtype=np.intp)
     given = splits.validation if plan.validation == "given" else None
+    if plan.validation == "given" and given is None:
+        raise DataError("the plan judges by a validation split, but the data has none; set its validation to held_out")
     count = len(labels) + (len(given) if given is not None else 0)
     refit = Phase(name="refit", members=np.arange(count), held_out=none)
     if given is not None:
