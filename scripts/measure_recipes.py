@@ -66,6 +66,7 @@ class Result:
     expected_seconds: float
     similarity: float
     probe: float
+    threads: int
 
 
 def measure(name: str, strategy: str, data: Path, seed: int, runs: Path) -> Result:
@@ -78,6 +79,7 @@ def measure(name: str, strategy: str, data: Path, seed: int, runs: Path) -> Resu
     metrics = json.loads((folder / "metrics.json").read_text())
     evidence = json.loads((folder / "evidence.json").read_text())
     choice = json.loads((folder / "choice.json").read_text())
+    environment = json.loads((folder / "environment.json").read_text())
     return Result(
         metric=evidence["metric"],
         value=metrics["test"][evidence["metric"]],
@@ -87,6 +89,7 @@ def measure(name: str, strategy: str, data: Path, seed: int, runs: Path) -> Resu
         expected_seconds=choice["candidates"][0]["expected_seconds"],
         similarity=evidence["domain_similarity"],
         probe=evidence["probe_accuracy"],
+        threads=environment["threads"],
     )
 
 
@@ -97,9 +100,16 @@ def mean_and_spread(results: Sequence[Result]) -> str:
     return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
 
 
+def accuracy(results: Sequence[Result]) -> str:
+    """Return mean and standard deviation, and a word where it is not top-1."""
+    return mean_and_spread(results) + (" (balanced)" if results[0].metric == "balanced_accuracy" else "")
+
+
 def mean_minutes(results: Sequence[Result]) -> str:
-    """Return the mean duration of the runs."""
-    return f"{statistics.mean(result.seconds for result in results) / 60:.1f}"
+    """Return the mean duration of the runs, and on how many threads."""
+    threads = " or ".join(sorted({str(result.threads) for result in results}))
+    unit = "thread" if threads == "1" else "threads"
+    return f"{statistics.mean(result.seconds for result in results) / 60:.1f} min on {threads} {unit}"
 
 
 def chosen(results: Sequence[Result]) -> str:
@@ -114,7 +124,7 @@ def write_header(name: str, results: list[Result]) -> None:
     header = [
         f"# {SETS[name].what} (training + test).",
         f"# Test {results[0].metric} {mean_and_spread(results)} (mean and standard deviation of {len(results)} seeds),",
-        f"# {chosen(results)}, {mean_minutes(results)} minutes a run on {hardware()}, {date.today()}:",
+        f"# {chosen(results)}, {mean_minutes(results)} ({hardware()}), {date.today()}:",
         f"#   finetune train --recipe recipes/{name}.yaml --data {SETS[name].folder} --seed 0",
     ]
     path.write_text("\n".join([*header, *body]) + "\n", "utf-8")
@@ -137,7 +147,7 @@ def write_table(all_results: dict[str, list[Result]]) -> None:
         f"Network: the embedded EfficientNet-Lite0. Hardware: {hardware()}.",
         f"Date: {date.today()}. Command: `python scripts/measure_recipes.py --data DIR`.",
         "",
-        "| recipe | images (training + test) | similarity | probe (5-fold) | strategy | metric | test | minutes |",
+        "| recipe | images (training + test) | similarity | probe (5-fold) | strategy | metric | test | a run takes |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, results in sorted(all_results.items()):
@@ -153,7 +163,7 @@ def write_table(all_results: dict[str, list[Result]]) -> None:
 def write_examples(all_results: dict[str, list[Result]]) -> None:
     """Write some results into the README."""
     lines = [
-        "| images (training + test) | similarity | linear probe (5-fold) | chosen | test top-1 | minutes |",
+        "| images (training + test) | similarity | linear probe (5-fold) | chosen | test accuracy | a run takes |",
         "|---|---|---|---|---|---|",
     ]
     for name in SHOWN:
@@ -161,11 +171,14 @@ def write_examples(all_results: dict[str, list[Result]]) -> None:
         similarity = statistics.mean(result.similarity for result in results)
         probe = statistics.mean(result.probe for result in results)
         lines.append(
-            f"| {SETS[name].what} | {similarity:.2f} | {probe:.3f} | {chosen(results)} | {mean_and_spread(results)} | "
+            f"| {SETS[name].what} | {similarity:.2f} | {probe:.3f} | {chosen(results)} | {accuracy(results)} | "
             f"{mean_minutes(results)} |"
         )
     seeds = len(all_results[SHOWN[0]])
-    lines += ["", f"Mean ± standard deviation of {seeds} seeds, {hardware()}, {date.today()}."]
+    lines += [
+        "",
+        f"Mean ± standard deviation of {seeds} seeds; {hardware()}, {date.today()}.",
+    ]
     write_between(ROOT / "README.md", lines)
 
 
@@ -179,14 +192,14 @@ def write_comparison(all_results: dict[str, dict[str, list[Result]]], command: s
     """Write the table of forced strategies into docs/strategies.md."""
     strategies = list(next(iter(all_results.values())))
     lines = [
-        f"Test accuracy (minutes a run), {hardware()}, {date.today()}. Command:",
+        f"Test accuracy and what a run takes; {hardware()}, {date.today()}. Command:",
         f"`{command}`.",
         "",
         "| set | " + " | ".join(strategies) + " |",
         "|---|" + "---|" * len(strategies),
     ]
     for name, by_strategy in all_results.items():
-        cells = [f"{mean_and_spread(results)} ({mean_minutes(results)})" for results in by_strategy.values()]
+        cells = [f"{accuracy(results)}, {mean_minutes(results)}" for results in by_strategy.values()]
         lines.append(f"| {SETS[name].folder} | " + " | ".join(cells) + " |")
     ratios = [
         result.training_seconds / result.expected_seconds
