@@ -455,3 +455,12 @@ def test_a_training_in_bfloat16_has_nearly_the_gradients_of_one_in_float32(small
     exact, rounded = gradients
     assert rounded.dtype == torch.float32
     assert 0 < (rounded - exact).norm() < 0.05 * exact.norm()
+
+
+def test_a_second_training_of_the_same_network_is_in_its_precision_too(small_network, small_plan):
+    network, seen = small_network(), []
+    network.conv_stem.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    plan = small_plan(strategy="full", precision="bfloat16", steps=2)
+    for _ in range(2):
+        train(network, plan)
+    assert seen == [torch.bfloat16] * 4

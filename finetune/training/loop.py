@@ -135,6 +135,8 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> None:
     else:
         _write([*trained, *statistics], best[1])
     accelerator.unwrap_model(module, keep_fp32_wrapper=False)  # or the network would stay in the training's precision
+    for mark in ("forward", "_is_accelerate_prepared"):
+        task.module.__dict__.pop(mark, None)  # or the next training would not be prepared, and run in float32
     accelerator.free_memory()
 
 
