@@ -46,7 +46,6 @@ SETS = {
     "clothing": ImageSet("clothing10", "clothing (Grigorev 2020), subset: 10 classes, 1,199 + 372 images"),
     "fashion_mnist": ImageSet("fashion10", "Fashion-MNIST (Xiao 2017), subset: 10 classes, 1,200 + 600 images"),
     "fifteen_scenes": ImageSet("scene15", "15 scenes (Lazebnik 2006), subset: 15 classes, 1,200 + 600 images"),
-    "magnetic_tiles": ImageSet("magtile5", "magnetic tile defects (Huang 2018), subset: 5 classes, 872 + 438 images"),
     "oxford_flowers": ImageSet("flowers12", "Oxford Flowers 17 (Nilsback 2006), subset: 12 classes, 695 + 239 images"),
     "pacs_cartoon": ImageSet("pacs_cartoon7", "PACS cartoons (Li 2017), subset: 7 classes, 1,199 + 600 images"),
     "sign_digits": ImageSet("signdigits10", "sign language digits (Mavi 2020), subset: 10 classes, 1,200 + 600 images"),
