@@ -9,28 +9,19 @@ from finetune.strategy import choose_strategy, decide, learning_rates
 AUTO = Recipe(data="x")
 
 
-def test_few_images_of_a_near_domain_train_the_last_stages():
-    strategy, why = decide(19, 0.5, 0.1, "balanced")
+@pytest.mark.parametrize(
+    ("images", "similarity", "because"),
+    [
+        (19, 0.5, "few images, whose domain the features fit:"),
+        (19, 0.49, "few images, whose domain the features do not fit:"),
+        (5_000, 0.5, "enough images of a near domain"),
+        (20, 0.49, "enough images of a far domain"),
+    ],
+)
+def test_few_or_enough_images_near_or_far_train_the_last_stages_for_a_reason_of_their_own(images, similarity, because):
+    strategy, why = decide(images, similarity, 0.1, "balanced")
     assert strategy == "partial"
-    assert why.startswith("few images, whose domain the features fit:")
-
-
-def test_few_images_of_a_far_domain_train_the_last_stages():
-    strategy, why = decide(19, 0.49, 0.1, "balanced")
-    assert strategy == "partial"
-    assert why.startswith("few images, whose domain the features do not fit:")
-
-
-def test_enough_images_of_a_near_domain_train_the_last_stages():
-    strategy, why = decide(5_000, 0.5, 0.1, "balanced")
-    assert strategy == "partial"
-    assert why.startswith("enough images of a near domain")
-
-
-def test_enough_images_of_a_far_domain_train_the_last_stages():
-    strategy, why = decide(20, 0.49, 0.1, "balanced")
-    assert strategy == "partial"
-    assert why.startswith("enough images of a far domain")
+    assert why.startswith(because)
 
 
 @pytest.mark.parametrize(("images", "strategy"), [(499, "partial"), (500, "full")])

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,32 +153,16 @@ def _gradients(
     device = accelerator.device
     parts = list(zip(inputs.chunk(plan.accumulation), indices.chunk(plan.accumulation), strict=True))
     total = torch.zeros((), device=device)
-    for number, (part, members) in enumerate(parts):
+    for number, (part, members) in enumerate(parts, start=1):
         labels = task.labels[members].to(device, non_blocking=True)
-        if number + 1 < len(parts):
-            with accelerator.no_sync(module):
-                total += _backward(task, plan, accelerator, module, loss_of, part, labels)
-        else:
-            total += _backward(task, plan, accelerator, module, loss_of, part, labels)
+        with nullcontext() if number == len(parts) else accelerator.no_sync(module):
+            with quick_depthwise_gradients(device):
+                logits = module(task.prepare(part)).float()
+            loss = (loss_of(logits, labels) * task.class_weights[labels]).sum() / plan.batch_size
+            # Processes average their gradients; times their number, the average is the sum over the whole batch.
+            accelerator.backward(loss * accelerator.num_processes)
+        total += loss.detach()
     return float(accelerator.reduce(total, reduction="sum"))
-
-
-def _backward(
-    task: Task,
-    plan: Plan,
-    accelerator: Accelerator,
-    module: nn.Module,
-    loss_of: nn.CrossEntropyLoss,
-    inputs: Tensor,
-    labels: Tensor,
-) -> Tensor:
-    with quick_depthwise_gradients(accelerator.device):
-        logits = module(task.prepare(inputs)).float()
-    losses = loss_of(logits, labels) * task.class_weights[labels]
-    loss: Tensor = losses.sum() / plan.batch_size
-    # Processes average their gradients; times their number, the average is the sum over the whole batch.
-    accelerator.backward(loss * accelerator.num_processes)
-    return loss.detach()
 
 
 def _parameter_groups(task: Task, plan: Plan, parameters: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
