@@ -1,30 +1,28 @@
 """From a table of images to batches: decoded, varied by the seed, in an order that is a function of the seed and the
 step."""
 
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from datasets import Dataset as ImageTable
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torchvision.transforms import Compose, TrivialAugmentWide
 
-from finetune.images import read_image
+from finetune.evidence import Layout
+from finetune.images import Pixels
 from finetune.plan import AugmentationPlan
 from finetune.preprocessing import Preprocessing
 
-PIXEL_BYTES = 2**30
-"""Most memory that decoded images may take."""
-
 Key = tuple[int, int]
 """Which image, and which of its augmented views."""
+
+
+MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
 class Images(Protocol):
@@ -39,53 +37,27 @@ class Images(Protocol):
         ...
 
 
-class Pixels:
-    """The images of a table, decoded to the size that is needed; kept in memory where all of them fit."""
-
-    def __init__(self, table: ImageTable, shorter_side: int) -> None:
-        """Read `table`'s images with at least `shorter_side` pixels."""
-        self._sources = table["image"]
-        self._shorter_side = shorter_side
-        # Decoding stops at less than twice the shorter side; 4:3 is the usual shape.
-        self._kept: dict[int, Image.Image] | None = {} if len(table) * 4 * shorter_side**2 * 4 < PIXEL_BYTES else None
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self._sources)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        """Return one upright RGB image."""
-        if self._kept is not None and index in self._kept:
-            return self._kept[index]
-        image = read_image(self._sources[index], self._shorter_side)
-        if self._kept is not None:
-            self._kept[index] = image
-        return image
-
-    def read(self, indices: Sequence[int]) -> list[Image.Image]:
-        """Return several images, decoded side by side: Pillow lets other threads run meanwhile."""
-        if self._kept is not None and all(index in self._kept for index in indices):
-            return [self._kept[index] for index in indices]
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
-            return list(threads.map(self.__getitem__, indices))
-
-
 class PlainImages:
     """Images as prediction sees them: (uint8 pixels (3, size, size), index)."""
 
     def __init__(self, pixels: Pixels, preprocessing: Preprocessing, mirrored: bool = False) -> None:
         """Prepare `pixels`; `mirrored` flips them left to right."""
-        self._pixels = pixels
+        self.pixels = pixels
+        self._preprocessing = preprocessing
         self._mirrored = mirrored
         self._transform = _plain_transform(preprocessing)
 
+    def describe(self, members: Sequence[int] | None = None) -> str:
+        """Return all that the images (of `members`) depend on."""
+        return f"{self.pixels.content(members)} {self._preprocessing} {'mirrored' if self._mirrored else 'plain'}"
+
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self._pixels)
+        return len(self.pixels)
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
         """Return several images with their indices."""
-        images = [torch.as_tensor(self._transform(image)) for image in self._pixels.read(indices)]
+        images = [torch.as_tensor(self._transform(image)) for image in self.pixels.read(indices)]
         if self._mirrored:
             images = [image.flip(-1) for image in images]
         return list(zip(images, indices, strict=True))
@@ -98,10 +70,15 @@ class VariedImages:
         """Vary `pixels` as planned."""
         self._pixels = pixels
         self._seed = seed
+        self._plan = plan
         self._plain = PlainImages(pixels, preprocessing)
         self._transform = (
             None if plan.smallest_crop == 1.0 and not _varies(plan) else _training_transform(preprocessing, plan)
         )
+
+    def describe(self) -> str:
+        """Return all that a view of the images depends on, but for its number."""
+        return f"{self._plain.describe()} {self._plan} {self._seed}"
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -167,33 +144,32 @@ class StepSampler(Sampler[list[Key]]):
 def make_loader(
     dataset: Images,
     device: torch.device,
+    workers: int,
     batches: Sampler[list[Key]] | None = None,
     batch_size: int = 64,
     members: Sequence[int] | Sequence[Key] | None = None,
 ) -> DataLoader[tuple[Tensor, int]]:
     """Return a loader over the sampler's batches, or over `members` (all images) in order.
 
-    Beside an accelerator, processes read ahead. On the CPU they would only take the network's cores; there the images
-    of a batch are decoded in threads.
+    `workers` processes read ahead; what they make does not depend on their number.
     """
-    workers = min(8, os.cpu_count() or 1) if device.type != "cpu" else 0
     source: Any = dataset  # torch asks for its own class, but uses these two methods alone
+    pinned = device.type == "cuda"
     if batches is not None:
-        return DataLoader(source, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda")
+        return DataLoader(source, batch_sampler=batches, num_workers=workers, pin_memory=pinned)
     order = list(range(len(dataset)) if members is None else members)
-    return DataLoader(
-        source, batch_size=batch_size, sampler=order, num_workers=workers, pin_memory=device.type == "cuda"
-    )
+    # A pass that is over before its workers have started gains nothing from them.
+    workers = workers if len(order) > 2 * batch_size else 0
+    return DataLoader(source, batch_size=batch_size, sampler=order, num_workers=workers, pin_memory=pinned)
 
 
-def normaliser(preprocessing: Preprocessing, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return the function from uint8 pixels (n, 3, h, w) to the network's input, in channels-last layout on
-    `device`."""
+def normaliser(preprocessing: Preprocessing, device: torch.device, layout: Layout) -> Callable[[Tensor], Tensor]:
+    """Return the function from uint8 pixels (n, 3, h, w) to the network's input, in its layout on `device`."""
     mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1) * 255.0
     std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1) * 255.0
 
     def normalise(pixels: Tensor) -> Tensor:
-        moved = pixels.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        moved = pixels.to(device, non_blocking=True).contiguous(memory_format=MEMORY_FORMATS[layout])
         return moved.to(torch.float32).sub_(mean).div_(std)
 
     return normalise

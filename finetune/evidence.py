@@ -1,6 +1,8 @@
 """What was measured about the images, the network and the machine, before anything is decided."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from finetune.preprocessing import Preprocessing
 from finetune.recipe import Metric, Strategy
@@ -20,6 +22,52 @@ class StageProfile(Value):
     """Numbers that one image's activation at the end of the stage has; None where the network can not be cut there."""
 
 
+Layout = Literal["channels_last", "contiguous"]
+
+
+class Work(Value):
+    """How much was computed; a forward equivalent is one image through the whole network once."""
+
+    forward_images: int = 0
+    """Images sent forward, wholly or in part."""
+    backward_images: int = 0
+    """Images whose gradients were taken."""
+    forward_equivalents: float = 0.0
+    decoded_images: int = 0
+    """Images decoded from their files."""
+    decoded_bytes: int = 0
+    """Size of these files."""
+    cache_hits: int = 0
+    """Images whose pixels, features or activations were there from before, each counted apart."""
+
+    def __add__(self, other: "Work") -> "Work":
+        """Return the sum."""
+        return self._combined(other, 1)
+
+    def __sub__(self, other: "Work") -> "Work":
+        """Return the difference."""
+        return self._combined(other, -1)
+
+    def _combined(self, other: "Work", sign: int) -> "Work":
+        mine, its = self.model_dump(), other.model_dump()
+        return Work(**{name: round(value + sign * its[name], 1) for name, value in mine.items()})
+
+
+class ForwardSettings(Value):
+    """How images are read and sent through a network that is not trained; the fastest of what was timed."""
+
+    precision: Precision
+    layout: Layout
+    """Order of the numbers in memory; of training, too."""
+    batch_size: Annotated[int, Field(ge=1)]
+    streams: Annotated[int, Field(ge=1)]
+    """Batches that are computed side by side."""
+    num_threads: Annotated[int, Field(ge=1)]
+    """Threads of each."""
+    loader_workers: Annotated[int, Field(ge=0)]
+    """Processes that read ahead; 0: images are read between the batches."""
+
+
 class TrainingSpeed(Value):
     """How fast this machine trains the network one way."""
 
@@ -28,10 +76,14 @@ class TrainingSpeed(Value):
     """How many of the last stages are trained (0: head or norms alone)."""
     precision: Precision
     """The faster of those that were timed."""
+    streams: int
+    """Parts of the batch that are computed side by side."""
     images_per_second: float
     """Training steps on ready tensors; for `partial`, from activations kept at the frozen boundary."""
     prefix_images_per_second: float | None
     """The frozen part below the boundary, forward; None where there is none to keep."""
+    gradient_error: float
+    """1 - cosine of the gradients in this arithmetic and in float32, on real images."""
 
 
 class MachineSpeed(Value):
@@ -39,10 +91,13 @@ class MachineSpeed(Value):
 
     device: str
     num_threads: int
-    forward_precision: Precision
+    forward: ForwardSettings
     forward_images_per_second: float
+    """On ready tensors."""
+    forward_error: float
+    """Share of the features' variance over real images that the arithmetic changes, against float32."""
     reading_images_per_second: float
-    """Decoding and augmenting, where it does not overlap with the network (CPU); else infinity is written as 1e9."""
+    """What reading and augmenting images adds to the network's time; 1e9 where it overlaps."""
     training: tuple[TrainingSpeed, ...]
 
     def fastest(self, strategy: Strategy, trainable_stages: int) -> TrainingSpeed:
@@ -102,8 +157,12 @@ class Evidence(Value):
     """Training every layer."""
     stages: tuple[StageProfile, ...]
     speed: MachineSpeed
+    cache_bytes: int
+    """Most bytes that activations kept at a frozen boundary may take on this disk."""
     seconds: float
     """What the measuring cost."""
+    work: Work
+    """And in images."""
     metric: Metric
     """The metric that chooses."""
     has_validation: bool

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from finetune.evidence import Evidence, Precision
+from finetune.evidence import Evidence, ForwardSettings, Precision, TrainingSpeed
 from finetune.preprocessing import Preprocessing
 from finetune.recipe import Metric, Recipe, Strategy, TableColumns
 from finetune.strategy import Choice
@@ -73,8 +73,12 @@ class Plan(Value):
     """Augmented views of each image whose activations at the frozen boundary are kept; 0: nothing is kept."""
     precision: Precision
     """Arithmetic of the training steps."""
-    forward_precision: Precision
-    """Arithmetic of everything that needs no gradient."""
+    streams: Annotated[int, Field(ge=1)]
+    """Parts of a batch that are computed side by side on a CPU."""
+    num_threads: Annotated[int, Field(ge=1)]
+    """Threads of each."""
+    forward: ForwardSettings
+    """How images are read and sent through the network where no gradient is needed."""
     keep: Literal["last", "best"]
     evaluations: Annotated[int, Field(ge=1)]
     """How often the validation split is looked at during a training."""
@@ -120,7 +124,8 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
     asked = recipe.training
     load = size_workload(recipe, evidence, choice.strategy)
     names = [stage.name for stage in evidence.stages]
-    precision = asked.precision or _precision(evidence, choice.strategy, load)
+    speed = _speed(evidence, choice.strategy, load)
+    precision = asked.precision or speed.precision
     steps = 0 if choice.strategy == "linear_probe" and recipe.steps is None and recipe.epochs is None else load.steps
     warmup = min(round(steps * (0.1 if asked.warmup_fraction is None else asked.warmup_fraction)), max(steps - 1, 0))
     horizon = 0.05 if asked.average_horizon is None else asked.average_horizon
@@ -149,7 +154,9 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "augmentation": _augmentation(recipe, evidence),
         "cached_views": load.cached_views,
         "precision": precision,
-        "forward_precision": evidence.speed.forward_precision,
+        "streams": speed.streams,
+        "num_threads": max(1, evidence.speed.num_threads // speed.streams),
+        "forward": evidence.speed.forward.model_dump(),
         "keep": keep,
         "evaluations": 10 if keep == "best" else 4,
         "validation": _validation(evidence),
@@ -162,14 +169,22 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
     return Plan.parse(content, origin="plan")
 
 
+def describe_forward(settings: ForwardSettings) -> str:
+    """Return how images are sent forward, for people."""
+    side_by_side = f", {settings.streams} side by side" if settings.streams > 1 else ""
+    layout = settings.layout.replace("_", " ")
+    return f"forward in {settings.precision}, {layout}, batches of {settings.batch_size}{side_by_side}"
+
+
 def _or(asked: float | None, default: float) -> float:
     return default if asked is None else asked
 
 
-def _precision(evidence: Evidence, strategy: Strategy, load: Workload) -> Precision:
+def _speed(evidence: Evidence, strategy: Strategy, load: Workload) -> TrainingSpeed:
+    """Return how the trained part is computed fastest; a probe with steps trains the head alone, in float32."""
     if strategy == "linear_probe":
-        return "float32"
-    return evidence.speed.fastest(strategy, load.trainable_stages).precision
+        return evidence.speed.fastest("norm_tuning", 0).changed(precision="float32", streams=1)
+    return evidence.speed.fastest(strategy, load.trainable_stages)
 
 
 def _statistics(strategy: Strategy) -> str:
@@ -230,11 +245,14 @@ def _reasons(evidence: Evidence, load: Workload, choice: Choice, precision: Prec
         evidence.image_size_reason,
         f"mirrored copies are told from originals in {100 * evidence.handedness:.0f} % of pairs, so flips are "
         f"{'on' if flips_are_safe(evidence) else 'off'}",
-        f"{speed.forward_precision} forward at {speed.forward_images_per_second:.0f} images/s on {speed.device}",
+        f"{describe_forward(speed.forward)}: {speed.forward_images_per_second:.0f} images/s on {speed.device}, the "
+        f"fastest of what was timed; its arithmetic changes {100 * speed.forward_error:.1f} % of the features' variance",
     ]
     if choice.strategy != "linear_probe":
-        rate = speed.fastest(choice.strategy, load.trainable_stages).images_per_second
-        reasons.append(f"{precision} training at {rate:.0f} images/s: {load.trainings} x {load.steps} steps")
+        fastest = speed.fastest(choice.strategy, load.trainable_stages)
+        reasons.append(
+            f"{precision} training at {fastest.images_per_second:.0f} images/s: {load.trainings} x {load.steps} steps"
+        )
     if load.cached_views:
         reasons.append(
             f"{load.cached_views} augmented views of each image go through the frozen stages once and are kept"

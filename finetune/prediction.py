@@ -10,34 +10,16 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from torch import nn
 
-from finetune.batches import Pixels, PlainImages
+from finetune.batches import PlainImages
+from finetune.evidence import Work
 from finetune.features import Progress, forward_all, logits, no_progress
-from finetune.images import table_of_paths
+from finetune.images import Pixels, table_of_paths
 from finetune.metrics import Metrics
 from finetune.plan import Plan
 from finetune.probing import log_loss, softmax
-from finetune.value import Value
 
 Row = dict[str, float | int | str]
 """A line of a training's history."""
-
-
-class Work(Value):
-    """How much was computed; a forward equivalent is one image through the whole network once."""
-
-    forward_images: int = 0
-    """Images sent forward, wholly or in part."""
-    backward_images: int = 0
-    """Images whose gradients were taken."""
-    forward_equivalents: float = 0.0
-
-    def __add__(self, other: "Work") -> "Work":
-        """Return the sum."""
-        return Work(
-            forward_images=self.forward_images + other.forward_images,
-            backward_images=self.backward_images + other.backward_images,
-            forward_equivalents=round(self.forward_equivalents + other.forward_equivalents, 1),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +44,7 @@ class TrainedModel:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
         preprocessing = self.plan.preprocessing
         images = PlainImages(Pixels(table, preprocessing.shorter_side), preprocessing)
-        scores = forward_all(self.network, images, preprocessing, self.plan.forward_precision, logits, progress)
+        scores = forward_all(self.network, images, preprocessing, self.plan.forward, logits, progress)
         return softmax(scores.reshape(len(table), len(self.class_names)) / self.temperature)
 
     def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:

@@ -1,12 +1,17 @@
 """The linear probe: a regularised logistic regression on frozen features, cross-validated over its strength."""
 
+import os
 import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from finetune.images import stratified_folds
 
@@ -53,7 +58,8 @@ def fit_head(
 
     A class without images gets a bias that never wins.
     """
-    return _Path(features, labels, num_classes, balanced).at(strength)
+    with _fitting():
+        return _Path(features, labels, num_classes, balanced).at(strength)
 
 
 def cross_validate(
@@ -75,18 +81,19 @@ def cross_validate(
     best: tuple[float, float, NDArray[np.float32], list[LinearHead]] | None = None
     worse = 0
     fits = [_Path(features[train], labels[train], num_classes, balanced) for train, _ in parts]
-    for strength in strengths:
-        heads = [fit.at(strength) for fit in fits]
-        scores = np.zeros((len(labels), num_classes), dtype=np.float32)
-        for head, (_, held) in zip(heads, parts, strict=True):
-            scores[held] = head.logits(features[held])
-        loss = log_loss(scores, labels)
-        if best is None or loss < best[0]:
-            best, worse = (loss, strength, scores, heads), 0
-        else:
-            worse += 1
-            if worse >= PATIENCE:
-                break
+    with _fitting(), ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
+        for strength in strengths:
+            heads = list(threads.map(lambda fit, strength=strength: fit.at(strength), fits))
+            scores = np.zeros((len(labels), num_classes), dtype=np.float32)
+            for head, (_, held) in zip(heads, parts, strict=True):
+                scores[held] = head.logits(features[held])
+            loss = log_loss(scores, labels)
+            if best is None or loss < best[0]:
+                best, worse = (loss, strength, scores, heads), 0
+            else:
+                worse += 1
+                if worse >= PATIENCE:
+                    break
     if best is None:
         raise ValueError("no strength was given")
     return ProbeFolds(strength=best[1], logits=best[2], heads=tuple(best[3]), held_out=tuple(held for _, held in parts))
@@ -106,6 +113,18 @@ def log_loss(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
     return float(-np.log(np.clip(right, 1e-12, 1.0)).mean())
 
 
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Let each product of matrices take one thread, and fits end without a warning.
+
+    The products are too small for two threads, which would wait for each other most of the time (docs/log.md,
+    2026-11-25). An end of the path that has not settled is judged by its held-out loss like any other.
+    """
+    with threadpool_limits(limits=1, user_api="blas"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield
+
+
 class _Path:
     """A warm-started logistic regression on standardised features."""
 
@@ -123,10 +142,7 @@ class _Path:
 
     def at(self, strength: float) -> LinearHead:
         self._model.C = strength
-        with warnings.catch_warnings():
-            # An end of the path that has not settled is judged by its held-out loss like any other.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            self._model.fit(self._features, self._labels)
+        self._model.fit(self._features, self._labels)
         weight = self._model.coef_ / self._scale
         bias = self._model.intercept_ - weight @ self._mean
         if len(self._model.classes_) == 2:  # scikit-learn keeps one row for two classes

@@ -225,6 +225,6 @@ def _machine(evidence: Evidence) -> str:
     speed = evidence.speed
     full = speed.fastest("full", 0)
     return (
-        f"{speed.device}: {speed.forward_images_per_second:.0f} images/s forward ({speed.forward_precision}), "
+        f"{speed.device}: {speed.forward_images_per_second:.0f} images/s forward ({speed.forward.precision}), "
         f"{full.images_per_second:.0f} images/s training every layer ({full.precision})"
     )

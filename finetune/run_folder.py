@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 
 from finetune.errors import RunFolderError
-from finetune.evidence import Evidence
+from finetune.evidence import Evidence, Work
 from finetune.images import ImageSplits, labels_of, paths_of
 from finetune.metrics import Metrics
 from finetune.network.backbone import takes_image_size
 from finetune.plan import Plan
-from finetune.prediction import TrainedModel, Work
+from finetune.prediction import TrainedModel
 from finetune.recipe import Recipe, load_recipe, save_recipe
 from finetune.strategy import Choice
 from finetune.training import Checkpoints, plan_phases

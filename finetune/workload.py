@@ -11,9 +11,6 @@ LARGE_BATCH_SIZE = 128
 LARGE_SET = 10_000
 """From so many images on, the batch is larger: gradients of 32 images waste an accelerator."""
 
-CACHE_BYTES = 2**30
-"""Most memory that activations kept at a frozen boundary may take."""
-
 MOST_VIEWS = 8
 """Augmented views of each image that are kept: fewer repeat, more cost forward passes."""
 
@@ -67,7 +64,7 @@ def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy) -> Wor
 
     def with_steps(steps: int) -> Workload:
         values = boundary_values(evidence.stages, trainable) if strategy == "partial" else None
-        views = cached_views(evidence.num_images, steps, batch_size, values)
+        views = cached_views(evidence.num_images, steps, batch_size, values, evidence.cache_bytes)
         return Workload(
             trainable_stages=trainable,
             steps=steps,
@@ -114,12 +111,12 @@ def default_steps(num_images: int, similarity: float) -> int:
     return max(100, round((10.0 - 2.5 * similarity) * math.sqrt(num_images)))
 
 
-def cached_views(num_images: int, steps: int, batch_size: int, values: int | None) -> int:
-    """Return how many views of each image to keep at a boundary of `values` numbers (2 bytes each) an image."""
+def cached_views(num_images: int, steps: int, batch_size: int, values: int | None, num_bytes: int) -> int:
+    """Return how many views of each image to keep in `num_bytes` at a boundary of `values` numbers, 2 bytes each."""
     if values is None:
         return 0
     passes = math.ceil(steps * batch_size / max(num_images, 1))
-    affordable = CACHE_BYTES // (2 * values * num_images) - 1  # one more is kept for judging: the plain view
+    affordable = num_bytes // (2 * values * num_images) - 1  # one more is kept for judging: the plain view
     views = min(MOST_VIEWS, passes, affordable)
     return views if views >= min(2, passes) else 0
 

@@ -17,11 +17,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from finetune.evidence import Evidence, MachineSpeed, ProbeResult, StageProfile, TrainingSpeed
+from finetune.evidence import Evidence, ForwardSettings, MachineSpeed, ProbeResult, StageProfile, TrainingSpeed, Work
 from finetune.network.backbone import find_stages, takes_image_size
 from finetune.plan import AugmentationPlan, Plan, StagePlan
 from finetune.preprocessing import Preprocessing
 from finetune.recipe import TableColumns
+
+FORWARD = ForwardSettings(
+    precision="float32", layout="channels_last", batch_size=64, streams=1, num_threads=1, loader_workers=0
+)
 
 FAMILIES = (
     "test_resnet",
@@ -132,7 +136,9 @@ def small_plan(small_network):
             ),
             cached_views=2 if strategy == "partial" else 0,
             precision="float32",
-            forward_precision="float32",
+            streams=1,
+            num_threads=1,
+            forward=FORWARD,
             keep="last",
             evaluations=2,
             validation="held_out",
@@ -202,8 +208,9 @@ def evidence() -> Evidence:
         speed=MachineSpeed(
             device="a CPU",
             num_threads=1,
-            forward_precision="float32",
+            forward=FORWARD,
             forward_images_per_second=200.0,
+            forward_error=0.0,
             reading_images_per_second=500.0,
             training=(
                 _speed("norm_tuning", 0, 80.0, None),
@@ -212,7 +219,9 @@ def evidence() -> Evidence:
                 _speed("scratch", 0, 50.0, None),
             ),
         ),
+        cache_bytes=2**30,
         seconds=12.5,
+        work=Work(forward_images=1040, forward_equivalents=1040.0),
         metric="top1",
         has_validation=False,
     )
@@ -223,6 +232,8 @@ def _speed(strategy: str, stages: int, rate: float, prefix: float | None) -> Tra
         strategy=strategy,
         trainable_stages=stages,
         precision="bfloat16",
+        streams=1,
         images_per_second=rate,
         prefix_images_per_second=prefix,
+        gradient_error=0.0,
     )

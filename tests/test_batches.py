@@ -7,8 +7,8 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
 from finetune import batches
-from finetune.batches import Pixels, PlainImages, StepSampler, VariedImages, make_loader, normaliser
-from finetune.images import table_of_paths
+from finetune.batches import PlainImages, StepSampler, VariedImages, make_loader, normaliser
+from finetune.images import Pixels, table_of_paths
 from finetune.plan import AugmentationPlan
 
 NOTHING = {

@@ -3,9 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.batches import Pixels, PlainImages, normaliser
+from finetune.batches import PlainImages, normaliser
 from finetune.features import forward_all, logits, pooled
-from finetune.images import table_of_paths
+from finetune.images import Pixels, table_of_paths
 
 
 @pytest.fixture

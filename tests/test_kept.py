@@ -3,9 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.batches import Pixels, PlainImages, VariedImages, normaliser
+from finetune.batches import PlainImages, VariedImages, normaliser
 from finetune.features import no_progress
-from finetune.images import table_of_paths
+from finetune.images import Pixels, table_of_paths
 from finetune.network.tail import cut
 from finetune.training.kept import keep_activations
 

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "finetune"
 
 LAYERS = (
     ("errors",),
-    ("value",),
+    ("value", "cache"),
     ("recipe", "preprocessing"),
     ("evidence", "metrics", "schedule", "similarity"),
     ("workload",),

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.batches import Pixels, PlainImages
+from finetune.batches import PlainImages
 from finetune.features import forward_all, logits, no_progress, pooled
-from finetune.images import groups_of, label_paths, labels_of, load_images
+from finetune.images import Pixels, groups_of, label_paths, labels_of, load_images
 from finetune.network.backbone import create_network, find_head, find_norms, find_stages, profile_stages
 from finetune.probing import fit_head, log_loss
 from finetune.training import Checkpoints, plan_phases, session, train
@@ -69,7 +69,7 @@ def network_of(plan, num_classes=3):
 def features_of(plan, splits, table=None):
     images = PlainImages(Pixels(table or splits.train, plan.preprocessing.shorter_side), plan.preprocessing)
     network = network_of(plan, len(splits.class_names))
-    return forward_all(network, images, plan.preprocessing, plan.forward_precision, pooled)
+    return forward_all(network, images, plan.preprocessing, plan.forward, pooled)
 
 
 def head_of(network):

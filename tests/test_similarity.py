@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from finetune.audit.domain import measure_domain_parts
-from finetune.batches import Pixels, PlainImages, make_loader, normaliser
-from finetune.images import labels_of, load_images, stratified_subset
+from finetune.batches import PlainImages, make_loader, normaliser
+from finetune.images import Pixels, labels_of, load_images, stratified_subset
 from finetune.network.backbone import native_preprocessing
 from finetune.network.weights import create_embedded
 from finetune.similarity import CALIBRATIONS, GENERIC, similarity

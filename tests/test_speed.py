@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 
 from finetune.audit.speed import measure_speed, precisions
-from finetune.batches import Pixels, VariedImages
-from finetune.images import table_of_paths
+from finetune.batches import VariedImages
+from finetune.images import Pixels, table_of_paths
 
 
 @pytest.fixture(scope="module")

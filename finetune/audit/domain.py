@@ -1,12 +1,13 @@
 """The measurements behind the domain similarity: one pass of a frozen pretrained network over labelled images."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 FULL_CLASS = 10
 """From this many images on every class has the same weight; a smaller one counts by its size, as its mean is noise."""
@@ -21,7 +22,7 @@ class Moments:
 
     count: int
     channels: Tensor
-    """2 x channels of all layers: the mean of the standardised input and the mean of its square."""
+    """2 x channels of the layers from the second third on: the mean of the standardised input and of its square."""
     head: Tensor | None
     """Energy and skewness of the logits; None if the network has no classification head."""
 
@@ -42,24 +43,43 @@ class DomainProbe:
         """Watch the batch-norm layers of `network`, whose head must be the pretrained one."""
         self.network = network
         self.groups: dict[int, Moments] = {}
-        self.layer_sizes: list[int] = []
-        self._inputs: list[Tensor] = []
+        layers = [module for module in network.modules() if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))]
+        layers = [layer for layer in layers if layer.running_mean is not None]
+        # The first third is not used, and its large maps would take most of the time.
+        self._watched = layers[len(layers) // 3 :]
+        self.layer_sizes = [0] * (len(layers) // 3) + [layer.num_features for layer in self._watched]
+        self._pass = threading.local()
 
-    @torch.inference_mode()
     def add(self, images: Tensor, groups: Tensor) -> None:
         """Pass a batch of normalised images and add each to the sums of its group (its class, for instance)."""
         training = self.network.training
-        handles = self._watch()
+        self.network.eval()
+        with self.watching():
+            self.collect(self.measure(images), groups)
+        self.network.train(training)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Let `measure` be called, by several threads if need be; the network is in evaluation mode."""
+        handles = [layer.register_forward_pre_hook(self._keep_input) for layer in self._watched]
         try:
-            logits = self.network.eval()(images)
+            yield
         finally:
-            self.network.train(training)
             for handle in handles:
                 handle.remove()
-        channels = torch.cat(self._inputs, dim=2).cpu().double() if self._inputs else torch.zeros(len(images), 2, 0)
-        self.layer_sizes = [moments.shape[2] for moments in self._inputs]
-        self._inputs.clear()
-        head = None if getattr(self.network, "num_classes", None) == 0 else _head_moments(logits)
+
+    @torch.inference_mode()
+    def measure(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the moments of each of some normalised images: (n, 2, channels) and (n, 2)."""
+        self._pass.inputs = []
+        logits = self.network(images)
+        inputs: list[Tensor] = self._pass.inputs
+        channels = torch.cat(inputs, dim=2).cpu().double() if inputs else torch.zeros(len(images), 2, 0)
+        return channels, None if getattr(self.network, "num_classes", None) == 0 else _head_moments(logits)
+
+    def collect(self, moments: tuple[Tensor, Tensor | None], groups: Tensor) -> None:
+        """Add the moments of some images to the sums of their groups."""
+        channels, head = moments
         for group in sorted(set(groups.tolist())):
             chosen = (groups == group).cpu()
             added = Moments(int(chosen.sum()), channels[chosen].sum(0), None if head is None else head[chosen].sum(0))
@@ -69,18 +89,18 @@ class DomainProbe:
         """Return the parts for images with these moments, one for each class."""
         return combine_moments(classes, self.layer_sizes)
 
-    def _watch(self) -> list[RemovableHandle]:
-        layers = [module for module in self.network.modules() if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))]
-        return [layer.register_forward_pre_hook(self._keep_input) for layer in layers if layer.running_mean is not None]
-
     def _keep_input(self, layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         mean, variance, epsilon = layer.running_mean, layer.running_var, layer.eps
         assert isinstance(mean, Tensor)
         assert isinstance(variance, Tensor)
         assert isinstance(epsilon, float)
-        values = arguments[0].float().flatten(2)
-        values = (values - mean.float()[:, None]) * (variance.float() + epsilon).rsqrt()[:, None]
-        self._inputs.append(torch.stack([values.mean(2), values.square().mean(2)], dim=1))
+        # Sums over pixels are several times faster where the channels lie beside each other, as channels-last has them.
+        pixels = arguments[0].permute(0, 2, 3, 1).flatten(1, 2).float()
+        first = pixels.mean(1).double()
+        second = pixels.square().mean(1).double()
+        mean, scale = mean.double(), (variance.double() + epsilon).rsqrt()
+        standardised = (second - 2.0 * mean * first + mean.square()) * scale.square()
+        self._pass.inputs.append(torch.stack([(first - mean) * scale, standardised], dim=1))
 
 
 def measure_domain_parts(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
@@ -104,7 +124,8 @@ def measure_domain_parts(network: nn.Module, batches: Iterable[tuple[Tensor, Ten
 
 
 def combine_moments(classes: Sequence[Moments], layer_sizes: Sequence[int]) -> dict[str, float]:
-    """Return the parts from the moments of each class; `layer_sizes` are the channels of the layers, in order."""
+    """Return the parts from the moments of each class; `layer_sizes` are the channels of the layers, in order, 0 for
+    those that were not watched."""
     parts: dict[str, float] = {}
     per_image = [min(1.0, FULL_CLASS / moments.count) for moments in classes]
     total = sum(weight * moments.count for weight, moments in zip(per_image, classes, strict=True))

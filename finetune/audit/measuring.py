@@ -1,20 +1,22 @@
 """Measuring the images, the network on them, and the machine, before anything is decided."""
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from finetune.audit.domain import measure_domain_parts
-from finetune.audit.speed import measure_speed
-from finetune.batches import Pixels, PlainImages, VariedImages, make_loader, normaliser
-from finetune.evidence import Evidence, ProbeResult
-from finetune.features import Progress, autocast, best_device, forward_all, no_progress, pooled
-from finetune.images import ImageSplits, groups_of, labels_of, native_size, stratified_subset
+from finetune.audit.domain import DomainProbe
+from finetune.audit.speed import is_busy, machine_name, measure_speed
+from finetune.batches import MEMORY_FORMATS, PlainImages, VariedImages, make_loader, normaliser
+from finetune.cache import keep_value, make_key, read_value, size_limit
+from finetune.evidence import Evidence, ForwardSettings, MachineSpeed, ProbeResult, StageProfile, Work
+from finetune.features import Progress, autocast, best_device, count_work, digest_weights, frozen_features, no_progress
+from finetune.images import ImageSplits, Pixels, groups_of, labels_of, native_size, stratified_subset
 from finetune.metrics import metric_error, metric_value
 from finetune.network.backbone import (
     find_head,
@@ -23,9 +25,10 @@ from finetune.network.backbone import (
     profile_stages,
     takes_image_size,
 )
+from finetune.network.streams import Streams
 from finetune.network.weights import create_pretrained, resolve_model
 from finetune.plan import AugmentationPlan
-from finetune.preprocessing import choose_image_size
+from finetune.preprocessing import Preprocessing, choose_image_size
 from finetune.probing import ProbeFolds, cross_validate, log_loss
 from finetune.recipe import Metric, Recipe
 from finetune.similarity import similarity
@@ -71,37 +74,35 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
     side = _native_side(splits)
     size, reason = _image_size(recipe, name, side, has_accelerator=device.type != "cpu")
     network, report = _load(name, recipe, size)
-    find_head(network)
-    network = network.to(device).to(memory_format=torch.channels_last).eval()
+    head, _ = find_head(network)
+    network = network.to(device).eval()
     labels, groups = labels_of(splits.train), groups_of(splits.train)
     counts = np.bincount(labels, minlength=len(splits.class_names))
-    stages = profile_stages(network, size)
     preprocessing = native_preprocessing(network, size)
-    pixels = Pixels(splits.train, preprocessing.shorter_side)
-    progress("timing this machine", 0, 1)
-    speed = measure_speed(
-        network,
-        size,
-        recipe.batch_size or default_batch_size(len(labels)),
-        min(recipe.training.trainable_stages or default_trainable_stages(stages), len(stages) - 1),
-        VariedImages(pixels, preprocessing, USUAL_AUGMENTATION, recipe.seed),
-    )
-    progress("timing this machine", 1, 1)
-    with autocast(device, speed.forward_precision):
-        nearness, parts, calibrated = _similarity(network, name, splits, recipe.seed)
-    network.reset_classifier(len(counts))
-    network = network.to(device).to(memory_format=torch.channels_last)
     sample = stratified_subset(labels, max(PROBE_SAMPLE, 2 * len(counts)), recipe.seed)
-    checked = _even_sample(labels[sample], FLIPS_CHECKED, recipe.seed)
+    labels_seen = labels[sample]
+    pixels = Pixels(splits.train if len(sample) == len(labels) else splits.train.select(sample), preprocessing.shorter_side)
+    work = pixels.keep(progress)
+    stages, speed = _machine(network, name, preprocessing, recipe, len(labels), pixels, progress)
+    network.to(memory_format=MEMORY_FORMATS[speed.forward.layout])
+    domain = _similarity(network, name, pixels, labels_seen, recipe.seed, speed.forward)
+    weights = digest_weights(network, leave_out=head)
+    network.reset_classifier(len(counts))
+    network = network.to(device).to(memory_format=MEMORY_FORMATS[speed.forward.layout])
+    checked = _even_sample(labels_seen, FLIPS_CHECKED, recipe.seed)
     plain, mirrored = (PlainImages(pixels, preprocessing, mirrored=mirrored) for mirrored in (False, True))
-    precision = speed.forward_precision
-    features = forward_all(network, plain, preprocessing, precision, pooled, progress, sample.tolist())
-    flipped = forward_all(network, mirrored, preprocessing, precision, pooled, members=sample[checked].tolist())
+    seen = frozen_features(network, plain, preprocessing, speed.forward, weights, progress)
+    flipped = frozen_features(
+        network, mirrored, preprocessing, speed.forward, weights, members=checked.tolist()
+    )
+    work = sum((count_work(outputs, pixels) for outputs in (seen, flipped)), work + domain.work)
+    features = seen.numpy()
     imbalance = float(counts.max() / counts.min())
     metric: Metric = recipe.metric or ("balanced_accuracy" if imbalance >= IMBALANCED else "top1")
     progress("cross-validating the linear probe", 0, 1)
-    sample_groups = None if groups is None else groups[sample]
-    probe = _probe(features, labels[sample], sample_groups, len(counts), metric, recipe.seed)
+    probe = _probe(
+        features, labels_seen, None if groups is None else groups[sample], len(counts), metric, recipe.seed
+    )
     progress("cross-validating the linear probe", 1, 1)
     return Evidence(
         model=name,
@@ -115,18 +116,20 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
         native_shorter_side=side,
         preprocessing=preprocessing,
         image_size_reason=reason,
-        domain_similarity=round(nearness, 3),
-        similarity_parts={part: round(value, 4) for part, value in parts.items()},
-        similarity_calibrated=calibrated,
+        domain_similarity=round(domain.similarity, 3),
+        similarity_parts={part: round(value, 4) for part, value in domain.parts.items()},
+        similarity_calibrated=domain.is_calibrated,
         probe_accuracy=probe.accuracy,
         probe_accuracy_error=probe.accuracy_error,
         probe=probe,
-        handedness=handedness(features[checked], flipped, recipe.seed),
+        handedness=handedness(features[checked], flipped.numpy(), recipe.seed),
         forward_images_per_second=speed.forward_images_per_second,
         train_images_per_second=speed.fastest("full", 0).images_per_second,
         stages=stages,
         speed=speed,
+        cache_bytes=size_limit() // 2,
         seconds=round(time.perf_counter() - start, 2),
+        work=work,
         metric=metric,
         has_validation=splits.validation is not None,
     )
@@ -158,23 +161,90 @@ def _native_side(splits: ImageSplits) -> int:
     return int(np.median([min(native_size(row)) for row in rows]))
 
 
-def _similarity(network: nn.Module, name: str, splits: ImageSplits, seed: int) -> tuple[float, dict[str, float], bool]:
-    """Return the domain similarity of a sample of the training images, its parts, and whether the scale was fitted."""
-    labels = labels_of(splits.train)
+def _machine(
+    network: nn.Module,
+    name: str,
+    preprocessing: Preprocessing,
+    recipe: Recipe,
+    num_images: int,
+    pixels: Pixels,
+    progress: Progress,
+) -> tuple[tuple[StageProfile, ...], MachineSpeed]:
+    """Return what the network's stages cost and how fast this machine is with it, measured once and then remembered.
+
+    What a busy machine shows is used, but not remembered.
+    """
+    device = next(network.parameters()).device
+    batch_size = recipe.batch_size or default_batch_size(num_images)
+    asked = recipe.training.trainable_stages
+    key = make_key(name, preprocessing, batch_size, asked, pixels.is_kept, machine_name(device))
+
+    def measure() -> dict[str, Any]:
+        progress("timing this machine", 0, 1)
+        stages = profile_stages(network, preprocessing.image_size)
+        trainable = min(asked or default_trainable_stages(stages), len(stages) - 1)
+        images = VariedImages(pixels, preprocessing, USUAL_AUGMENTATION, recipe.seed)
+        speed = measure_speed(network, preprocessing, batch_size, trainable, images)
+        progress("timing this machine", 1, 1)
+        return {"stages": [stage.model_dump() for stage in stages], "speed": speed.model_dump()}
+
+    found = read_value("measurements", key)
+    if found is None:
+        busy = is_busy()
+        found = measure()
+        if not busy:
+            keep_value("measurements", key, f"speed of {name} at {preprocessing.image_size} px", found)
+    stages = tuple(StageProfile.parse(stage, origin="the cache") for stage in found["stages"])
+    return stages, MachineSpeed.parse(found["speed"], origin="the cache")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Domain:
+    similarity: float
+    parts: dict[str, float]
+    is_calibrated: bool
+    """Whether the scale was fitted for this network."""
+    work: Work
+
+
+def _similarity(
+    network: nn.Module,
+    name: str,
+    pixels: Pixels,
+    labels: NDArray[np.int64],
+    seed: int,
+    settings: ForwardSettings,
+) -> _Domain:
+    """Return the domain similarity of a sample of the images."""
     chosen = _even_sample(labels, DOMAIN_SAMPLE, seed)
     preprocessing = native_preprocessing(network, DOMAIN_SIZE).changed(crop_fraction=1.0)
     if takes_image_size(name):
         preprocessing = preprocessing.changed(image_size=network_image_size(name))
-    device = next(network.parameters()).device
-    images = PlainImages(Pixels(splits.train.select(chosen), preprocessing.shorter_side), preprocessing)
-    normalise = normaliser(preprocessing, device)
-    batches = (
-        (normalise(pixels), torch.from_numpy(labels[chosen][indices]))
-        for pixels, indices in make_loader(images, device)
-    )
-    parts = measure_domain_parts(network, batches)
-    value, calibrated = similarity(parts, name)
-    return value, parts, calibrated
+    images = PlainImages(pixels, preprocessing)
+    members: list[int] = chosen.tolist()
+    all_weights = digest_weights(network, leave_out="")
+    key = make_key("domain", all_weights, images.describe(members), labels[chosen].tolist(), settings.precision)
+    parts = read_value("measurements", key)
+    if parts is not None:
+        work = Work(cache_hits=len(members))
+    else:
+        probe = DomainProbe(network)
+        device = next(network.parameters()).device
+        normalise = normaliser(preprocessing, device, settings.layout)
+        loader = make_loader(images, device, settings.loader_workers, batch_size=settings.batch_size, members=members)
+
+        def measure(batch: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor | None], Tensor]:
+            with autocast(device, settings.precision):
+                return probe.measure(normalise(batch[0])), torch.from_numpy(labels)[batch[1]]
+
+        with probe.watching(), Streams(settings.streams, settings.num_threads) as streams:
+            for moments, groups in streams.map(measure, loader):
+                probe.collect(moments, groups)
+        parts = probe.parts(list(probe.groups.values()))
+        keep_value("measurements", key, f"domain of {len(members)} images for {name}", parts)
+        work = Work(forward_images=len(members), forward_equivalents=float(len(members)))
+    value, is_calibrated = similarity(parts, name)
+    return _Domain(similarity=value, parts=parts, is_calibrated=is_calibrated, work=work)
 
 
 def _even_sample(labels: NDArray[np.int64], most: int, seed: int) -> NDArray[np.intp]:

@@ -1,32 +1,53 @@
-"""What this machine does with a network: images a second, forward and for each way of training, in the precisions it
-has."""
+"""What this machine does with a network: images a second, forward and for each way of training, in the ways it has."""
 
 import math
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor, nn
 
-from finetune.batches import VariedImages
-from finetune.evidence import MachineSpeed, Precision, TrainingSpeed
-from finetune.features import autocast
+from finetune.batches import MEMORY_FORMATS, VariedImages, make_loader, normaliser
+from finetune.evidence import ForwardSettings, Layout, MachineSpeed, Precision, TrainingSpeed
+from finetune.features import autocast, pooled, stream
 from finetune.network.backbone import find_head, find_norms, find_stages
 from finetune.network.depthwise import quick_depthwise_gradients
+from finetune.network.streams import Streams
 from finetune.network.tail import cut
+from finetune.preprocessing import Preprocessing
 from finetune.recipe import Strategy
 
 REPETITIONS = 3
 """Timed after one that is not: the first call plans its kernels."""
 
 HOPELESS = 1.5
-"""A precision whose first timed repetition takes so many times the best one's time is not timed further."""
+"""What takes so many times the best one's time at first is not timed further."""
 
 OVERLAPPED = 1e9
 """Images a second where reading them costs the network no time."""
+
+LARGEST_ERROR = 0.02
+"""Share of the features' variance, and 1 - cosine of the gradients, that an arithmetic may change: the accuracy of a
+probe stays the same (docs/log.md, 2026-11-25)."""
+
+FORWARD_BATCHES = (8, 16, 32, 64)
+"""Images sent forward at once that are timed; on an accelerator four times as many."""
+
+BUSY = 25.0
+"""Percent of the processor from which on a machine counts as busy."""
+
+WATCHED = 0.2
+"""Seconds that the processor is watched for."""
+
+READ_BATCHES = 6
+"""Batches that are read and sent forward to see what reading adds."""
 
 
 def device_name(device: torch.device) -> str:
@@ -34,6 +55,20 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def machine_name(device: torch.device) -> str:
+    """Return what speed depends on besides the network: processor or accelerator, threads, system and PyTorch."""
+    processor = platform.processor()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
+    return f"{device_name(device)}, {processor}, {os.cpu_count()} cores, {platform.system()}, PyTorch {torch.__version__}"
+
+
+def is_busy() -> bool:
+    """Return whether other programs take much of this machine, so that what is timed now says little about later."""
+    return bool(psutil.cpu_percent(interval=WATCHED) > BUSY)
 
 
 def precisions(device: torch.device) -> tuple[Precision, ...]:
@@ -44,27 +79,31 @@ def precisions(device: torch.device) -> tuple[Precision, ...]:
 
 
 def measure_speed(
-    network: nn.Module, image_size: int, batch_size: int, trainable_stages: int, images: VariedImages
+    network: nn.Module, preprocessing: Preprocessing, batch_size: int, trainable_stages: int, images: VariedImages
 ) -> MachineSpeed:
-    """Return the images a second of `network` (with its new head), each the median of three after one to warm up.
+    """Return how `network` (with its new head) runs fastest here, and its images a second: medians of three.
 
-    A precision that is far slower than another is timed once.
+    Arithmetic, layout, batch and streams are tried one after another, each with the best of those before. What is far
+    slower than another is timed once; an arithmetic that changes features or gradients is not used.
 
     Args:
-        network: on its device.
-        image_size: side of the input, in pixels.
+        network: on its device; it is left in the layout that is fastest.
+        preprocessing: of the network.
         batch_size: images a training step.
         trainable_stages: how many of the last stages `partial` is timed with.
-        images: read for a few batches, where reading does not overlap with the network.
+        images: some real ones, to see what reading costs and whether an arithmetic is exact enough.
     """
     device = next(network.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(batch_size, 3, image_size, image_size, generator=generator).to(device)
-    inputs = inputs.contiguous(memory_format=torch.channels_last)
-    fastest, forward = _time_forward(network, inputs)
+    real = _real_batch(images, batch_size, preprocessing, device)
+    settings, rate, error = _fastest_forward(network, preprocessing.image_size, real)
+    network.to(memory_format=MEMORY_FORMATS[settings.layout])
+    inputs = real.contiguous(memory_format=MEMORY_FORMATS[settings.layout])
+    reading = OVERLAPPED
+    if device.type == "cpu":
+        reading = _time_reading(network, images, preprocessing, settings, rate)
     training = [
         _time_norm_tuning(network, inputs),
-        _time_partial(network, inputs, trainable_stages, fastest),
+        _time_partial(network, inputs, trainable_stages, settings),
         _time_full(network, inputs),
     ]
     training.append(training[-1].changed(strategy="scratch"))
@@ -74,11 +113,19 @@ def measure_speed(
     return MachineSpeed(
         device=device_name(device),
         num_threads=torch.get_num_threads(),
-        forward_precision=fastest,
-        forward_images_per_second=forward,
-        reading_images_per_second=_time_reading(images, batch_size) if device.type == "cpu" else OVERLAPPED,
+        forward=settings,
+        forward_images_per_second=rate,
+        forward_error=error,
+        reading_images_per_second=reading,
         training=tuple(training),
     )
+
+
+def _real_batch(images: VariedImages, count: int, preprocessing: Preprocessing, device: torch.device) -> Tensor:
+    """Return `count` normalised images; few images come several times, each varied in its own way."""
+    keys = [(number % len(images), number // len(images)) for number in range(count)]
+    pixels, _ = next(iter(make_loader(images, device, 0, batch_size=count, members=keys)))
+    return normaliser(preprocessing, device, "channels_last")(pixels)
 
 
 def _rate(work: Callable[[], object], count: int, device: torch.device, best: float = 0.0) -> float:
@@ -98,49 +145,147 @@ def _rate(work: Callable[[], object], count: int, device: torch.device, best: fl
     return round(count / statistics.median(seconds), 1)
 
 
-def _fastest(work: Callable[[Precision], object], count: int, device: torch.device) -> tuple[Precision, float]:
-    """Return the precision in which `work` is fastest, and its rate."""
-    rates: dict[Precision, float] = {}
-    for precision in precisions(device):
-        rates[precision] = _rate(partial(work, precision), count, device, max(rates.values(), default=0.0))
-    fastest = max(rates, key=lambda precision: rates[precision])
-    return fastest, rates[fastest]
+def _side_by_side(device: torch.device) -> tuple[int, ...]:
+    """Return the numbers of streams worth timing: one, or one for each thread."""
+    threads = torch.get_num_threads()
+    return (1, threads) if device.type == "cpu" and threads > 1 else (1,)
 
 
-def _time_forward(network: nn.Module, inputs: Tensor) -> tuple[Precision, float]:
+def _fastest_forward(network: nn.Module, image_size: int, real: Tensor) -> tuple[ForwardSettings, float, float]:
+    """Return the fastest way to send images forward, its images a second, and the error of its arithmetic."""
+    device = real.device
     network.eval()
+    errors = {precision: _feature_error(network, real, precision) for precision in precisions(device)}
+    allowed = [precision for precision in errors if errors[precision] <= LARGEST_ERROR]
+    batches = [size if device.type == "cpu" else 4 * size for size in FORWARD_BATCHES]
+    best = ForwardSettings(
+        precision=allowed[0],
+        layout="channels_last",
+        batch_size=batches[2],
+        streams=1,
+        num_threads=torch.get_num_threads(),
+        loader_workers=0 if device.type == "cpu" else 8,
+    )
+    rate = 0.0
+    threads = torch.get_num_threads()
+    layouts: tuple[Layout, ...] = ("channels_last", "contiguous")
+    steps: list[Iterable[dict[str, object]]] = [
+        [{"precision": precision} for precision in allowed],
+        [{"layout": layout} for layout in layouts[1:]],
+        [{"streams": count, "num_threads": max(1, threads // count)} for count in _side_by_side(device)[1:]],
+        [{"batch_size": size} for size in batches if size != best.batch_size],
+    ]
+    for step in steps:
+        start = best
+        for change in step:
+            settings = start.changed(**change)
+            measured = _time_forward(network, image_size, settings, device, rate)
+            if measured > rate:
+                best, rate = settings, measured
+    return best, rate, errors[best.precision]
 
-    def work(precision: Precision) -> None:
-        with torch.inference_mode(), autocast(inputs.device, precision):
-            network(inputs)
 
-    return _fastest(work, len(inputs), inputs.device)
+def _time_forward(
+    network: nn.Module, image_size: int, settings: ForwardSettings, device: torch.device, best: float
+) -> float:
+    memory_format = MEMORY_FORMATS[settings.layout]
+    network.to(memory_format=memory_format)
+    inputs = torch.randn(settings.batch_size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    inputs = inputs.to(device).contiguous(memory_format=memory_format)
+
+    def send(batch: Tensor) -> None:
+        with torch.inference_mode(), autocast(device, settings.precision):
+            network(batch)
+
+    def work() -> None:
+        for _ in streams.map(send, [inputs] * settings.streams):
+            pass
+
+    with Streams(settings.streams, settings.num_threads) as streams:
+        return _rate(work, settings.streams * settings.batch_size, device, best)
 
 
-def _time_training(module: nn.Module, inputs: Tensor) -> tuple[Precision, float]:
-    """Return the fastest precision and its rate; what requires a gradient is trained, batch norms stay frozen."""
+def _feature_error(network: nn.Module, images: Tensor, precision: Precision) -> float:
+    """Return how much an arithmetic changes features against float32, as a share of their variance over images."""
+    with torch.inference_mode():
+        exact = pooled(network, images).float()
+        with autocast(images.device, precision):
+            change = pooled(network, images).float() - exact
+    total = (exact - exact.mean(0)).square().sum().clamp_min(1e-12)
+    return round(float((change - change.mean(0)).square().sum() / total), 4)
+
+
+def _time_reading(
+    network: nn.Module, images: VariedImages, preprocessing: Preprocessing, settings: ForwardSettings, rate: float
+) -> float:
+    """Return the images a second of what reading images adds to sending them forward."""
+    count = READ_BATCHES * settings.batch_size
+    keys = [(number % len(images), number // len(images)) for number in range(count)]
+    start = time.perf_counter()
+    for _ in stream(network, images, preprocessing, settings, pooled, keys):
+        pass
+    added = time.perf_counter() - start - count / rate
+    return round(count / added, 1) if added > 0 else OVERLAPPED
+
+
+def _time_training(module: nn.Module, inputs: Tensor) -> tuple[Precision, int, float, float]:
+    """Return the fastest arithmetic and number of streams, the images a second, and the error of the gradients.
+
+    What requires a gradient is trained; batch norms stay frozen.
+    """
     module.eval()
-    labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
+    device = inputs.device
+    labels = torch.arange(len(inputs), device=device) % 2
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0, fused=True)  # moves nothing, in the usual time
 
-    def step(precision: Precision) -> None:
-        with quick_depthwise_gradients(inputs.device), autocast(inputs.device, precision):
-            loss = nn.functional.cross_entropy(module(inputs).float(), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+    def gradients(precision: Precision, part: tuple[Tensor, Tensor]) -> Sequence[Tensor]:
+        with quick_depthwise_gradients(device), autocast(device, precision):
+            loss = nn.functional.cross_entropy(module(part[0]).float(), part[1], reduction="sum") / len(inputs)
+        return torch.autograd.grad(loss, trained, materialize_grads=True)
+
+    def step(precision: Precision, streams: Streams) -> None:
+        parts = zip(inputs.chunk(streams.count), labels.chunk(streams.count), strict=True)
+        for found in streams.map(partial(gradients, precision), parts):
+            for parameter, gradient in zip(trained, found, strict=True):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         optimizer.step()
         optimizer.zero_grad()
 
-    return _fastest(step, len(inputs), inputs.device)
+    exact = gradients("float32", (inputs, labels))
+    threads = torch.get_num_threads()
+    best: tuple[Precision, int, float, float] = ("float32", 1, 0.0, 0.0)
+    for precision in precisions(device):
+        error = _direction_error(gradients(precision, (inputs, labels)), exact)
+        if error > LARGEST_ERROR:
+            continue
+        for count in _side_by_side(device) if len(inputs) >= threads else (1,):
+            with Streams(count, max(1, threads // count)) as streams:
+                rate = _rate(partial(step, precision, streams), len(inputs), device, best[2])
+            if rate > best[2]:
+                best = precision, count, rate, error
+    return best
 
 
-def _speed(strategy: Strategy, stages: int, measured: tuple[Precision, float], prefix: float | None) -> TrainingSpeed:
+def _direction_error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """Return 1 - the cosine between two gradients."""
+    product = sum(float((one * other).sum()) for one, other in zip(found, exact, strict=True))
+    norms = [math.sqrt(sum(float(part.square().sum()) for part in parts)) for parts in (found, exact)]
+    return round(max(0.0, 1.0 - product / max(norms[0] * norms[1], 1e-30)), 4)
+
+
+def _speed(
+    strategy: Strategy, stages: int, measured: tuple[Precision, int, float, float], prefix: float | None
+) -> TrainingSpeed:
+    precision, streams, rate, error = measured
     return TrainingSpeed(
         strategy=strategy,
         trainable_stages=stages,
-        precision=measured[0],
-        images_per_second=measured[1],
+        precision=precision,
+        streams=streams,
+        images_per_second=rate,
         prefix_images_per_second=prefix,
+        gradient_error=error,
     )
 
 
@@ -159,31 +304,27 @@ def _time_norm_tuning(network: nn.Module, inputs: Tensor) -> TrainingSpeed:
     return _speed("norm_tuning", 0, _time_training(network, inputs), None)
 
 
-def _time_partial(network: nn.Module, inputs: Tensor, stages: int, precision: Precision) -> TrainingSpeed:
+def _time_partial(network: nn.Module, inputs: Tensor, stages: int, settings: ForwardSettings) -> TrainingSpeed:
     """Return the rate of the last stages from kept activations; uncut networks are timed as if all of them were
     trained."""
+    device = inputs.device
     tail = cut(network, stages, inputs.shape[-1])
     if tail is None:
         return _time_full(network, inputs).changed(strategy="partial", trainable_stages=stages)
-    with torch.no_grad(), autocast(inputs.device, precision):
-        activations = tail.prefix(inputs)
 
-    def prefix() -> None:
-        with torch.inference_mode(), autocast(inputs.device, precision):
-            tail.prefix(inputs)
+    def send(images: Tensor) -> Tensor:
+        with torch.inference_mode(), autocast(device, settings.precision):
+            return tail.prefix(images)
+
+    def work() -> None:
+        for _ in streams.map(send, [inputs] * settings.streams):
+            pass
 
     frozen = {name for stage in find_stages(network)[:-stages] for name in stage.parameters}
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name not in frozen)
-    measured = _time_training(tail, activations.float())
-    rate = _rate(prefix, len(inputs), inputs.device)
+    measured = _time_training(tail, send(inputs).float().clone())
+    with Streams(settings.streams, settings.num_threads) as streams:
+        rate = _rate(work, settings.streams * len(inputs), device)
     tail.release()
     return _speed("partial", stages, measured, rate)
-
-
-def _time_reading(images: VariedImages, batch_size: int) -> float:
-    count = min(len(images), 2 * batch_size)
-    start = time.perf_counter()
-    for view in range(3):
-        images.__getitems__([(index, view) for index in range(count)])
-    return round(3 * count / (time.perf_counter() - start), 1)

@@ -1,6 +1,7 @@
 """Images and their labels: where they come from, how they are split, how their pixels are read."""
 
 from finetune.images.decoding import native_size, read_image, why_unreadable
+from finetune.images.pixels import Pixels
 from finetune.images.sources import (
     ImageSplits,
     Unreadable,
@@ -17,6 +18,7 @@ from finetune.images.splitting import stratified_folds, stratified_holdout, stra
 
 __all__ = [
     "ImageSplits",
+    "Pixels",
     "Unreadable",
     "files_below",
     "groups_of",

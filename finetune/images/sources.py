@@ -9,6 +9,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 
+from finetune.cache import cache_folder
 from finetune.errors import DataError
 from finetune.images.decoding import why_unreadable
 from finetune.images.hub import load_hub_table
@@ -242,8 +243,7 @@ def _demo(name: str) -> Path:
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    root = cache / "finetune" / "digits"
+    root = cache_folder() / name
     if root.exists():
         return root
     digits = load_digits()

@@ -1,5 +1,6 @@
 """The trained upper part of a network, fed with activations that were kept at its frozen boundary."""
 
+import threading
 from typing import Any
 
 import torch
@@ -24,10 +25,11 @@ class Tail(nn.Module):
         """Cut `network` at the output of the module named `boundary`."""
         super().__init__()
         self.network = network
-        self._boundary = boundary
-        self._activation: Tensor | None = None
-        self._handle = network.get_submodule(boundary).register_forward_hook(self._replace)
-        self._stand_in_size = image_size
+        self.boundary = boundary
+        """Name of the module at whose output the network is cut."""
+        # Several threads may compute at once: what one of them carries across the boundary is its own.
+        self._carried = threading.local()
+        self._handle = network.get_submodule(boundary).register_forward_hook(self._at_boundary)
         device = next(network.parameters()).device
         self.register_buffer("_stand_in", torch.zeros(1, 3, image_size, image_size, device=device), persistent=False)
 
@@ -35,29 +37,23 @@ class Tail(nn.Module):
 
     def forward(self, activation: Tensor) -> Tensor:
         """Return logits (n, num_classes) of activations (n, ...) at the boundary."""
-        self._activation = activation
+        self._carried.activation = activation
         try:
             output: Tensor = self.network(self._stand_in)
         finally:
-            self._activation = None
+            del self._carried.activation
         return output
 
     def prefix(self, inputs: Tensor) -> Tensor:
         """Return the activations at the boundary of images (n, 3, h, w); the part above is not computed."""
-        caught: list[Tensor] = []
-
-        def catch(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            caught.append(output)
-            raise _Caught
-
-        handle = self.network.get_submodule(self._boundary).register_forward_hook(catch)
+        self._carried.is_caught = True
         try:
             self.network(inputs)
-        except _Caught:
-            pass
+        except _Caught as caught:
+            return caught.activation
         finally:
-            handle.remove()
-        return caught[0]
+            del self._carried.is_caught
+        raise RuntimeError(f"the network never came to its boundary {self.boundary}")
 
     def release(self) -> None:
         """Give the network back as it was."""
@@ -68,12 +64,18 @@ class Tail(nn.Module):
         full = self._stand_in
         self._stand_in = full[:, :, :PEEK_SIZE, :PEEK_SIZE].contiguous()
 
-    def _replace(self, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:  # noqa: ANN401
-        return output if self._activation is None else self._activation
+    def _at_boundary(self, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:  # noqa: ANN401
+        if hasattr(self._carried, "is_caught"):
+            raise _Caught(output)
+        activation: Tensor = getattr(self._carried, "activation", output)
+        return activation
 
 
 class _Caught(Exception):  # noqa: N818  (no error: it ends a forward pass early)
     """The boundary was reached."""
+
+    def __init__(self, activation: Tensor) -> None:
+        self.activation = activation
 
 
 def cut(network: nn.Module, trainable_stages: int, image_size: int) -> Tail | None:

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from finetune.batches import Images, Key, PlainImages, VariedImages, make_loader, normaliser
-from finetune.evidence import Precision
-from finetune.features import Progress, autocast
+from finetune.batches import Images, Key, PlainImages, VariedImages
+from finetune.cache import make_key
+from finetune.evidence import ForwardSettings
+from finetune.features import Outputs, Progress, kept_outputs, stream
 from finetune.network.tail import Tail
 from finetune.preprocessing import Preprocessing
 
@@ -15,16 +15,12 @@ from finetune.preprocessing import Preprocessing
 class KeptActivations:
     """What the frozen part makes of every image: some augmented views for training, the plain one for judging."""
 
-    def __init__(self, views: list[Tensor], plain: Tensor) -> None:
-        """Hold tensors (n_images, ...), one for each view."""
-        self._views = views
+    def __init__(self, views: list[Outputs], plain: Outputs) -> None:
+        """Hold activations (n_images, ...), for each view."""
+        self.views = views
+        """(n_images, ...) each."""
         self.plain = plain
         """(n_images, ...), of the images as prediction sees them."""
-
-    @property
-    def computed(self) -> int:
-        """Images that went through the frozen part."""
-        return (len(self._views) + 1) * len(self.plain)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -32,7 +28,12 @@ class KeptActivations:
 
     def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int]]:
         """Return the activations of (index, pass over the images); passes take turns with the views."""
-        return [(self._views[number % len(self._views)][index], index) for index, number in keys]
+        made: dict[Key, Tensor] = {}
+        for number in sorted({number for _, number in keys}):
+            indices = [index for index, other in keys if other == number]
+            rows = self.views[number % len(self.views)][indices]
+            made |= {(index, number): row for index, row in zip(indices, rows, strict=True)}
+        return [(made[key], key[0]) for key in keys]
 
 
 def keep_activations(
@@ -41,34 +42,37 @@ def keep_activations(
     plain: PlainImages,
     num_views: int,
     preprocessing: Preprocessing,
-    precision: Precision,
+    settings: ForwardSettings,
+    weights: str,
     progress: Progress,
 ) -> KeptActivations:
     """Send `num_views` views of every image, and the plain one, through the part below the boundary.
 
-    They are kept in bfloat16: two bytes a number, with float32's range.
+    Views that an earlier training sent through the same weights are read from the disk.
+
+    Args:
+        tail: the network above the boundary, and below.
+        varied: the images as training sees them.
+        plain: the images as prediction sees them.
+        num_views: how many varied views of each.
+        preprocessing: of the network.
+        settings: how images are sent forward.
+        weights: a digest of the frozen weights.
+        progress: told what is going on.
     """
-    device = next(tail.parameters()).device
-    normalise = normaliser(preprocessing, device)
-    tail.network.eval()
-    total = (num_views + 1) * len(plain)
-    done = 0
 
-    def collect(dataset: Images, keys: Sequence[Key] | None) -> Tensor:
-        nonlocal done
-        kept: Tensor | None = None
-        position = 0
-        for pixels, _ in make_loader(dataset, device, members=keys):
-            with torch.inference_mode(), autocast(device, precision):
-                activation = tail.prefix(normalise(pixels)).to(torch.bfloat16).cpu()
-            if kept is None:
-                kept = torch.empty((len(plain), *activation.shape[1:]), dtype=torch.bfloat16)
-            kept[position : position + len(activation)] = activation
-            position += len(activation)
-            done += len(activation)
-            progress("sending views through the frozen stages", done, total)
-        assert kept is not None
-        return kept
+    def collect(images: Images, described: str, view: int | None) -> Outputs:
+        key = make_key(tail.boundary, weights, described, view, settings.precision)
+        keys: list[Key] | None = None if view is None else [(index, view) for index in range(len(images))]
+        name = "plain images" if view is None else f"view {view + 1} of {num_views}"
+        return kept_outputs(
+            "activations",
+            key,
+            f"{name} through the frozen stages",
+            lambda: stream(tail, images, preprocessing, settings, Tail.prefix, keys),
+            len(images),
+            progress,
+        )
 
-    views = [collect(varied, [(index, view) for index in range(len(plain))]) for view in range(num_views)]
-    return KeptActivations(views, collect(plain, None))
+    views = [collect(varied, varied.describe(), view) for view in range(num_views)]
+    return KeptActivations(views, collect(plain, plain.describe(), None))

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 from finetune.errors import FinetuneError, RecipeError
 from finetune.network.backbone import set_training_mode
 from finetune.network.depthwise import quick_depthwise_gradients
+from finetune.network.streams import Streams
 from finetune.plan import Plan
 from finetune.prediction import Row
 from finetune.schedule import learning_rate_factor
@@ -94,42 +96,42 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> None:
     if task.resumed is not None:
         start, best = _restore(task, optimizer, average)
     module, optimizer = accelerator.prepare(task.module, optimizer)
-    loss_of = nn.CrossEntropyLoss(reduction="none", label_smoothing=plan.label_smoothing)
     evaluations = {round((number + 1) * plan.steps / plan.evaluations) for number in range(plan.evaluations)}
-    batches = iter(task.make_loader(range(start, plan.steps)))
+    batches = _Batches(task.make_loader(range(start, plan.steps)))
     set_training_mode(task.module, plan.batch_norm_statistics == "frozen")
+    streams = Streams(_count_streams(task.module, plan, accelerator), plan.num_threads)
     clock = time.perf_counter() - float(task.history[-1]["seconds"] if task.history else 0.0)
-    for step in range(start, plan.steps):
-        factor = learning_rate_factor(step, plan.steps, plan.warmup_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        torch.manual_seed(plan.seed * 1_000_003 + step * 1_009 + accelerator.process_index)  # dropout, drop-path
-        inputs, indices = next(batches)
-        loss = _gradients(task, plan, accelerator, module, loss_of, inputs, indices)
-        _check_finite(loss, step, task.name)
-        accelerator.clip_grad_norm_(trained, plan.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if not accelerator.optimizer_step_was_skipped:
-            average.update(trained)
-        row: Row = {
-            "phase": task.name,
-            "step": step + 1,
-            "train_loss": loss,
-            "learning_rate": plan.head_learning_rate * factor,
-        }
-        if task.evaluate is not None and step + 1 in evaluations:
-            with average.applied(trained), _in_own_precision(task.module):
-                loss_now, row["validation_top1"] = task.evaluate()
-            row["validation_loss"] = loss_now
-            if plan.keep == "best" and (best is None or loss_now < best[0]):
-                best = (loss_now, [value.clone() for value in (*average.values(trained), *statistics)])
-            set_training_mode(task.module, plan.batch_norm_statistics == "frozen")
-        row["seconds"] = round(time.perf_counter() - clock, 3)
-        task.history.append(row)
-        if task.save is not None and (step + 1) % max(1, plan.steps // CHECKPOINTS) == 0 and step + 1 < plan.steps:
-            task.save(_checkpoint(task, optimizer, average, best, step + 1))
-        task.on_step(step + 1)
+    with streams:
+        for step in range(start, plan.steps):
+            factor = learning_rate_factor(step, plan.steps, plan.warmup_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            torch.manual_seed(plan.seed * 1_000_003 + step * 1_009 + accelerator.process_index)  # dropout, drop-path
+            loss = _gradients(task, plan, accelerator, module, streams, batches)
+            _check_finite(loss, step, task.name)
+            accelerator.clip_grad_norm_(trained, plan.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if not accelerator.optimizer_step_was_skipped:
+                average.update(trained)
+            row: Row = {
+                "phase": task.name,
+                "step": step + 1,
+                "train_loss": loss,
+                "learning_rate": plan.head_learning_rate * factor,
+            }
+            if task.evaluate is not None and step + 1 in evaluations:
+                with average.applied(trained), _in_own_precision(task.module):
+                    loss_now, row["validation_top1"] = task.evaluate()
+                row["validation_loss"] = loss_now
+                if plan.keep == "best" and (best is None or loss_now < best[0]):
+                    best = (loss_now, [value.clone() for value in (*average.values(trained), *statistics)])
+                set_training_mode(task.module, plan.batch_norm_statistics == "frozen")
+            row["seconds"] = round(time.perf_counter() - clock, 3)
+            task.history.append(row)
+            if task.save is not None and (step + 1) % max(1, plan.steps // CHECKPOINTS) == 0 and step + 1 < plan.steps:
+                task.save(_checkpoint(task, optimizer, average, best, step + 1))
+            task.on_step(step + 1)
     if best is None:
         _write(trained, average.values(trained))
     else:
@@ -141,28 +143,66 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> None:
 
 
 def _gradients(
-    task: Task,
-    plan: Plan,
-    accelerator: Accelerator,
-    module: nn.Module,
-    loss_of: nn.CrossEntropyLoss,
-    inputs: Tensor,
-    indices: Tensor,
+    task: Task, plan: Plan, accelerator: Accelerator, module: nn.Module, streams: Streams, batches: "_Batches"
 ) -> float:
-    """Add up the gradients of this process's part of the batch; return the mean loss over the whole batch."""
+    """Add up the gradients of this process's part of the next batch; return the mean loss over the whole batch."""
     device = accelerator.device
-    parts = list(zip(inputs.chunk(plan.accumulation), indices.chunk(plan.accumulation), strict=True))
+
+    def loss_of(part: tuple[Tensor, Tensor]) -> Tensor:
+        labels = task.labels[part[1]].to(device, non_blocking=True)
+        with quick_depthwise_gradients(device):
+            scores = module(task.prepare(part[0])).float()
+        losses = nn.functional.cross_entropy(scores, labels, reduction="none", label_smoothing=plan.label_smoothing)
+        return (losses * task.class_weights[labels]).sum() / plan.batch_size
+
     total = torch.zeros((), device=device)
-    for number, (part, members) in enumerate(parts, start=1):
-        labels = task.labels[members].to(device, non_blocking=True)
-        with nullcontext() if number == len(parts) else accelerator.no_sync(module):
-            with quick_depthwise_gradients(device):
-                logits = module(task.prepare(part)).float()
-            loss = (loss_of(logits, labels) * task.class_weights[labels]).sum() / plan.batch_size
-            # Processes average their gradients; times their number, the average is the sum over the whole batch.
-            accelerator.backward(loss * accelerator.num_processes)
-        total += loss.detach()
-    return float(accelerator.reduce(total, reduction="sum"))
+    parts = batches.take(plan.accumulation * streams.count)
+    if streams.count == 1:
+        for number, part in enumerate(parts, start=1):
+            with nullcontext() if number == len(parts) else accelerator.no_sync(module):
+                loss = loss_of(part)
+                # Processes average their gradients; times their number, the average is the sum over the whole batch.
+                accelerator.backward(loss * accelerator.num_processes)
+            total += loss.detach()
+        return float(accelerator.reduce(total, reduction="sum"))
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+    def gradients_of(part: tuple[Tensor, Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+        loss = loss_of(part)
+        return loss.detach(), torch.autograd.grad(loss, trained, materialize_grads=True)
+
+    for loss, gradients in streams.map(gradients_of, chain(parts, batches.read_ahead())):
+        total += loss
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+    return float(total)
+
+
+def _count_streams(module: nn.Module, plan: Plan, accelerator: Accelerator) -> int:
+    """Return how many parts of a batch are computed side by side: one, where they would share random numbers, the
+    batch's statistics, or the gradients' way to other processes."""
+    draws = any(getattr(part, "p", 0) or getattr(part, "drop_prob", 0) for part in module.modules() if part.training)
+    alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
+    return plan.streams if alone and not draws and plan.batch_norm_statistics == "frozen" else 1
+
+
+class _Batches:
+    """The batches of a loader, of which the next one can be read while another is computed with."""
+
+    def __init__(self, loader: DataLoader[tuple[Tensor, int]]) -> None:
+        self._batches: Iterator[Any] = iter(loader)
+        self._next: Any = None
+
+    def take(self, parts: int) -> list[tuple[Tensor, Tensor]]:
+        """Return the next batch in so many parts, or in as many as it has images."""
+        inputs, indices = next(self._batches) if self._next is None else self._next
+        self._next = None
+        return list(zip(inputs.chunk(parts), indices.chunk(parts), strict=True))
+
+    def read_ahead(self) -> Iterator[Any]:
+        """Read the next batch when this iterator, which yields nothing, is asked for its first item."""
+        self._next = next(self._batches, None)
+        yield from ()
 
 
 def _parameter_groups(task: Task, plan: Plan, parameters: dict[str, nn.Parameter]) -> list[dict[str, Any]]:

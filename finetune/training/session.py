@@ -3,24 +3,35 @@
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
-from datasets import concatenate_datasets
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from finetune.batches import Images, Pixels, PlainImages, StepSampler, VariedImages, make_loader, normaliser
+from finetune.batches import MEMORY_FORMATS, Images, PlainImages, StepSampler, VariedImages, make_loader, normaliser
 from finetune.errors import DataError
-from finetune.features import Progress, autocast, best_device, forward_all, logits, no_progress, pooled
-from finetune.images import ImageSplits, groups_of, labels_of, stratified_folds, stratified_holdout
+from finetune.evidence import Work
+from finetune.features import (
+    Outputs,
+    Progress,
+    autocast,
+    best_device,
+    count_work,
+    digest_weights,
+    forward_all,
+    frozen_features,
+    logits,
+    no_progress,
+)
+from finetune.images import ImageSplits, Pixels, groups_of, labels_of, stratified_folds, stratified_holdout
 from finetune.metrics import score
 from finetune.network.backbone import check_stages, create_network, find_head, load_head, profile_stages, set_trainable
-from finetune.network.tail import cut
+from finetune.network.streams import Streams
+from finetune.network.tail import Tail, cut
 from finetune.plan import Plan
-from finetune.prediction import Row, TrainedModel, Work, fit_temperature
+from finetune.prediction import Row, TrainedModel, fit_temperature
 from finetune.probing import LinearHead, fit_head, log_loss, softmax
 from finetune.training.checkpoints import Checkpoints
 from finetune.training.kept import KeptActivations, keep_activations
@@ -119,17 +130,17 @@ class _Session:
         torch.manual_seed(plan.seed)
         network, _ = create_network(plan.model, plan.weights, len(splits.class_names), plan.preprocessing.image_size)
         check_stages(network, plan)
-        self.network = network.to(best_device())
+        self.network = network.to(best_device()).to(memory_format=MEMORY_FORMATS[plan.forward.layout])
+        self._weights = digest_weights(network, leave_out=find_head(network)[0])
         self._start = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
-        self.table = splits.train
+        tables = [splits.train]
         if splits.validation is not None and plan.validation == "given":
-            columns = ["image", "label"]
-            parts = [splits.train.select_columns(columns), splits.validation.select_columns(columns)]
-            self.table = concatenate_datasets(parts)
-        self.labels = labels_of(self.table)
-        pixels = Pixels(self.table, plan.preprocessing.shorter_side)
-        self.plain = PlainImages(pixels, plan.preprocessing)
-        self.varied = VariedImages(pixels, plan.preprocessing, plan.augmentation, plan.seed)
+            tables.append(splits.validation)
+        self.labels = np.concatenate([labels_of(table) for table in tables])
+        self.pixels = Pixels(tables, plan.preprocessing.shorter_side)
+        self.work += self.pixels.keep(progress)
+        self.plain = PlainImages(self.pixels, plan.preprocessing)
+        self.varied = VariedImages(self.pixels, plan.preprocessing, plan.augmentation, plan.seed)
         self.features = None if plan.strategy == "scratch" else self._features()
         self.kept: KeptActivations | None = None
 
@@ -153,17 +164,17 @@ class _Session:
             {
                 "network": self.network.state_dict() if ships else {},
                 "history": self.history[rows:],
-                "work": _difference(self.work, before).model_dump(),
+                "work": (self.work - before).model_dump(),
                 "logits": torch.from_numpy(held),
             },
         )
         return held
 
-    def _features(self) -> NDArray[np.float32]:
-        features = forward_all(
-            self.network, self.plain, self.plan.preprocessing, self.plan.forward_precision, pooled, self.progress
+    def _features(self) -> Outputs:
+        features = frozen_features(
+            self.network, self.plain, self.plan.preprocessing, self.plan.forward, self._weights, self.progress
         )
-        self.work += Work(forward_images=len(features), forward_equivalents=float(len(features)))
+        self.work += count_work(features, self.pixels)
         return features
 
     def _start_head(self, phase: Phase) -> None:
@@ -173,7 +184,7 @@ class _Session:
             return
         members = phase.members
         head = fit_head(
-            self.features[members],
+            self.features.numpy(members),
             self.labels[members],
             self.num_classes,
             self.plan.probe_strength,
@@ -192,30 +203,19 @@ class _Session:
         self._adjust_head(phase)
         _, layer = find_head(self.network)
         head = LinearHead(weight=layer.weight.detach().cpu().numpy(), bias=layer.bias.detach().cpu().numpy())
-        return head.logits(self.features[phase.held_out])
+        return head.logits(self.features.numpy(phase.held_out))
 
     def _fit(self, phase: Phase) -> NDArray[np.float32]:
         plan = self.plan
         accelerator = make_accelerator(plan)
         groups = set_trainable(self.network, plan)
-        normalise = normaliser(plan.preprocessing, accelerator.device)
+        normalise = normaliser(plan.preprocessing, accelerator.device, plan.forward.layout)
         tail = cut(self.network, plan.trainable_stages, plan.preprocessing.image_size) if plan.cached_views else None
         module: nn.Module = self.network if tail is None else tail
         source: Images = self.varied
         if tail is not None:
             groups = {stage: [f"network.{name}" for name in names] for stage, names in groups.items()}
-            if self.kept is None:
-                self.kept = keep_activations(
-                    tail,
-                    self.varied,
-                    self.plain,
-                    plan.cached_views,
-                    plan.preprocessing,
-                    plan.forward_precision,
-                    self.progress,
-                )
-                self._count_prefix(self.kept.computed)
-            source = self.kept
+            source = self._kept_activations(tail)
 
         def loader(steps: range) -> DataLoader[tuple[Tensor, int]]:
             sampler = StepSampler(
@@ -226,7 +226,8 @@ class _Session:
                 accelerator.process_index,
                 accelerator.num_processes,
             )
-            return make_loader(source, accelerator.device, sampler)
+            workers = 0 if tail is not None else plan.forward.loader_workers
+            return make_loader(source, accelerator.device, workers, sampler)
 
         def prepare(inputs: Tensor) -> Tensor:
             if inputs.dtype == torch.uint8:
@@ -237,9 +238,7 @@ class _Session:
             if tail is not None and self.kept is not None:
                 return _tail_logits(tail, self.kept.plain, phase.held_out, plan)
             members = [int(index) for index in phase.held_out]
-            return forward_all(
-                self.network, self.plain, plan.preprocessing, plan.forward_precision, logits, members=members
-            )
+            return forward_all(self.network, self.plain, plan.preprocessing, plan.forward, logits, members=members)
 
         def evaluate() -> tuple[float, float]:
             scores, labels = judge(), self.labels[phase.held_out]
@@ -269,6 +268,24 @@ class _Session:
             tail.release()
         return held
 
+    def _kept_activations(self, tail: Tail) -> KeptActivations:
+        """Return what the frozen stages make of the images; all trainings of the plan share it."""
+        if self.kept is None:
+            plan = self.plan
+            self.kept = keep_activations(
+                tail,
+                self.varied,
+                self.plain,
+                plan.cached_views,
+                plan.preprocessing,
+                plan.forward,
+                self._weights,
+                self.progress,
+            )
+            for view in (*self.kept.views, self.kept.plain):
+                self.work += count_work(view, self.pixels, share=1.0 - self._tail_share())
+        return self.kept
+
     def _class_weights(self, phase: Phase) -> Tensor:
         """Return each class's weight in the loss, 1 on average over the images."""
         counts = np.bincount(self.labels[phase.members], minlength=self.num_classes).astype(np.float32)
@@ -287,10 +304,6 @@ class _Session:
         with torch.no_grad():
             head.bias.sub_(prior.to(head.bias.device))
 
-    def _count_prefix(self, images: int) -> None:
-        frozen = 1.0 - self._tail_share()
-        self.work += Work(forward_images=images, forward_equivalents=round(images * frozen, 1))
-
     def _count_training(self) -> None:
         images = self.plan.steps * self.plan.batch_size
         tail = self._tail_share() if self.plan.strategy == "partial" else 1.0
@@ -298,24 +311,22 @@ class _Session:
         if self.plan.strategy == "linear_probe":
             cost = 1.0  # the frozen network runs in every step, the head's own work is nothing beside it
         self.work += Work(forward_images=images, backward_images=images, forward_equivalents=round(images * cost, 1))
+        if self.kept is None and not self.pixels.is_kept:
+            self.work += self.pixels.reading(images)
 
     def _tail_share(self) -> float:
         return tail_share(profile_stages(self.network, self.plan.preprocessing.image_size), self.plan.trainable_stages)
 
 
-def _tail_logits(tail: Any, plain: Tensor, members: NDArray[np.intp], plan: Plan) -> NDArray[np.float32]:  # noqa: ANN401
+def _tail_logits(tail: Tail, plain: Outputs, members: NDArray[np.intp], plan: Plan) -> NDArray[np.float32]:
     device = next(tail.parameters()).device
     tail.eval()
-    results = []
-    for part in torch.split(torch.from_numpy(members), 64):
-        with torch.no_grad(), autocast(device, plan.forward_precision):
-            results.append(tail(plain[part].to(device, torch.float32)).float().cpu().numpy())
-    return np.concatenate(results)
 
+    def send(part: NDArray[np.intp]) -> NDArray[np.float32]:
+        with torch.inference_mode(), autocast(device, plan.forward.precision):
+            scores: NDArray[np.float32] = tail(plain[part].to(device, torch.float32)).float().cpu().numpy()
+            return scores
 
-def _difference(after: Work, before: Work) -> Work:
-    return Work(
-        forward_images=after.forward_images - before.forward_images,
-        backward_images=after.backward_images - before.backward_images,
-        forward_equivalents=round(after.forward_equivalents - before.forward_equivalents, 1),
-    )
+    parts = np.array_split(members, max(1, -(-len(members) // plan.forward.batch_size)))
+    with Streams(plan.forward.streams, plan.forward.num_threads) as streams:
+        return np.concatenate(list(streams.map(send, parts)))
