@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -34,7 +35,7 @@ FORMAT = 1
 """Part of every key: a new number forgets what earlier versions kept."""
 
 RELEASED = 64 * 2**20
-"""Bytes that are read from mapped pages before these are given back: until then they count as memory of this process."""
+"""Bytes that are read from mapped pages before these are given back: till then they count as this process's memory."""
 
 ABANDONED = 3600.0
 """Seconds after which an entry in the making counts as left behind."""
@@ -53,6 +54,10 @@ class Entry:
     num_bytes: int
     used: float
     """When it was last read or written, in seconds since 1970."""
+
+    def used_at(self) -> datetime:
+        """Return the same in local time."""
+        return datetime.fromtimestamp(self.used)
 
 
 class Writer:
@@ -120,7 +125,7 @@ def size_limit() -> int:
     if asked:
         try:
             return int(float(asked) * 1e9)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise RecipeError(
                 f"FINETUNE_CACHE_LIMIT is '{asked}'; give the size in GB, such as 20, or 0 to keep nothing"
             ) from None
@@ -147,7 +152,10 @@ def read_arrays(kind: Kind, key: str) -> dict[str, Rows] | None:
             name: Rows(np.memmap(folder / name, dtype=array["dtype"], mode="r", shape=tuple(array["shape"])))
             for name, array in about["arrays"].items()
         }
-    except (OSError, ValueError):  # cleared by another process meanwhile, or cut short
+    except FileNotFoundError:  # cleared by another process meanwhile
+        return None
+    except (OSError, ValueError, KeyError):
+        _discard(folder)
         return None
 
 
@@ -241,11 +249,19 @@ def _read_about(kind: Kind, key: str) -> dict[str, Any] | None:
     path = cache_folder() / kind / key / ABOUT
     try:
         about: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except OSError:
+        return None
+    except ValueError:
+        _discard(path.parent)
         return None
     with suppress(OSError):  # a cache that can be read alone is still a cache
         os.utime(path)
     return about
+
+
+def _discard(folder: Path) -> None:
+    """Remove a damaged entry, so that it can be made anew."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _make_room(num_bytes: int) -> bool:

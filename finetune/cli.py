@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-COMMANDS = ("train", "plan", "predict", "evaluate", "schema")
+COMMANDS = ("train", "plan", "predict", "evaluate", "cache", "schema")
 
 StrategyOption = Literal["auto", "linear_probe", "norm_tuning", "partial", "full", "scratch"]
 PreferOption = Literal["accuracy", "balanced", "speed"]
@@ -197,6 +197,25 @@ def evaluate(
     report.scored(metrics)
     if output is not None:
         metrics.save(output)
+
+
+@app.command()
+def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove everything that is kept.")] = False) -> None:
+    """List what is kept between runs (decoded images, features, activations, the machine's speed), or clear it."""
+    from finetune import cache as kept
+
+    if clear:
+        typer.echo(f"{kept.clear() / 1e9:.2f} GB removed from {kept.cache_folder()}")
+        return
+    entries = kept.list_entries()
+    for entry in entries:
+        size = f"{entry.num_bytes / 1e6:10.1f} MB"
+        typer.echo(f"{size}  {entry.used_at():%Y-%m-%d %H:%M}  {entry.kind:12}  {entry.about}")
+    total = sum(entry.num_bytes for entry in entries) / 1e9
+    typer.echo(
+        f"{len(entries)} entries, {total:.2f} GB of at most {kept.size_limit() / 1e9:.2f} GB in {kept.cache_folder()}; "
+        f"the least recently used make room for new ones"
+    )
 
 
 @app.command()

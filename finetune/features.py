@@ -150,7 +150,7 @@ def kept_outputs(
     num_bytes = 2 * (first.numel() // len(first)) * count
     in_memory: list[NDArray[np.int16]] = []
     done = 0
-    with new_entry(kind, key, about, num_bytes) as writer:
+    with new_entry(kind, key, f"{about}: {count} images", num_bytes) as writer:
         for batch in chain([first], batches):
             rows = batch.to(KEPT_DTYPE).contiguous().view(torch.int16).numpy()
             if writer is None:

@@ -246,7 +246,8 @@ def _reasons(evidence: Evidence, load: Workload, choice: Choice, precision: Prec
         f"mirrored copies are told from originals in {100 * evidence.handedness:.0f} % of pairs, so flips are "
         f"{'on' if flips_are_safe(evidence) else 'off'}",
         f"{describe_forward(speed.forward)}: {speed.forward_images_per_second:.0f} images/s on {speed.device}, the "
-        f"fastest of what was timed; its arithmetic changes {100 * speed.forward_error:.1f} % of the features' variance",
+        f"fastest of what was timed; its arithmetic changes {100 * speed.forward_error:.1f} % of the features' "
+        f"variance",
     ]
     if choice.strategy != "linear_probe":
         fastest = speed.fastest(choice.strategy, load.trainable_stages)

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from finetune.images import stratified_folds
+from finetune.images import stratified_folds, stratified_subset
 
 STRENGTHS = (1e-3, 5e-3, 2.5e-2, 0.12, 0.6, 3.0)
 """Inverse regularisations C that are tried, on standardised features, strongest regularisation first."""
@@ -22,6 +24,24 @@ FOLDS = 5
 
 PATIENCE = 1
 """Strengths without a lower log-loss before the path is left: held-out loss has one valley along it."""
+
+
+SAMPLE = 10_000
+"""Up to so many images, features are held in memory to fit a head."""
+
+BLOCK = 4096
+"""Images whose features are worked on at once where there are more."""
+
+MOST_PASSES = 40
+"""Over the features of more images, starting from the fit of a sample of them."""
+
+
+class Rows(Protocol):
+    """Features that are read as they are needed."""
+
+    def numpy(self, rows: Any, /) -> NDArray[np.float32]:  # noqa: ANN401  (a slice or indices)
+        """Return the features (n, width) of some images."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +57,11 @@ class LinearHead:
         """Return (n, num_classes) of features (n, width)."""
         scores: NDArray[np.float32] = features @ self.weight.T + self.bias
         return scores
+
+    def logits_of(self, features: Rows, members: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Return (n_members, num_classes), with few features in memory at a time."""
+        parts = [self.logits(features.numpy(members[start : start + BLOCK])) for start in range(0, len(members), BLOCK)]
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.bias)), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +85,40 @@ def fit_head(
     """
     with _fitting():
         return _Path(features, labels, num_classes, balanced).at(strength)
+
+
+def fit_large_head(
+    features: Rows,
+    labels: NDArray[np.int64],
+    members: NDArray[np.intp],
+    num_classes: int,
+    strength: float,
+    balanced: bool = False,
+    exact: bool = True,
+) -> LinearHead:
+    """Return the logistic regression on the images `members`, however many they are.
+
+    The fit of a sample is where L-BFGS starts from, which then goes over all features a few dozen times, some thousand
+    images at a time.
+
+    Args:
+        features: of all images.
+        labels: (n_images,).
+        members: indices of the images to fit.
+        num_classes: how many classes there are.
+        strength: inverse regularisation C.
+        balanced: whether every class weighs alike.
+        exact: False where the fit of a sample is good enough.
+    """
+    sample = members
+    if len(members) > SAMPLE:
+        sample = members[stratified_subset(labels[members], max(SAMPLE, 2 * num_classes), seed=0)]
+    with _fitting():
+        path = _Path(features.numpy(sample), labels[sample], num_classes, balanced)
+        head = path.at(strength)
+    if len(sample) == len(members) or not exact:
+        return head
+    return _refined(head, path, features, labels, members, strength, balanced)
 
 
 def cross_validate(
@@ -113,6 +172,47 @@ def log_loss(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
     return float(-np.log(np.clip(right, 1e-12, 1.0)).mean())
 
 
+def _refined(
+    head: LinearHead,
+    path: "_Path",
+    features: Rows,
+    labels: NDArray[np.int64],
+    members: NDArray[np.intp],
+    strength: float,
+    balanced: bool,
+) -> LinearHead:
+    counts = np.bincount(labels[members], minlength=len(head.bias))
+    importance = np.ones(len(counts), dtype=np.float32)
+    if balanced:
+        importance = (len(members) / np.maximum(counts, 1) / (counts > 0).sum()).astype(np.float32)
+    size = head.weight.size
+
+    def loss(variables: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        weight = variables[:size].reshape(head.weight.shape)
+        raw = (weight / path.scale).astype(np.float32)
+        offset = (variables[size:] - raw @ path.mean).astype(np.float32)
+        value = float((weight**2).sum()) / (2 * strength)
+        of_raw, of_offset = np.zeros_like(raw), np.zeros_like(offset)
+        for start in range(0, len(members), BLOCK):
+            rows = members[start : start + BLOCK]
+            block, right = features.numpy(rows), labels[rows]
+            scores = softmax(block @ raw.T + offset).astype(np.float32)
+            own = scores[np.arange(len(rows)), right]
+            value += float((importance[right] * -np.log(np.maximum(own, 1e-12))).sum(dtype=np.float64))
+            scores[np.arange(len(rows)), right] -= 1.0
+            scores *= importance[right][:, None]
+            of_raw += scores.T @ block
+            of_offset += scores.sum(axis=0)
+        of_weight = (of_raw - np.outer(of_offset, path.mean)) / path.scale + weight / strength
+        return value, np.concatenate([of_weight.reshape(-1), of_offset]).astype(np.float64)
+
+    start = np.concatenate([(head.weight * path.scale).reshape(-1), head.bias + head.weight @ path.mean])
+    found = minimize(loss, start.astype(np.float64), jac=True, method="L-BFGS-B", options={"maxiter": MOST_PASSES}).x
+    weight = found[:size].reshape(head.weight.shape) / path.scale
+    bias = found[size:] - weight @ path.mean
+    return LinearHead(weight=weight.astype(np.float32), bias=bias.astype(np.float32))
+
+
 @contextmanager
 def _fitting() -> Iterator[None]:
     """Let each product of matrices take one thread, and fits end without a warning.
@@ -131,9 +231,9 @@ class _Path:
     def __init__(
         self, features: NDArray[np.float32], labels: NDArray[np.int64], num_classes: int, balanced: bool
     ) -> None:
-        self._mean = features.mean(axis=0)
-        self._scale = features.std(axis=0) + 1e-3 * float(features.std()) + 1e-12  # a dead feature stays dead
-        self._features = (features - self._mean) / self._scale
+        self.mean = features.mean(axis=0)
+        self.scale = features.std(axis=0) + 1e-3 * float(features.std()) + 1e-12  # a dead feature stays dead
+        self._features = (features - self.mean) / self.scale
         self._labels = labels
         self._num_classes = num_classes
         self._model = LogisticRegression(
@@ -143,8 +243,8 @@ class _Path:
     def at(self, strength: float) -> LinearHead:
         self._model.C = strength
         self._model.fit(self._features, self._labels)
-        weight = self._model.coef_ / self._scale
-        bias = self._model.intercept_ - weight @ self._mean
+        weight = self._model.coef_ / self.scale
+        bias = self._model.intercept_ - weight @ self.mean
         if len(self._model.classes_) == 2:  # scikit-learn keeps one row for two classes
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
         full_weight = np.zeros((self._num_classes, self._features.shape[1]), dtype=np.float32)

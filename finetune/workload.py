@@ -11,8 +11,8 @@ LARGE_BATCH_SIZE = 128
 LARGE_SET = 10_000
 """From so many images on, the batch is larger: gradients of 32 images waste an accelerator."""
 
-MOST_VIEWS = 8
-"""Augmented views of each image that are kept: fewer repeat, more cost forward passes."""
+MOST_VIEWS = 6
+"""Augmented views of each image that are kept: fewer repeat, more cost forward passes (docs/log.md, 2026-11-25)."""
 
 SMALL_SET = 600
 """Below so many training images everything is cross-validated instead of holding some out."""
@@ -104,11 +104,11 @@ def default_batch_size(num_images: int) -> int:
 def default_steps(num_images: int, similarity: float) -> int:
     """Return the optimizer steps that fine-tuning takes by default.
 
-    Ten times the root of the images in a far domain, 7.5 times in a near one, which has less to learn: 350 or 260 at
-    1,200 images, 1,000 or 750 at 10,000; in passes over the images that is many where there are few of them and few
-    where there are many. Measured in docs/log.md, 2026-11-24.
+    Ten times the root of the images in a far domain, five times in a near one, which has less to learn: 350 or 175 at
+    1,200 images, 1,000 or 500 at 10,000; in passes over the images that is many where there are few of them and few
+    where there are many. Measured in docs/log.md, 2026-11-24 and -25.
     """
-    return max(100, round((10.0 - 2.5 * similarity) * math.sqrt(num_images)))
+    return max(100, round((10.0 - 5.0 * similarity) * math.sqrt(num_images)))
 
 
 def cached_views(num_images: int, steps: int, batch_size: int, values: int | None, num_bytes: int) -> int:

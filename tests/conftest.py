@@ -5,6 +5,8 @@ from pathlib import Path
 
 _kept = tempfile.TemporaryDirectory(prefix="finetune-tests-")
 # No network, a cache of this run's own, one thread: the libraries below look once, when they are imported.
+for _own in ("FINETUNE_CACHE", "FINETUNE_CACHE_LIMIT"):
+    os.environ.pop(_own, None)
 os.environ["XDG_CACHE_HOME"] = _kept.name
 os.environ["HF_HOME"] = str(Path(_kept.name, "huggingface"))
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -78,6 +80,14 @@ def make_image_folder(
                 ending = "jpg" if number % 2 == 0 else "png"
                 coloured_image(names.index(name), number, size).save(folder / f"{number:03d}.{ending}")
     return root
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch) -> Path:
+    """The folder of a cache of the test's own, in which nothing lies yet."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("FINETUNE_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture

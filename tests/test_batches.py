@@ -8,6 +8,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 
 from finetune import batches
 from finetune.batches import PlainImages, StepSampler, VariedImages, make_loader, normaliser
+from finetune.features import no_progress
 from finetune.images import Pixels, table_of_paths
 from finetune.plan import AugmentationPlan
 
@@ -180,37 +181,37 @@ def test_what_the_network_sees_is_what_torchvisions_own_transforms_give(table, p
         ToTensor(),
         Normalize(preprocessing.mean, preprocessing.std),
     ])  # fmt: skip
-    expected = torch.stack([usual(pixels[index]) for index in range(6)])
+    expected = torch.stack([usual(image) for image in pixels.read(range(6))])
     made = torch.stack(pixels_of(PlainImages(pixels, preprocessing), range(6)))
-    torch.testing.assert_close(normaliser(preprocessing, torch.device("cpu"))(made), expected, rtol=0, atol=1e-5)
+    normalise = normaliser(preprocessing, torch.device("cpu"), "channels_last")
+    torch.testing.assert_close(normalise(made), expected, rtol=0, atol=1e-5)
 
 
-def test_normalised_images_are_in_channels_last_layout(preprocessing):
-    made = normaliser(preprocessing, torch.device("cpu"))(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
-    assert made.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_images_that_are_not_kept_in_memory_are_the_same(table, monkeypatch):
-    kept = Pixels(table, 16)
-    monkeypatch.setattr(batches, "PIXEL_BYTES", 0)
-    read = Pixels(table, 16)
-    assert read._kept is None
-    for index in range(6):
-        assert np.array_equal(np.asarray(kept[index]), np.asarray(read[index]))
-    assert [image.tobytes() for image in kept.read([4, 1])] == [image.tobytes() for image in read.read([4, 1])]
-
-
-def test_images_that_are_kept_are_read_from_their_files_once(table, tmp_path):
-    pixels = Pixels(table, 32)
-    first = pixels.read(range(6))
-    for file in tmp_path.glob("*.png"):
-        file.unlink()
-    assert [image.tobytes() for image in pixels.read(range(6))] == [image.tobytes() for image in first]
+@pytest.mark.parametrize(("layout", "other"), [("channels_last", "contiguous"), ("contiguous", "channels_last")])
+def test_normalised_images_are_in_the_asked_layout_with_the_same_values(preprocessing, layout, other):
+    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    made = normaliser(preprocessing, torch.device("cpu"), layout)(pixels)
+    assert made.is_contiguous(memory_format=batches.MEMORY_FORMATS[layout])
+    assert torch.equal(made, normaliser(preprocessing, torch.device("cpu"), other)(pixels))
 
 
 def test_a_loader_gives_all_images_in_order_or_the_asked_ones(table, preprocessing):
     images = PlainImages(Pixels(table, 32), preprocessing)
     device = torch.device("cpu")
-    everything = [int(index) for _, indices in make_loader(images, device, batch_size=4) for index in indices]
-    some = [int(index) for _, indices in make_loader(images, device, members=[4, 0]) for index in indices]
+    everything = [int(index) for _, indices in make_loader(images, device, 0, batch_size=4) for index in indices]
+    some = [int(index) for _, indices in make_loader(images, device, 0, members=[4, 0]) for index in indices]
     assert (everything, some) == (list(range(6)), [4, 0])
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_processes_that_read_ahead_give_the_same_batches(table, preprocessing):
+    pixels = Pixels(table, 32)
+    pixels.keep(no_progress)
+    images = VariedImages(pixels, preprocessing, AugmentationPlan(**NOTHING | {"smallest_crop": 0.3}), 0)
+    keys = [(number % 6, number // 6) for number in range(12)]
+    made = [
+        [batch for batch, _ in make_loader(images, torch.device("cpu"), workers, batch_size=3, members=keys)]
+        for workers in (0, 2)
+    ]
+    assert len(made[0]) == 4
+    assert all(torch.equal(one, other) for one, other in zip(*made, strict=True))

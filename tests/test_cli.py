@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from finetune.cache import keep_value, list_entries
 from finetune.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -277,6 +278,19 @@ def test_unreadable_files_are_listed_once_and_counted(command, image_folder, qui
     assert json.loads((tmp_path / "out" / "evidence.json").read_text())["num_unreadable"] == 7
 
 
+def test_what_is_kept_is_listed_and_cleared(command, empty_cache):
+    keep_value("measurements", "k", "the speed of something", {"number": 1})
+    status, printed, _ = command("cache")
+    assert status == 0
+    assert "the speed of something" in printed
+    assert "1 entries" in printed
+    assert str(empty_cache) in printed
+    status, printed, _ = command("cache", "--clear")
+    assert (status, list_entries()) == (0, [])
+    assert f"removed from {empty_cache}" in printed
+    assert command("cache")[1].startswith("0 entries")
+
+
 def test_the_schema_is_json_and_knows_every_key(command):
     schema = json.loads(command("schema")[1])
     assert {"data", "strategy", "training", "augmentation"} <= set(schema["properties"])
@@ -330,6 +344,7 @@ def test_options_are_frozen():
         "plan": recipe_options,
         "predict": ["--output", "--top-k"],
         "evaluate": ["--data", "--output"],
+        "cache": ["--clear"],
         "schema": [],
     }
 

@@ -1,3 +1,6 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import timm
 import torch
@@ -151,3 +154,43 @@ def test_two_batch_norm_layers_are_too_few_for_a_vigour():
     assert combine_moments([], []) == {}
     network = nn.Sequential(nn.BatchNorm2d(CHANNELS), nn.BatchNorm2d(CHANNELS), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert sorted(measured(network, pictures(4))) == ["energy", "logit_skewness"]
+
+
+@pytest.mark.parametrize("count", [3, 7])
+def test_only_layers_from_the_second_third_on_are_watched(count):
+    network = nn.Sequential(*(nn.BatchNorm2d(CHANNELS) for _ in range(count))).eval()
+    probe = DomainProbe(network)
+    with probe.watching():
+        watched = [bool(layer._forward_pre_hooks) for layer in network]
+    assert watched == [False] * (count // 3) + [True] * (count - count // 3)
+    assert probe.layer_sizes == [0] * (count // 3) + [CHANNELS] * (count - count // 3)
+
+
+def test_several_threads_measure_at_once_what_one_measures(network):
+    images, labels = pictures(60), torch.arange(60) % 3
+    batches = list(zip(images.split(6), labels.split(6), strict=True))
+    alone, together = DomainProbe(network), DomainProbe(network)
+    for batch in batches:
+        alone.add(*batch)
+    both = threading.Barrier(2, timeout=10)
+
+    def meet(*_):
+        both.wait()
+
+    network[1].register_forward_hook(meet)  # in the middle of a pass both threads wait for each other
+    with together.watching(), ThreadPoolExecutor(2) as threads:
+        for moments, (_, groups) in zip(
+            threads.map(together.measure, [images for images, _ in batches]), batches, strict=True
+        ):
+            together.collect(moments, groups)
+    assert together.parts(list(together.groups.values())) == alone.parts(list(alone.groups.values()))
+
+
+def test_every_image_has_moments_of_its_own(network):
+    probe, images = DomainProbe(network), pictures(5)
+    with probe.watching():
+        channels, head = probe.measure(images)
+        one, its_head = probe.measure(images[2:3])
+    assert (channels.shape, head.shape) == ((5, 2, 2 * CHANNELS), (5, 2))
+    torch.testing.assert_close(one[0], channels[2], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(its_head[0], head[2], rtol=1e-6, atol=1e-6)

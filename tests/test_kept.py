@@ -24,8 +24,8 @@ def kept(tmp_path_factory, small_network, small_plan):
     varied = VariedImages(pixels, plan.preprocessing, plan.augmentation, seed=0)
     plain = PlainImages(pixels, plan.preprocessing)
     tail = cut(small_network(), 2, 32)
-    made = keep_activations(tail, varied, plain, VIEWS, plan.preprocessing, "float32", no_progress)
-    return made, varied, plain, tail, normaliser(plan.preprocessing, torch.device("cpu"))
+    made = keep_activations(tail, varied, plain, VIEWS, plan.preprocessing, plan.forward, "weights", no_progress)
+    return made, varied, plain, tail, normaliser(plan.preprocessing, torch.device("cpu"), "channels_last")
 
 
 def activation(tail, normalise, pixels):
@@ -57,9 +57,48 @@ def test_later_passes_take_turns_with_the_views(kept):
 
 
 def test_activations_are_kept_in_two_bytes_a_number(kept):
-    assert kept[0].plain.dtype == torch.bfloat16
+    assert kept[0].plain[:3].dtype == torch.bfloat16
 
 
-def test_every_view_and_the_plain_image_are_counted(kept):
-    assert len(kept[0]) == NUM_IMAGES
-    assert kept[0].computed == (VIEWS + 1) * NUM_IMAGES
+def test_every_view_and_the_plain_images_have_a_row_for_each_image(kept):
+    made = kept[0]
+    assert len(made) == NUM_IMAGES
+    assert [len(outputs) for outputs in (*made.views, made.plain)] == [NUM_IMAGES] * (VIEWS + 1)
+
+
+def test_activations_that_were_kept_are_found_bit_for_bit_and_nothing_is_sent_forward(kept, small_plan):
+    made, varied, plain, tail, _ = kept
+    plan, sent = small_plan(), []
+    handle = tail.network.conv_stem.register_forward_pre_hook(lambda _, inputs: sent.append(len(inputs[0])))
+    again = keep_activations(tail, varied, plain, VIEWS, plan.preprocessing, plan.forward, "weights", no_progress)
+    handle.remove()
+    assert sent == []
+    assert [outputs.found for outputs in (*again.views, again.plain)] == [True] * (VIEWS + 1)
+    for one, other in zip((*made.views, made.plain), (*again.views, again.plain), strict=True):
+        assert torch.equal(one[:], other[:])
+
+
+@pytest.mark.parametrize(
+    ("weights", "seed", "views", "found"),
+    [
+        ("other", 0, 2, [False] * 3),
+        ("weights", 1, 2, [False, False, True]),
+        ("weights", 0, 3, [True, True, False, True]),
+    ],
+    ids=["weights", "seed", "one view more"],
+)
+def test_only_what_was_not_kept_before_is_sent_forward(kept, small_plan, weights, seed, views, found):
+    _, _, plain, tail, _ = kept
+    plan = small_plan()
+    varied = VariedImages(plain.pixels, plan.preprocessing, plan.augmentation, seed)
+    made = keep_activations(tail, varied, plain, views, plan.preprocessing, plan.forward, weights, no_progress)
+    assert [outputs.found for outputs in (*made.views, made.plain)] == found
+
+
+def test_activations_are_the_same_where_batches_are_computed_side_by_side(kept, small_plan):
+    made, varied, plain, tail, _ = kept
+    plan = small_plan()
+    settings = plan.forward.changed(streams=2, batch_size=9)
+    other = keep_activations(tail, varied, plain, VIEWS, plan.preprocessing, settings, "side by side", no_progress)
+    for one, two in zip((*made.views, made.plain), (*other.views, other.plain), strict=True):
+        torch.testing.assert_close(two[:].float(), one[:].float(), rtol=0.01, atol=0.01)

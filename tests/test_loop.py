@@ -1,5 +1,6 @@
 import copy
 import io
+import threading
 
 import pytest
 import timm
@@ -56,7 +57,7 @@ def make_task(network, plan, inputs=None, **changes):
     inputs = inputs or Inputs()
 
     def loader(steps):
-        return make_loader(inputs, CPU, StepSampler(range(NUM_IMAGES), plan.batch_size, steps, plan.seed))
+        return make_loader(inputs, CPU, 0, StepSampler(range(NUM_IMAGES), plan.batch_size, steps, plan.seed))
 
     content = {
         "name": "validation",
@@ -464,3 +465,191 @@ def test_a_second_training_of_the_same_network_is_in_its_precision_too(small_net
     for _ in range(2):
         train(network, plan)
     assert seen == [torch.bfloat16] * 4
+
+
+def plan_of_streams(small_plan, streams, **changes):
+    return small_plan(**({"strategy": "full", "average_decay": 0.0, "streams": streams} | changes))
+
+
+def movement(network, start):
+    return torch.cat([(value - start[name]).flatten() for name, value in parameters_of(network).items()])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"batch_size": 8, "accumulation": 2}, {"batch_size": 5}, {"batch_size": 7, "accumulation": 2}],
+    ids=["4", "8 in 2", "5", "7 in 2"],
+)
+def test_parts_of_a_batch_side_by_side_give_the_gradients_of_the_whole_batch(
+    small_network, small_plan, optimizer_steps, changes
+):
+    network, plan = small_network(), plan_of_streams(small_plan, 2, **changes)
+    parameters = dict(network.named_parameters())
+    task = train(network, plan, class_weights=UNLIKE)
+    assert len(optimizer_steps) == plan.steps
+    for step in (0, 3):
+        before = small_network()
+        with torch.no_grad():
+            for name, parameter in before.named_parameters():
+                parameter.copy_(optimizer_steps[step][id(parameters[name])][0])
+        loss = loss_of(before, plan, step, UNLIKE)
+        loss.backward()
+        length = nn.utils.clip_grad_norm_(before.parameters(), plan.clip_norm)
+        assert length > 0
+        for name, parameter in before.named_parameters():
+            found = optimizer_steps[step][id(parameters[name])][1]
+            torch.testing.assert_close(found, parameter.grad, rtol=1e-3, atol=1e-5)
+        assert task.history[step]["train_loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "changes"),
+    [
+        ("full", {}),
+        ("full", {"batch_size": 7, "accumulation": 2}),
+        ("partial", {"batch_size": 8, "accumulation": 2}),
+        ("partial", {"batch_size": 5}),
+    ],
+    ids=["4", "7 in 2", "8 in 2", "5"],
+)
+def test_parts_of_a_batch_side_by_side_train_the_weights_of_one_after_another(
+    small_network, small_plan, strategy, changes
+):
+    networks = [small_network() for _ in range(2)]
+    start = parameters_of(networks[0])
+    histories = [
+        train(network, plan_of_streams(small_plan, streams, strategy=strategy, **changes)).history
+        for network, streams in zip(networks, (1, 2), strict=True)
+    ]
+    one, two = (movement(network, start) for network in networks)
+    assert one.norm() > 0
+    assert (two - one).norm() < 1e-2 * one.norm()
+    losses = [[row["train_loss"] for row in history] for history in histories]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_parts_of_a_batch_are_computed_in_other_threads_than_the_calling_one(small_network, small_plan):
+    network, seen = small_network(), []
+    network.conv_stem.register_forward_pre_hook(lambda _, inputs: seen.append((threading.get_ident(), len(inputs[0]))))
+    train(network, plan_of_streams(small_plan, 2, batch_size=8, accumulation=2))
+    assert len(seen) == 6 * 4
+    assert {size for _, size in seen} == {2}
+    assert threading.get_ident() not in {thread for thread, _ in seen}
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_batch_with_fewer_images_than_streams_is_trained_on(small_network, small_plan, size):
+    network = small_network()
+    history = train(network, plan_of_streams(small_plan, 3, batch_size=size)).history
+    assert len(history) == 6
+    whole = train(small_network(), plan_of_streams(small_plan, 1, batch_size=size)).history
+    assert [row["train_loss"] for row in history] == pytest.approx([row["train_loss"] for row in whole], rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_side_by_side_twice_gives_the_same_weights_bit_for_bit(small_network, small_plan, precision):
+    states = []
+    for _ in range(2):
+        network = small_network()
+        train(network, plan_of_streams(small_plan, 2, batch_size=7, precision=precision))
+        states.append(state_of(network))
+    assert differing(*states) == set()
+
+
+def test_every_stream_computes_in_the_trainings_precision(small_network, small_plan):
+    network, seen = small_network(), []
+    network.conv_stem.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    train(network, plan_of_streams(small_plan, 2, precision="bfloat16", steps=2))
+    assert seen == [torch.bfloat16] * 4
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_training_side_by_side_that_is_resumed_ends_with_the_weights_of_an_uninterrupted_one(
+    small_network, small_plan, accumulation
+):
+    plan = plan_of_streams(small_plan, 2, batch_size=7, accumulation=accumulation, average_decay=0.5)
+    whole, checkpoints = small_network(), []
+    history = train(whole, plan, save=lambda content: checkpoints.append(copy.deepcopy(content))).history
+    for checkpoint in (checkpoints[0], checkpoints[3]):
+        resumed = small_network()
+        task = train(resumed, plan, resumed=checkpoint)
+        assert differing(whole.state_dict(), resumed.state_dict()) == set()
+        assert without_seconds(task.history) == without_seconds(history)
+
+
+def test_the_next_batch_is_read_while_this_one_is_computed_with_and_none_is_left_out(small_network, small_plan):
+    plan, events = plan_of_streams(small_plan, 2), []
+
+    class Told(Inputs):
+        def __getitems__(self, keys):
+            events.append(("read", [index for index, _ in keys]))
+            return super().__getitems__(keys)
+
+    train(small_network(), plan, inputs=Told(), on_step=lambda step: events.append(("step", step)))
+    assert [what for what, _ in events] == ["read"] * 2 + ["step", "read"] * 4 + ["step", "step"]
+    read = [indices for what, indices in events if what == "read"]
+    assert read == [batch_of(plan, step).tolist() for step in range(6)]
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_no_batch_is_read_beyond_the_last_step(small_network, small_plan, streams):
+    read = []
+
+    class Told(Inputs):
+        def __getitems__(self, keys):
+            read.append(len(keys))
+            return super().__getitems__(keys)
+
+    train(small_network(), plan_of_streams(small_plan, streams), inputs=Told())
+    assert read == [4] * 6
+
+
+@pytest.mark.parametrize("why", ["statistics", "drop path", "dropout", "dropout without a module"])
+def test_where_parts_of_a_batch_would_not_be_independent_they_are_computed_one_after_another(
+    small_network, small_plan, why
+):
+    def network():
+        if why == "drop path":
+            return noisy_network()
+        made = small_network()
+        if why == "dropout":
+            made.global_pool = nn.Sequential(made.global_pool, nn.Dropout(0.5))
+        if why == "dropout without a module":
+            made.drop_rate = 0.5  # timm's networks drop features in a function of torch, some of them by default
+        return made
+
+    name = "test_vit" if why == "drop path" else "test_efficientnet"
+    changes = {"batch_norm_statistics": "updated"} if why == "statistics" else {}
+    states, threads = [], set()
+    for streams in (1, 2):
+        own = network()
+        own.register_forward_pre_hook(lambda *_: threads.add(threading.get_ident()))
+        train(own, small_plan(name, strategy="full", streams=streams, **changes))
+        states.append(state_of(own))
+    assert differing(*states) == set()
+    assert threads == {threading.get_ident()}
+
+
+def test_dropout_that_is_frozen_leaves_the_streams_side_by_side(small_plan):
+    network, threads = noisy_network(), set()
+    network.register_forward_pre_hook(lambda *_: threads.add(threading.get_ident()))
+    train(network, small_plan("test_vit", strategy="linear_probe", steps=2, warmup_steps=0, streams=2))
+    assert threading.get_ident() not in threads
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_after_a_training_the_number_of_threads_is_that_of_before(small_network, small_plan, streams):
+    torch.set_num_threads(2)
+    try:
+        train(small_network(), plan_of_streams(small_plan, streams, num_threads=1))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_loss_that_is_not_finite_is_named_with_streams_too(small_network, small_plan):
+    plan, inputs = plan_of_streams(small_plan, 2, batch_size=2), Inputs()
+    inputs.tensors[batch_of(plan, 2)[0]] = float("nan")
+    with pytest.raises(NotFiniteError, match="the loss became nan at step 3"):
+        train(small_network(), plan, inputs=inputs)
+    assert torch.get_num_threads() == 1

@@ -3,10 +3,11 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.audit import measure_evidence
+from finetune.audit import measure_evidence, measuring
 from finetune.audit.measuring import handedness
 from finetune.errors import ModelError
-from finetune.images import load_images
+from finetune.evidence import Work
+from finetune.images import load_images, pixels
 from finetune.recipe import Recipe
 
 
@@ -66,12 +67,17 @@ def test_the_similarity_lies_between_0_and_1_and_is_uncalibrated_for_other_netwo
 def test_the_same_images_give_the_same_evidence_but_for_times(measured):
     def timeless(evidence):
         return evidence.changed(
-            seconds=0.0, forward_images_per_second=0.0, train_images_per_second=0.0, speed=first.speed
+            seconds=0.0,
+            forward_images_per_second=0.0,
+            train_images_per_second=0.0,
+            speed=first.speed,
+            cache_bytes=0,
+            work=first.work,
         )
 
     first = measured({"train": {"a": 8, "b": 8}})
     second = measured({"train": {"a": 8, "b": 8}})
-    if first.speed.forward_precision == second.speed.forward_precision:
+    if first.speed.forward.precision == second.speed.forward.precision:
         assert timeless(first) == timeless(second)
 
 
@@ -123,3 +129,83 @@ def test_images_too_small_for_their_size_are_measured(image_folder, weights_file
         Image.new("L", (3, 5)).save(path)
     recipe = Recipe(data=str(root), model="test_efficientnet", weights=str(weights_file()), image_size=32, batch_size=4)
     assert measure_evidence(recipe, load_images(str(root))).num_images == 10
+
+
+def size_of(folder, *endings):
+    return sum(path.stat().st_size for ending in endings for path in folder.rglob(f"*.{ending}"))
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_a_first_measurement_decodes_each_image_once_and_forwards_it_for_domain_probe_and_flips(measured, tmp_path):
+    evidence = measured({"train": {"a": 8, "b": 6}})
+    size = size_of(tmp_path / "images", "jpg", "png")
+    assert evidence.work == Work(
+        forward_images=3 * 14, forward_equivalents=3 * 14.0, decoded_images=14, decoded_bytes=size
+    )
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_a_second_measurement_decodes_and_forwards_nothing_and_finds_the_same(measured, monkeypatch):
+    monkeypatch.setattr(measuring, "is_busy", lambda: False)
+    first = measured({"train": {"a": 8, "b": 6}})
+
+    def refused(*_arguments, **_options):
+        raise AssertionError("this was done before")
+
+    for module, name in ((pixels, "read_image"), (measuring, "measure_speed"), (measuring, "DomainProbe")):
+        monkeypatch.setattr(module, name, refused)
+    second = measured({"train": {"a": 8, "b": 6}})
+    assert second.work == Work(cache_hits=4 * 14)
+    assert second == first.changed(work=second.work, seconds=second.seconds, cache_bytes=second.cache_bytes)
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_only_some_images_are_sent_forward_for_the_domain_and_mirrored(measured, monkeypatch):
+    monkeypatch.setattr(measuring, "DOMAIN_SAMPLE", 6)
+    monkeypatch.setattr(measuring, "FLIPS_CHECKED", 10)
+    work = measured({"train": {"a": 8, "b": 6}}).work
+    assert (work.forward_images, work.decoded_images) == (14 + 6 + 10, 14)
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_of_many_images_only_the_probes_sample_is_decoded(measured, monkeypatch):
+    monkeypatch.setattr(measuring, "PROBE_SAMPLE", 12)
+    evidence = measured({"train": {"a": 15, "b": 15}})
+    assert evidence.num_images == 30
+    assert (evidence.work.forward_images, evidence.work.decoded_images) == (36, 12)
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_where_nothing_can_be_kept_each_look_at_an_image_decodes_it(measured, monkeypatch):
+    monkeypatch.setenv("FINETUNE_CACHE_LIMIT", "0")
+    work = measured({"train": {"a": 8, "b": 6}}).work
+    assert (work.forward_images, work.decoded_images, work.cache_hits) == (3 * 14, 3 * 14, 0)
+
+
+@pytest.mark.usefixtures("empty_cache")
+@pytest.mark.parametrize(("busy", "times"), [(False, 1), (True, 2)])
+def test_the_machine_is_timed_once_unless_it_was_busy(measured, monkeypatch, busy, times):
+    timed, own = [], measuring.measure_speed
+    monkeypatch.setattr(measuring, "measure_speed", lambda *rest: timed.append(rest) or own(*rest))
+    monkeypatch.setattr(measuring, "is_busy", lambda: busy)
+    first, second = (measured({"train": {"a": 8, "b": 6}}) for _ in range(2))
+    assert len(timed) == times
+    assert (first.speed == second.speed) == (not busy)
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_images_of_which_one_has_changed_are_measured_anew(measured, monkeypatch, tmp_path):
+    monkeypatch.setattr(measuring, "is_busy", lambda: False)
+    measured({"train": {"a": 8, "b": 8}})
+    root = tmp_path / "images" / "train"
+    (root / "a" / "000.jpg").write_bytes((root / "b" / "000.jpg").read_bytes())
+    recipe = Recipe(
+        data=str(root),
+        model="test_efficientnet",
+        weights=str(tmp_path / "test_efficientnet.safetensors"),
+        image_size=32,
+        batch_size=4,
+    )
+    splits = load_images(str(tmp_path / "images"))
+    work = measure_evidence(recipe, splits).work
+    assert (work.decoded_images, work.forward_images, work.cache_hits) == (16, 3 * 16, 0)

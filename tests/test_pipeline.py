@@ -12,6 +12,7 @@ from rich.console import Console
 
 import finetune
 from finetune.errors import RunFolderError
+from finetune.evidence import Work
 from finetune.images import labels_of
 from finetune.report import Report
 from finetune.run_folder import RunFolder
@@ -78,7 +79,9 @@ def test_the_choice_lists_every_strategy_the_chosen_one_first(finished):
 def test_the_metrics_have_the_promised_keys(finished):
     metrics = json.loads((finished[1] / "metrics.json").read_text())
     assert metrics["seconds"].keys() == {"evidence", "race", "train", "total"}
-    assert metrics["work"].keys() == {"forward_images", "backward_images", "forward_equivalents"}
+    assert metrics["work"].keys() == {
+        "forward_images", "backward_images", "forward_equivalents", "decoded_images", "decoded_bytes", "cache_hits",
+    }  # fmt: skip
     promised = {"top1", "top1_interval", "balanced_accuracy", "log_loss", "calibration_error", "num_images"}
     assert promised <= metrics["validation"].keys()
     assert promised <= metrics["test"].keys()
@@ -177,6 +180,14 @@ def test_a_plan_without_its_folder_is_trained_after_measuring_again(finished, tm
     (tmp_path / "mine.json").write_text((finished[1] / "plan.json").read_text())
     finetune.run_plan(tmp_path / "mine.json", tmp_path / "run")
     assert RunFolder(tmp_path / "run").read_evidence().num_images == 44
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_a_training_finds_what_its_measurement_decoded_and_sent_forward(recipe, tmp_path):
+    finetune.run(recipe.changed(strategy="linear_probe", steps=None), tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    assert run.read_evidence().work.decoded_images == 44
+    assert run.read_metrics().work == Work(cache_hits=44 + 44)
 
 
 class StopError(Exception):

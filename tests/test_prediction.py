@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from finetune.errors import DataError
-from finetune.prediction import TrainedModel, Work, fit_temperature
+from finetune.evidence import Work
+from finetune.prediction import TrainedModel, fit_temperature
 from finetune.probing import log_loss, softmax
 
 

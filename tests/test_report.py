@@ -3,10 +3,10 @@ import io
 import pytest
 from rich.console import Console
 
+from finetune.evidence import Work
 from finetune.images import ImageSplits, Unreadable, label_paths
 from finetune.metrics import score
 from finetune.plan import make_plan
-from finetune.prediction import Work
 from finetune.recipe import Recipe
 from finetune.report import Report, duration
 from finetune.run_folder import RunMetrics, Seconds

@@ -3,14 +3,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
+from conftest import FORWARD
 
+from finetune import features as forward_passes
 from finetune.batches import PlainImages
+from finetune.evidence import Work
 from finetune.features import forward_all, logits, no_progress, pooled
-from finetune.images import Pixels, groups_of, label_paths, labels_of, load_images
+from finetune.images import Pixels, groups_of, label_paths, labels_of, load_images, pixels
 from finetune.network.backbone import create_network, find_head, find_norms, find_stages, profile_stages
 from finetune.probing import fit_head, log_loss
-from finetune.training import Checkpoints, plan_phases, session, train
+from finetune.training import Checkpoints, kept, plan_phases, session, train
 
 PLAIN = {"horizontal_flip": False, "vertical_flip": False, "smallest_crop": 1.0, "color_jitter": 0.0, "policy": "none"}
 """An augmentation that varies nothing."""
@@ -69,7 +73,8 @@ def network_of(plan, num_classes=3):
 def features_of(plan, splits, table=None):
     images = PlainImages(Pixels(table or splits.train, plan.preprocessing.shorter_side), plan.preprocessing)
     network = network_of(plan, len(splits.class_names))
-    return forward_all(network, images, plan.preprocessing, plan.forward, pooled)
+    exact = forward_all(network, images, plan.preprocessing, plan.forward, pooled)
+    return torch.from_numpy(exact).bfloat16().float().numpy()  # as they are kept
 
 
 def head_of(network):
@@ -342,11 +347,11 @@ def test_the_last_evaluation_of_a_training_agrees_with_the_judgement_of_the_ship
 
 
 def test_evaluations_of_a_training_in_bfloat16_are_in_the_precision_of_forward_passes(make_plan, splits):
-    model = train(make_plan("full", precision="bfloat16", forward_precision="float32", evaluations=1), splits)
+    model = train(make_plan("full", precision="bfloat16", evaluations=1), splits)
     (phase,) = plan_phases(model.plan, splits)
     preprocessing = model.plan.preprocessing
     images = PlainImages(Pixels(splits.train, preprocessing.shorter_side), preprocessing)
-    scores = forward_all(model.network, images, preprocessing, "float32", logits, members=phase.held_out.tolist())
+    scores = forward_all(model.network, images, preprocessing, FORWARD, logits, members=phase.held_out.tolist())
     exact = log_loss(scores, labels_of(splits.train)[phase.held_out])
     assert model.history[-1]["validation_loss"] == pytest.approx(exact, rel=1e-5)
 
@@ -394,6 +399,7 @@ def test_the_temperature_is_between_a_tenth_and_ten(make_plan, splits, way, vali
     assert 0.1 < train(make_plan(way, validation=validation), splits).temperature < 10
 
 
+@pytest.mark.usefixtures("empty_cache")
 @pytest.mark.parametrize(
     ("way", "changes", "forward", "backward", "equivalents"),
     [
@@ -416,6 +422,8 @@ def test_work_is_counted(make_plan, splits, way, changes, forward, backward, equ
     work = train(plan, splits).work
     assert (work.forward_images, work.backward_images) == (forward, backward)
     assert work.forward_equivalents == pytest.approx(eval(equivalents, {"tail": tail}), abs=0.2)
+    size = sum(Path(row["path"]).stat().st_size for row in splits.train["image"])
+    assert (work.decoded_images, work.decoded_bytes, work.cache_hits) == (15, size, 0)
 
 
 @pytest.mark.parametrize("way", ["partial", "full"])
@@ -455,6 +463,7 @@ def test_an_interrupted_training_goes_on_with_the_best_weights_that_it_had(make_
     assert_same_model(train(plan, splits, no_progress, checkpoints), expected)
 
 
+@pytest.mark.usefixtures("empty_cache")
 @pytest.mark.parametrize("way", ["linear_probe", "partial"])
 @pytest.mark.parametrize("changes", [{"refit": True}, {"validation": "cross_validation"}], ids=["refit", "folds"])
 def test_a_training_that_is_over_is_not_repeated(make_plan, splits, tmp_path, way, changes):
@@ -465,5 +474,131 @@ def test_a_training_that_is_over_is_not_repeated(make_plan, splits, tmp_path, wa
     progress, told = interrupter("none", 0)
     again = train(plan, splits, progress, checkpoints)
     assert_same_model(again, expected)
-    assert again.work == expected.work
-    assert {task for task, _ in told} == {"looking at images"}
+    assert told == []
+    # What was decoded and sent forward before the first training is found, the rest is that of the first time.
+    assert again.work == expected.work + Work(
+        forward_images=-15,
+        forward_equivalents=-15.0,
+        decoded_images=-15,
+        decoded_bytes=-expected.work.decoded_bytes,
+        cache_hits=30,
+    )
+
+
+def refuse(monkeypatch, *places):
+    """Let nothing be decoded or sent forward from now on, by these names in these modules."""
+
+    def refused(*_arguments, **_options):
+        raise AssertionError("this was done before")
+
+    for module, name in places:
+        monkeypatch.setattr(module, name, refused)
+
+
+@pytest.mark.usefixtures("empty_cache")
+@pytest.mark.parametrize("way", ["linear_probe", "partial"])
+@pytest.mark.parametrize("changes", [{}, {"validation": "cross_validation"}], ids=["held out", "folds"])
+def test_a_second_training_on_frozen_stages_decodes_and_forwards_nothing_and_gives_the_same_model(
+    make_plan, splits, monkeypatch, way, changes
+):
+    plan = make_plan(way, **changes)
+    first = train(plan, splits)
+    refuse(monkeypatch, (pixels, "read_image"), (forward_passes, "stream"), (kept, "stream"))
+    second = train(plan, splits)
+    assert_same_model(second, first)
+    steps = first.work.backward_images
+    assert (second.work.decoded_images, second.work.forward_images, second.work.backward_images) == (0, steps, steps)
+    # The pixels and the features, the views and the plain activations.
+    assert second.work.cache_hits == {"linear_probe": 2, "partial": 2 + 3}[way] * 15
+
+
+@pytest.mark.usefixtures("empty_cache")
+@pytest.mark.parametrize("way", ["norm_tuning", "full", "scratch"])
+def test_a_second_training_of_every_stage_decodes_nothing_and_gives_the_same_model(make_plan, splits, monkeypatch, way):
+    plan = make_plan(way)
+    first = train(plan, splits)
+    refuse(monkeypatch, (pixels, "read_image"))
+    second = train(plan, splits)
+    assert_same_model(second, first)
+    assert (second.work.decoded_images, second.work.forward_images) == (0, 24)
+    assert second.work.cache_hits == (15 if way == "scratch" else 30)
+
+
+@pytest.mark.usefixtures("empty_cache")
+@pytest.mark.parametrize(
+    ("changes", "forwarded", "found"),
+    [
+        ({"steps": 4, "head_learning_rate": 1e-2, "label_smoothing": 0.0}, 0, 5),  # the same views
+        ({"cached_views": 3}, 1, 5),
+        ({"cached_views": 1}, 0, 4),
+        ({"seed": 1}, 2, 3),  # other views; pixels, features and plain activations are the same
+        ({"augmentation": PLAIN | {"horizontal_flip": True}}, 2, 3),
+        ({"trained": 1}, 3, 2),  # another boundary
+    ],
+    ids=["rates", "more views", "fewer views", "seed", "augmentation", "boundary"],
+)
+def test_another_training_forwards_only_what_was_not_forwarded_before(make_plan, splits, changes, forwarded, found):
+    train(make_plan("partial"), splits)
+    plan = make_plan("partial", **changes)
+    work = train(plan, splits).work
+    assert work.decoded_images == 0
+    assert work.cache_hits == found * 15
+    assert work.forward_images == forwarded * 15 + plan.steps * plan.batch_size
+
+
+@pytest.mark.usefixtures("empty_cache")
+@pytest.mark.parametrize("way", ["linear_probe", "partial", "full"])
+def test_other_weights_are_sent_forward_anew(make_plan, splits, tmp_path, way):
+    train(make_plan(way), splits)
+    torch.manual_seed(1)
+    torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "other.pt")
+    work = train(make_plan(way, weights=str(tmp_path / "other.pt")), splits).work
+    assert (work.decoded_images, work.cache_hits) == (0, 15)
+    assert work.forward_images == {"linear_probe": 15, "partial": 15 + 45 + 24, "full": 15 + 24}[way]
+
+
+@pytest.mark.usefixtures("empty_cache")
+@pytest.mark.parametrize(
+    ("way", "changes", "looks"),
+    [
+        ("linear_probe", {}, 15),
+        ("full", {}, 15 + 24),
+        ("scratch", {}, 24),
+        ("partial", {"refit": True}, 15 + 45),
+        ("partial, nothing kept", {}, 15 + 24),
+    ],
+)
+def test_where_nothing_can_be_kept_each_look_at_an_image_decodes_it_and_the_model_is_the_same(
+    make_plan, splits, monkeypatch, tmp_path, way, changes, looks
+):
+    plan = make_plan(way, **changes)
+    expected = train(plan, splits)
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "other"))
+    monkeypatch.setenv("FINETUNE_CACHE_LIMIT", "0")
+    model = train(plan, splits)
+    assert_same_model(model, expected)
+    assert (model.work.decoded_images, model.work.cache_hits) == (looks, 0)
+    assert model.work.forward_images == expected.work.forward_images
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_a_training_shares_the_decoded_images_with_one_that_has_a_validation_split(make_plan, given):
+    train(make_plan("linear_probe"), replace(given, validation=None))
+    work = train(make_plan("linear_probe", validation="given"), given).work
+    assert (work.decoded_images, work.cache_hits) == (6, 15)
+
+
+@pytest.mark.parametrize("way", ["partial", "full", "norm_tuning"])
+def test_a_plan_with_streams_side_by_side_gives_nearly_the_model_of_one_after_another(make_plan, splits, way):
+    one, two = (train(make_plan(way, streams=streams), splits) for streams in (1, 2))
+    assert [row["train_loss"] for row in two.history] == pytest.approx(
+        [row["train_loss"] for row in one.history], rel=1e-3
+    )
+    start = network_of(one.plan).state_dict()
+    names = sorted(moved(one.plan, one.network))
+    movements = [
+        torch.cat([(model.network.state_dict()[name] - start[name]).flatten() for name in names])
+        for model in (one, two)
+    ]
+    assert moved(two.plan, two.network) == set(names)
+    assert (movements[1] - movements[0]).norm() < 0.02 * movements[0].norm()

@@ -93,6 +93,9 @@ def nearness_of_real(name, count=60):
     chosen = splits.train.select(stratified_subset(labels_of(splits.train), count, seed=0))
     preprocessing = native_preprocessing(network, 128).changed(crop_fraction=1.0)
     images = PlainImages(Pixels(chosen, 128), preprocessing)
-    normalise, labels = normaliser(preprocessing, torch.device("cpu")), torch.from_numpy(labels_of(chosen))
-    batches = ((normalise(pixels), labels[indices]) for pixels, indices in make_loader(images, torch.device("cpu")))
+    normalise, labels = (
+        normaliser(preprocessing, torch.device("cpu"), "channels_last"),
+        torch.from_numpy(labels_of(chosen)),
+    )
+    batches = ((normalise(pixels), labels[indices]) for pixels, indices in make_loader(images, torch.device("cpu"), 0))
     return similarity(measure_domain_parts(network, batches), LITE0)[0]

@@ -17,13 +17,13 @@ def images(tmp_path_factory, small_plan):
 
 
 @pytest.fixture(scope="module", params=["test_efficientnet", "test_resnet"])
-def measured(request, small_network, images):
+def measured(request, small_network, small_plan, images):
     """A network that was timed, what it was before, and its speeds; 4 stages of the second can not be cut."""
     network = small_network(request.param)
     for number, parameter in enumerate(network.parameters()):
         parameter.requires_grad_(number % 2 == 0)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    return network, before, measure_speed(network, 32, 4, 4, images)
+    return network, before, measure_speed(network, small_plan().preprocessing, 4, 4, images)
 
 
 def test_every_way_of_training_is_timed(measured):
@@ -59,7 +59,7 @@ def test_afterwards_the_network_trains_everything_and_is_as_it_was(measured):
 
 def test_the_cpu_is_timed_in_single_and_half_precision(measured):
     assert precisions(torch.device("cpu")) == ("bfloat16", "float32")
-    assert measured[2].forward_precision in precisions(torch.device("cpu"))
+    assert measured[2].forward.precision in precisions(torch.device("cpu"))
 
 
 def test_the_nearest_number_of_timed_stages_is_taken(measured):

@@ -6,10 +6,10 @@ import pytest
 from pydantic import ValidationError
 
 from finetune.errors import RecipeError
+from finetune.evidence import Work
 from finetune.metrics import score
 from finetune.network.weights import WeightsReport
 from finetune.plan import make_plan
-from finetune.prediction import Work
 from finetune.recipe import AugmentationRecipe, Recipe, TableColumns, TrainingRecipe
 from finetune.run_folder import RunMetrics, Seconds
 from finetune.strategy import choose_strategy
@@ -33,7 +33,7 @@ def one_of_each(evidence):
     choice = choose_strategy(evidence, recipe)
     plan = make_plan(recipe, evidence, choice)
     metrics = score(np.array([[0.7, 0.3], [0.4, 0.6], [0.8, 0.2]]), np.array([0, 1, 1]), ["a", "b"])
-    work = Work(forward_images=10, backward_images=4, forward_equivalents=22.0)
+    work = Work(forward_images=10, backward_images=4, forward_equivalents=22.0, decoded_images=3, cache_hits=7)
     seconds = Seconds(evidence=1.5, race=0.0, train=20.25, total=22.0)
     values = [
         recipe,
@@ -44,6 +44,7 @@ def one_of_each(evidence):
         evidence.preprocessing,
         evidence.probe,
         evidence.speed,
+        evidence.speed.forward.changed(layout="contiguous", streams=2),
         evidence.speed.training[1],
         evidence.stages[0],
         size_workload(recipe, evidence, "partial"),

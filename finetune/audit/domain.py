@@ -54,9 +54,11 @@ class DomainProbe:
         """Pass a batch of normalised images and add each to the sums of its group (its class, for instance)."""
         training = self.network.training
         self.network.eval()
-        with self.watching():
-            self.collect(self.measure(images), groups)
-        self.network.train(training)
+        try:
+            with self.watching():
+                self.collect(self.measure(images), groups)
+        finally:
+            self.network.train(training)
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -81,7 +81,8 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
     preprocessing = native_preprocessing(network, size)
     sample = stratified_subset(labels, max(PROBE_SAMPLE, 2 * len(counts)), recipe.seed)
     labels_seen = labels[sample]
-    pixels = Pixels(splits.train if len(sample) == len(labels) else splits.train.select(sample), preprocessing.shorter_side)
+    table = splits.train if len(sample) == len(labels) else splits.train.select(sample)
+    pixels = Pixels(table, preprocessing.shorter_side)
     work = pixels.keep(progress)
     stages, speed = _machine(network, name, preprocessing, recipe, len(labels), pixels, progress)
     network.to(memory_format=MEMORY_FORMATS[speed.forward.layout])
@@ -92,17 +93,13 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
     checked = _even_sample(labels_seen, FLIPS_CHECKED, recipe.seed)
     plain, mirrored = (PlainImages(pixels, preprocessing, mirrored=mirrored) for mirrored in (False, True))
     seen = frozen_features(network, plain, preprocessing, speed.forward, weights, progress)
-    flipped = frozen_features(
-        network, mirrored, preprocessing, speed.forward, weights, members=checked.tolist()
-    )
+    flipped = frozen_features(network, mirrored, preprocessing, speed.forward, weights, members=checked.tolist())
     work = sum((count_work(outputs, pixels) for outputs in (seen, flipped)), work + domain.work)
     features = seen.numpy()
     imbalance = float(counts.max() / counts.min())
     metric: Metric = recipe.metric or ("balanced_accuracy" if imbalance >= IMBALANCED else "top1")
     progress("cross-validating the linear probe", 0, 1)
-    probe = _probe(
-        features, labels_seen, None if groups is None else groups[sample], len(counts), metric, recipe.seed
-    )
+    probe = _probe(features, labels_seen, None if groups is None else groups[sample], len(counts), metric, recipe.seed)
     progress("cross-validating the linear probe", 1, 1)
     return Evidence(
         model=name,
@@ -224,7 +221,7 @@ def _similarity(
     members: list[int] = chosen.tolist()
     all_weights = digest_weights(network, leave_out="")
     key = make_key("domain", all_weights, images.describe(members), labels[chosen].tolist(), settings.precision)
-    parts = read_value("measurements", key)
+    parts = read_value("features", key)
     if parts is not None:
         work = Work(cache_hits=len(members))
     else:
@@ -241,8 +238,9 @@ def _similarity(
             for moments, groups in streams.map(measure, loader):
                 probe.collect(moments, groups)
         parts = probe.parts(list(probe.groups.values()))
-        keep_value("measurements", key, f"domain of {len(members)} images for {name}", parts)
+        keep_value("features", key, f"domain similarity: {len(members)} images", parts)
         work = Work(forward_images=len(members), forward_equivalents=float(len(members)))
+        work += Work() if pixels.is_kept else pixels.reading(len(members))
     value, is_calibrated = similarity(parts, name)
     return _Domain(similarity=value, parts=parts, is_calibrated=is_calibrated, work=work)
 

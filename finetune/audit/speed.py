@@ -5,7 +5,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.batches import MEMORY_FORMATS, VariedImages, make_loader, normaliser
-from finetune.evidence import ForwardSettings, Layout, MachineSpeed, Precision, TrainingSpeed
+from finetune.evidence import ForwardSettings, MachineSpeed, Precision, TrainingSpeed
 from finetune.features import autocast, pooled, stream
 from finetune.network.backbone import find_head, find_norms, find_stages
 from finetune.network.depthwise import quick_depthwise_gradients
@@ -63,7 +63,7 @@ def machine_name(device: torch.device) -> str:
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
         processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
-    return f"{device_name(device)}, {processor}, {os.cpu_count()} cores, {platform.system()}, PyTorch {torch.__version__}"
+    return f"{device_name(device)}, {processor}, {os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}"
 
 
 def is_busy() -> bool:
@@ -94,17 +94,35 @@ def measure_speed(
         images: some real ones, to see what reading costs and whether an arithmetic is exact enough.
     """
     device = next(network.parameters()).device
+    threads = torch.get_num_threads()
+    # Alone, one thread is a little slower; beside another program, several that wait for each other take many times
+    # as long. So they are used only where they are what is timed.
+    name = device_name(device)
+    with Streams(1, 1 if device.type == "cpu" else threads):
+        measured = _measure_speed(network, preprocessing, batch_size, trainable_stages, images, threads)
+    return measured.changed(device=name)
+
+
+def _measure_speed(
+    network: nn.Module,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    trainable_stages: int,
+    images: VariedImages,
+    threads: int,
+) -> MachineSpeed:
+    device = next(network.parameters()).device
     real = _real_batch(images, batch_size, preprocessing, device)
-    settings, rate, error = _fastest_forward(network, preprocessing.image_size, real)
+    settings, rate, error = _fastest_forward(network, preprocessing.image_size, real, threads)
     network.to(memory_format=MEMORY_FORMATS[settings.layout])
     inputs = real.contiguous(memory_format=MEMORY_FORMATS[settings.layout])
     reading = OVERLAPPED
     if device.type == "cpu":
         reading = _time_reading(network, images, preprocessing, settings, rate)
     training = [
-        _time_norm_tuning(network, inputs),
-        _time_partial(network, inputs, trainable_stages, settings),
-        _time_full(network, inputs),
+        _time_norm_tuning(network, inputs, threads),
+        _time_partial(network, inputs, trainable_stages, settings, threads),
+        _time_full(network, inputs, threads),
     ]
     training.append(training[-1].changed(strategy="scratch"))
     for parameter in network.parameters():
@@ -112,7 +130,7 @@ def measure_speed(
         parameter.grad = None
     return MachineSpeed(
         device=device_name(device),
-        num_threads=torch.get_num_threads(),
+        num_threads=threads,
         forward=settings,
         forward_images_per_second=rate,
         forward_error=error,
@@ -145,35 +163,35 @@ def _rate(work: Callable[[], object], count: int, device: torch.device, best: fl
     return round(count / statistics.median(seconds), 1)
 
 
-def _side_by_side(device: torch.device) -> tuple[int, ...]:
-    """Return the numbers of streams worth timing: one, or one for each thread."""
-    threads = torch.get_num_threads()
-    return (1, threads) if device.type == "cpu" and threads > 1 else (1,)
+def _side_by_side(device: torch.device, threads: int) -> tuple[int, ...]:
+    """Return the numbers of streams worth timing: one for each thread, or one."""
+    return (threads, 1) if device.type == "cpu" and threads > 1 else (1,)
 
 
-def _fastest_forward(network: nn.Module, image_size: int, real: Tensor) -> tuple[ForwardSettings, float, float]:
+def _fastest_forward(
+    network: nn.Module, image_size: int, real: Tensor, threads: int
+) -> tuple[ForwardSettings, float, float]:
     """Return the fastest way to send images forward, its images a second, and the error of its arithmetic."""
     device = real.device
     network.eval()
     errors = {precision: _feature_error(network, real, precision) for precision in precisions(device)}
     allowed = [precision for precision in errors if errors[precision] <= LARGEST_ERROR]
     batches = [size if device.type == "cpu" else 4 * size for size in FORWARD_BATCHES]
+    counts = _side_by_side(device, threads)
     best = ForwardSettings(
         precision=allowed[0],
         layout="channels_last",
         batch_size=batches[2],
-        streams=1,
-        num_threads=torch.get_num_threads(),
+        streams=counts[0],
+        num_threads=threads // counts[0],
         loader_workers=0 if device.type == "cpu" else 8,
     )
     rate = 0.0
-    threads = torch.get_num_threads()
-    layouts: tuple[Layout, ...] = ("channels_last", "contiguous")
-    steps: list[Iterable[dict[str, object]]] = [
+    steps: list[list[dict[str, object]]] = [
         [{"precision": precision} for precision in allowed],
-        [{"layout": layout} for layout in layouts[1:]],
-        [{"streams": count, "num_threads": max(1, threads // count)} for count in _side_by_side(device)[1:]],
+        [{"layout": "contiguous"}],
         [{"batch_size": size} for size in batches if size != best.batch_size],
+        [{"streams": count, "num_threads": threads // count} for count in counts[1:]],
     ]
     for step in steps:
         start = best
@@ -228,7 +246,7 @@ def _time_reading(
     return round(count / added, 1) if added > 0 else OVERLAPPED
 
 
-def _time_training(module: nn.Module, inputs: Tensor) -> tuple[Precision, int, float, float]:
+def _time_training(module: nn.Module, inputs: Tensor, threads: int) -> tuple[Precision, int, float, float]:
     """Return the fastest arithmetic and number of streams, the images a second, and the error of the gradients.
 
     What requires a gradient is trained; batch norms stay frozen.
@@ -253,14 +271,13 @@ def _time_training(module: nn.Module, inputs: Tensor) -> tuple[Precision, int, f
         optimizer.zero_grad()
 
     exact = gradients("float32", (inputs, labels))
-    threads = torch.get_num_threads()
     best: tuple[Precision, int, float, float] = ("float32", 1, 0.0, 0.0)
     for precision in precisions(device):
         error = _direction_error(gradients(precision, (inputs, labels)), exact)
         if error > LARGEST_ERROR:
             continue
-        for count in _side_by_side(device) if len(inputs) >= threads else (1,):
-            with Streams(count, max(1, threads // count)) as streams:
+        for count in _side_by_side(device, threads) if len(inputs) >= threads else (1,):
+            with Streams(count, threads // count) as streams:
                 rate = _rate(partial(step, precision, streams), len(inputs), device, best[2])
             if rate > best[2]:
                 best = precision, count, rate, error
@@ -289,28 +306,30 @@ def _speed(
     )
 
 
-def _time_full(network: nn.Module, inputs: Tensor) -> TrainingSpeed:
+def _time_full(network: nn.Module, inputs: Tensor, threads: int) -> TrainingSpeed:
     for parameter in network.parameters():
         parameter.requires_grad_(True)
-    return _speed("full", 0, _time_training(network, inputs), None)
+    return _speed("full", 0, _time_training(network, inputs, threads), None)
 
 
-def _time_norm_tuning(network: nn.Module, inputs: Tensor) -> TrainingSpeed:
+def _time_norm_tuning(network: nn.Module, inputs: Tensor, threads: int) -> TrainingSpeed:
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     for module in (*find_norms(network).values(), find_head(network)[1]):
         for parameter in module.parameters():
             parameter.requires_grad_(True)
-    return _speed("norm_tuning", 0, _time_training(network, inputs), None)
+    return _speed("norm_tuning", 0, _time_training(network, inputs, threads), None)
 
 
-def _time_partial(network: nn.Module, inputs: Tensor, stages: int, settings: ForwardSettings) -> TrainingSpeed:
+def _time_partial(
+    network: nn.Module, inputs: Tensor, stages: int, settings: ForwardSettings, threads: int
+) -> TrainingSpeed:
     """Return the rate of the last stages from kept activations; uncut networks are timed as if all of them were
     trained."""
     device = inputs.device
     tail = cut(network, stages, inputs.shape[-1])
     if tail is None:
-        return _time_full(network, inputs).changed(strategy="partial", trainable_stages=stages)
+        return _time_full(network, inputs, threads).changed(strategy="partial", trainable_stages=stages)
 
     def send(images: Tensor) -> Tensor:
         with torch.inference_mode(), autocast(device, settings.precision):
@@ -323,7 +342,7 @@ def _time_partial(network: nn.Module, inputs: Tensor, stages: int, settings: For
     frozen = {name for stage in find_stages(network)[:-stages] for name in stage.parameters}
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name not in frozen)
-    measured = _time_training(tail, send(inputs).float().clone())
+    measured = _time_training(tail, send(inputs).float().clone(), threads)
     with Streams(settings.streams, settings.num_threads) as streams:
         rate = _rate(work, settings.streams * len(inputs), device)
     tail.release()

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import datasets
 
@@ -26,7 +25,7 @@ def load_hub_table(name: str, columns: TableColumns, split_names: Mapping[str, s
     Raises:
         DataError: it can not be loaded (offline, say), has no image column, several labels an image, ...
     """
-    sources: list[Any] = []
+    images: list[datasets.Dataset] = []
     labels: list[str] = []
     splits: list[str] = []
     groups: list[str] = []
@@ -38,8 +37,8 @@ def load_hub_table(name: str, columns: TableColumns, split_names: Mapping[str, s
     for split, dataset in sorted(loaded.items(), key=lambda item: split_names.get(str(item[0])) != "train"):
         image_column = _image_column(dataset, columns.path, name)
         label_column = _label_column(dataset, columns.label, name)
-        undecoded = dataset.cast_column(image_column, datasets.Image(decode=False))
-        sources += list(undecoded[image_column])
+        undecoded = dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+        images.append(undecoded if image_column == "image" else undecoded.rename_column(image_column, "image"))
         feature = dataset.features[label_column]
         values = list(dataset[label_column])
         if isinstance(feature, datasets.ClassLabel):
@@ -62,7 +61,7 @@ def load_hub_table(name: str, columns: TableColumns, split_names: Mapping[str, s
     if grouped:
         refuse_straddling_groups(groups, splits)
     return LabelledTable(
-        sources=sources,
+        sources=datasets.concatenate_datasets(images)["image"],  # read from the disk as they are needed
         labels=labels,
         splits=splits if set(splits) != {"train"} else None,
         groups=groups if grouped else None,

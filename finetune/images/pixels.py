@@ -160,5 +160,5 @@ def name_of(source: ImageSource, index: int) -> str:
 def _digest(source: ImageSource) -> tuple[bytes, int]:
     if isinstance(source, dict):
         source = source["bytes"] if source.get("bytes") is not None else source["path"]
-    encoded = source if isinstance(source, bytes) else Path(source).read_bytes()
+    encoded = source if isinstance(source, bytes) else Path(str(source)).read_bytes()
     return hashlib.blake2b(encoded, digest_size=16).digest(), len(encoded)

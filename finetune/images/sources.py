@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 from datasets import Image as ImageFeature
+from datasets.arrow_dataset import Column
 
 from finetune.cache import cache_folder
 from finetune.errors import DataError
@@ -219,9 +220,9 @@ def files_below(folder: Path) -> list[str]:
     for parent, directories, names in os.walk(folder, followlinks=True):
         directories[:] = sorted(name for name in directories if not name.startswith("."))
         files += [
-            str(Path(parent, name))
+            os.path.join(parent, name)  # noqa: PTH118  (a Path for each of many files takes most of an index's time)
             for name in sorted(names)
-            if not name.startswith(".") and Path(name).suffix.lower() not in SIDE_FILES
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() not in SIDE_FILES  # noqa: PTH122
         ]
     return files
 
@@ -318,17 +319,19 @@ def _to_splits(table: LabelledTable, seed: int) -> ImageSplits:
 
 def _to_dataset(table: LabelledTable, class_names: tuple[str, ...]) -> Dataset:
     position = {name: number for number, name in enumerate(class_names)}
-    content: dict[str, list[Any]] = {
-        "image": [
-            source if isinstance(source, dict) else {"path": str(source), "bytes": None} for source in table.sources
-        ],
-        "label": [position[label] for label in table.labels],
-    }
-    features = {"image": ImageFeature(decode=False), "label": ClassLabel(names=list(class_names))}
+    image = ImageFeature(decode=False)
+    content: dict[str, list[Any]] = {"label": [position[label] for label in table.labels]}
+    features = {"label": ClassLabel(names=list(class_names))}
     if table.groups is not None:
         content["group"] = list(table.groups)
         features["group"] = Value("string")
-    return Dataset.from_dict(content, features=Features(features))
+    if isinstance(table.sources, Column):
+        labelled = Dataset.from_dict(content, features=Features(features))
+        return concatenate_datasets([table.sources.source, labelled], axis=1)
+    content["image"] = [
+        source if isinstance(source, dict) else {"path": str(source), "bytes": None} for source in table.sources
+    ]
+    return Dataset.from_dict(content, features=Features({"image": image, **features}))
 
 
 def _check_counts(splits: ImageSplits, least: int = 2) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from datasets.arrow_dataset import Column
 
 from finetune.errors import DataError, nearest_names
 from finetune.images.decoding import ImageSource
@@ -30,12 +31,18 @@ class LabelledTable:
     def select(self, rows: Sequence[int]) -> "LabelledTable":
         """Return the table of these rows."""
         return LabelledTable(
-            sources=[self.sources[row] for row in rows],
+            sources=self._selected(rows),
             labels=[self.labels[row] for row in rows],
             splits=None if self.splits is None else [self.splits[row] for row in rows],
             groups=None if self.groups is None else [self.groups[row] for row in rows],
             class_names=self.class_names,
         )
+
+    def _selected(self, rows: Sequence[int]) -> Sequence[ImageSource]:
+        if isinstance(self.sources, Column):  # a data set's own, whose images are read as they are needed
+            selected: Sequence[ImageSource] = self.sources.source.select(rows)["image"]
+            return selected
+        return [self.sources[row] for row in rows]
 
     def name(self, row: int) -> str:
         """Return what to call the image of a row."""

@@ -1,4 +1,4 @@
-"""Several batches, or parts of one, side by side on a CPU: one thread for each instead of all threads in each operation.
+"""Several batches, or parts of one, side by side on a CPU: a thread for each instead of all threads in each operation.
 
 The operations of a small network on small images are too short to be shared by threads, which wait for each other most
 of the time, and for long where another program has a core. Threads that each do their own part never wait

@@ -181,7 +181,8 @@ def _gradients(
 def _count_streams(module: nn.Module, plan: Plan, accelerator: Accelerator) -> int:
     """Return how many parts of a batch are computed side by side: one, where they would share random numbers, the
     batch's statistics, or the gradients' way to other processes."""
-    draws = any(getattr(part, "p", 0) or getattr(part, "drop_prob", 0) for part in module.modules() if part.training)
+    names = ("p", "drop_prob", "drop_rate")  # of dropout in torch, of drop-path and of heads without a module in timm
+    draws = any(getattr(part, name, 0) for part in module.modules() if part.training for name in names)
     alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
     return plan.streams if alone and not draws and plan.batch_norm_statistics == "frozen" else 1
 

@@ -32,7 +32,7 @@ from finetune.network.streams import Streams
 from finetune.network.tail import Tail, cut
 from finetune.plan import Plan
 from finetune.prediction import Row, TrainedModel, fit_temperature
-from finetune.probing import LinearHead, fit_head, log_loss, softmax
+from finetune.probing import LinearHead, fit_large_head, log_loss, softmax
 from finetune.training.checkpoints import Checkpoints
 from finetune.training.kept import KeptActivations, keep_activations
 from finetune.training.loop import Task, make_accelerator, train_steps
@@ -182,13 +182,14 @@ class _Session:
         features)."""
         if self.features is None:
             return
-        members = phase.members
-        head = fit_head(
-            self.features.numpy(members),
-            self.labels[members],
+        head = fit_large_head(
+            self.features,
+            self.labels,
+            phase.members,
             self.num_classes,
             self.plan.probe_strength,
             balanced=self.plan.imbalance == "class_weights",
+            exact=self.plan.steps == 0,  # a training moves it anyway
         )
         load_head(self.network, torch.from_numpy(head.weight), torch.from_numpy(head.bias))
 
@@ -203,7 +204,7 @@ class _Session:
         self._adjust_head(phase)
         _, layer = find_head(self.network)
         head = LinearHead(weight=layer.weight.detach().cpu().numpy(), bias=layer.bias.detach().cpu().numpy())
-        return head.logits(self.features.numpy(phase.held_out))
+        return head.logits_of(self.features, phase.held_out)
 
     def _fit(self, phase: Phase) -> NDArray[np.float32]:
         plan = self.plan
