@@ -196,6 +196,7 @@ def new_entry(
         writer.close()
         content = {"about": about, "arrays": writer.arrays, "value": value or {}}
         (partial / ABOUT).write_text(json.dumps(content), "utf-8")
+        read_arrays(kind, key)  # takes away what is damaged
         with suppress(OSError):  # another process was faster, and made the same
             partial.rename(partial.with_name(key))
     finally:
