@@ -96,7 +96,7 @@ class VariedImages:
                 seed = int(np.random.SeedSequence((self._seed, index, view)).generate_state(1)[0])
                 random.seed(seed)
                 np.random.seed(seed)  # timm's RandAugment draws from numpy's global state
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds accelerators, too, and takes 10 x
                 varied.append((torch.as_tensor(self._transform(image)), index))
         return varied
 
