@@ -77,12 +77,7 @@ class Runs:
             return
         if contender != "again":
             self._forget()
-        command = [sys.executable, str(ROOT / "scripts" / "contenders.py")]
-        command += ["partial" if contender == "again" else contender]
-        command += ["--data", str(self._data / name), "--seed", str(seed)]
-        environment = os.environ | {"FINETUNE_CACHE": str(self._cache.resolve()), "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-        row = {"contender": contender, "set": name, "seed": seed} | json.loads(done.stdout.splitlines()[-1])
+        row = {"contender": contender, "set": name, "seed": seed} | self._call(contender, name, seed)
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.results[contender, name, seed] = row
@@ -91,7 +86,16 @@ class Runs:
     def tune(self, name: str) -> None:
         """Let the machine's speed be measured, so that no contender's clock sees it."""
         if not (self._cache / "measurements").exists():
-            self.run("linear_probe", name, -1)
+            self._call("linear_probe", name, 0)
+
+    def _call(self, contender: str, name: str, seed: int) -> Result:
+        command = [sys.executable, str(ROOT / "scripts" / "contenders.py")]
+        command += ["partial" if contender == "again" else contender]
+        command += ["--data", str(self._data / name), "--seed", str(seed)]
+        environment = os.environ | {"FINETUNE_CACHE": str(self._cache.resolve()), "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        result: Result = json.loads(done.stdout.splitlines()[-1])
+        return result
 
     def _forget(self) -> None:
         for kind in ("pixels", "features", "activations"):
