@@ -18,6 +18,7 @@ from finetune.batches import Images, Key, PlainImages, make_loader, normaliser
 from finetune.cache import Kind, Rows, make_key, new_entry, read_arrays
 from finetune.evidence import ForwardSettings, Precision, Work
 from finetune.images import Pixels
+from finetune.network.folding import FoldedNorms
 from finetune.network.streams import Streams
 from finetune.preprocessing import Preprocessing
 
@@ -78,11 +79,14 @@ def stream(
     network.eval()
     loader = make_loader(images, device, settings.loader_workers, batch_size=settings.batch_size, members=keys)
 
-    def send(batch: tuple[Tensor, Tensor]) -> Tensor:
-        with torch.inference_mode(), autocast(device, settings.precision):
-            return compute(network, normalise(batch[0])).cpu()
-
+    blank = torch.zeros(1, 3, preprocessing.image_size, preprocessing.image_size, dtype=torch.uint8)
     with Streams(settings.streams, settings.num_threads) as streams:
+        folded = FoldedNorms(lambda: compute(network, normalise(blank)))
+
+        def send(batch: tuple[Tensor, Tensor]) -> Tensor:
+            with torch.inference_mode(), autocast(device, settings.precision), folded:
+                return compute(network, normalise(batch[0])).cpu()
+
         yield from streams.map(send, loader)
 
 

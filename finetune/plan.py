@@ -11,6 +11,9 @@ from finetune.strategy import Choice
 from finetune.value import Value
 from finetune.workload import FOLDS, SMALL_SET, Workload, size_workload
 
+REFIT_RATE = 0.25
+"""Peak rates of a refit that goes on from the weights that were judged, over those of the training."""
+
 Rate = Annotated[float, Field(ge=0, le=10)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -85,6 +88,10 @@ class Plan(Value):
     validation: Literal["given", "held_out", "cross_validation"]
     folds: Annotated[int, Field(ge=2)]
     refit: bool
+    """Whether a last training, on all images, makes the model that ships."""
+    refit_steps: Annotated[int, Field(ge=0)]
+    """Of the refit, which goes on from the weights that were judged. After a cross-validation, which judged several, it
+    starts anew and takes `steps`."""
     metric: Metric
     seed: Annotated[int, Field(ge=0)]
     reasons: tuple[str, ...] = ()
@@ -94,6 +101,8 @@ class Plan(Value):
     def _fits_together(self) -> Self:
         if self.steps and self.warmup_steps >= self.steps:
             raise ValueError(f"a warm-up of {self.warmup_steps} steps does not fit into {self.steps} steps")
+        if self.refit and self.steps and not self.refit_steps:
+            raise ValueError("a refit needs at least one step; set refit_steps, or refit to false")
         if self.strategy == "scratch" and (self.weights != "random" or self.steps == 0):
             raise ValueError("the strategy scratch needs weights: random and at least one step")
         if self.strategy == "partial" and not 1 <= self.trainable_stages < len(self.stages):
@@ -161,12 +170,27 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "evaluations": 10 if keep == "best" else 4,
         "validation": _validation(evidence),
         "folds": 5 if choice.strategy == "linear_probe" and steps == 0 else FOLDS,
-        "refit": load.refit,
+        "refit": load.refit_steps > 0,
+        "refit_steps": load.refit_steps if steps else 0,
         "metric": evidence.metric,
         "seed": recipe.seed,
         "reasons": _reasons(evidence, load, choice, precision),
     }
     return Plan.parse(content, origin="plan")
+
+
+def plan_of_refit(plan: Plan) -> Plan:
+    """Return the plan of the last training, on all images: shorter and with lower rates, where it goes on."""
+    if not plan.steps or not plan.refit_steps or plan.validation == "cross_validation":
+        return plan
+    longer = plan.steps / plan.refit_steps
+    return plan.changed(
+        steps=plan.refit_steps,
+        warmup_steps=min(round(plan.warmup_steps / longer), plan.refit_steps - 1),
+        head_learning_rate=plan.head_learning_rate * REFIT_RATE,
+        stages=[stage.changed(learning_rate=stage.learning_rate * REFIT_RATE) for stage in plan.stages],
+        average_decay=max(0.0, 1.0 - (1.0 - plan.average_decay) * longer),
+    )
 
 
 def describe_forward(settings: ForwardSettings) -> str:
@@ -253,6 +277,7 @@ def _reasons(evidence: Evidence, load: Workload, choice: Choice, precision: Prec
         fastest = speed.fastest(choice.strategy, load.trainable_stages)
         reasons.append(
             f"{precision} training at {fastest.images_per_second:.0f} images/s: {load.trainings} x {load.steps} steps"
+            + (f" and {load.refit_steps} on all images" if load.refit_steps else "")
         )
     if load.cached_views:
         reasons.append(

@@ -27,7 +27,11 @@ PARTIAL_SHARE = 0.72
 """Most of a forward pass that `partial` trains."""
 
 REFIT_SET = 1000
-"""Below so many training images the chosen plan is trained anew on all of them before it ships."""
+"""Below so many training images all of them are trained on before the model ships."""
+
+REFIT_SHARE = 0.25
+"""Steps of a refit that goes on from the weights that were judged, over those of the training (docs/log.md,
+2026-11-25)."""
 
 
 class Workload(Value):
@@ -38,20 +42,20 @@ class Workload(Value):
     steps: int
     batch_size: int
     trainings: int
-    """Folds (or one held-out training) plus the refit."""
+    """Folds, or one training that is judged."""
+    refit_steps: int
+    """Steps of the last training, on all images; 0: there is none."""
     cached_views: int
     """Augmented views whose activations at the frozen boundary are kept; 0: nothing is kept."""
-    refit: bool
-    """Whether all images are trained on before shipping."""
 
 
 def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy) -> Workload:
     """Return how much work `strategy` is on the measured images, with what the recipe fixes, within its time budget."""
     batch_size = recipe.batch_size or default_batch_size(evidence.num_images)
     refit = evidence.num_images < REFIT_SET if recipe.refit is None else recipe.refit
-    trainings = 1 + int(refit)
+    trainings, refit_share = 1, REFIT_SHARE if refit else 0.0
     if not evidence.has_validation and evidence.num_images < SMALL_SET:
-        refit, trainings = True, FOLDS + 1  # no fold saw all images, so none of them ships
+        trainings, refit_share = FOLDS, 1.0  # no fold saw all images, so none of them ships
     steps = default_steps(evidence.num_images, evidence.domain_similarity) * (
         SCRATCH_FACTOR if strategy == "scratch" else 1
     )
@@ -70,8 +74,8 @@ def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy) -> Wor
             steps=steps,
             batch_size=batch_size,
             trainings=trainings,
+            refit_steps=math.ceil(refit_share * steps),
             cached_views=views,
-            refit=refit,
         )
 
     load = with_steps(steps)
@@ -166,4 +170,5 @@ def expected_seconds(strategy: Strategy, workload: Workload, evidence: Evidence)
             per_image += 1 / measured.prefix_images_per_second
     if strategy == "scratch":
         features = 0.0
-    return features + prefix + workload.trainings * workload.steps * workload.batch_size * per_image
+    steps = workload.trainings * workload.steps + workload.refit_steps
+    return features + prefix + steps * workload.batch_size * per_image

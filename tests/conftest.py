@@ -154,6 +154,7 @@ def small_plan(small_network):
             validation="held_out",
             folds=2,
             refit=False,
+            refit_steps=4,
             metric="top1",
             seed=0,
         )

@@ -72,6 +72,11 @@ def make_task(network, plan, inputs=None, **changes):
     return Task(**(content | changes))
 
 
+def in_training(hook):
+    """Leave out the pass that only looks for what can be folded."""
+    return lambda *arguments: hook(*arguments) if torch.is_grad_enabled() else None
+
+
 def train(network, plan, **changes):
     task = make_task(network, plan, **changes)
     train_steps(task, plan, make_accelerator(plan))
@@ -209,7 +214,7 @@ def test_dropout_of_the_frozen_stages_makes_no_noise_in_training(small_plan):
     images = Inputs().tensors[batch_of(plan, 2)]
     expected = network.forward_head(network.forward_features(images), pre_logits=True)
     seen = []
-    network.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
+    network.head.register_forward_pre_hook(in_training(lambda _, inputs: seen.append(inputs[0].detach().clone())))
     train(network, plan)
     assert len(seen) == plan.steps
     torch.testing.assert_close(seen[2], expected)
@@ -460,7 +465,7 @@ def test_a_training_in_bfloat16_has_nearly_the_gradients_of_one_in_float32(small
 
 def test_a_second_training_of_the_same_network_is_in_its_precision_too(small_network, small_plan):
     network, seen = small_network(), []
-    network.conv_stem.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    network.conv_stem.register_forward_hook(in_training(lambda _module, _inputs, output: seen.append(output.dtype)))
     plan = small_plan(strategy="full", precision="bfloat16", steps=2)
     for _ in range(2):
         train(network, plan)
@@ -530,7 +535,8 @@ def test_parts_of_a_batch_side_by_side_train_the_weights_of_one_after_another(
 
 def test_parts_of_a_batch_are_computed_in_other_threads_than_the_calling_one(small_network, small_plan):
     network, seen = small_network(), []
-    network.conv_stem.register_forward_pre_hook(lambda _, inputs: seen.append((threading.get_ident(), len(inputs[0]))))
+    see = in_training(lambda _, inputs: seen.append((threading.get_ident(), len(inputs[0]))))
+    network.conv_stem.register_forward_pre_hook(see)
     train(network, plan_of_streams(small_plan, 2, batch_size=8, accumulation=2))
     assert len(seen) == 6 * 4
     assert {size for _, size in seen} == {2}
@@ -558,7 +564,7 @@ def test_training_side_by_side_twice_gives_the_same_weights_bit_for_bit(small_ne
 
 def test_every_stream_computes_in_the_trainings_precision(small_network, small_plan):
     network, seen = small_network(), []
-    network.conv_stem.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    network.conv_stem.register_forward_hook(in_training(lambda _module, _inputs, output: seen.append(output.dtype)))
     train(network, plan_of_streams(small_plan, 2, precision="bfloat16", steps=2))
     assert seen == [torch.bfloat16] * 4
 
@@ -632,7 +638,7 @@ def test_where_parts_of_a_batch_would_not_be_independent_they_are_computed_one_a
 
 def test_dropout_that_is_frozen_leaves_the_streams_side_by_side(small_plan):
     network, threads = noisy_network(), set()
-    network.register_forward_pre_hook(lambda *_: threads.add(threading.get_ident()))
+    network.register_forward_pre_hook(in_training(lambda *_: threads.add(threading.get_ident())))
     train(network, small_plan("test_vit", strategy="linear_probe", steps=2, warmup_steps=0, streams=2))
     assert threading.get_ident() not in threads
 

@@ -1,9 +1,10 @@
 import json
+import math
 
 import pytest
 
-from finetune.errors import RecipeError
-from finetune.plan import Plan, flips_are_safe, make_plan
+from finetune.errors import FinetuneError, RecipeError
+from finetune.plan import Plan, flips_are_safe, make_plan, plan_of_refit
 from finetune.recipe import STRATEGIES, AugmentationRecipe, Recipe, TableColumns, TrainingRecipe
 from finetune.strategy import choose_strategy
 
@@ -234,10 +235,32 @@ def test_the_reasons_tell_size_flips_speed_and_length(evidence):
         "forward in float32, channels last, batches of 64: 200 images/s on a CPU, the fastest of what was timed; its "
         "arithmetic changes 0.0 % of the features' variance"
     )
-    assert training == "bfloat16 training at 100 images/s: 4 x 100 steps"
+    assert training == "bfloat16 training at 100 images/s: 3 x 100 steps and 100 on all images"
     assert views.startswith("6 augmented views of each image")
 
 
 def test_no_limit_is_planned_as_zero(evidence):
     assert planned(evidence).limit == 0
     assert planned(evidence, limit=50).limit == 50
+
+
+def test_the_refit_takes_a_quarter_of_the_steps_at_a_quarter_of_the_rates(evidence):
+    plan = planned(of_size(evidence, 900))
+    refit = plan_of_refit(plan)
+    assert refit.steps == plan.refit_steps == math.ceil(plan.steps / 4)
+    assert refit.warmup_steps == round(refit.steps * 0.1)
+    assert refit.head_learning_rate == plan.head_learning_rate / 4
+    assert [stage.learning_rate for stage in refit.stages] == [stage.learning_rate / 4 for stage in plan.stages]
+    assert 1 / (1 - refit.average_decay) == pytest.approx(0.05 * refit.steps, rel=0.05)
+
+
+@pytest.mark.parametrize("images", [300, 5_000])
+def test_the_refit_after_a_cross_validation_and_no_refit_keep_the_plan(evidence, images):
+    plan = planned(of_size(evidence, images))
+    assert plan_of_refit(plan) == plan
+
+
+def test_a_plan_whose_refit_has_no_steps_is_refused(evidence):
+    plan = planned(of_size(evidence, 900))
+    with pytest.raises(FinetuneError, match="refit_steps"):
+        plan.changed(refit_steps=0)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from finetune.recipe import Recipe, TrainingRecipe
@@ -86,27 +88,27 @@ def of_size(evidence, images, **changes):
 
 
 @pytest.mark.parametrize(
-    ("images", "trainings", "refit"), [(599, 4, True), (600, 2, True), (999, 2, True), (1000, 1, False)]
+    ("images", "trainings", "refit"), [(599, 3, 1.0), (600, 1, 0.25), (999, 1, 0.25), (1000, 1, 0.0)]
 )
 def test_below_600_images_there_are_three_folds_and_below_1000_a_refit(evidence, images, trainings, refit):
     load = size_workload(RECIPE, of_size(evidence, images), "full")
-    assert (load.trainings, load.refit) == (trainings, refit)
+    assert (load.trainings, load.refit_steps) == (trainings, math.ceil(refit * load.steps))
 
 
 def test_a_given_validation_split_spares_the_folds(evidence):
     load = size_workload(RECIPE, of_size(evidence, 300, has_validation=True), "full")
-    assert (load.trainings, load.refit) == (2, True)
+    assert (load.trainings, load.refit_steps) == (1, math.ceil(load.steps / 4))
 
 
 def test_folds_are_always_refitted_because_none_of_them_saw_all_images(evidence):
     load = size_workload(RECIPE.changed(refit=False), of_size(evidence, 300), "full")
-    assert (load.trainings, load.refit) == (4, True)
+    assert (load.trainings, load.refit_steps) == (3, load.steps)
 
 
-@pytest.mark.parametrize(("images", "asked", "trainings"), [(800, False, 1), (5_000, True, 2)])
-def test_the_recipe_decides_about_the_refit_where_images_are_held_out(evidence, images, asked, trainings):
+@pytest.mark.parametrize(("images", "asked"), [(800, False), (5_000, True)])
+def test_the_recipe_decides_about_the_refit_where_images_are_held_out(evidence, images, asked):
     load = size_workload(RECIPE.changed(refit=asked), of_size(evidence, images), "full")
-    assert (load.trainings, load.refit) == (trainings, asked)
+    assert (load.trainings, load.refit_steps > 0) == (1, asked)
 
 
 def test_random_weights_get_five_times_the_steps(evidence):

@@ -19,6 +19,7 @@ from finetune.evidence import ForwardSettings, MachineSpeed, Precision, Training
 from finetune.features import autocast, pooled, stream
 from finetune.network.backbone import find_head, find_norms, find_stages
 from finetune.network.depthwise import quick_depthwise_gradients
+from finetune.network.folding import FoldedNorms
 from finetune.network.streams import Streams
 from finetune.network.tail import cut
 from finetune.preprocessing import Preprocessing
@@ -211,8 +212,10 @@ def _time_forward(
     inputs = torch.randn(settings.batch_size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     inputs = inputs.to(device).contiguous(memory_format=memory_format)
 
+    folded = FoldedNorms(lambda: network(inputs[:1]))
+
     def send(batch: Tensor) -> None:
-        with torch.inference_mode(), autocast(device, settings.precision):
+        with torch.inference_mode(), autocast(device, settings.precision), folded:
             network(batch)
 
     def work() -> None:
@@ -227,7 +230,7 @@ def _feature_error(network: nn.Module, images: Tensor, precision: Precision) -> 
     """Return how much an arithmetic changes features against float32, as a share of their variance over images."""
     with torch.inference_mode():
         exact = pooled(network, images).float()
-        with autocast(images.device, precision):
+        with autocast(images.device, precision), FoldedNorms(lambda: pooled(network, images[:1])):
             change = pooled(network, images).float() - exact
     total = (exact - exact.mean(0)).square().sum().clamp_min(1e-12)
     return round(float((change - change.mean(0)).square().sum() / total), 4)
@@ -254,11 +257,12 @@ def _time_training(module: nn.Module, inputs: Tensor, threads: int) -> tuple[Pre
     module.eval()
     device = inputs.device
     labels = torch.arange(len(inputs), device=device) % 2
+    folded = FoldedNorms(lambda: module(inputs[:1]))
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0, fused=True)  # moves nothing, in the usual time
 
     def gradients(precision: Precision, part: tuple[Tensor, Tensor]) -> Sequence[Tensor]:
-        with quick_depthwise_gradients(device), autocast(device, precision):
+        with quick_depthwise_gradients(device), folded, autocast(device, precision):
             loss = nn.functional.cross_entropy(module(part[0]).float(), part[1], reduction="sum") / len(inputs)
         return torch.autograd.grad(loss, trained, materialize_grads=True)
 
@@ -331,8 +335,10 @@ def _time_partial(
     if tail is None:
         return _time_full(network, inputs, threads).changed(strategy="partial", trainable_stages=stages)
 
+    folded = FoldedNorms(lambda: tail.prefix(inputs[:1]))
+
     def send(images: Tensor) -> Tensor:
-        with torch.inference_mode(), autocast(device, settings.precision):
+        with torch.inference_mode(), autocast(device, settings.precision), folded:
             return tail.prefix(images)
 
     def work() -> None:

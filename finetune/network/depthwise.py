@@ -3,8 +3,8 @@
 On a CPU PyTorch hands convolutions to oneDNN, which computes two bfloat16 gradients of depthwise ones in its slow
 reference kernels: that of weights larger than 3 x 3, and that of the input of strided ones. They took most of a step of
 an EfficientNet and made bfloat16 slower than float32 (docs/log.md, 2026-11-24). Here the first is put together from the
-weight gradients of 3 x 3 windows of the kernel, each over a shifted input, and the second is computed in float32. Both
-are exact but for rounding.
+weight gradients of 3 x 3 windows of the kernel, each over a shifted input, and the second from convolutions of stride
+one. Both are exact but for rounding.
 """
 
 from collections.abc import Callable, Sequence
@@ -100,10 +100,28 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _input_gradient(gradient: Tensor, images: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-    if gradient.dtype != torch.float32 and max(stride) > 1:
-        wide = _input_gradient(gradient.float(), images.float(), weight.float(), stride, padding)
-        return wide.to(images.dtype)
-    return _gradients(gradient, images, weight, stride, padding, (True, False, False))[0]
+    """Return the gradient (n, c, h, w): that of every stride-th row and column is a convolution of stride one, with
+    every stride-th row and column of the kernel."""
+    if max(stride) == 1:
+        return _gradients(gradient, images, weight, stride, padding, (True, False, False))[0]
+    height, width = (count + 2 * margin for count, margin in zip(images.shape[2:], padding, strict=True))
+    padded = torch.empty(
+        *images.shape[:2], height, width, dtype=images.dtype, memory_format=torch.channels_last, device=images.device
+    )
+    for row in range(min(stride[0], height)):
+        for column in range(min(stride[1], width)):
+            wanted = padded[:, :, row :: stride[0], column :: stride[1]]
+            taps = weight[:, :, row :: stride[0], column :: stride[1]].flip(2, 3)
+            if 0 in taps.shape:  # a kernel that steps over these
+                wanted.zero_()
+                continue
+            margins = (taps.shape[2] - 1, taps.shape[3] - 1)
+            part = nn.functional.conv2d(gradient, taps, padding=margins, groups=len(weight))
+            part = part[:, :, : wanted.shape[2], : wanted.shape[3]]
+            if part.shape != wanted.shape:  # no window saw the last ones
+                wanted.zero_()
+            wanted[:, :, : part.shape[2], : part.shape[3]] = part
+    return padded[:, :, padding[0] : height - padding[0], padding[1] : width - padding[1]]
 
 
 def _weight_gradient(gradient: Tensor, images: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:

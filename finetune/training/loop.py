@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from finetune.errors import FinetuneError, RecipeError
 from finetune.network.backbone import set_training_mode
 from finetune.network.depthwise import quick_depthwise_gradients
+from finetune.network.folding import FoldedNorms
 from finetune.network.streams import Streams
 from finetune.plan import Plan
 from finetune.prediction import Row
@@ -102,12 +103,13 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> None:
     streams = Streams(_count_streams(task.module, plan, accelerator), plan.num_threads)
     clock = time.perf_counter() - float(task.history[-1]["seconds"] if task.history else 0.0)
     with streams:
+        folded = _folded_norms(task, plan, batches)
         for step in range(start, plan.steps):
             factor = learning_rate_factor(step, plan.steps, plan.warmup_steps)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
             torch.manual_seed(plan.seed * 1_000_003 + step * 1_009 + accelerator.process_index)  # dropout, drop-path
-            loss = _gradients(task, plan, accelerator, module, streams, batches)
+            loss = _gradients(task, plan, accelerator, module, streams, batches, folded)
             _check_finite(loss, step, task.name)
             accelerator.clip_grad_norm_(trained, plan.clip_norm)
             optimizer.step()
@@ -143,14 +145,20 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> None:
 
 
 def _gradients(
-    task: Task, plan: Plan, accelerator: Accelerator, module: nn.Module, streams: Streams, batches: "_Batches"
+    task: Task,
+    plan: Plan,
+    accelerator: Accelerator,
+    module: nn.Module,
+    streams: Streams,
+    batches: "_Batches",
+    folded: AbstractContextManager[Any],
 ) -> float:
     """Add up the gradients of this process's part of the next batch; return the mean loss over the whole batch."""
     device = accelerator.device
 
     def loss_of(part: tuple[Tensor, Tensor]) -> Tensor:
         labels = task.labels[part[1]].to(device, non_blocking=True)
-        with quick_depthwise_gradients(device):
+        with quick_depthwise_gradients(device), folded:
             scores = module(task.prepare(part[0])).float()
         losses = nn.functional.cross_entropy(scores, labels, reduction="none", label_smoothing=plan.label_smoothing)
         return (losses * task.class_weights[labels]).sum() / plan.batch_size
@@ -178,6 +186,13 @@ def _gradients(
     return float(total)
 
 
+def _folded_norms(task: Task, plan: Plan, batches: "_Batches") -> AbstractContextManager[Any]:
+    """Return the context in which convolutions do the work of frozen batch norms."""
+    if plan.batch_norm_statistics != "frozen":
+        return nullcontext()
+    return FoldedNorms(lambda: task.module(task.prepare(batches.peek())))
+
+
 def _count_streams(module: nn.Module, plan: Plan, accelerator: Accelerator) -> int:
     """Return how many parts of a batch are computed side by side: one, where they would share random numbers, the
     batch's statistics, or the gradients' way to other processes."""
@@ -199,6 +214,13 @@ class _Batches:
         inputs, indices = next(self._batches) if self._next is None else self._next
         self._next = None
         return list(zip(inputs.chunk(parts), indices.chunk(parts), strict=True))
+
+    def peek(self) -> Tensor:
+        """Return the inputs (1, ...) of the first image of the next batch."""
+        if self._next is None:
+            self._next = next(self._batches)
+        inputs: Tensor = self._next[0]
+        return inputs[:1]
 
     def read_ahead(self) -> Iterator[Any]:
         """Read the next batch when this iterator, which yields nothing, is asked for its first item."""

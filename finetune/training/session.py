@@ -28,9 +28,10 @@ from finetune.features import (
 from finetune.images import ImageSplits, Pixels, groups_of, labels_of, stratified_folds, stratified_holdout
 from finetune.metrics import score
 from finetune.network.backbone import check_stages, create_network, find_head, load_head, profile_stages, set_trainable
+from finetune.network.folding import FoldedNorms
 from finetune.network.streams import Streams
 from finetune.network.tail import Tail, cut
-from finetune.plan import Plan
+from finetune.plan import Plan, plan_of_refit
 from finetune.prediction import Row, TrainedModel, fit_temperature
 from finetune.probing import LinearHead, fit_large_head, log_loss, softmax
 from finetune.training.checkpoints import Checkpoints
@@ -47,8 +48,12 @@ class Phase:
     """One training: on which images, and on which it is judged."""
 
     name: str
+    plan: Plan
+    """How many steps, at which rates."""
     members: NDArray[np.intp]
     held_out: NDArray[np.intp]
+    earlier: "Phase | None" = None
+    """The training whose weights it goes on from; None: the pretrained ones."""
 
 
 def train(
@@ -71,7 +76,8 @@ def train(
     scores = np.zeros((len(session.labels), len(splits.class_names)), dtype=np.float32)
     phases = plan_phases(plan, splits)
     for phase in phases:
-        held_out = session.run(phase, ships=phase is phases[-1])
+        is_needed = phase is phases[-1] or phase is phases[-1].earlier
+        held_out = session.run(phase, is_needed)
         scores[phase.held_out] = held_out
     judged = np.sort(np.concatenate([phase.held_out for phase in phases]))
     labels = session.labels[judged]
@@ -102,20 +108,24 @@ def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
     if plan.validation == "given" and given is None:
         raise DataError("the plan judges by a validation split, but the data has none; set its validation to held_out")
     count = len(labels) + (len(given) if given is not None else 0)
-    refit = Phase(name="refit", members=np.arange(count), held_out=none)
+
+    def refit(earlier: Phase | None) -> Phase:
+        last = plan_of_refit(plan)
+        return Phase(name="refit", plan=last, members=np.arange(count), held_out=none, earlier=earlier)
+
+    def judged(name: str, members: NDArray[np.intp], held_out: NDArray[np.intp]) -> Phase:
+        return Phase(name=name, plan=plan, members=members, held_out=held_out)
+
     if given is not None:
-        first = Phase(name="validation", members=np.arange(len(labels)), held_out=np.arange(len(labels), count))
-        return [first, refit] if plan.refit else [first]
+        first = judged("validation", np.arange(len(labels)), np.arange(len(labels), count))
+        return [first, refit(first)] if plan.refit else [first]
     groups = groups_of(splits.train)
     if plan.validation == "held_out":
         stay, held = stratified_holdout(labels, HELD_OUT, plan.seed, groups)
-        first = Phase(name="validation", members=stay, held_out=held)
-        return [first, refit] if plan.refit else [first]
+        first = judged("validation", stay, held)
+        return [first, refit(first)] if plan.refit else [first]
     folds = stratified_folds(labels, plan.folds, plan.seed, groups)
-    phases = [
-        Phase(name=f"fold-{number}", members=stay, held_out=held) for number, (stay, held) in enumerate(folds, start=1)
-    ]
-    return [*phases, refit]
+    return [*(judged(f"fold-{number}", stay, held) for number, (stay, held) in enumerate(folds, start=1)), refit(None)]
 
 
 class _Session:
@@ -144,25 +154,32 @@ class _Session:
         self.features = None if plan.strategy == "scratch" else self._features()
         self.kept: KeptActivations | None = None
 
-    def run(self, phase: Phase, ships: bool) -> NDArray[np.float32]:
-        """Train on the phase's images; return the logits of those it holds out."""
+    def run(self, phase: Phase, is_needed: bool) -> NDArray[np.float32]:
+        """Train on the phase's images; return the logits of those it holds out.
+
+        Args:
+            phase: the training.
+            is_needed: whether its weights ship, or another training goes on from them.
+        """
         finished = self.checkpoints.finished(phase.name)
         if finished is not None:
-            if ships:
+            if is_needed:
                 self.network.load_state_dict(finished["network"])
             self.history += finished["history"]
             self.work += Work(**finished["work"])
             held: NDArray[np.float32] = finished["logits"].numpy()
             return held
         before, rows = self.work, len(self.history)
-        with torch.no_grad():
+        if phase.earlier is None or not phase.plan.steps:
             self.network.load_state_dict(self._start)
-        self._start_head(phase)
+            self._start_head(phase)
+        else:
+            self._adjust_head(phase.earlier, takes_out=False)
         held = self._fit(phase) if self.plan.steps else self._probe(phase)
         self.checkpoints.finish(
             phase.name,
             {
-                "network": self.network.state_dict() if ships else {},
+                "network": self.network.state_dict() if is_needed else {},
                 "history": self.history[rows:],
                 "work": (self.work - before).model_dump(),
                 "logits": torch.from_numpy(held),
@@ -207,7 +224,7 @@ class _Session:
         return head.logits_of(self.features, phase.held_out)
 
     def _fit(self, phase: Phase) -> NDArray[np.float32]:
-        plan = self.plan
+        plan = phase.plan
         accelerator = make_accelerator(plan)
         groups = set_trainable(self.network, plan)
         normalise = normaliser(plan.preprocessing, accelerator.device, plan.forward.layout)
@@ -262,7 +279,7 @@ class _Session:
         )
         train_steps(task, plan, accelerator)
         self.history += history
-        self._count_training()
+        self._count_training(plan)
         self._adjust_head(phase)
         held = judge() if len(phase.held_out) else np.zeros((0, self.num_classes), dtype=np.float32)
         if tail is not None:
@@ -295,21 +312,22 @@ class _Session:
         weights = np.where(counts > 0, counts.sum() / np.maximum(counts, 1) / (counts > 0).sum(), 0.0)
         return torch.from_numpy(weights.astype(np.float32))
 
-    def _adjust_head(self, phase: Phase) -> None:
-        """Take the classes' frequencies out of the logits (Menon et al. 2021, post-hoc, tau = 1), where planned."""
+    def _adjust_head(self, phase: Phase, takes_out: bool = True) -> None:
+        """Take the classes' frequencies out of the logits (Menon et al. 2021, post-hoc, tau = 1), where planned; or put
+        them back, to train on."""
         if self.plan.imbalance != "logit_adjustment":
             return
         counts = np.bincount(self.labels[phase.members], minlength=self.num_classes)
         prior = torch.from_numpy(np.log(np.maximum(counts, 1) / counts.sum()).astype(np.float32))
         _, head = find_head(self.network)
         with torch.no_grad():
-            head.bias.sub_(prior.to(head.bias.device))
+            head.bias.sub_(prior.to(head.bias.device), alpha=1.0 if takes_out else -1.0)
 
-    def _count_training(self) -> None:
-        images = self.plan.steps * self.plan.batch_size
-        tail = self._tail_share() if self.plan.strategy == "partial" else 1.0
-        cost = cost_per_image(self.plan.strategy, tail, cached=self.kept is not None)
-        if self.plan.strategy == "linear_probe":
+    def _count_training(self, plan: Plan) -> None:
+        images = plan.steps * plan.batch_size
+        tail = self._tail_share() if plan.strategy == "partial" else 1.0
+        cost = cost_per_image(plan.strategy, tail, cached=self.kept is not None)
+        if plan.strategy == "linear_probe":
             cost = 1.0  # the frozen network runs in every step, the head's own work is nothing beside it
         self.work += Work(forward_images=images, backward_images=images, forward_equivalents=round(images * cost, 1))
         if self.kept is None and not self.pixels.is_kept:
@@ -322,12 +340,13 @@ class _Session:
 def _tail_logits(tail: Tail, plain: Outputs, members: NDArray[np.intp], plan: Plan) -> NDArray[np.float32]:
     device = next(tail.parameters()).device
     tail.eval()
-
-    def send(part: NDArray[np.intp]) -> NDArray[np.float32]:
-        with torch.inference_mode(), autocast(device, plan.forward.precision):
-            scores: NDArray[np.float32] = tail(plain[part].to(device, torch.float32)).float().cpu().numpy()
-            return scores
-
     parts = np.array_split(members, max(1, -(-len(members) // plan.forward.batch_size)))
     with Streams(plan.forward.streams, plan.forward.num_threads) as streams:
+        folded = FoldedNorms(lambda: tail(plain[[0]].to(device, torch.float32)))
+
+        def send(part: NDArray[np.intp]) -> NDArray[np.float32]:
+            with torch.inference_mode(), autocast(device, plan.forward.precision), folded:
+                scores: NDArray[np.float32] = tail(plain[part].to(device, torch.float32)).float().cpu().numpy()
+                return scores
+
         return np.concatenate(list(streams.map(send, parts)))
