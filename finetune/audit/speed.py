@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -25,11 +26,15 @@ from finetune.network.tail import cut
 from finetune.preprocessing import Preprocessing
 from finetune.recipe import Strategy
 
-REPETITIONS = 3
+REPETITIONS = 5
 """Timed after one that is not: the first call plans its kernels."""
 
 HOPELESS = 1.5
 """What takes so many times the best one's time at first is not timed further."""
+
+LEAD = 1.15
+"""How much faster one batch on all threads must be than one on each of them: those read images meanwhile, and do not
+wait for each other where another program has a core."""
 
 OVERLAPPED = 1e9
 """Images a second where reading them costs the network no time."""
@@ -82,7 +87,7 @@ def precisions(device: torch.device) -> tuple[Precision, ...]:
 def measure_speed(
     network: nn.Module, preprocessing: Preprocessing, batch_size: int, trainable_stages: int, images: VariedImages
 ) -> MachineSpeed:
-    """Return how `network` (with its new head) runs fastest here, and its images a second: medians of three.
+    """Return how `network` (with its new head) runs fastest here, and its images a second: medians.
 
     Arithmetic, layout, batch and streams are tried one after another, each with the best of those before. What is far
     slower than another is timed once; an arithmetic that changes features or gradients is not used.
@@ -147,8 +152,20 @@ def _real_batch(images: VariedImages, count: int, preprocessing: Preprocessing, 
     return normaliser(preprocessing, device, "channels_last")(pixels)
 
 
-def _rate(work: Callable[[], object], count: int, device: torch.device, best: float = 0.0) -> float:
-    """Return how many of `count` a second `work` does: the median, or sooner where it is far below the `best` rate."""
+class _Rate(NamedTuple):
+    """Images a second."""
+
+    fastest: float = 0.0
+    """Of all repetitions: what other programs slow down for a moment does not tell which way is faster."""
+    usual: float = 0.0
+    """Their median: what to expect."""
+
+
+NOTHING_YET = _Rate()
+
+
+def _rate(work: Callable[[], object], count: int, device: torch.device, best: _Rate = NOTHING_YET) -> _Rate:
+    """Return how many of `count` a second `work` does; once is enough where that is far below the `best` rate."""
 
     def timed() -> float:
         start = time.perf_counter()
@@ -159,9 +176,9 @@ def _rate(work: Callable[[], object], count: int, device: torch.device, best: fl
 
     timed()
     seconds = [timed()]
-    if seconds[0] <= HOPELESS * count / (best or math.inf):
+    if seconds[0] <= HOPELESS * count / (best.fastest or math.inf):
         seconds += [timed() for _ in range(REPETITIONS - 1)]
-    return round(count / statistics.median(seconds), 1)
+    return _Rate(round(count / min(seconds), 1), round(count / statistics.median(seconds), 1))
 
 
 def _side_by_side(device: torch.device, threads: int) -> tuple[int, ...]:
@@ -187,7 +204,7 @@ def _fastest_forward(
         num_threads=threads // counts[0],
         loader_workers=0 if device.type == "cpu" else 8,
     )
-    rate = 0.0
+    rate = NOTHING_YET
     steps: list[list[dict[str, object]]] = [
         [{"precision": precision} for precision in allowed],
         [{"layout": "contiguous"}],
@@ -199,14 +216,15 @@ def _fastest_forward(
         for change in step:
             settings = start.changed(**change)
             measured = _time_forward(network, image_size, settings, device, rate)
-            if measured > rate:
+            lead = LEAD if settings.streams < start.streams else 1.0
+            if measured.fastest > lead * rate.fastest:
                 best, rate = settings, measured
-    return best, rate, errors[best.precision]
+    return best, rate.usual, errors[best.precision]
 
 
 def _time_forward(
-    network: nn.Module, image_size: int, settings: ForwardSettings, device: torch.device, best: float
-) -> float:
+    network: nn.Module, image_size: int, settings: ForwardSettings, device: torch.device, best: _Rate
+) -> _Rate:
     memory_format = MEMORY_FORMATS[settings.layout]
     network.to(memory_format=memory_format)
     inputs = torch.randn(settings.batch_size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
@@ -276,15 +294,16 @@ def _time_training(module: nn.Module, inputs: Tensor, threads: int) -> tuple[Pre
 
     exact = gradients("float32", (inputs, labels))
     best: tuple[Precision, int, float, float] = ("float32", 1, 0.0, 0.0)
+    best_rate = NOTHING_YET
     for precision in precisions(device):
         error = _direction_error(gradients(precision, (inputs, labels)), exact)
         if error > LARGEST_ERROR:
             continue
         for count in _side_by_side(device, threads) if len(inputs) >= threads else (1,):
             with Streams(count, threads // count) as streams:
-                rate = _rate(partial(step, precision, streams), len(inputs), device, best[2])
-            if rate > best[2]:
-                best = precision, count, rate, error
+                rate = _rate(partial(step, precision, streams), len(inputs), device, best_rate)
+            if rate.fastest > best_rate.fastest * (LEAD if best[0] == precision else 1.0):
+                best, best_rate = (precision, count, rate.usual, error), rate
     return best
 
 
@@ -352,4 +371,4 @@ def _time_partial(
     with Streams(settings.streams, settings.num_threads) as streams:
         rate = _rate(work, settings.streams * len(inputs), device)
     tail.release()
-    return _speed("partial", stages, measured, rate)
+    return _speed("partial", stages, measured, rate.usual)
