@@ -3,6 +3,7 @@ step."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,11 +11,11 @@ import torch
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 from torchvision.transforms import Compose, TrivialAugmentWide
 
 from finetune.evidence import Layout
-from finetune.images import Pixels
+from finetune.images import ImageSource, ImageStream, Pixels, decode, in_threads
 from finetune.plan import AugmentationPlan
 from finetune.preprocessing import Preprocessing
 
@@ -72,9 +73,7 @@ class VariedImages:
         self._seed = seed
         self._plan = plan
         self._plain = PlainImages(pixels, preprocessing)
-        self._transform = (
-            None if plan.smallest_crop == 1.0 and not _varies(plan) else _training_transform(preprocessing, plan)
-        )
+        self._vary = _Variation(preprocessing, plan, seed)
 
     def describe(self) -> str:
         """Return all that a view of the images depends on, but for its number."""
@@ -87,17 +86,73 @@ class VariedImages:
     def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int]]:
         """Return several varied images with their indices."""
         indices = [index for index, _ in keys]
+        return list(zip(self._vary(self._pixels.read(indices), keys), indices, strict=True))
+
+
+class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
+    """This process's share of the batches of some steps, varied, from a stream: (n, 3, size, size) uint8, classes (n,).
+
+    The batch of a step depends on the seed and the step alone: a resumed training passes over what it has seen.
+    """
+
+    def __init__(
+        self,
+        stream: ImageStream,
+        preprocessing: Preprocessing,
+        plan: AugmentationPlan,
+        batch_size: int,
+        steps: range,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Read `batch_size` images a step, over all processes."""
+        self._stream = stream
+        self._shorter_side = preprocessing.shorter_side
+        self._vary = _Variation(preprocessing, plan, seed)
+        self._batch_size = batch_size
+        self._steps = steps
+        self._rank = rank
+        self._world_size = world_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the steps' batches.
+
+        Raises:
+            DataError: an image that can not be decoded.
+        """
+        examples = self._stream.read(self._steps.start * self._batch_size)
+        for step in self._steps:
+            numbered = list(enumerate(islice(examples, self._batch_size), step * self._batch_size))
+            share = numbered[self._rank :: self._world_size]
+            images = in_threads(self._decode, [source for _, (source, _) in share])
+            varied = self._vary(images, [(position, 0) for position, _ in share])
+            yield torch.stack(varied), torch.tensor([label for _, (_, label) in share])
+
+    def _decode(self, source: ImageSource) -> Image.Image:
+        return decode(source, self._shorter_side, "an image of the stream")
+
+
+class _Variation:
+    """How images are varied: a function of the image, its key and the seed."""
+
+    def __init__(self, preprocessing: Preprocessing, plan: AugmentationPlan, seed: int) -> None:
+        self._seed = seed
+        varies = plan.smallest_crop < 1.0 or _varies(plan)
+        self._transform = _training_transform(preprocessing, plan) if varies else None
+        self._plain = _plain_transform(preprocessing)
+
+    def __call__(self, images: Sequence[Image.Image], keys: Sequence[Key]) -> list[Tensor]:
         if self._transform is None:
-            return self._plain.__getitems__(indices)
-        images = self._pixels.read(indices)
+            return [torch.as_tensor(self._plain(image)) for image in images]
         varied = []
         with _random_states_kept():
-            for (index, view), image in zip(keys, images, strict=True):
-                seed = int(np.random.SeedSequence((self._seed, index, view)).generate_state(1)[0])
+            for image, key in zip(images, keys, strict=True):
+                seed = int(np.random.SeedSequence((self._seed, *key)).generate_state(1)[0])
                 random.seed(seed)
                 np.random.seed(seed)  # timm's RandAugment draws from numpy's global state
                 torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds accelerators, too, and takes 10 x
-                varied.append((torch.as_tensor(self._transform(image)), index))
+                varied.append(torch.as_tensor(self._transform(image)))
         return varied
 
 
@@ -161,6 +216,13 @@ def make_loader(
     # A pass that is over before its workers have started gains nothing from them.
     workers = workers if len(order) > 2 * batch_size else 0
     return DataLoader(source, batch_size=batch_size, sampler=order, num_workers=workers, pin_memory=pinned)
+
+
+def make_stream_loader(
+    batches: StreamedBatches, device: torch.device, workers: int
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Return a loader of streamed batches; at most one worker reads ahead, as a stream has one reader."""
+    return DataLoader(batches, batch_size=None, num_workers=min(workers, 1), pin_memory=device.type == "cuda")
 
 
 def normaliser(preprocessing: Preprocessing, device: torch.device, layout: Layout) -> Callable[[Tensor], Tensor]:

@@ -29,7 +29,9 @@ PreferOption = Literal["accuracy", "balanced", "speed"]
 
 Data = Annotated[
     str | None,
-    typer.Option(help="Class-per-folder tree, CSV/TSV/Parquet table, demo:digits, or hf:NAME (hub or local folder)."),
+    typer.Option(
+        help="Class-per-folder tree, CSV/TSV/Parquet table, demo:digits, hf:NAME (hub, local) or stream:NAME."
+    ),
 ]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; options given here override it.")]
 Model = Annotated[str | None, typer.Option(help="Any timm classifier; auto by default.")]

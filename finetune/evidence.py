@@ -130,6 +130,8 @@ class Evidence(Value):
     """Where its weights came from."""
     num_images: int
     """Training images."""
+    num_held: int
+    """Those of them that are at hand: all, or a sample where they are streamed."""
     num_classes: int
     images_per_class: float
     """Mean over the classes."""
@@ -158,7 +160,7 @@ class Evidence(Value):
     stages: tuple[StageProfile, ...]
     speed: MachineSpeed
     cache_bytes: int
-    """Most bytes that activations kept at a frozen boundary may take on this disk."""
+    """Most bytes that activations kept at a frozen boundary may take on this disk; 0 where images are streamed."""
     seconds: float
     """What the measuring cost."""
     work: Work

@@ -99,7 +99,8 @@ class Recipe(Value):
     """What was asked. Every key but `data` may be left out."""
 
     data: str
-    """A class-per-folder tree, a table (CSV, TSV, Parquet), `demo:digits`, or `hf:NAME` (hub name or local folder)."""
+    """A class-per-folder tree, a table (CSV, TSV, Parquet), `demo:digits`, `hf:NAME` (hub name or local folder), or
+    `stream:NAME` (the same, never stored)."""
     columns: TableColumns = TableColumns()
     """Which columns of a table hold what."""
     model: str = "auto"

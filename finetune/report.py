@@ -80,6 +80,11 @@ class Report:
             parts.append(f"{len(splits.test)} test{made}")
         self._title("Images")
         self.console.print(f"  {', '.join(parts)} images of {len(splits.class_names)} classes")
+        if splits.stream is not None:
+            self.console.print(
+                f"  a sample of a stream of {splits.stream.num_images}, which is trained on; the rest is measured and "
+                f"judged on the sample"
+            )
         if splits.unreadable:
             count = len(splits.unreadable)
             self.console.print(

@@ -154,7 +154,7 @@ def cost_per_image(strategy: Strategy, tail: float, cached: bool) -> float:
 def expected_seconds(strategy: Strategy, workload: Workload, evidence: Evidence) -> float:
     """Return the seconds that all trainings of a workload take on the measured machine."""
     speed = evidence.speed
-    features = evidence.num_images * (1 / speed.forward_images_per_second + 1 / speed.reading_images_per_second)
+    features = evidence.num_held * (1 / speed.forward_images_per_second + 1 / speed.reading_images_per_second)
     if strategy == "linear_probe":
         return features + 0.5
     measured = speed.fastest(strategy, workload.trainable_stages)

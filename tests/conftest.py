@@ -188,6 +188,7 @@ def evidence() -> Evidence:
         class_counts={"a": 60, "b": 60, "c": 60, "d": 60},
         imbalance=1.0,
         num_unreadable=0,
+        num_held=240,
         native_shorter_side=150,
         preprocessing=Preprocessing(
             image_size=128, crop_fraction=0.875, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)

@@ -14,7 +14,7 @@ from finetune.cache import list_entries
 from finetune.errors import DataError
 from finetune.evidence import Work
 from finetune.features import no_progress
-from finetune.images import Pixels, pixels, read_image, table_of_paths
+from finetune.images import Pixels, decoding, pixels, read_image, table_of_paths
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
@@ -63,7 +63,7 @@ def decoded(monkeypatch):
         sources.append(source)
         return read_image(source, shorter_side)
 
-    monkeypatch.setattr(pixels, "read_image", read)
+    monkeypatch.setattr(decoding, "read_image", read)
     return sources
 
 

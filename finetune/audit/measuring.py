@@ -78,13 +78,14 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
     network = network.to(device).eval()
     labels, groups = labels_of(splits.train), groups_of(splits.train)
     counts = np.bincount(labels, minlength=len(splits.class_names))
+    num_images = splits.num_training_images
     preprocessing = native_preprocessing(network, size)
     sample = stratified_subset(labels, max(PROBE_SAMPLE, 2 * len(counts)), recipe.seed)
     labels_seen = labels[sample]
     table = splits.train if len(sample) == len(labels) else splits.train.select(sample)
     pixels = Pixels(table, preprocessing.shorter_side)
     work = pixels.keep(progress)
-    stages, speed = _machine(network, name, preprocessing, recipe, len(labels), pixels, progress)
+    stages, speed = _machine(network, name, preprocessing, recipe, num_images, pixels, progress)
     network.to(memory_format=MEMORY_FORMATS[speed.forward.layout])
     domain = _similarity(network, name, pixels, labels_seen, recipe.seed, speed.forward)
     weights = digest_weights(network, leave_out=head)
@@ -104,10 +105,14 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
     return Evidence(
         model=name,
         weights=str(report),
-        num_images=len(labels),
+        num_images=num_images,
+        num_held=len(labels),
         num_classes=len(counts),
-        images_per_class=round(len(labels) / len(counts), 1),
-        class_counts={name: int(count) for name, count in zip(splits.class_names, counts, strict=True)},
+        images_per_class=round(num_images / len(counts), 1),
+        class_counts={
+            name: round(int(count) * num_images / len(labels))
+            for name, count in zip(splits.class_names, counts, strict=True)
+        },
         imbalance=round(imbalance, 2),
         num_unreadable=len(splits.unreadable),
         native_shorter_side=side,
@@ -124,7 +129,7 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
         train_images_per_second=speed.fastest("full", 0).images_per_second,
         stages=stages,
         speed=speed,
-        cache_bytes=size_limit() // 2,
+        cache_bytes=size_limit() // 2 if splits.stream is None else 0,
         seconds=round(time.perf_counter() - start, 2),
         work=work,
         metric=metric,

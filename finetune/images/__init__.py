@@ -1,6 +1,6 @@
 """Images and their labels: where they come from, how they are split, how their pixels are read."""
 
-from finetune.images.decoding import native_size, read_image, why_unreadable
+from finetune.images.decoding import ImageSource, decode, in_threads, native_size, read_image, why_unreadable
 from finetune.images.pixels import Pixels
 from finetune.images.sources import (
     ImageSplits,
@@ -15,13 +15,18 @@ from finetune.images.sources import (
     table_of_paths,
 )
 from finetune.images.splitting import stratified_folds, stratified_holdout, stratified_subset
+from finetune.images.streaming import ImageStream
 
 __all__ = [
+    "ImageSource",
     "ImageSplits",
+    "ImageStream",
     "Pixels",
     "Unreadable",
+    "decode",
     "files_below",
     "groups_of",
+    "in_threads",
     "label_paths",
     "labels_of",
     "load_images",

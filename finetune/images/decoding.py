@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from finetune.errors import DataError
+
 Given = TypeVar("Given")
 Done = TypeVar("Done")
 
@@ -44,6 +46,19 @@ def read_image(source: ImageSource, shorter_side: int | None = None) -> Image.Im
     if shorter_side is not None and (factor := min(rgb.size) // shorter_side) >= 2:
         rgb = rgb.reduce(factor)
     return rgb
+
+
+def decode(source: ImageSource, shorter_side: int, name: str) -> Image.Image:
+    """Return `read_image` of an image that is called `name`.
+
+    Raises:
+        DataError: it can not be decoded.
+    """
+    try:
+        return read_image(source, shorter_side)
+    except Exception as error:  # decoders raise whatever they like
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{name} can not be decoded ({reason}); take it out of the data and start again") from None
 
 
 def native_size(source: ImageSource) -> tuple[int, int]:
@@ -85,6 +100,13 @@ def in_threads(work: Callable[[Given], Done], given: Sequence[Given]) -> list[Do
         return [done for start in starts for done in chunk(start)]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
         return [done for part in threads.map(chunk, starts) for done in part]
+
+
+def encoded_bytes(source: ImageSource) -> bytes:
+    """Return an image as it is encoded in its file."""
+    if isinstance(source, dict):
+        return encoded_bytes(source["bytes"] if source.get("bytes") is not None else source["path"])
+    return source if isinstance(source, bytes) else Path(str(source)).read_bytes()
 
 
 def _is_whole(source: ImageSource) -> bool:

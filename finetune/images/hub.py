@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import datasets
 
@@ -33,10 +34,10 @@ def load_hub_table(name: str, columns: TableColumns, split_names: Mapping[str, s
     grouped = False
     if columns.split is not None:
         raise DataError(f"{name}: a data set of the hub has its own splits; take columns.split out")
-    loaded = _load(name)
+    loaded = load_dataset_dict(name)
     for split, dataset in sorted(loaded.items(), key=lambda item: split_names.get(str(item[0])) != "train"):
-        image_column = _image_column(dataset, columns.path, name)
-        label_column = _label_column(dataset, columns.label, name)
+        image_column = image_column_of(dataset, columns.path, name)
+        label_column = label_column_of(dataset, columns.label, name)
         undecoded = dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
         images.append(undecoded if image_column == "image" else undecoded.rename_column(image_column, "image"))
         feature = dataset.features[label_column]
@@ -69,22 +70,34 @@ def load_hub_table(name: str, columns: TableColumns, split_names: Mapping[str, s
     )
 
 
-def _load(name: str) -> datasets.DatasetDict:
+def load_dataset_dict(name: str, streaming: bool = False) -> Mapping[Any, Any]:
+    """Return the splits of a data set of the hub or of a local folder, stored or as streams.
+
+    Raises:
+        DataError: it can not be loaded.
+    """
     folder = Path(name).expanduser()
     try:
         if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
             loaded = datasets.load_from_disk(str(folder))
         else:
-            loaded = datasets.load_dataset(str(folder) if folder.exists() else name)
+            loaded = datasets.load_dataset(str(folder) if folder.exists() else name, streaming=streaming)
     except Exception as error:  # datasets raises whatever its readers and the network raise
         sentence = " ".join(str(error).split())[:300]
         raise DataError(
             f"the data set {name} can not be loaded ({sentence}); offline, give the path of a local copy"
         ) from error
-    return loaded if isinstance(loaded, datasets.DatasetDict) else datasets.DatasetDict(train=loaded)
+    splits: Mapping[Any, Any] = loaded if isinstance(loaded, dict) else {"train": loaded}
+    if streaming:
+        return {
+            split: dataset.to_iterable_dataset() if isinstance(dataset, datasets.Dataset) else dataset
+            for split, dataset in splits.items()
+        }
+    return splits
 
 
-def _image_column(dataset: datasets.Dataset, asked: str | None, name: str) -> str:
+def image_column_of(dataset: datasets.Dataset | datasets.IterableDataset, asked: str | None, name: str) -> str:
+    """Return the column that holds images: by its type, then by its name."""
     found: list[str] = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
     if asked is not None or len(found) != 1:
         usual = ("image", "img")
@@ -92,7 +105,12 @@ def _image_column(dataset: datasets.Dataset, asked: str | None, name: str) -> st
     return found[0]
 
 
-def _label_column(dataset: datasets.Dataset, asked: str | None, name: str) -> str:
+def label_column_of(dataset: datasets.Dataset | datasets.IterableDataset, asked: str | None, name: str) -> str:
+    """Return the column that holds classes: by its type, then by its name.
+
+    Raises:
+        DataError: it holds several labels an image, or there is none.
+    """
     several = [
         column
         for column, feature in dataset.features.items()

@@ -4,7 +4,6 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from finetune.cache import Rows, make_key, new_entry, read_arrays
-from finetune.errors import DataError
 from finetune.evidence import Work
-from finetune.images.decoding import ImageSource, in_threads, read_image
+from finetune.images.decoding import ImageSource, decode, encoded_bytes, in_threads
 
 BLOCK = 256
 """Images that are decoded before they are written out."""
@@ -133,13 +131,7 @@ class _Part:
 
     def _decode(self, index: int) -> Image.Image:
         source = self.sources[index]
-        try:
-            return read_image(source, self._shorter_side)
-        except Exception as error:  # decoders raise whatever they like
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(
-                f"{name_of(source, index)} can not be decoded ({reason}); take it out of the data and start again"
-            ) from None
+        return decode(source, self._shorter_side, name_of(source, index))
 
     def _key(self) -> str:
         content = hashlib.blake2b(self.contents["digest"].tobytes()).hexdigest()
@@ -158,7 +150,5 @@ def name_of(source: ImageSource, index: int) -> str:
 
 
 def _digest(source: ImageSource) -> tuple[bytes, int]:
-    if isinstance(source, dict):
-        source = source["bytes"] if source.get("bytes") is not None else source["path"]
-    encoded = source if isinstance(source, bytes) else Path(str(source)).read_bytes()
+    encoded = encoded_bytes(source)
     return hashlib.blake2b(encoded, digest_size=16).digest(), len(encoded)

@@ -15,6 +15,7 @@ from finetune.errors import DataError
 from finetune.images.decoding import why_unreadable
 from finetune.images.hub import load_hub_table
 from finetune.images.splitting import stratified_holdout, stratified_subset
+from finetune.images.streaming import ImageStream, load_stream
 from finetune.images.table import LabelledTable, load_table
 from finetune.recipe import TableColumns
 
@@ -61,6 +62,13 @@ class ImageSplits:
     unreadable: tuple[Unreadable, ...] = ()
     test_was_made: bool = False
     """Whether `test` was split off here, because the data came without one."""
+    stream: ImageStream | None = None
+    """All training images, where `train` is but a sample of them."""
+
+    @property
+    def num_training_images(self) -> int:
+        """How many images there are to train on."""
+        return len(self.train) if self.stream is None else self.stream.num_images
 
 
 def labels_of(dataset: Dataset) -> "NDArray[np.int64]":
@@ -79,7 +87,7 @@ def paths_of(dataset: Dataset) -> list[str]:
 
 
 def load_images(data: str, columns: TableColumns | None = None, limit: int | None = None, seed: int = 0) -> ImageSplits:
-    """Return the labelled splits of `data`: a folder, a table, `demo:digits` or `hf:NAME`.
+    """Return the labelled splits of `data`: a folder, a table, `demo:digits`, `hf:NAME` or `stream:NAME`.
 
     Unreadable files are left out and listed in `unreadable`. Of data without any split, 15 % of each class become the
     test split (groups whole), the same for the same files and seed.
@@ -87,7 +95,7 @@ def load_images(data: str, columns: TableColumns | None = None, limit: int | Non
     Args:
         data: a class-per-folder tree (flat or with train / val|validation / test), a CSV, TSV or Parquet file, the
         embedded
-            demo, or a Hugging Face data set (hub name or local folder).
+            demo, or a Hugging Face data set (hub name or local folder), stored or as a stream.
         columns: which columns of a table hold what; found by name and type where left out.
         limit: keep so many training images, each class in proportion.
         seed: of the splits made here.
@@ -95,9 +103,11 @@ def load_images(data: str, columns: TableColumns | None = None, limit: int | Non
     Raises:
         DataError: no such data, no images, one class, a class with one image, classes that only a later split has, ...
     """
-    table, unreadable = _without_unreadable(_load_any(data, columns or TableColumns()), data)
-    splits = _to_splits(table, seed)
-    splits = replace(splits, unreadable=tuple(unreadable))
+    loaded, stream = _load_any(data, columns or TableColumns(), seed)
+    table, unreadable = _without_unreadable(loaded, data)
+    splits = replace(_to_splits(table, seed), unreadable=tuple(unreadable), stream=stream)
+    if limit is not None and stream is not None:
+        raise DataError(f"a stream is read as a whole; leave --limit out, or let {data} be stored with hf: in its name")
     if limit is not None:
         keep = stratified_subset(labels_of(splits.train), limit, seed)
         splits = replace(splits, train=splits.train.select(keep))
@@ -113,7 +123,8 @@ def load_scored_images(data: str, class_names: tuple[str, ...], columns: TableCo
     Raises:
         DataError: a class that the model does not know.
     """
-    table, unreadable = _without_unreadable(_load_any(data, columns or TableColumns()), data)
+    loaded, _ = _load_any(data, columns or TableColumns(), 0)
+    table, unreadable = _without_unreadable(loaded, data)
     if table.splits is not None and "test" in table.splits:
         table = table.select([number for number, split in enumerate(table.splits) if split == "test"])
     unknown = sorted(set(table.labels) - set(class_names))
@@ -163,7 +174,13 @@ def table_of_paths(paths: list[str]) -> Dataset:
     return Dataset.from_dict({"image": rows}, features=Features({"image": ImageFeature(decode=False)}))
 
 
-def _load_any(data: str, columns: TableColumns) -> LabelledTable:
+def _load_any(data: str, columns: TableColumns, seed: int) -> tuple[LabelledTable, ImageStream | None]:
+    if data.startswith("stream:"):
+        return load_stream(data.removeprefix("stream:"), columns, SPLIT_NAMES, seed)
+    return _load_stored(data, columns), None
+
+
+def _load_stored(data: str, columns: TableColumns) -> LabelledTable:
     if data.startswith("demo:"):
         return _load_folder(_demo(data.removeprefix("demo:")))
     if data.startswith("hf:"):

@@ -38,7 +38,7 @@ class Task:
     """On its device, with what is trained set to require gradients."""
     groups: dict[str, list[str]]
     """Names of the trained parameters by stage; the head is `head`."""
-    make_loader: Callable[[range], DataLoader[tuple[Tensor, int]]]
+    make_loader: Callable[[range], DataLoader[Any]]
     """Batches of (inputs, indices) for these steps."""
     prepare: Callable[[Tensor], Tensor]
     """From a batch's inputs to the module's, on its device."""
@@ -205,7 +205,7 @@ def _count_streams(module: nn.Module, plan: Plan, accelerator: Accelerator) -> i
 class _Batches:
     """The batches of a loader, of which the next one can be read while another is computed with."""
 
-    def __init__(self, loader: DataLoader[tuple[Tensor, int]]) -> None:
+    def __init__(self, loader: DataLoader[Any]) -> None:
         self._batches: Iterator[Any] = iter(loader)
         self._next: Any = None
 

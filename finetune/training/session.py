@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from finetune.batches import MEMORY_FORMATS, Images, PlainImages, StepSampler, VariedImages, make_loader, normaliser
+from finetune.batches import (
+    MEMORY_FORMATS,
+    Images,
+    PlainImages,
+    StepSampler,
+    StreamedBatches,
+    VariedImages,
+    make_loader,
+    make_stream_loader,
+    normaliser,
+)
 from finetune.errors import DataError
 from finetune.evidence import Work
 from finetune.features import (
@@ -147,6 +158,7 @@ class _Session:
         if splits.validation is not None and plan.validation == "given":
             tables.append(splits.validation)
         self.labels = np.concatenate([labels_of(table) for table in tables])
+        self.stream = splits.stream
         self.pixels = Pixels(tables, plan.preprocessing.shorter_side)
         self.work += self.pixels.keep(progress)
         self.plain = PlainImages(self.pixels, plan.preprocessing)
@@ -235,17 +247,13 @@ class _Session:
             groups = {stage: [f"network.{name}" for name in names] for stage, names in groups.items()}
             source = self._kept_activations(tail)
 
-        def loader(steps: range) -> DataLoader[tuple[Tensor, int]]:
-            sampler = StepSampler(
-                phase.members.tolist(),
-                plan.batch_size,
-                steps,
-                plan.seed,
-                accelerator.process_index,
-                accelerator.num_processes,
-            )
+        def loader(steps: range) -> DataLoader[Any]:
+            share = plan.batch_size, steps, plan.seed, accelerator.process_index, accelerator.num_processes
+            if self.stream is not None:
+                batches = StreamedBatches(self.stream, plan.preprocessing, plan.augmentation, *share)
+                return make_stream_loader(batches, accelerator.device, plan.forward.loader_workers)
             workers = 0 if tail is not None else plan.forward.loader_workers
-            return make_loader(source, accelerator.device, workers, sampler)
+            return make_loader(source, accelerator.device, workers, StepSampler(phase.members.tolist(), *share))
 
         def prepare(inputs: Tensor) -> Tensor:
             if inputs.dtype == torch.uint8:
@@ -269,7 +277,7 @@ class _Session:
             groups=groups,
             make_loader=loader,
             prepare=prepare,
-            labels=torch.from_numpy(self.labels),
+            labels=torch.from_numpy(self.labels) if self.stream is None else torch.arange(self.num_classes),
             class_weights=self._class_weights(phase).to(accelerator.device),
             on_step=lambda step: self.progress(f"training ({phase.name})", step, plan.steps),
             evaluate=evaluate if phase.name == "validation" else None,
@@ -330,7 +338,9 @@ class _Session:
         if plan.strategy == "linear_probe":
             cost = 1.0  # the frozen network runs in every step, the head's own work is nothing beside it
         self.work += Work(forward_images=images, backward_images=images, forward_equivalents=round(images * cost, 1))
-        if self.kept is None and not self.pixels.is_kept:
+        if self.stream is not None:
+            self.work += Work(decoded_images=images)
+        elif self.kept is None and not self.pixels.is_kept:
             self.work += self.pixels.reading(images)
 
     def _tail_share(self) -> float:
