@@ -1,7 +1,6 @@
 """From a table of images to batches: decoded, varied by the seed, in an order that is a function of the seed and the
 step."""
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
@@ -9,19 +8,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
-from torchvision.transforms import Compose, TrivialAugmentWide
 
+from finetune.augmentation import Key, Variation, plain_view
 from finetune.evidence import Layout
 from finetune.images import ImageSource, ImageStream, Pixels, decode, in_threads
 from finetune.plan import AugmentationPlan
 from finetune.preprocessing import Preprocessing
-
-Key = tuple[int, int]
-"""Which image, and which of its augmented views."""
-
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
@@ -46,7 +40,6 @@ class PlainImages:
         self.pixels = pixels
         self._preprocessing = preprocessing
         self._mirrored = mirrored
-        self._transform = _plain_transform(preprocessing)
 
     def describe(self, members: Sequence[int] | None = None) -> str:
         """Return all that the images (of `members`) depend on."""
@@ -58,7 +51,7 @@ class PlainImages:
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
         """Return several images with their indices."""
-        images = [torch.as_tensor(self._transform(image)) for image in self.pixels.read(indices)]
+        images = [plain_view(image, self._preprocessing) for image in self.pixels.read(indices)]
         if self._mirrored:
             images = [image.flip(-1) for image in images]
         return list(zip(images, indices, strict=True))
@@ -73,7 +66,7 @@ class VariedImages:
         self._seed = seed
         self._plan = plan
         self._plain = PlainImages(pixels, preprocessing)
-        self._vary = _Variation(preprocessing, plan, seed)
+        self._vary = Variation(preprocessing, plan, seed)
 
     def describe(self) -> str:
         """Return all that a view of the images depends on, but for its number."""
@@ -109,7 +102,7 @@ class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
         """Read `batch_size` images a step, over all processes."""
         self._stream = stream
         self._shorter_side = preprocessing.shorter_side
-        self._vary = _Variation(preprocessing, plan, seed)
+        self._vary = Variation(preprocessing, plan, seed)
         self._batch_size = batch_size
         self._steps = steps
         self._rank = rank
@@ -131,29 +124,6 @@ class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
 
     def _decode(self, source: ImageSource) -> Image.Image:
         return decode(source, self._shorter_side, "an image of the stream")
-
-
-class _Variation:
-    """How images are varied: a function of the image, its key and the seed."""
-
-    def __init__(self, preprocessing: Preprocessing, plan: AugmentationPlan, seed: int) -> None:
-        self._seed = seed
-        varies = plan.smallest_crop < 1.0 or _varies(plan)
-        self._transform = _training_transform(preprocessing, plan) if varies else None
-        self._plain = _plain_transform(preprocessing)
-
-    def __call__(self, images: Sequence[Image.Image], keys: Sequence[Key]) -> list[Tensor]:
-        if self._transform is None:
-            return [torch.as_tensor(self._plain(image)) for image in images]
-        varied = []
-        with _random_states_kept():
-            for image, key in zip(images, keys, strict=True):
-                seed = int(np.random.SeedSequence((self._seed, *key)).generate_state(1)[0])
-                random.seed(seed)
-                np.random.seed(seed)  # timm's RandAugment draws from numpy's global state
-                torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds accelerators, too, and takes 10 x
-                varied.append(torch.as_tensor(self._transform(image)))
-        return varied
 
 
 class StepSampler(Sampler[list[Key]]):
@@ -235,53 +205,3 @@ def normaliser(preprocessing: Preprocessing, device: torch.device, layout: Layou
         return moved.to(torch.float32).sub_(mean).div_(std)
 
     return normalise
-
-
-class _random_states_kept:  # noqa: N801  (a context manager reads as a phrase)
-    """Leave the global random states as they were."""
-
-    def __enter__(self) -> None:
-        self._states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-
-    def __exit__(self, *_: object) -> None:
-        python, numpy, own = self._states
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(own)
-
-
-def _varies(plan: AugmentationPlan) -> bool:
-    return plan.horizontal_flip or plan.vertical_flip or plan.color_jitter > 0 or plan.policy != "none"
-
-
-def _plain_transform(preprocessing: Preprocessing) -> Any:  # noqa: ANN401  (timm's transforms have no type)
-    return create_transform(
-        input_size=preprocessing.image_size,
-        is_training=False,
-        use_prefetcher=True,
-        interpolation=preprocessing.interpolation,
-        crop_pct=preprocessing.image_size / preprocessing.shorter_side,
-    )
-
-
-def _training_transform(preprocessing: Preprocessing, plan: AugmentationPlan) -> Callable[[Image.Image], Tensor]:
-    transform: Callable[[Image.Image], Tensor] = create_transform(
-        input_size=preprocessing.image_size,
-        is_training=True,
-        use_prefetcher=True,
-        scale=(plan.smallest_crop, 1.0),
-        ratio=(3 / 4, 4 / 3),
-        hflip=0.5 if plan.horizontal_flip else 0.0,
-        vflip=0.5 if plan.vertical_flip else 0.0,
-        color_jitter=plan.color_jitter,
-        auto_augment="rand-m7-n2-mstd0.5-inc1" if plan.policy == "randaugment" else None,
-        interpolation=preprocessing.interpolation,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-    )
-    # timm would squeeze what it does not crop; without cropping, the square is cut as in prediction.
-    square = _plain_transform(preprocessing).transforms[:-1] if plan.smallest_crop == 1.0 else []
-    # timm has no TrivialAugment (Mueller & Hutter 2021) of its own.
-    policy = [TrivialAugmentWide()] if plan.policy == "trivialaugment" else []
-    whole: Callable[[Image.Image], Tensor] = Compose([*square, *policy, transform])
-    return whole

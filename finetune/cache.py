@@ -16,12 +16,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.errors import RecipeError
+from finetune.errors import FinetuneError, RecipeError
 
 Kind = Literal["pixels", "features", "activations", "measurements"]
 
@@ -70,17 +70,39 @@ class Writer:
         self.arrays: dict[str, dict[str, Any]] = {}
 
     def append(self, name: str, rows: NDArray[Any]) -> None:
-        """Add rows (n, ...) to the array `name`; all its rows have one shape and type."""
-        if name not in self._files:
-            self._files[name] = (self._folder / name).open("wb")
-            self.arrays[name] = {"dtype": rows.dtype.str, "shape": [0, *rows.shape[1:]]}
-        self.arrays[name]["shape"][0] += len(rows)
-        self._files[name].write(np.ascontiguousarray(rows).data)
+        """Add rows (n, ...) to the array `name`; all its rows have one shape and type.
+
+        Raises:
+            FinetuneError: the disk is full.
+        """
+        with _explained():
+            if name not in self._files:
+                self._files[name] = (self._folder / name).open("wb")
+                self.arrays[name] = {"dtype": rows.dtype.str, "shape": [0, *rows.shape[1:]]}
+            self.arrays[name]["shape"][0] += len(rows)
+            self._files[name].write(np.ascontiguousarray(rows).data)
 
     def close(self) -> None:
-        """Write out what is buffered."""
-        for file in self._files.values():
-            file.close()
+        """Write out what is buffered.
+
+        Raises:
+            FinetuneError: the disk is full.
+        """
+        with _explained():
+            while self._files:
+                self._files.popitem()[1].close()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Say what to do when the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        raise FinetuneError(
+            f"{cache_folder()} can not be written to ({error.strerror}); make room there, let FINETUNE_CACHE name a "
+            f"folder on another disk, or keep nothing with FINETUNE_CACHE_LIMIT=0; then start again or --resume"
+        ) from None
 
 
 class Rows:
@@ -195,12 +217,14 @@ def new_entry(
         yield writer
         writer.close()
         content = {"about": about, "arrays": writer.arrays, "value": value or {}}
-        (partial / ABOUT).write_text(json.dumps(content), "utf-8")
+        with _explained():
+            (partial / ABOUT).write_text(json.dumps(content), "utf-8")
         read_arrays(kind, key)  # takes away what is damaged
         with suppress(OSError):  # another process was faster, and made the same
             partial.rename(partial.with_name(key))
     finally:
-        writer.close()
+        with suppress(FinetuneError):  # told already
+            writer.close()
         shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -240,8 +264,9 @@ def list_entries() -> list[Entry]:
 def clear() -> int:
     """Remove everything that is kept; return the bytes that it took. A run that reads it meanwhile is not disturbed."""
     entries = list_entries()
-    for entry in entries:
-        shutil.rmtree(entry.path, ignore_errors=True)
+    for path in cache_folder().glob("*/*"):
+        if path.parent.name in get_args(Kind) and path.suffix != ".partial":  # damaged entries, too
+            shutil.rmtree(path, ignore_errors=True)
     _sweep()
     return _total(entries)
 

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from finetune.batches import Images, Key, PlainImages, make_loader, normaliser
+from finetune.augmentation import Key
+from finetune.batches import Images, PlainImages, make_loader, normaliser
 from finetune.cache import Kind, Rows, make_key, new_entry, read_arrays
 from finetune.evidence import ForwardSettings, Precision, Work
 from finetune.images import Pixels

@@ -127,7 +127,7 @@ class Recipe(Value):
     time_budget: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] | None = None
     """Seconds that training may take, such as 90s, 10m, 1.5h."""
     refit: bool | None = None
-    """Train anew on train + validation before shipping; by default below 1,000 training images."""
+    """Train on the images that judged, too, before shipping; by default below 1,000 training images."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the splits, the order of images, the augmentation and new weights."""
     training: TrainingRecipe = TrainingRecipe()

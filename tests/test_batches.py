@@ -184,7 +184,9 @@ def test_what_the_network_sees_is_what_torchvisions_own_transforms_give(table, p
     expected = torch.stack([usual(image) for image in pixels.read(range(6))])
     made = torch.stack(pixels_of(PlainImages(pixels, preprocessing), range(6)))
     normalise = normaliser(preprocessing, torch.device("cpu"), "channels_last")
-    torch.testing.assert_close(normalise(made), expected, rtol=0, atol=1e-5)
+    one_level = 1 / 255 / min(preprocessing.std)  # Pillow rounds between the two directions
+    torch.testing.assert_close(normalise(made), expected, rtol=0, atol=1.01 * one_level)
+    assert (normalise(made) - expected).abs().mean() < 0.02 * one_level
 
 
 @pytest.mark.parametrize(("layout", "other"), [("channels_last", "contiguous"), ("contiguous", "channels_last")])

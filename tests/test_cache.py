@@ -4,13 +4,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from finetune import cache
 from finetune.cache import Rows, keep_value, list_entries, make_key, new_entry, read_arrays, read_value, remember
-from finetune.errors import RecipeError
+from finetune.errors import FinetuneError, RecipeError
 
 ROWS = np.arange(300, dtype=np.int16).reshape(100, 3)
 
@@ -361,3 +362,24 @@ def test_an_entrys_description_can_be_read_by_people(empty_cache):
     keep("k")
     about = json.loads((empty_cache / "features" / "k" / cache.ABOUT).read_text("utf-8"))
     assert about["about"] == "entry k"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+def test_a_full_disk_is_told_with_what_to_do_and_leaves_nothing(empty_cache):
+    def keep_on_a_full_disk():
+        with new_entry("features", "full", "x", 10) as writer:
+            (folder,) = (empty_cache / "features").iterdir()
+            (folder / "rows").symlink_to("/dev/full")
+            writer.append("rows", np.zeros((100_000, 3), dtype=np.int16))
+
+    with pytest.raises(FinetuneError, match="FINETUNE_CACHE_LIMIT=0"):
+        keep_on_a_full_disk()
+    assert list((empty_cache / "features").iterdir()) == []
+
+
+def test_clearing_removes_damaged_entries_but_nothing_of_another_kind(empty_cache):
+    keep("a")
+    (empty_cache / "features" / "a" / cache.ABOUT).write_text("{")
+    (empty_cache / "digits" / "0").mkdir(parents=True)
+    cache.clear()
+    assert [path.name for path in empty_cache.glob("*/*")] == ["0"]

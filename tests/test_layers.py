@@ -15,7 +15,7 @@ LAYERS = (
     ("workload",),
     ("strategy",),
     ("plan",),
-    ("images",),
+    ("images", "augmentation"),
     ("network",),
     ("batches", "probing"),
     ("features",),

@@ -7,7 +7,7 @@ from finetune.audit import measure_evidence, measuring
 from finetune.audit.measuring import handedness
 from finetune.errors import ModelError
 from finetune.evidence import Work
-from finetune.images import load_images, pixels
+from finetune.images import decoding, load_images
 from finetune.recipe import Recipe
 
 
@@ -152,7 +152,7 @@ def test_a_second_measurement_decodes_and_forwards_nothing_and_finds_the_same(me
     def refused(*_arguments, **_options):
         raise AssertionError("this was done before")
 
-    for module, name in ((pixels, "read_image"), (measuring, "measure_speed"), (measuring, "DomainProbe")):
+    for module, name in ((decoding, "read_image"), (measuring, "measure_speed"), (measuring, "DomainProbe")):
         monkeypatch.setattr(module, name, refused)
     second = measured({"train": {"a": 8, "b": 6}})
     assert second.work == Work(cache_hits=4 * 14)

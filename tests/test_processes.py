@@ -134,7 +134,7 @@ def test_two_processes_train_the_weights_of_one(plans, alone, together, way):
     start = start_of(plans[way])
     whole = movement(expected, start)
     assert whole.norm() > 0
-    assert (movement(own, start) - whole).norm() < 1e-4 * whole.norm()
+    assert (movement(own, start) - whole).norm() < 5e-4 * whole.norm()
     for name in ("classifier.weight", "classifier.bias"):
         torch.testing.assert_close(own[name], expected[name], rtol=1e-5, atol=1e-5)
 

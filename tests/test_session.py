@@ -11,7 +11,7 @@ from finetune import features as forward_passes
 from finetune.batches import PlainImages
 from finetune.evidence import Work
 from finetune.features import forward_all, logits, no_progress, pooled
-from finetune.images import Pixels, groups_of, label_paths, labels_of, load_images, pixels
+from finetune.images import Pixels, decoding, groups_of, label_paths, labels_of, load_images
 from finetune.network.backbone import create_network, find_head, find_norms, find_stages, profile_stages
 from finetune.probing import fit_head, log_loss
 from finetune.training import Checkpoints, kept, plan_phases, session, train
@@ -520,7 +520,7 @@ def test_a_second_training_on_frozen_stages_decodes_and_forwards_nothing_and_giv
 ):
     plan = make_plan(way, **changes)
     first = train(plan, splits)
-    refuse(monkeypatch, (pixels, "read_image"), (forward_passes, "stream"), (kept, "stream"))
+    refuse(monkeypatch, (decoding, "read_image"), (forward_passes, "stream"), (kept, "stream"))
     second = train(plan, splits)
     assert_same_model(second, first)
     steps = first.work.backward_images
@@ -534,7 +534,7 @@ def test_a_second_training_on_frozen_stages_decodes_and_forwards_nothing_and_giv
 def test_a_second_training_of_every_stage_decodes_nothing_and_gives_the_same_model(make_plan, splits, monkeypatch, way):
     plan = make_plan(way)
     first = train(plan, splits)
-    refuse(monkeypatch, (pixels, "read_image"))
+    refuse(monkeypatch, (decoding, "read_image"))
     second = train(plan, splits)
     assert_same_model(second, first)
     assert (second.work.decoded_images, second.work.forward_images) == (0, 24)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from finetune.batches import Images, Key, PlainImages, VariedImages
+from finetune.augmentation import Key
+from finetune.batches import Images, PlainImages, VariedImages
 from finetune.cache import make_key
 from finetune.evidence import ForwardSettings
 from finetune.features import Outputs, Progress, kept_outputs, stream

@@ -1,0 +1,109 @@
+"""From a decoded image to the square that the network sees: as prediction sees it, or varied by a seed.
+
+Everything works on uint8 tensors: PyTorch resizes them three times as fast as Pillow, to the same values but for
+rounding.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, RandAugment, RandomResizedCrop, TrivialAugmentWide
+
+from finetune.plan import AugmentationPlan
+from finetune.preprocessing import Preprocessing
+
+Key = tuple[int, int]
+"""Which image, and which of its augmented views."""
+
+ASPECT = (3 / 4, 4 / 3)
+"""Least and greatest width over height of a random crop."""
+
+GREY = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in a pixel's brightness (ITU-R BT.601)."""
+
+POLICIES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
+    "randaugment": lambda: RandAugment(interpolation=InterpolationMode.BILINEAR),
+    "trivialaugment": lambda: TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR),
+}
+"""Cubuk et al. 2020 and Mueller & Hutter 2021."""
+
+
+def plain_view(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """Return an image as prediction sees it, (3, size, size) uint8: its shorter side resized, the centre cut out."""
+    return _plain(_to_tensor(image), preprocessing)
+
+
+class Variation:
+    """How training images are varied: a function of the image, its key and the seed."""
+
+    def __init__(self, preprocessing: Preprocessing, plan: AugmentationPlan, seed: int) -> None:
+        """Vary as planned."""
+        self._preprocessing = preprocessing
+        self._plan = plan
+        self._seed = seed
+        self._policy = POLICIES[plan.policy]() if plan.policy != "none" else None
+
+    def __call__(self, images: Sequence[Image.Image], keys: Sequence[Key]) -> list[Tensor]:
+        """Return each image varied, (3, size, size) uint8; the global random state is left as it was."""
+        state = torch.get_rng_state()
+        varied = []
+        for image, key in zip(images, keys, strict=True):
+            seed = int(np.random.SeedSequence((self._seed, *key)).generate_state(1)[0])
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds accelerators, too, and takes 10 x
+            varied.append(self._vary(_to_tensor(image)))
+        torch.set_rng_state(state)
+        return varied
+
+    def _vary(self, image: Tensor) -> Tensor:
+        plan, size = self._plan, self._preprocessing.image_size
+        if plan.smallest_crop < 1.0:
+            top, left, height, width = RandomResizedCrop.get_params(image, [plan.smallest_crop, 1.0], list(ASPECT))
+            crop = image[:, top : top + height, left : left + width]
+            view = _resize(crop, size, size, self._preprocessing.interpolation)
+        else:
+            view = _plain(image, self._preprocessing)
+        for is_on, axis in ((plan.horizontal_flip, -1), (plan.vertical_flip, -2)):
+            if is_on and torch.rand(()) < 0.5:
+                view = view.flip(axis)
+        if plan.color_jitter > 0:
+            view = _jitter(view, plan.color_jitter)
+        return view if self._policy is None else self._policy(view)
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    """Return (3, h, w) with the channels of a pixel beside each other in memory, which resizes fastest."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _plain(image: Tensor, preprocessing: Preprocessing) -> Tensor:
+    height, width = image.shape[1:]
+    shorter, size = preprocessing.shorter_side, preprocessing.image_size
+    longer = int(shorter * max(height, width) / min(height, width))
+    tall = (longer, shorter) if height > width else (shorter, longer)
+    resized = _resize(image, *tall, preprocessing.interpolation)
+    top, left = (round((side - size) / 2) for side in resized.shape[1:])
+    return resized[:, top : top + size, left : left + size].contiguous()
+
+
+def _resize(image: Tensor, height: int, width: int, interpolation: str) -> Tensor:
+    if image.shape[1:] == (height, width):
+        return image.contiguous()
+    mode = interpolation if interpolation in {"bilinear", "bicubic"} else "bicubic"
+    return torch.nn.functional.interpolate(image[None], size=(height, width), mode=mode, antialias=True)[0]
+
+
+def _jitter(view: Tensor, strength: float) -> Tensor:
+    """Return a view with brightness, contrast and saturation each changed by a factor within 1 +- `strength`.
+
+    It is torchvision's ColorJitter in this order, in one step instead of three with rounding between them.
+    """
+    brightness, contrast, saturation = (1.0 + strength * (2.0 * torch.rand(3) - 1.0)).tolist()
+    values = view.float()
+    grey = values[0] * GREY[0] + values[1] * GREY[1] + values[2] * GREY[2]
+    scale = brightness * contrast
+    level = float(grey.mean()) * brightness * (1.0 - contrast)
+    changed = values.mul_(saturation * scale).add_(grey.mul_((1.0 - saturation) * scale).add_(level))
+    return changed.round_().clamp_(0.0, 255.0).to(torch.uint8)
