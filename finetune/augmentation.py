@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandAugment, RandomResizedCrop, TrivialAugmentWide
+from torchvision.transforms.v2 import functional
 
 from finetune.plan import AugmentationPlan
 from finetune.preprocessing import Preprocessing
@@ -60,9 +61,10 @@ class Variation:
     def _vary(self, image: Tensor) -> Tensor:
         plan, size = self._plan, self._preprocessing.image_size
         if plan.smallest_crop < 1.0:
-            top, left, height, width = RandomResizedCrop.get_params(image, [plan.smallest_crop, 1.0], list(ASPECT))
-            crop = image[:, top : top + height, left : left + width]
-            view = _resize(crop, size, size, self._preprocessing.interpolation)
+            box = RandomResizedCrop.get_params(image, [plan.smallest_crop, 1.0], list(ASPECT))
+            view: Tensor = functional.resized_crop(
+                image, *box, [size, size], _interpolation(self._preprocessing), antialias=True
+            )
         else:
             view = _plain(image, self._preprocessing)
         for is_on, axis in ((plan.horizontal_flip, -1), (plan.vertical_flip, -2)):
@@ -79,20 +81,15 @@ def _to_tensor(image: Image.Image) -> Tensor:
 
 
 def _plain(image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    height, width = image.shape[1:]
-    shorter, size = preprocessing.shorter_side, preprocessing.image_size
-    longer = int(shorter * max(height, width) / min(height, width))
-    tall = (longer, shorter) if height > width else (shorter, longer)
-    resized = _resize(image, *tall, preprocessing.interpolation)
-    top, left = (round((side - size) / 2) for side in resized.shape[1:])
-    return resized[:, top : top + size, left : left + size].contiguous()
+    size = preprocessing.image_size
+    resized = functional.resize(image, [preprocessing.shorter_side], _interpolation(preprocessing), antialias=True)
+    square: Tensor = functional.center_crop(resized, [size, size])
+    return square.contiguous()
 
 
-def _resize(image: Tensor, height: int, width: int, interpolation: str) -> Tensor:
-    if image.shape[1:] == (height, width):
-        return image.contiguous()
-    mode = interpolation if interpolation in {"bilinear", "bicubic"} else "bicubic"
-    return torch.nn.functional.interpolate(image[None], size=(height, width), mode=mode, antialias=True)[0]
+def _interpolation(preprocessing: Preprocessing) -> InterpolationMode:
+    """Return the network's own way of resizing, or bicubic where tensors can not be resized so."""
+    return InterpolationMode.BILINEAR if preprocessing.interpolation == "bilinear" else InterpolationMode.BICUBIC
 
 
 def _jitter(view: Tensor, strength: float) -> Tensor:

@@ -100,7 +100,7 @@ class Recipe(Value):
 
     data: str
     """A class-per-folder tree, a table (CSV, TSV, Parquet), `demo:digits`, `hf:NAME` (hub name or local folder), or
-    `stream:NAME` (the same, never stored)."""
+    `stream:NAME` (the same, not stored)."""
     columns: TableColumns = TableColumns()
     """Which columns of a table hold what."""
     model: str = "auto"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor, v2
 
 from finetune import batches
 from finetune.batches import PlainImages, StepSampler, VariedImages, make_loader, normaliser
@@ -187,6 +187,14 @@ def test_what_the_network_sees_is_what_torchvisions_own_transforms_give(table, p
     one_level = 1 / 255 / min(preprocessing.std)  # Pillow rounds between the two directions
     torch.testing.assert_close(normalise(made), expected, rtol=0, atol=1.01 * one_level)
     assert (normalise(made) - expected).abs().mean() < 0.02 * one_level
+
+
+def test_plain_images_are_torchvisions_own_on_tensors_to_the_last_bit(table, preprocessing):
+    pixels = Pixels(table, 32)
+    usual = v2.Compose([v2.Resize(preprocessing.shorter_side, InterpolationMode.BICUBIC), v2.CenterCrop(32)])
+    made = pixels_of(PlainImages(pixels, preprocessing), range(6))
+    for own, image in zip(made, pixels.read(range(6)), strict=True):
+        assert torch.equal(own, usual(torch.from_numpy(np.array(image)).permute(2, 0, 1)))
 
 
 @pytest.mark.parametrize(("layout", "other"), [("channels_last", "contiguous"), ("contiguous", "channels_last")])

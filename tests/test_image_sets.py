@@ -58,7 +58,7 @@ def test_predictions_evaluation_and_python_agree(probed, tmp_path):
 
 def test_fine_tuning_beats_the_probe_on_brain_scans(tmp_path):
     data = str(Path(SETS, "brainmri3"))
-    asked = finetune.Recipe(data=data, limit=300, steps=150, refit=False)
+    asked = finetune.Recipe(data=data, limit=300, refit=False)
     splits = finetune.load_images(data, limit=300)
     splits = finetune.ImageSplits(
         train=splits.train, validation=splits.test.select(range(0, 600, 2)), test=None, class_names=splits.class_names

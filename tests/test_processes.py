@@ -17,6 +17,9 @@ from finetune.training import train
 USUAL = {"batch_size": 6, "steps": 5, "clip_norm": 10.0}
 """Some gradients are longer than that and some shorter, so that their length counts: AdamW alone would not notice."""
 
+STRAY = 20
+"""Parameters, of all, that may differ by more than rounding."""
+
 WAYS = {
     "full": {"strategy": "full"},
     "full-uneven": {"strategy": "full", "batch_size": 5, "accumulation": 2, "imbalance": "class_weights"},
@@ -134,7 +137,10 @@ def test_two_processes_train_the_weights_of_one(plans, alone, together, way):
     start = start_of(plans[way])
     whole = movement(expected, start)
     assert whole.norm() > 0
-    assert (movement(own, start) - whole).norm() < 5e-4 * whole.norm()
+    # AdamW makes a whole step of a gradient that is 0 but for rounding: a few numbers may go their own way.
+    apart = (movement(own, start) - whole).abs().sort().values
+    assert apart[:-STRAY].norm() < 5e-5 * whole.norm()
+    assert apart[-STRAY:].max() < 0.1 * plans[way].head_learning_rate
     for name in ("classifier.weight", "classifier.bias"):
         torch.testing.assert_close(own[name], expected[name], rtol=1e-5, atol=1e-5)
 

@@ -1,5 +1,6 @@
 """From a file, upright and in RGB, whatever its orientation tag and its mode; small where small is enough."""
 
+import hashlib
 import io
 import os
 from collections.abc import Callable, Sequence
@@ -107,6 +108,11 @@ def encoded_bytes(source: ImageSource) -> bytes:
     if isinstance(source, dict):
         return encoded_bytes(source["bytes"] if source.get("bytes") is not None else source["path"])
     return source if isinstance(source, bytes) else Path(str(source)).read_bytes()
+
+
+def digest_of(encoded: bytes) -> bytes:
+    """Return what tells encoded images apart."""
+    return hashlib.blake2b(encoded, digest_size=16).digest()
 
 
 def _is_whole(source: ImageSource) -> bool:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from finetune.cache import Rows, make_key, new_entry, read_arrays
 from finetune.evidence import Work
-from finetune.images.decoding import ImageSource, decode, encoded_bytes, in_threads
+from finetune.images.decoding import ImageSource, decode, digest_of, encoded_bytes, in_threads
 
 BLOCK = 256
 """Images that are decoded before they are written out."""
@@ -151,4 +151,4 @@ def name_of(source: ImageSource, index: int) -> str:
 
 def _digest(source: ImageSource) -> tuple[bytes, int]:
     encoded = encoded_bytes(source)
-    return hashlib.blake2b(encoded, digest_size=16).digest(), len(encoded)
+    return digest_of(encoded), len(encoded)

@@ -1,6 +1,5 @@
-"""Hugging Face data sets as streams: read from where they lie while they are trained on, and never stored."""
+"""Hugging Face data sets as streams: read from where they lie while they are trained on, without being stored."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from itertools import count, islice
 
@@ -8,9 +7,9 @@ import datasets
 import numpy as np
 
 from finetune.errors import DataError
-from finetune.images.decoding import ImageSource, encoded_bytes, why_unreadable
+from finetune.images.decoding import ImageSource, digest_of, encoded_bytes, why_unreadable
 from finetune.images.hub import image_column_of, label_column_of, load_dataset_dict
-from finetune.images.splitting import stratified_holdout
+from finetune.images.splitting import HELD_OUT, stratified_holdout
 from finetune.images.table import LabelledTable, name_split
 from finetune.recipe import TableColumns
 
@@ -19,9 +18,6 @@ SAMPLE = 5_000
 
 BUFFER = 1_000
 """Images among which a stream is shuffled, beside the order of its files."""
-
-JUDGED = 0.2
-"""Share of the sample that judges, where the data set has no validation split."""
 
 
 class ImageStream:
@@ -42,7 +38,7 @@ class ImageStream:
             before = position
             for row in self._dataset:
                 source: ImageSource = row["image"]
-                if _digest(source) in self._judging or why_unreadable([source])[0] is not None:
+                if digest_of(encoded_bytes(source)) in self._judging or why_unreadable([source])[0] is not None:
                     continue
                 if position >= start:
                     yield source, int(row["label"])
@@ -71,7 +67,8 @@ def load_stream(
     labels: list[str] = []
     splits: list[str] = []
     class_names: list[str] = []
-    stream: ImageStream | None = None
+    streamed: datasets.IterableDataset | None = None
+    num_images = 0
     for split, dataset in load_dataset_dict(name, streaming=True).items():
         label_column = label_column_of(dataset, columns.label, name)
         class_names = _class_names(dataset, label_column, name)
@@ -87,17 +84,23 @@ def load_stream(
         labels += [class_names[row["label"]] for row in rows]
         splits += [kind] * len(rows)
         if kind == "train" and goes_on:
-            stream = ImageStream(shuffled, _size(dataset, str(split), label_column), frozenset())
+            streamed, num_images = shuffled, _size(dataset, str(split), label_column)
     table = LabelledTable(
         sources=sources, labels=labels, splits=splits if set(splits) != {"train"} else None, class_names=class_names
     )
-    return (table, None) if stream is None else _with_judges(table, stream, class_names, name, seed)
+    if streamed is None:
+        return table, None
+    judged = _with_judges(table, class_names, name, seed)
+    judging = frozenset(
+        digest_of(encoded_bytes(source))
+        for source, split in zip(judged.sources, judged.splits or (), strict=True)
+        if split == "validation"
+    )
+    return judged, ImageStream(streamed, num_images, judging)
 
 
-def _with_judges(
-    table: LabelledTable, stream: ImageStream, class_names: list[str], name: str, seed: int
-) -> tuple[LabelledTable, ImageStream]:
-    """Hold a part of the sample out, unless there is a validation split, and leave it out of the stream."""
+def _with_judges(table: LabelledTable, class_names: list[str], name: str, seed: int) -> LabelledTable:
+    """Hold a part of the training sample out, unless there is a validation split."""
     splits = list(table.splits or ["train"] * len(table.labels))
     train = [number for number, split in enumerate(splits) if split == "train"]
     trained = [table.labels[number] for number in train]
@@ -108,14 +111,10 @@ def _with_judges(
             f"as '{missing[0]}'; shuffle the data set, or let it be stored with hf:{name}"
         )
     if "validation" not in splits:
-        _, held = stratified_holdout(np.unique(trained, return_inverse=True)[1], JUDGED, seed)
+        _, held = stratified_holdout(np.unique(trained, return_inverse=True)[1], HELD_OUT, seed)
         for number in held:
             splits[train[number]] = "validation"
-    judging = frozenset(
-        _digest(source) for source, split in zip(table.sources, splits, strict=True) if split == "validation"
-    )
-    judged = LabelledTable(sources=table.sources, labels=table.labels, splits=splits, class_names=table.class_names)
-    return judged, ImageStream(stream._dataset, stream.num_images, judging)
+    return LabelledTable(sources=table.sources, labels=table.labels, splits=splits, class_names=table.class_names)
 
 
 def _plain(dataset: datasets.IterableDataset, image_column: str, label_column: str) -> datasets.IterableDataset:
@@ -142,7 +141,3 @@ def _size(dataset: datasets.IterableDataset, split: str, label_column: str) -> i
     if known is not None and known.num_examples:
         return int(known.num_examples)
     return sum(1 for _ in dataset.select_columns([label_column]))
-
-
-def _digest(source: ImageSource) -> bytes:
-    return hashlib.blake2b(encoded_bytes(source), digest_size=16).digest()

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
+
+from finetune.network.interception import Interception
 
 WINDOW = 3
 """Side of the largest depthwise kernel whose weight gradient is fast."""
@@ -27,20 +28,13 @@ def quick_depthwise_gradients(device: torch.device) -> AbstractContextManager[An
     return _QuickDepthwise() if device.type == "cpu" else nullcontext()
 
 
-class _QuickDepthwise(TorchFunctionMode):
+class _QuickDepthwise(Interception):
     """Takes over the depthwise convolutions with a slow gradient, and leaves everything else alone."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401  (torch's protocol)
-        kwargs = kwargs or {}
-        if func is torch.conv2d and torch.is_grad_enabled():
-            return _convolve(*args, **kwargs)
-        return func(*args, **kwargs)
+    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:  # noqa: ANN401
+        if function is torch.conv2d and torch.is_grad_enabled():
+            return _convolve(*arguments, **options)
+        return function(*arguments, **options)
 
 
 def _convolve(

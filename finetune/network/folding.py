@@ -5,19 +5,20 @@ take over (Jacob et al. 2018, section 3.2). Where the convolution is trained, it
 and the norm's parameters in every pass, so that gradients reach all of them; elsewhere it is computed once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+
+from finetune.network.interception import Interception
 
 MARK = "_finetune_folded_norm"
 """Attribute of a convolution's output that has been through the norm already: the norm's running mean."""
 
 
-class FoldedNorms(TorchFunctionMode):
+class FoldedNorms(Interception):
     """Lets convolutions do the work of the frozen batch norms above them; a context, for any number of threads.
 
     A convolution and a norm belong together where the norm, and nothing else, takes the convolution's output.
@@ -35,24 +36,17 @@ class FoldedNorms(TorchFunctionMode):
         """Return how many norms are folded."""
         return len(self._norms)
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401  (torch's protocol)
+    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:  # noqa: ANN401
         """Take over convolutions and the norms that are folded into them; leave everything else alone."""
-        kwargs = kwargs or {}
-        if func is torch.conv2d:
-            return self._convolve(*args, **kwargs)
-        if func is nn.functional.batch_norm:
-            norm = _Norm(*args, **kwargs)
+        if function is torch.conv2d:
+            return self._convolve(*arguments, **options)
+        if function is nn.functional.batch_norm:
+            norm = _Norm(*arguments, **options)
             if getattr(norm.input, MARK, None) is norm.running_mean is not None:
                 if norm.training:
                     raise RuntimeError("a norm that was folded into its convolution is asked for new statistics")
                 return norm.input
-        return func(*args, **kwargs)
+        return function(*arguments, **options)
 
     def _convolve(
         self,
@@ -100,7 +94,7 @@ class _Found(NamedTuple):
     norm: _Norm
 
 
-class _Finder(TorchFunctionMode):
+class _Finder(Interception):
     """Watches a forward pass."""
 
     def __init__(self) -> None:
@@ -112,28 +106,21 @@ class _Finder(TorchFunctionMode):
         self._calls: dict[int, int] = {}
         """How often each weight convolves."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401  (torch's protocol)
-        kwargs = kwargs or {}
-        if func is nn.functional.batch_norm:
-            norm = _Norm(*args, **kwargs)
+    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:  # noqa: ANN401
+        if function is nn.functional.batch_norm:
+            norm = _Norm(*arguments, **options)
             if id(norm.input) in self._convolved and not norm.training and norm.running_mean is not None:
                 self._norms[id(norm.input)] = norm
             with torch._C.DisableTorchFunction():  # or the function it calls would count as a second use
-                output = func(*args, **kwargs)
+                output = function(*arguments, **options)
         else:
-            output = func(*args, **kwargs)
+            output = function(*arguments, **options)
         if any(isinstance(made, Tensor) for made in tree_leaves(output)):  # shapes and the like are no use
-            for given in tree_leaves((args, kwargs)):
+            for given in tree_leaves((arguments, options)):
                 if isinstance(given, Tensor) and id(given) in self._convolved:
                     self._uses[id(given)] = self._uses.get(id(given), 0) + 1
-        if func is torch.conv2d:
-            weight = args[1] if len(args) > 1 else kwargs["weight"]
+        if function is torch.conv2d:
+            weight = arguments[1] if len(arguments) > 1 else options["weight"]
             self._convolved[id(output)] = (output, weight)
             self._calls[id(weight)] = self._calls.get(id(weight), 0) + 1
         return output

@@ -36,7 +36,7 @@ from finetune.features import (
     logits,
     no_progress,
 )
-from finetune.images import ImageSplits, Pixels, groups_of, labels_of, stratified_folds, stratified_holdout
+from finetune.images import HELD_OUT, ImageSplits, Pixels, groups_of, labels_of, stratified_folds, stratified_holdout
 from finetune.metrics import score
 from finetune.network.backbone import check_stages, create_network, find_head, load_head, profile_stages, set_trainable
 from finetune.network.folding import FoldedNorms
@@ -49,9 +49,6 @@ from finetune.training.checkpoints import Checkpoints
 from finetune.training.kept import KeptActivations, keep_activations
 from finetune.training.loop import Task, make_accelerator, train_steps
 from finetune.workload import cost_per_image, tail_share
-
-HELD_OUT = 0.2
-"""Share of the training images that is held out where the data has no validation split."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
