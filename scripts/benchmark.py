@@ -37,7 +37,10 @@ COMPARED = ("linear_probe", "auto", "fastai")
 SCRIPTS = ("script, probe", "script, probe, tuned", "script", "script, tuned")
 """Run on the first set with the first seed."""
 
-LIMITED = ("bare", "linear_probe", "linear_probe, 400", "full, short", "partial, not cached", "partial", "again")
+LIMITED = (
+    "bare", "linear_probe", "linear_probe, 400", "full, short", "partial, not cached", "partial", "again",
+    "partial, 2 stages, not cached", "partial, 2 stages",
+)  # fmt: skip
 """Run on the set for limits with every seed."""
 
 LIMIT_SET = "scene15"
@@ -168,6 +171,9 @@ def compare_limits(results: Results, seeds: Sequence[int]) -> list[str]:
     full = of("full, short", "training_images_per_second")
     cached = of("partial", "training_images_per_second")
     uncached = of("partial, not cached", "training_images_per_second")
+    short, short_uncached = (
+        of(name, "training_images_per_second") for name in ("partial, 2 stages", "partial, 2 stages, not cached")
+    )
     rows = [
         ("bare decoding", f"{of('bare', 'decoding'):.0f} images/s"),
         ("bare forward pass, best of all ways", f"{of('bare', 'forward'):.0f} images/s"),
@@ -194,6 +200,17 @@ def compare_limits(results: Results, seeds: Sequence[int]) -> list[str]:
         (
             "accuracy of kept against not kept, points",
             difference(results, "partial", "partial, not cached", LIMIT_SET, seeds),
+        ),
+        ("`partial` of 2 stages, from kept activations", f"{short:.0f} images/s"),
+        ("**kept over not kept**", f"**{short / short_uncached:.2f} x**"),
+        ("**`partial` of 2 stages over `full`**", f"**{short / full:.2f} x**"),
+        (
+            "accuracy of kept against not kept, points",
+            difference(results, "partial, 2 stages", "partial, 2 stages, not cached", LIMIT_SET, seeds),
+        ),
+        (
+            "accuracy of 2 stages against the planned ones, points",
+            difference(results, "partial, 2 stages", "partial", LIMIT_SET, seeds),
         ),
     ]
     return ["| what | measured |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)]

@@ -43,7 +43,14 @@ Result = dict[str, Any]
 
 
 def ours(
-    strategy: str, data: Path, seed: int, image_size: int, cached: bool = True, limit: int | None = None, steps: int = 0
+    strategy: str,
+    data: Path,
+    seed: int,
+    image_size: int,
+    cached: bool = True,
+    limit: int | None = None,
+    steps: int = 0,
+    stages: int = 0,
 ) -> Result:
     """Return what this toolkit makes of the images.
 
@@ -55,6 +62,7 @@ def ours(
         cached: whether activations at the frozen boundary are kept.
         limit: training images to use.
         steps: optimizer steps; 0: as many as are planned.
+        stages: last stages that `partial` trains; 0: as many as are planned.
     """
     import finetune
     from finetune.audit import measure_evidence
@@ -69,6 +77,8 @@ def ours(
 
     start = time.perf_counter()
     fixed: dict[str, Any] = {"steps": steps} if steps else {}
+    if stages:
+        fixed["training__trainable_stages"] = stages
     recipe = finetune.load_recipe(data=str(data), strategy=strategy, seed=seed, image_size=image_size, **fixed)
     splits = load_images(recipe.data, limit=limit)
     evidence = measure_evidence(recipe, splits)
@@ -335,6 +345,8 @@ CONTENDERS: dict[str, Callable[[Path, int, int], Result]] = {
     "auto": lambda data, seed, size: ours("auto", data, seed, size),
     "partial": lambda data, seed, size: ours("partial", data, seed, size),
     "partial, not cached": lambda data, seed, size: ours("partial", data, seed, size, cached=False),
+    "partial, 2 stages": lambda data, seed, size: ours("partial", data, seed, size, stages=2),
+    "partial, 2 stages, not cached": lambda data, seed, size: ours("partial", data, seed, size, cached=False, stages=2),
     "linear_probe, 400": lambda data, seed, size: ours("linear_probe", data, seed, size, limit=400),
     "full": lambda data, seed, size: ours("full", data, seed, size),
     "full, short": lambda data, seed, size: ours("full", data, seed, size, steps=40),

@@ -394,6 +394,18 @@ def test_a_training_resumed_at_any_checkpoint_ends_with_the_same_weights_and_his
         assert without_seconds(task.history) == without_seconds(history)
 
 
+@pytest.mark.parametrize("until", [1, 3, 6])
+def test_a_training_that_pauses_goes_on_to_the_weights_of_one_that_does_not(small_network, small_plan, until):
+    plan = small_plan(strategy="full", steps=7, warmup_steps=2, average_decay=0.5)
+    checkpoints, paused, whole = [], small_network(), small_network()
+    train(paused, plan, until=until, save=lambda content: checkpoints.append(copy.deepcopy(content)))
+    assert checkpoints[-1]["step"] == until
+    task = train(paused, plan, resumed=checkpoints[-1])
+    history = train(whole, plan).history
+    assert differing(whole.state_dict(), paused.state_dict()) == set()
+    assert without_seconds(task.history) == without_seconds(history)
+
+
 def test_a_resumed_training_does_not_repeat_steps(small_network, small_plan):
     checkpoints, steps = [], []
     train(small_network(), small_plan(), save=lambda content: checkpoints.append(copy.deepcopy(content)))

@@ -14,7 +14,7 @@ from finetune.features import forward_all, logits, no_progress, pooled
 from finetune.images import Pixels, decoding, groups_of, label_paths, labels_of, load_images
 from finetune.network.backbone import create_network, find_head, find_norms, find_stages, profile_stages
 from finetune.probing import fit_head, log_loss
-from finetune.training import Checkpoints, kept, plan_phases, session, train
+from finetune.training import Checkpoints, Training, kept, plan_phases, session, train
 
 PLAIN = {"horizontal_flip": False, "vertical_flip": False, "smallest_crop": 1.0, "color_jitter": 0.0, "policy": "none"}
 """An augmentation that varies nothing."""
@@ -115,6 +115,13 @@ def interrupter(phase, step):
             raise KeyboardInterrupt
 
     return progress, told
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    made = Checkpoints(tmp_path / "checkpoints")
+    made.begin()
+    return made
 
 
 def indices(phases):
@@ -619,3 +626,91 @@ def test_a_plan_with_streams_side_by_side_gives_nearly_the_model_of_one_after_an
     ]
     assert moved(two.plan, two.network) == set(names)
     assert (movements[1] - movements[0]).norm() < 0.02 * movements[0].norm()
+
+
+@pytest.mark.parametrize("way", ["norm_tuning", "partial", "full"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"refit": True}, {"validation": "cross_validation", "folds": 2}, {"keep": "best", "evaluations": 3}],
+    ids=["refit", "folds", "best"],
+)
+def test_a_training_that_was_looked_at_ends_as_if_it_had_not(make_plan, splits, checkpoints, way, changes):
+    plan = make_plan(way, **changes)
+    expected = train(plan, splits)
+    training = Training(plan, splits, checkpoints=checkpoints)
+    for share in (1 / 3, 2 / 3):
+        training.look(share)
+    model = training.finish()
+    assert_same_model(model, expected)
+    assert model.work.forward_equivalents == pytest.approx(expected.work.forward_equivalents, abs=0.5)
+
+
+def test_a_look_judges_the_weights_that_an_evaluation_of_that_step_judges(make_plan, splits, checkpoints):
+    plan = make_plan("full", evaluations=2, average_decay=0.5)
+    look = Training(plan, splits, checkpoints=checkpoints).look(0.5)
+    row = next(row for row in train(plan, splits).history if row["step"] == plan.steps // 2)
+    assert log_loss(look.logits, look.labels) == pytest.approx(row["validation_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("validation", ["held_out", "cross_validation"])
+def test_a_look_judges_every_held_out_image_once(make_plan, splits, checkpoints, validation):
+    plan = make_plan("partial", validation=validation, folds=2)
+    look = Training(plan, splits, checkpoints=checkpoints).look(0.5)
+    held = np.sort(np.concatenate([phase.held_out for phase in plan_phases(plan, splits)]))
+    assert look.members.tolist() == held.tolist()
+    assert look.labels.tolist() == labels_of(splits.train)[held].tolist()
+    assert look.logits.shape == (len(held), 3)
+
+
+def test_after_an_interruption_what_was_looked_at_is_not_trained_again(make_plan, splits, checkpoints):
+    plan = make_plan("full")
+    first = Training(plan, splits, checkpoints=checkpoints)
+    early = first.look(1 / 3)
+    first.look(2 / 3)
+    progress, told = interrupter("none", 0)
+    again = Training(plan, splits, progress, checkpoints)
+    told.clear()
+    assert again.look(1 / 3).logits.tolist() == early.logits.tolist()
+    assert told == []
+    assert_same_model(again.finish(), train(plan, splits))
+    assert [done for task, done in told if task == "training (validation)"] == [5, 6]
+
+
+def test_a_paused_training_costs_the_steps_that_it_took(make_plan, splits, checkpoints):
+    plan = make_plan("full")
+    training = Training(plan, splits, checkpoints=checkpoints)
+    before = training.work
+    training.look(0.5)
+    assert (training.work - before).forward_images == plan.steps // 2 * plan.batch_size
+
+
+@pytest.mark.parametrize("way", ["norm_tuning", "partial", "full"])
+@pytest.mark.parametrize("changes", [{}, {"refit": True}, {"imbalance": "logit_adjustment"}])
+def test_a_blend_is_halfway_between_the_linear_probe_and_the_trained_network(make_plan, splits, way, changes):
+    plan = make_plan(way, **changes)
+    probe = train(make_plan("linear_probe", probe_strength=plan.probe_strength, **changes), splits)
+    training = Training(plan, splits)
+    trained = {name: tensor.clone() for name, tensor in training.finish().network.state_dict().items()}
+    for name, tensor in training.blend().network.state_dict().items():
+        middle = (probe.network.state_dict()[name].double() + trained[name].double()) / 2
+        torch.testing.assert_close(tensor.double(), middle, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("way", ["partial", "full"])
+def test_a_blend_is_judged_as_itself(make_plan, splits, way):
+    plan = make_plan(way, imbalance="logit_adjustment")
+    training = Training(plan, splits)
+    finished = training.finish()
+    blend = training.blend()
+    look = training.look()
+    scores = blend.temperature * np.log(blend.probabilities(splits.train.select(look.members)))
+    assert log_loss(look.blended, look.labels) == pytest.approx(log_loss(scores, look.labels), rel=0.02)
+    assert blend.validation != finished.validation
+
+
+@pytest.mark.parametrize("way", ["linear_probe", "scratch"])
+def test_what_did_not_start_from_a_probe_or_is_one_has_no_blend(make_plan, splits, way):
+    training = Training(make_plan(way), splits)
+    training.finish()
+    with pytest.raises(ValueError, match="linear probe"):
+        training.blend()

@@ -53,6 +53,8 @@ class Task:
     """Keep a checkpoint."""
     resumed: dict[str, Any] | None = None
     """The checkpoint to go on from."""
+    until: int | None = None
+    """The step at which it pauses, to go on from a checkpoint; None: it goes through the plan's."""
     history: list[Row] = field(default_factory=list)
 
 
@@ -82,7 +84,8 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> None:
     """Train `task.module` in place for the plan's steps; it ends with the averaged weights, the last or the best.
 
     Gradients are those of the weighted mean loss over the whole batch, however many processes and micro-batches share
-    it. A resumed training ends with the same weights as an uninterrupted one.
+    it. A resumed training ends with the same weights as an uninterrupted one, and so does one that paused: it leaves
+    the weights that it would end with, had the plan no more steps, and a checkpoint from before the averaging.
 
     Raises:
         NotFiniteError: the loss is not a finite number; names the step.
@@ -98,13 +101,14 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> None:
         start, best = _restore(task, optimizer, average)
     module, optimizer = accelerator.prepare(task.module, optimizer)
     evaluations = {round((number + 1) * plan.steps / plan.evaluations) for number in range(plan.evaluations)}
-    batches = _Batches(task.make_loader(range(start, plan.steps)))
+    end = plan.steps if task.until is None else task.until
+    batches = _Batches(task.make_loader(range(start, end)))
     set_training_mode(task.module, plan.batch_norm_statistics == "frozen")
     streams = Streams(_count_streams(task.module, plan, accelerator), plan.num_threads)
     clock = time.perf_counter() - float(task.history[-1]["seconds"] if task.history else 0.0)
     with streams:
         folded = _folded_norms(task, plan, batches)
-        for step in range(start, plan.steps):
+        for step in range(start, end):
             factor = learning_rate_factor(step, plan.steps, plan.warmup_steps)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
@@ -131,9 +135,11 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> None:
                 set_training_mode(task.module, plan.batch_norm_statistics == "frozen")
             row["seconds"] = round(time.perf_counter() - clock, 3)
             task.history.append(row)
-            if task.save is not None and (step + 1) % max(1, plan.steps // CHECKPOINTS) == 0 and step + 1 < plan.steps:
+            is_due = (step + 1) % max(1, plan.steps // CHECKPOINTS) == 0 or step + 1 == end
+            if task.save is not None and is_due and step + 1 < plan.steps:
                 task.save(_checkpoint(task, optimizer, average, best, step + 1))
             task.on_step(step + 1)
+    accelerator.wait_for_everyone()  # or another process would look for a checkpoint that is not written yet
     if best is None:
         _write(trained, average.values(trained))
     else:

@@ -1,12 +1,15 @@
 """From a plan and splits to a trained model: what is held out, what the head starts from, what ships."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -64,6 +67,19 @@ class Phase:
     """The training whose weights it goes on from; None: the pretrained ones."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What a training makes of the images that it holds out, at some step."""
+
+    members: NDArray[np.intp]
+    """Their indices, ascending, among the training images followed by the validation images."""
+    labels: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    """(n_members, num_classes)"""
+    blended: NDArray[np.float32] | None = None
+    """The same of the weights halfway to the linear probe's (`Training.blend`); None before the last step."""
+
+
 def train(
     plan: Plan, splits: ImageSplits, progress: Progress = no_progress, checkpoints: Checkpoints | None = None
 ) -> TrainedModel:
@@ -79,28 +95,7 @@ def train(
         ModelError: weights that are not to be had, or stages that are not the network's.
         NotFiniteError: the training diverged.
     """
-    start = time.perf_counter()
-    session = _Session(plan, splits, progress, checkpoints or Checkpoints(None))
-    scores = np.zeros((len(session.labels), len(splits.class_names)), dtype=np.float32)
-    phases = plan_phases(plan, splits)
-    for phase in phases:
-        is_needed = phase is phases[-1] or phase is phases[-1].earlier
-        held_out = session.run(phase, is_needed)
-        scores[phase.held_out] = held_out
-    judged = np.sort(np.concatenate([phase.held_out for phase in phases]))
-    labels = session.labels[judged]
-    temperature = fit_temperature(scores[judged], labels)
-    validation = score(softmax(scores[judged] / temperature), labels, list(splits.class_names))
-    return TrainedModel(
-        network=session.network.eval(),
-        plan=plan,
-        class_names=splits.class_names,
-        temperature=temperature,
-        history=tuple(session.history),
-        validation=validation,
-        work=session.work,
-        seconds=time.perf_counter() - start,
-    )
+    return Training(plan, splits, progress, checkpoints).finish()
 
 
 def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
@@ -136,15 +131,29 @@ def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
     return [*(judged(f"fold-{number}", stay, held) for number, (stay, held) in enumerate(folds, start=1)), refit(None)]
 
 
-class _Session:
-    """What the trainings of one plan share: the network, the images, frozen features and kept activations."""
+class Training:
+    """A plan that is carried out: it can pause, be looked at, and go on from there.
 
-    def __init__(self, plan: Plan, splits: ImageSplits, progress: Progress, checkpoints: Checkpoints) -> None:
+    Its trainings share the network, the images, frozen features and kept activations.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        splits: ImageSplits,
+        progress: Progress = no_progress,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
+        """Prepare the network and the images; the arguments and errors are those of `train`."""
+        start = time.perf_counter()
         self.plan = plan
-        self.checkpoints = checkpoints
+        self.checkpoints = checkpoints or Checkpoints(None)
         self.progress = progress
         self.history: list[Row] = []
         self.work = Work()
+        """So far."""
+        self.phases = plan_phases(plan, splits)
+        self.class_names = splits.class_names
         torch.manual_seed(plan.seed)
         network, _ = create_network(plan.model, plan.weights, len(splits.class_names), plan.preprocessing.image_size)
         check_stages(network, plan)
@@ -162,39 +171,120 @@ class _Session:
         self.varied = VariedImages(self.pixels, plan.preprocessing, plan.augmentation, plan.seed)
         self.features = None if plan.strategy == "scratch" else self._features()
         self.kept: KeptActivations | None = None
+        self._results: dict[tuple[str, int], _Result] = {}
+        self._steps_counted: dict[str, int] = {}
+        self.seconds = time.perf_counter() - start
+        """Spent so far."""
 
-    def run(self, phase: Phase, is_needed: bool) -> NDArray[np.float32]:
-        """Train on the phase's images; return the logits of those it holds out.
+    def look(self, share: float = 1.0) -> Look:
+        """Train up to a share of the steps, of every fold, and judge the held-out images there.
+
+        What was looked at goes on later from where it paused and ends as if it had not; for this it needs checkpoints
+        that are kept.
 
         Args:
-            phase: the training.
-            is_needed: whether its weights ship, or another training goes on from them.
+            share: of the steps, above 0; 1 leaves nothing but the refit.
+
+        Raises:
+            NotFiniteError: the training diverged.
         """
-        finished = self.checkpoints.finished(phase.name)
+        start = time.perf_counter()
+        until = max(1, round(share * self.plan.steps)) if self.plan.steps else 0
+        judged = [(phase, self._run(phase, until)) for phase in self.phases if len(phase.held_out)]
+        members = np.concatenate([phase.held_out for phase, _ in judged])
+        order = np.argsort(members)
+        blends = [result.blended for _, result in judged if result.blended is not None]
+        self.seconds += time.perf_counter() - start
+        return Look(
+            members=members[order],
+            labels=self.labels[members[order]],
+            logits=np.concatenate([result.logits for _, result in judged])[order],
+            blended=np.concatenate(blends)[order] if blends else None,
+        )
+
+    def finish(self) -> TrainedModel:
+        """Train to the end and return the model that ships.
+
+        Raises:
+            NotFiniteError: the training diverged.
+        """
+        look, start = self.look(), time.perf_counter()
+        for phase in self.phases:
+            self._run(phase, phase.plan.steps)
+        self.seconds += time.perf_counter() - start
+        return self._model(look.logits, look.labels)
+
+    def blend(self) -> TrainedModel:
+        """Return the finished model with weights halfway between the linear probe's and its own.
+
+        Wortsman et al. 2022 (WiSE-FT): where the one errs, the other often does not. The weights of the model that
+        `finish` returned become these.
+
+        Raises:
+            ValueError: there is nothing to blend: the plan trains from random weights, or the head alone.
+        """
+        if self.features is None or not self.plan.steps:
+            raise ValueError("only a training that started from a linear probe can be blended with it")
+        look, start = self.look(), time.perf_counter()
+        if look.blended is None:
+            raise ValueError("the training did not judge its blend")
+        own = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        self.network.load_state_dict(self._start)
+        self._start_head(self.phases[-1])
+        self._adjust_head(self.phases[-1])
+        _lerp(self.network, own)
+        self.seconds += time.perf_counter() - start
+        return self._model(look.blended, look.labels)
+
+    def _model(self, scores: NDArray[np.float32], labels: NDArray[np.int64]) -> TrainedModel:
+        temperature = fit_temperature(scores, labels)
+        return TrainedModel(
+            network=self.network.eval(),
+            plan=self.plan,
+            class_names=self.class_names,
+            temperature=temperature,
+            history=tuple(self.history),
+            validation=score(softmax(scores / temperature), labels, list(self.class_names)),
+            work=self.work,
+            seconds=self.seconds,
+        )
+
+    def _run(self, phase: Phase, until: int) -> "_Result":
+        """Train on the phase's images up to a step; return the logits of those it holds out."""
+        if (phase.name, until) in self._results:
+            return self._results[phase.name, until]
+        is_last = until == phase.plan.steps
+        ships = phase is self.phases[-1] or phase is self.phases[-1].earlier
+        name = phase.name if is_last else f"{phase.name}-at-{until}"
+        finished = self.checkpoints.finished(name)
         if finished is not None:
-            if is_needed:
+            if ships and is_last:
                 self.network.load_state_dict(finished["network"])
             self.history += finished["history"]
             self.work += Work(**finished["work"])
-            held: NDArray[np.float32] = finished["logits"].numpy()
-            return held
-        before, rows = self.work, len(self.history)
-        if phase.earlier is None or not phase.plan.steps:
-            self.network.load_state_dict(self._start)
-            self._start_head(phase)
+            blended = finished["blended"]
+            result = _Result(finished["logits"].numpy(), None if blended is None else blended.numpy())
         else:
-            self._adjust_head(phase.earlier, takes_out=False)
-        held = self._fit(phase) if self.plan.steps else self._probe(phase)
-        self.checkpoints.finish(
-            phase.name,
-            {
-                "network": self.network.state_dict() if is_needed else {},
-                "history": self.history[rows:],
-                "work": (self.work - before).model_dump(),
-                "logits": torch.from_numpy(held),
-            },
-        )
-        return held
+            before, rows = self.work, len(self.history)
+            if phase.earlier is None or not phase.plan.steps:
+                self.network.load_state_dict(self._start)
+                self._start_head(phase)
+            else:
+                self._adjust_head(phase.earlier, takes_out=False)
+            result = self._fit(phase, until) if self.plan.steps else self._probe(phase)
+            self.checkpoints.finish(
+                name,
+                {
+                    "network": self.network.state_dict() if ships and is_last else {},
+                    "history": self.history[rows:],
+                    "work": (self.work - before).model_dump(),
+                    "logits": torch.from_numpy(result.logits),
+                    "blended": None if result.blended is None else torch.from_numpy(result.blended),
+                },
+            )
+        self._results[phase.name, until] = result
+        self._steps_counted[phase.name] = until
+        return result
 
     def _features(self) -> Outputs:
         features = frozen_features(
@@ -221,18 +311,19 @@ class _Session:
 
     @property
     def num_classes(self) -> int:
+        """Outputs of the head."""
         return int(find_head(self.network)[1].out_features)
 
-    def _probe(self, phase: Phase) -> NDArray[np.float32]:
+    def _probe(self, phase: Phase) -> "_Result":
         """Return the probe's logits of the held-out images: their features are there already."""
         if self.features is None:
             raise ValueError("a plan without steps needs features")
         self._adjust_head(phase)
         _, layer = find_head(self.network)
         head = LinearHead(weight=layer.weight.detach().cpu().numpy(), bias=layer.bias.detach().cpu().numpy())
-        return head.logits_of(self.features, phase.held_out)
+        return _Result(head.logits_of(self.features, phase.held_out))
 
-    def _fit(self, phase: Phase) -> NDArray[np.float32]:
+    def _fit(self, phase: Phase, until: int) -> "_Result":
         plan = phase.plan
         accelerator = make_accelerator(plan)
         groups = set_trainable(self.network, plan)
@@ -243,14 +334,6 @@ class _Session:
         if tail is not None:
             groups = {stage: [f"network.{name}" for name in names] for stage, names in groups.items()}
             source = self._kept_activations(tail)
-
-        def loader(steps: range) -> DataLoader[Any]:
-            share = plan.batch_size, steps, plan.seed, accelerator.process_index, accelerator.num_processes
-            if self.stream is not None:
-                batches = StreamedBatches(self.stream, plan.preprocessing, plan.augmentation, *share)
-                return make_stream_loader(batches, accelerator.device, plan.forward.loader_workers)
-            workers = 0 if tail is not None else plan.forward.loader_workers
-            return make_loader(source, accelerator.device, workers, StepSampler(phase.members.tolist(), *share))
 
         def prepare(inputs: Tensor) -> Tensor:
             if inputs.dtype == torch.uint8:
@@ -267,12 +350,13 @@ class _Session:
             scores, labels = judge(), self.labels[phase.held_out]
             return log_loss(scores, labels), float((scores.argmax(axis=1) == labels).mean())
 
+        probe = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         history: list[Row] = []
         task = Task(
             name=phase.name,
             module=module,
             groups=groups,
-            make_loader=loader,
+            make_loader=partial(self._loader, phase, source, accelerator),
             prepare=prepare,
             labels=torch.from_numpy(self.labels) if self.stream is None else torch.arange(self.num_classes),
             class_weights=self._class_weights(phase).to(accelerator.device),
@@ -280,16 +364,53 @@ class _Session:
             evaluate=evaluate if phase.name == "validation" else None,
             save=partial(self.checkpoints.save_step, phase.name),
             resumed=self.checkpoints.step(phase.name),
+            until=until,
             history=history,
         )
         train_steps(task, plan, accelerator)
-        self.history += history
-        self._count_training(plan)
-        self._adjust_head(phase)
-        held = judge() if len(phase.held_out) else np.zeros((0, self.num_classes), dtype=np.float32)
+        self._count_training(plan, until - self._steps_counted.get(phase.name, 0))
+        is_over = until == plan.steps
+        if is_over:
+            self.history += history
+        result = self._judged(phase, judge, probe if is_over and self.features is not None else None)
         if tail is not None:
             tail.release()
-        return held
+        return result
+
+    def _loader(self, phase: Phase, source: Images, accelerator: Accelerator, steps: range) -> DataLoader[Any]:
+        """Return this process's share of the batches of some steps."""
+        plan = phase.plan
+        share = plan.batch_size, steps, plan.seed, accelerator.process_index, accelerator.num_processes
+        if self.stream is not None:
+            batches = StreamedBatches(self.stream, plan.preprocessing, plan.augmentation, *share)
+            return make_stream_loader(batches, accelerator.device, plan.forward.loader_workers)
+        workers = plan.forward.loader_workers if source is self.varied else 0
+        return make_loader(source, accelerator.device, workers, StepSampler(phase.members.tolist(), *share))
+
+    def _judged(
+        self, phase: Phase, judge: Callable[[], NDArray[np.float32]], probe: dict[str, Tensor] | None
+    ) -> "_Result":
+        """Return the logits of the held-out images, and those of the blend with a probe's weights."""
+        if not len(phase.held_out):
+            self._adjust_head(phase)
+            return _Result(np.zeros((0, self.num_classes), dtype=np.float32))
+        blended = None
+        if probe is not None:
+            with self._blended(probe):
+                self._adjust_head(phase)
+                blended = judge()
+        self._adjust_head(phase)
+        return _Result(judge(), blended)
+
+    @contextmanager
+    def _blended(self, probe: dict[str, Tensor]) -> Iterator[None]:
+        """Put weights halfway between the linear probe's and the network's into it for a while."""
+        own = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        _lerp(self.network, probe)
+        try:
+            yield
+        finally:
+            self.network.load_state_dict(own)
 
     def _kept_activations(self, tail: Tail) -> KeptActivations:
         """Return what the frozen stages make of the images; all trainings of the plan share it."""
@@ -328,8 +449,8 @@ class _Session:
         with torch.no_grad():
             head.bias.sub_(prior.to(head.bias.device), alpha=1.0 if takes_out else -1.0)
 
-    def _count_training(self, plan: Plan) -> None:
-        images = plan.steps * plan.batch_size
+    def _count_training(self, plan: Plan, steps: int) -> None:
+        images = steps * plan.batch_size
         tail = self._tail_share() if plan.strategy == "partial" else 1.0
         cost = cost_per_image(plan.strategy, tail, cached=self.kept is not None)
         if plan.strategy == "linear_probe":
@@ -342,6 +463,20 @@ class _Session:
 
     def _tail_share(self) -> float:
         return tail_share(profile_stages(self.network, self.plan.preprocessing.image_size), self.plan.trainable_stages)
+
+
+class _Result(NamedTuple):
+    """The logits of the images that a training holds out, and those of its blend."""
+
+    logits: NDArray[np.float32]
+    blended: NDArray[np.float32] | None = None
+
+
+def _lerp(network: nn.Module, other: dict[str, Tensor]) -> None:
+    """Move all weights halfway to another state's."""
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.lerp_(other[name], 0.5)
 
 
 def _tail_logits(tail: Tail, plain: Outputs, members: NDArray[np.intp], plan: Plan) -> NDArray[np.float32]:

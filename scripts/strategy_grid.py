@@ -1,0 +1,312 @@
+"""Train every strategy on every image set at several sizes; races, priors and ablations are replayed from the table.
+
+    python scripts/strategy_grid.py --data DIR --runs FOLDER [--sets flowers12 ...] [--sizes all 5 20] [--seeds 0 1]
+    python scripts/strategy_grid.py --runs FOLDER --write docs/strategy_grid.jsonl.gz
+
+DIR holds image sets, each with train and test. The first form trains and appends rows to FOLDER/rows.jsonl; what is
+there already is not repeated, so that an interrupted grid goes on where it stopped. The second packs the rows.
+
+A row is one strategy in one cell (a set at a size with a seed). It holds, for every held-out image (by
+cross-validation where the product cross-validates), the log-loss a third and two thirds of the way, at the end, and
+of the weights halfway to the linear probe's; for every test image the log-loss and whether it was right, at the end
+and halfway; and what all that cost. Rows called `mean` hold the accuracies of averaged probabilities. The test images
+are the targets that the prior is fitted to, and choose nothing else.
+"""
+
+import argparse
+import base64
+import gzip
+import itertools
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# This script's folder comes first on the path, where finetune.py stands in for the package.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from finetune import Evidence, ImageSplits, Recipe, choose_strategy, load_images, make_plan, measure_evidence
+from finetune.images import labels_of
+from finetune.probing import softmax
+from finetune.recipe import Strategy
+from finetune.strategy import learning_rates
+from finetune.training import Checkpoints, Training
+
+SETS = (
+    "flowers12", "scene15", "clothing10", "cifar10", "pacs_cartoon7", "signdigits10", "magtile5", "ucmerced21",
+    "brainmri3", "fashion10", "wbc4",
+)  # fmt: skip
+
+IMAGE_SIZE = 128
+
+STEPS = {"5": 100, "20": 150, "all": 300}
+"""Optimizer steps by images per class."""
+
+SEEDS = {"5": 5, "20": 2, "all": 2}
+"""Subsets and trainings of each size."""
+
+RUNGS = (1 / 3, 2 / 3)
+"""Shares of the steps at which a race looks, before the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A strategy, and the similarity that its learning rates are those of (None: the measured one)."""
+
+    strategy: Strategy
+    similarity: float | None = None
+
+
+ARMS = {
+    "linear_probe": Arm("linear_probe"),
+    "partial": Arm("partial"),
+    "norm_tuning": Arm("norm_tuning"),
+    "full_near": Arm("full", 1.0),
+    "full_far": Arm("full", 0.0),
+}
+
+SCRATCH = Arm("scratch")
+"""Once per set, with all images."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A set at a size with a seed."""
+
+    set: str
+    size: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return f"{self.set}-{self.size}-{self.seed}"
+
+
+class Rows:
+    """The rows of a folder, and the probabilities that they were made of."""
+
+    def __init__(self, folder: Path) -> None:
+        """Go on with what `folder` holds."""
+        self._file = folder / "rows.jsonl"
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = self._file.read_text().splitlines() if self._file.exists() else []
+        self.all: list[Row] = [json.loads(line) for line in lines]
+
+    def has(self, cell: Cell, arm: str) -> bool:
+        """Return whether a cell's row of this name is there."""
+        return any((row["set"], row["size"], row["seed"], row["arm"]) == (*_key(cell), arm) for row in self.all)
+
+    def add(self, cell: Cell, arm: str, row: Row) -> None:
+        """Write a row."""
+        row = {"set": cell.set, "size": cell.size, "seed": cell.seed, "arm": arm, **row}
+        self.all.append(row)
+        with self._file.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def keep(self, cell: Cell, arm: str, **probabilities: NDArray[np.float64]) -> None:
+        """Keep an arm's probabilities (n_images, num_classes) beside the rows, to average them later."""
+        kept: dict[str, Any] = {name: values.astype(np.float16) for name, values in probabilities.items()}
+        np.savez_compressed(self._folder / f"{cell.name}-{arm}.npz", **kept)
+
+    def kept(self, cell: Cell, arm: str) -> dict[str, NDArray[np.float64]]:
+        """Return what `keep` kept."""
+        with np.load(self._folder / f"{cell.name}-{arm}.npz") as file:
+            return {name: file[name].astype(np.float64) for name in file.files}
+
+
+def _key(cell: Cell) -> tuple[str, str, int]:
+    return cell.set, cell.size, cell.seed
+
+
+def cells(sets: Sequence[str], sizes: Sequence[str], seeds: Sequence[int] | None) -> Iterator[Cell]:
+    """Yield the cells, all sets with one seed before the next seed."""
+    for seed in seeds if seeds is not None else range(max(SEEDS.values())):
+        for size in sizes:
+            if seed < SEEDS[size]:
+                yield from (Cell(name, size, seed) for name in sets)
+
+
+def losses(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return each image's negative log-probability of its class, at most 15.9."""
+    right = probabilities[np.arange(len(labels)), labels]
+    return -np.log(np.clip(right, 1.3e-7, 1.0))
+
+
+def pack_losses(values: NDArray[np.float64]) -> str:
+    """Return losses as text, a byte each: the root in 64ths, which is fine where losses are small."""
+    return base64.b64encode(np.round(np.sqrt(values) * 64).clip(0, 255).astype(np.uint8).tobytes()).decode()
+
+
+def pack_bits(values: NDArray[np.bool_]) -> str:
+    """Return truth values as text, eight a byte."""
+    return base64.b64encode(np.packbits(values).tobytes()).decode()
+
+
+def pack_labels(values: NDArray[np.int64]) -> str:
+    """Return labels below 256 as text, a byte each."""
+    return base64.b64encode(values.astype(np.uint8).tobytes()).decode()
+
+
+def judged(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> Row:
+    """Return what a row says of some images."""
+    right = probabilities.argmax(axis=1) == labels
+    return {
+        "top1": round(float(right.mean()), 4),
+        "balanced_accuracy": round(float(np.mean([right[labels == label].mean() for label in np.unique(labels)])), 4),
+        "log_loss": round(float(losses(probabilities, labels).mean()), 4),
+    }
+
+
+def in_detail(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> Row:
+    """Return the same with each image's loss and rightness."""
+    return {
+        **judged(probabilities, labels),
+        "losses": pack_losses(losses(probabilities, labels)),
+        "correct": pack_bits(probabilities.argmax(axis=1) == labels),
+    }
+
+
+def few_of_each_class(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.intp]:
+    """Return sorted indices of `count` images of each class, or of all it has."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    kept = [order[labels[order] == label][:count] for label in np.unique(labels)]
+    return np.sort(np.concatenate(kept))
+
+
+def run_cell(cell: Cell, arms: dict[str, Arm], data: Path, rows: Rows) -> None:
+    """Train what is missing of a cell."""
+    missing = {name: arm for name, arm in arms.items() if not rows.has(cell, name)}
+    if not missing and rows.has(cell, "mean"):
+        return
+    splits = load_images(str(data / cell.set))
+    if cell.size != "all":
+        kept = few_of_each_class(labels_of(splits.train), int(cell.size), cell.seed)
+        splits = replace(splits, train=splits.train.select(kept))
+    recipe = Recipe(data=cell.set, image_size=IMAGE_SIZE, seed=cell.seed)
+    evidence = measure_evidence(recipe, splits)
+    if not rows.has(cell, "evidence"):
+        keys = {"speed", "stages", "preprocessing", "image_size_reason", "seconds"}
+        rows.add(cell, "evidence", json.loads(evidence.model_dump_json(exclude=keys)))
+    for name, arm in missing.items():
+        row, probabilities = train_arm(cell, arm, recipe, evidence, splits)
+        rows.keep(cell, name, **probabilities)
+        rows.add(cell, name, row)
+        print(cell.name, name, row["test"]["top1"], f"{row['seconds']:.0f} s", flush=True)
+    if not rows.has(cell, "mean"):
+        rows.add(cell, "mean", {"means": list(averages(cell, list(ARMS), rows))})
+
+
+def train_arm(
+    cell: Cell, arm: Arm, recipe: Recipe, evidence: Evidence, splits: ImageSplits
+) -> tuple[Row, dict[str, NDArray[np.float64]]]:
+    """Return a strategy's row and the probabilities of the held-out and of the test images."""
+    if splits.test is None:
+        raise ValueError(f"{cell.set} has no test split")
+    start = time.perf_counter()
+    asked: dict[str, Any] = {"strategy": arm.strategy}
+    if arm.similarity is not None:
+        rate, lowest = learning_rates("full", arm.similarity)
+        asked["training"] = recipe.training.changed(learning_rate=rate, lowest_rate_fraction=lowest)
+    if arm.strategy != "linear_probe":
+        asked["steps"] = STEPS[cell.size] * (5 if arm.strategy == "scratch" else 1)
+    recipe = recipe.changed(**asked)
+    plan = make_plan(recipe, evidence, choose_strategy(evidence, recipe))
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(Path(folder))
+        checkpoints.begin()
+        training = Training(plan, splits, checkpoints=checkpoints)
+        work = [training.work]
+        looks = []
+        for share in (*RUNGS, 1.0) if plan.steps else (1.0,):
+            looks.append(training.look(share))
+            work.append(training.work)
+        model = training.finish()
+        test_labels = labels_of(splits.test)
+        tested = {"test": model.probabilities(splits.test)}
+        last = looks[-1]
+        held = {"held_out": softmax(last.logits / model.temperature)}
+        if last.blended is not None:
+            blend = training.blend()
+            tested["blended_test"] = blend.probabilities(splits.test)
+            held["blended_held_out"] = softmax(last.blended / blend.temperature)
+    row: Row = {
+        "strategy": arm.strategy,
+        "learning_rate": plan.head_learning_rate,
+        "steps": plan.steps,
+        "validation": plan.validation,
+        "labels": pack_labels(last.labels),
+        "test_labels": pack_labels(test_labels),
+        "temperature": round(model.temperature, 3),
+        "rungs": [pack_losses(losses(softmax(look.logits), look.labels)) for look in looks],
+        "rung_top1": [round(float((look.logits.argmax(axis=1) == look.labels).mean()), 4) for look in looks],
+        **{name: in_detail(probabilities, last.labels) for name, probabilities in held.items()},
+        **{name: in_detail(probabilities, test_labels) for name, probabilities in tested.items()},
+        "forward_equivalents": [done.forward_equivalents for done in (*work, model.work)],
+        "seconds": round(time.perf_counter() - start, 1),
+        "training_seconds": round(model.seconds, 1),
+    }
+    return row, {**held, **tested}
+
+
+def averages(cell: Cell, arms: Sequence[str], rows: Rows) -> Iterator[Row]:
+    """Yield the accuracies of every subset's mean probabilities."""
+    detail = {row["arm"]: row for row in rows.all if (row["set"], row["size"], row["seed"]) == _key(cell)}
+    held_labels, test_labels = (
+        np.frombuffer(base64.b64decode(detail["full_near"][name]), dtype=np.uint8).astype(np.int64)
+        for name in ("labels", "test_labels")
+    )
+    tuned = [arm for arm in arms if arm != "linear_probe"]
+    kept = {arm: rows.kept(cell, arm) for arm in tuned}
+    for count in range(2, len(tuned) + 1):
+        for subset in itertools.combinations(tuned, count):
+            held = np.mean([kept[arm]["held_out"] for arm in subset], axis=0)
+            test = np.mean([kept[arm]["test"] for arm in subset], axis=0)
+            yield {"of": subset, "held_out": judged(held, held_labels), "test": judged(test, test_labels)}
+
+
+def main() -> None:
+    """Run the grid, or pack it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
+    parser.add_argument("--sizes", nargs="+", default=list(STEPS), choices=list(STEPS))
+    parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--scratch", action="store_true", help="train from random weights, too: all images, seed 0")
+    parser.add_argument("--write", type=Path)
+    asked = parser.parse_args()
+    rows = Rows(asked.runs)
+    if asked.write:
+        about = {
+            "command": "python scripts/strategy_grid.py --data DIR --runs FOLDER",
+            "date": str(date.today()),
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+            "versions": {name: version(name) for name in ("torch", "timm", "accelerate", "scikit-learn")},
+        }
+        with gzip.open(asked.write, "wt") as file:
+            file.writelines(json.dumps(row) + "\n" for row in (about, *rows.all))
+        return
+    for cell in cells(asked.sets, asked.sizes, asked.seeds):
+        run_cell(cell, ARMS, asked.data, rows)
+    if asked.scratch:
+        for name in asked.sets:
+            run_cell(Cell(name, "all", 0), {"scratch": SCRATCH}, asked.data, rows)
+
+
+if __name__ == "__main__":
+    main()
