@@ -98,6 +98,8 @@ class MachineSpeed(Value):
     """Share of the features' variance over real images that the arithmetic changes, against float32."""
     reading_images_per_second: float
     """What reading and augmenting images adds to the network's time; 1e9 where it overlaps."""
+    micro_batch: int
+    """Most images of a training step that are worked on at once, as they were timed; larger batches are accumulated."""
     training: tuple[TrainingSpeed, ...]
 
     def fastest(self, strategy: Strategy, trainable_stages: int) -> TrainingSpeed:

@@ -1,5 +1,6 @@
 """The plan: every number of a training resolved, so that it can be read, edited, saved and run again."""
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -139,6 +140,7 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
     warmup = min(round(steps * (0.1 if asked.warmup_fraction is None else asked.warmup_fraction)), max(steps - 1, 0))
     horizon = 0.05 if asked.average_horizon is None else asked.average_horizon
     keep = asked.keep or ("best" if evidence.num_images >= 5_000 else "last")
+    statistics = asked.batch_norm_statistics or _statistics(choice.strategy)
     content = {
         "data": recipe.data,
         "columns": recipe.columns.model_dump(),
@@ -153,12 +155,12 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "steps": steps,
         "warmup_steps": warmup,
         "batch_size": load.batch_size,
-        "accumulation": asked.accumulation or 1,
+        "accumulation": asked.accumulation or _accumulation(evidence, load, statistics),
         "weight_decay": 0.02 if asked.weight_decay is None else asked.weight_decay,
         "label_smoothing": _or(asked.label_smoothing, 0.05),
         "clip_norm": asked.clip_norm or 1.0,
         "average_decay": max(0.0, 1.0 - 1.0 / max(1.0, horizon * steps)),
-        "batch_norm_statistics": asked.batch_norm_statistics or _statistics(choice.strategy),
+        "batch_norm_statistics": statistics,
         "imbalance": asked.imbalance or _answer_to_imbalance(evidence),
         "augmentation": _augmentation(recipe, evidence),
         "cached_views": load.cached_views,
@@ -213,6 +215,12 @@ def _speed(evidence: Evidence, strategy: Strategy, load: Workload) -> TrainingSp
 
 def _statistics(strategy: Strategy) -> str:
     return "updated" if strategy == "scratch" else "frozen"
+
+
+def _accumulation(evidence: Evidence, load: Workload, statistics: str) -> int:
+    """Return into how many parts a batch is split for memory's sake; statistics that move are those of whole
+    batches."""
+    return 1 if statistics == "updated" else math.ceil(load.batch_size / evidence.speed.micro_batch)
 
 
 def _validation(evidence: Evidence) -> str:

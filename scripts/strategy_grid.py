@@ -62,14 +62,20 @@ RUNGS = (1 / 3, 2 / 3)
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A strategy, and the similarity that its learning rates are those of (None: the measured one)."""
+    """A strategy, and what of its plan is fixed."""
 
     strategy: Strategy
     similarity: float | None = None
+    """The learning rates are those of this similarity; None: of the measured one."""
+    stages: int | None = None
+    """How many of the last stages `partial` trains; None: as many as are planned."""
+    faster: float = 1.0
+    """By what the peak rate is multiplied."""
 
 
 ARMS = {
     "linear_probe": Arm("linear_probe"),
+    "partial_short": Arm("partial", stages=2, faster=2.0),
     "partial": Arm("partial"),
     "norm_tuning": Arm("norm_tuning"),
     "full_near": Arm("full", 1.0),
@@ -218,10 +224,13 @@ def train_arm(
     if splits.test is None:
         raise ValueError(f"{cell.set} has no test split")
     start = time.perf_counter()
-    asked: dict[str, Any] = {"strategy": arm.strategy}
-    if arm.similarity is not None:
-        rate, lowest = learning_rates("full", arm.similarity)
-        asked["training"] = recipe.training.changed(learning_rate=rate, lowest_rate_fraction=lowest)
+    rate, lowest = learning_rates(
+        arm.strategy, evidence.domain_similarity if arm.similarity is None else arm.similarity
+    )
+    fixed = recipe.training.changed(
+        learning_rate=rate * arm.faster, lowest_rate_fraction=lowest, trainable_stages=arm.stages
+    )
+    asked: dict[str, Any] = {"strategy": arm.strategy, "training": fixed}
     if arm.strategy != "linear_probe":
         asked["steps"] = STEPS[cell.size] * (5 if arm.strategy == "scratch" else 1)
     recipe = recipe.changed(**asked)

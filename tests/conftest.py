@@ -224,6 +224,7 @@ def evidence() -> Evidence:
             forward_images_per_second=200.0,
             forward_error=0.0,
             reading_images_per_second=500.0,
+            micro_batch=32,
             training=(
                 _speed("norm_tuning", 0, 80.0, None),
                 _speed("partial", 3, 100.0, 400.0),

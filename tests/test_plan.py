@@ -165,6 +165,16 @@ def test_what_the_recipe_fixes_of_the_training_stays_fixed(evidence, key, value)
     assert getattr(planned(evidence, training=TrainingRecipe(**{key: value})), key) == value
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "strategy", "parts"),
+    [(32, "full", 1), (128, "full", 4), (100, "partial", 4), (8, "full", 1), (128, "scratch", 1)],
+)
+def test_a_batch_is_split_into_parts_of_the_size_that_was_timed_unless_statistics_move(
+    evidence, batch_size, strategy, parts
+):
+    assert planned(evidence, strategy=strategy, batch_size=batch_size).accumulation == parts
+
+
 AUGMENTATION = {
     "horizontal_flip": False,
     "vertical_flip": True,

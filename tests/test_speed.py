@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from finetune.audit import speed as speed_module
 from finetune.audit.speed import measure_speed, precisions
 from finetune.batches import VariedImages
 from finetune.images import Pixels, table_of_paths
@@ -29,6 +30,22 @@ def measured(request, small_network, small_plan, images):
 def test_every_way_of_training_is_timed(measured):
     timed = {speed.strategy for speed in measured[2].training}
     assert timed == {"norm_tuning", "partial", "full", "scratch"}
+
+
+@pytest.mark.parametrize(("batch_size", "most"), [(4, 4), (48, 32)])
+def test_no_more_images_are_trained_on_at_once_than_memory_should_hold(
+    small_network, small_plan, images, monkeypatch, batch_size, most
+):
+    seen = set()
+    own = speed_module._time_training
+    monkeypatch.setattr(
+        speed_module,
+        "_time_training",
+        lambda module, inputs, threads: seen.add(len(inputs)) or own(module, inputs, threads),
+    )
+    measured = measure_speed(small_network("test_efficientnet"), small_plan().preprocessing, batch_size, 4, images)
+    assert seen == {most}
+    assert measured.micro_batch == most
 
 
 def test_all_rates_are_positive(measured):

@@ -46,6 +46,9 @@ probe stays the same (docs/log.md, 2026-11-25)."""
 FORWARD_BATCHES = (8, 16, 32, 64)
 """Images sent forward at once that are timed; on an accelerator four times as many."""
 
+MICRO_BATCH = 32
+"""Images of a training step that a CPU works on at once: more are not faster, and take memory in proportion."""
+
 BUSY = 25.0
 """Percent of the processor from which on a machine counts as busy."""
 
@@ -118,7 +121,8 @@ def _measure_speed(
     threads: int,
 ) -> MachineSpeed:
     device = next(network.parameters()).device
-    real = _real_batch(images, batch_size, preprocessing, device)
+    micro_batch = min(batch_size, MICRO_BATCH) if device.type == "cpu" else batch_size
+    real = _real_batch(images, micro_batch, preprocessing, device)
     settings, rate, error = _fastest_forward(network, preprocessing.image_size, real, threads)
     network.to(memory_format=MEMORY_FORMATS[settings.layout])
     inputs = real.contiguous(memory_format=MEMORY_FORMATS[settings.layout])
@@ -141,6 +145,7 @@ def _measure_speed(
         forward_images_per_second=rate,
         forward_error=error,
         reading_images_per_second=reading,
+        micro_batch=micro_batch,
         training=tuple(training),
     )
 
