@@ -35,7 +35,10 @@ FORMAT = 1
 """Part of every key: a new number forgets what earlier versions kept."""
 
 RELEASED = 64 * 2**20
-"""Bytes that are read from mapped pages before these are given back: till then they count as this process's memory."""
+"""Bytes of mapped pages that are read before these are given back: till then they count as this process's memory."""
+
+AROUND = 16 * mmap.PAGESIZE
+"""What Linux maps with each page that is read, where the disk's own cache has it."""
 
 ABANDONED = 3600.0
 """Seconds after which an entry in the making counts as left behind."""
@@ -120,7 +123,8 @@ class Rows:
     def __getitem__(self, rows: Any) -> NDArray[Any]:  # noqa: ANN401  (a slice or indices)
         """Return a copy of some rows."""
         part = np.array(self.array[rows])
-        self._unreleased += part.nbytes
+        pieces = len(part) if isinstance(rows, (list, np.ndarray)) else 1
+        self._unreleased += part.nbytes + pieces * AROUND
         mapping = getattr(self.array, "_mmap", None)
         if self._unreleased > RELEASED and mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
             mapping.madvise(mmap.MADV_DONTNEED)  # reading a page again takes it from the disk's own cache

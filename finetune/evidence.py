@@ -108,6 +108,19 @@ class MachineSpeed(Value):
         return min(measured, key=lambda speed: abs(speed.trainable_stages - trainable_stages))
 
 
+class LearningCurve(Value):
+    """How a linear probe's errors fall with the number of images that it learns from."""
+
+    num_images: tuple[int, ...]
+    """That it learned from: a quarter, half, and all of a fold's training images."""
+    accuracy: tuple[float, ...]
+    """Top-1 of each, on the same held-out images."""
+    slope: float
+    """b in `errors ~ images ** -b`, from the first to the last point."""
+    slope_error: float
+    """Its standard error, over images."""
+
+
 class ProbeResult(Value):
     """A linear classifier on frozen features, judged on images that it did not see."""
 
@@ -121,6 +134,7 @@ class ProbeResult(Value):
     """The inverse regularisation C that did best (standardised features, summed loss)."""
     answers: dict[str, float]
     """Balanced accuracy under each answer to unequal classes: none, class_weights, logit_adjustment."""
+    curve: LearningCurve
 
 
 class Evidence(Value):

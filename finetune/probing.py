@@ -1,5 +1,6 @@
 """The linear probe: a regularised logistic regression on frozen features, cross-validated over its strength."""
 
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -25,6 +26,14 @@ FOLDS = 5
 PATIENCE = 1
 """Strengths without a lower log-loss before the path is left: held-out loss has one valley along it."""
 
+
+CURVE_SHARES = (0.25, 0.5)
+"""Shares of the training images at which a learning curve is measured, besides all of them."""
+
+DRAWN_IMAGES = 1000
+"""Of fewer images than so many, a learning curve draws its shares several times."""
+
+MOST_DRAWS = 5
 
 SAMPLE = 10_000
 """Up to so many images, features are held in memory to fit a head."""
@@ -158,6 +167,44 @@ def cross_validate(
     return ProbeFolds(strength=best[1], logits=best[2], heads=tuple(best[3]), held_out=tuple(held for _, held in parts))
 
 
+def learning_curve(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    num_classes: int,
+    seed: int,
+    strength: float,
+    groups: NDArray[np.str_] | None = None,
+    folds: int = FOLDS,
+) -> NDArray[np.float64]:
+    """Return how often each image is labelled wrongly by heads that learn from fewer images, (2, n_images) in 0 .. 1.
+
+    The folds are those of `cross_validate`; of each fold's training images a quarter, and half of them, are taken, of
+    every class alike, several times where there are few.
+    """
+    parts = stratified_folds(labels, folds, seed, groups)
+    draws = min(MOST_DRAWS, max(1, round(DRAWN_IMAGES / len(labels))))
+    tasks = [
+        (share, draw, fold) for share in range(len(CURVE_SHARES)) for draw in range(draws) for fold in range(len(parts))
+    ]
+
+    def errors(task: tuple[int, int, int]) -> NDArray[np.bool_]:
+        share, _, fold = task
+        members, held = parts[fold]
+        generator = np.random.default_rng((seed, *task))
+        order = generator.permutation(members)
+        classes = [order[labels[order] == label] for label in np.unique(labels[members])]
+        taken = np.concatenate([own[: math.ceil(CURVE_SHARES[share] * len(own))] for own in classes])
+        head = _Path(features[taken], labels[taken], num_classes, balanced=False).at(strength)
+        wrong: NDArray[np.bool_] = head.logits(features[held]).argmax(axis=1) != labels[held]
+        return wrong
+
+    wrong = np.zeros((len(CURVE_SHARES), len(labels)))
+    with _fitting(), ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
+        for (share, _, fold), found in zip(tasks, threads.map(errors, tasks), strict=True):
+            wrong[share, parts[fold][1]] += found / draws
+    return wrong
+
+
 def softmax(scores: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return probabilities (n, num_classes)."""
     shifted = np.asarray(scores, dtype=np.float64)
@@ -233,7 +280,8 @@ class _Path:
     ) -> None:
         self.mean = features.mean(axis=0)
         self.scale = features.std(axis=0) + 1e-3 * float(features.std()) + 1e-12  # a dead feature stays dead
-        self._features = (features - self.mean) / self.scale
+        self._features = features - self.mean
+        self._features /= self.scale
         self._labels = labels
         self._num_classes = num_classes
         self._model = LogisticRegression(

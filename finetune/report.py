@@ -131,6 +131,7 @@ class Report:
                 candidate.strategy, expected, duration(candidate.expected_seconds), candidate.basis, style=style
             )
         self.console.print(table)
+        self.console.print(f"  what more would buy: {escape(choice.forecast.sentence)}")
 
     def plan(self, plan: Plan) -> None:
         """Print what will be done."""

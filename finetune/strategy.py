@@ -5,6 +5,7 @@ from typing import Literal
 
 from finetune.errors import RecipeError
 from finetune.evidence import Evidence
+from finetune.forecast import Forecast, forecast
 from finetune.recipe import STRATEGIES, Preference, Recipe, Strategy
 from finetune.value import Value
 from finetune.workload import expected_seconds, size_workload
@@ -59,6 +60,8 @@ class Choice(Value):
     reasons: tuple[str, ...]
     candidates: tuple[Candidate, ...]
     """Every strategy, the chosen one first."""
+    forecast: Forecast
+    """What more images would buy, with the chosen strategy."""
 
 
 def choose_strategy(evidence: Evidence, recipe: Recipe | None = None) -> Choice:
@@ -86,6 +89,7 @@ def choose_strategy(evidence: Evidence, recipe: Recipe | None = None) -> Choice:
         lowest_rate_fraction=lowest,
         reasons=reasons,
         candidates=tuple(others),
+        forecast=forecast(evidence, candidates[strategy].expected_top1),
     )
 
 

@@ -19,7 +19,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from finetune.evidence import Evidence, ForwardSettings, MachineSpeed, ProbeResult, StageProfile, TrainingSpeed, Work
+from finetune.evidence import (
+    Evidence,
+    ForwardSettings,
+    LearningCurve,
+    MachineSpeed,
+    ProbeResult,
+    StageProfile,
+    TrainingSpeed,
+    Work,
+)
 from finetune.network.backbone import find_stages, takes_image_size
 from finetune.plan import AugmentationPlan, Plan, StagePlan
 from finetune.preprocessing import Preprocessing
@@ -206,6 +215,7 @@ def evidence() -> Evidence:
             log_loss=0.5,
             strength=0.01,
             answers={"none": 0.84, "class_weights": 0.85, "logit_adjustment": 0.86},
+            curve=LearningCurve(num_images=(48, 96, 192), accuracy=(0.75, 0.81, 0.85), slope=0.37, slope_error=0.05),
         ),
         handedness=0.52,
         forward_images_per_second=200.0,

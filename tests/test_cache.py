@@ -333,7 +333,10 @@ def test_rows_are_copies_that_may_be_written_to(mapped):
     assert np.array_equal(rows[:5], ROWS[:5])
 
 
-def test_pages_are_given_back_after_so_many_bytes(monkeypatch):
+@pytest.mark.parametrize(
+    ("read", "counts"), [(slice(50), [0, 0, 0, 1, 1, 1, 1, 2]), (list(range(0, 50, 10)), [0, 1, 1, 2, 2, 3, 3, 4])]
+)
+def test_pages_are_given_back_after_so_many_bytes_with_what_lies_around_each_piece(monkeypatch, read, counts):
     keep("k")
     rows = read_arrays("features", "k")["rows"]
     advised = []
@@ -342,13 +345,13 @@ def test_pages_are_given_back_after_so_many_bytes(monkeypatch):
         def madvise(self, advice):
             advised.append(advice)
 
-    monkeypatch.setattr(cache, "RELEASED", 3 * ROWS[:50].nbytes)
+    monkeypatch.setattr(cache, "RELEASED", 3 * (ROWS[:50].nbytes + cache.AROUND) + 2 * cache.AROUND)
     monkeypatch.setattr(rows.array, "_mmap", Mapping())
-    counts = []
+    found = []
     for _ in range(8):
-        rows[:50]
-        counts.append(len(advised))
-    assert counts == [0, 0, 0, 1, 1, 1, 1, 2]
+        rows[read]
+        found.append(len(advised))
+    assert found == counts
 
 
 def test_the_folder_is_the_asked_one_or_lies_in_the_users_cache(monkeypatch, tmp_path, empty_cache):

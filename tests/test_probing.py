@@ -8,7 +8,7 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from finetune.probing import STRENGTHS, cross_validate, fit_head, log_loss, softmax
+from finetune.probing import CURVE_SHARES, STRENGTHS, cross_validate, fit_head, learning_curve, log_loss, softmax
 
 
 def blobs(num_classes=3, count=120, seed=0, separation=0.7):
@@ -123,3 +123,44 @@ def test_log_loss_is_scikit_learns():
     expected = sklearn_log_loss(labels, scipy_softmax(scores, axis=1))
     assert log_loss(scores, labels) == pytest.approx(expected)
     assert log_loss(scores, labels) == pytest.approx(-log_softmax(scores, axis=1)[np.arange(20), labels].mean())
+
+
+def test_a_learning_curve_falls():
+    features, labels = blobs(4, count=800, separation=1.5)
+    folds = cross_validate(features, labels, 4, seed=0, strengths=(0.1,))
+    quarter, half = learning_curve(features, labels, 4, 0, 0.1).mean(axis=1)
+    assert quarter > half > (folds.logits.argmax(axis=1) != labels).mean()
+
+
+def test_a_point_of_a_learning_curve_has_the_errors_of_heads_that_saw_a_share_of_the_images():
+    features, labels = blobs(3, count=1000, separation=1.0)
+    found = learning_curve(features, labels, 3, 0, 0.1)[0].mean()
+    apart = []
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(1000)
+        train, held = order[:200], order[200:]  # a quarter of the 800 images that a fold trains on
+        apart.append(
+            (
+                fit_head(features[train], labels[train], 3, 0.1).logits(features[held]).argmax(axis=1) != labels[held]
+            ).mean()
+        )
+    assert found == pytest.approx(np.mean(apart), abs=3 * np.std(apart) + 0.01)
+
+
+def test_a_learning_curve_never_learns_from_the_images_that_it_is_judged_on():
+    generator = np.random.default_rng(0)
+    features, labels = generator.normal(size=(200, 300)).astype(np.float32), generator.integers(0, 2, 200)
+    assert learning_curve(features, labels, 2, 0, 1.0).mean(axis=1) == pytest.approx([0.5, 0.5], abs=0.12)
+
+
+def test_a_learning_curve_has_every_class_in_every_draw():
+    features, labels = blobs(5, count=50)
+    few = np.concatenate([np.flatnonzero(labels == label)[:3] for label in range(5)])
+    assert learning_curve(features[few], labels[few], 5, 0, 0.1, folds=3).shape == (len(CURVE_SHARES), 15)
+
+
+def test_a_learning_curve_is_that_of_its_seed():
+    features, labels = blobs(3)
+    first, again, other = (learning_curve(features, labels, 3, seed, 0.1) for seed in (0, 0, 1))
+    assert (first == again).all()
+    assert (first != other).any()

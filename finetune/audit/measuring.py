@@ -1,5 +1,6 @@
 """Measuring the images, the network on them, and the machine, before anything is decided."""
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from finetune.audit.domain import DomainProbe
 from finetune.audit.speed import is_busy, machine_name, measure_speed
 from finetune.batches import MEMORY_FORMATS, PlainImages, VariedImages, make_loader, normaliser
 from finetune.cache import keep_value, make_key, read_value, size_limit
-from finetune.evidence import Evidence, ForwardSettings, MachineSpeed, ProbeResult, StageProfile, Work
+from finetune.evidence import Evidence, ForwardSettings, LearningCurve, MachineSpeed, ProbeResult, StageProfile, Work
 from finetune.features import Progress, autocast, best_device, count_work, digest_weights, frozen_features, no_progress
 from finetune.images import ImageSplits, Pixels, groups_of, labels_of, native_size, stratified_subset
 from finetune.metrics import metric_error, metric_value
@@ -29,7 +30,7 @@ from finetune.network.streams import Streams
 from finetune.network.weights import create_pretrained, resolve_model
 from finetune.plan import AugmentationPlan
 from finetune.preprocessing import Preprocessing, choose_image_size
-from finetune.probing import ProbeFolds, cross_validate, log_loss
+from finetune.probing import CURVE_SHARES, ProbeFolds, cross_validate, learning_curve, log_loss
 from finetune.recipe import Metric, Recipe
 from finetune.similarity import similarity
 from finetune.workload import default_batch_size, default_trainable_stages
@@ -278,7 +279,43 @@ def _probe(
         log_loss=round(log_loss(folds.logits, labels), 4),
         strength=folds.strength,
         answers=_answers(features, labels, folds, groups, seed) if metric == "balanced_accuracy" else {"none": 0.0},
+        curve=_curve(features, labels, folds, groups, seed),
     )
+
+
+def _curve(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    folds: ProbeFolds,
+    groups: NDArray[np.str_] | None,
+    seed: int,
+) -> LearningCurve:
+    fewer = learning_curve(features, labels, folds.logits.shape[1], seed, folds.strength, groups)
+    wrong = np.stack([*fewer, folds.logits.argmax(axis=1) != labels])
+    learned_from = len(labels) * (1.0 - 1.0 / len(folds.heads))
+    slope, error = error_slope(wrong[0], wrong[-1], 1.0 / CURVE_SHARES[0])
+    return LearningCurve(
+        num_images=tuple(round(share * learned_from) for share in (*CURVE_SHARES, 1.0)),
+        accuracy=tuple(round(1.0 - float(row.mean()), 4) for row in wrong),
+        slope=round(slope, 3),
+        slope_error=round(error, 3),
+    )
+
+
+def error_slope(before: NDArray[np.floating], after: NDArray[np.floating], factor: float) -> tuple[float, float]:
+    """Return b in `errors ~ images ** -b` and its standard error, by the delta method over paired images.
+
+    Args:
+        before: how often each image was labelled wrongly, (n_images,) in 0 .. 1.
+        after: the same with `factor` times the images to learn from.
+        factor: above 1.
+    """
+    count = len(before)
+    # Half an error is added to either (as for odds), so that no logarithm is infinite; what few errors say is little.
+    first, last = (float(wrong.sum()) + 0.5 for wrong in (before, after))
+    relative = before * (count / first) - after * (count / last)
+    error = math.sqrt(float(relative.var()) / count + 0.5 / first**2 + 0.5 / last**2)
+    return math.log(first / last) / math.log(factor), error / math.log(factor)
 
 
 def handedness(features: NDArray[np.float32], mirrored: NDArray[np.float32], seed: int) -> float:
