@@ -334,7 +334,7 @@ def test_rows_are_copies_that_may_be_written_to(mapped):
 
 
 @pytest.mark.parametrize(
-    ("read", "counts"), [(slice(50), [0, 0, 0, 1, 1, 1, 1, 2]), (list(range(0, 50, 10)), [0, 1, 1, 2, 2, 3, 3, 4])]
+    ("read", "counts"), [(slice(50), [0, 0, 0, 1, 1, 1, 1, 2]), ([0, 40], [0, 1, 1, 2, 2, 3, 3, 4])]
 )
 def test_pages_are_given_back_after_so_many_bytes_with_what_lies_around_each_piece(monkeypatch, read, counts):
     keep("k")
@@ -345,7 +345,7 @@ def test_pages_are_given_back_after_so_many_bytes_with_what_lies_around_each_pie
         def madvise(self, advice):
             advised.append(advice)
 
-    monkeypatch.setattr(cache, "RELEASED", 3 * (ROWS[:50].nbytes + cache.AROUND) + 2 * cache.AROUND)
+    monkeypatch.setattr(cache, "RELEASED", 3 * (ROWS[:50].nbytes + cache.AROUND))
     monkeypatch.setattr(rows.array, "_mmap", Mapping())
     found = []
     for _ in range(8):
