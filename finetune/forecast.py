@@ -5,14 +5,14 @@ import math
 from finetune.evidence import Evidence
 from finetune.value import Value
 
-USUAL_SLOPE = 0.25
+USUAL_SLOPE = 0.3
 """b in `errors ~ images ** -b` of a linear probe, over image sets (`scripts/calibrate_forecast.py`, docs/log.md,
 2026-11-25)."""
 
-SLOPE_SPREAD = 0.12
+SLOPE_SPREAD = 0.08
 """Standard deviation of it from set to set."""
 
-BEND = 0.12
+BEND = 0.14
 """Standard deviation of the change of b from where it was measured to where it is used."""
 
 NINETY_PERCENT = 1.645
