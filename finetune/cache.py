@@ -122,8 +122,11 @@ class Rows:
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:  # noqa: ANN401  (a slice or indices)
         """Return a copy of some rows."""
+        pieces = len(rows) if isinstance(rows, (list, np.ndarray)) else 1
+        most = max(1, RELEASED // AROUND)
+        if pieces > most:
+            return np.concatenate([self[rows[start : start + most]] for start in range(0, pieces, most)])
         part = np.array(self.array[rows])
-        pieces = len(part) if isinstance(rows, (list, np.ndarray)) else 1
         self._unreleased += part.nbytes + pieces * AROUND
         mapping = getattr(self.array, "_mmap", None)
         if self._unreleased > RELEASED and mapping is not None and hasattr(mmap, "MADV_DONTNEED"):

@@ -8,8 +8,8 @@ there already is not repeated, so that an interrupted grid goes on where it stop
 
 A row is one strategy in one cell (a set at a size with a seed). It holds, for every held-out image (by
 cross-validation where the product cross-validates), the log-loss a third and two thirds of the way, at the end, and
-of the weights halfway to the linear probe's; for every test image the log-loss and whether it was right, at the end
-and halfway; and what all that cost. Rows called `mean` hold the accuracies of averaged probabilities. The test images
+of the blend with the linear probe; for every test image the log-loss and whether it was right, at the end and of the
+blend; and what all that cost. Rows called `mean` hold the accuracies of averaged probabilities. The test images
 are the targets that the prior is fitted to, and choose nothing else.
 """
 
@@ -41,7 +41,7 @@ from finetune.images import labels_of
 from finetune.probing import softmax
 from finetune.recipe import Strategy
 from finetune.strategy import learning_rates
-from finetune.training import Checkpoints, Training
+from finetune.training import BLEND, Checkpoints, Training
 
 SETS = (
     "flowers12", "scene15", "clothing10", "cifar10", "pacs_cartoon7", "signdigits10", "magtile5", "ucmerced21",
@@ -258,6 +258,7 @@ def train_arm(
         "learning_rate": plan.head_learning_rate,
         "steps": plan.steps,
         "validation": plan.validation,
+        "blend": BLEND,
         "labels": pack_labels(last.labels),
         "test_labels": pack_labels(test_labels),
         "temperature": round(model.temperature, 3),

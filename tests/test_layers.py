@@ -12,7 +12,7 @@ LAYERS = (
     ("value", "cache"),
     ("recipe", "preprocessing"),
     ("evidence", "metrics", "schedule", "similarity"),
-    ("workload", "forecast"),
+    ("workload", "forecast", "selection"),
     ("strategy",),
     ("plan",),
     ("images", "augmentation"),
@@ -29,7 +29,7 @@ LAYERS = (
 """From the lowest to the highest; modules of one layer do not import each other."""
 
 PURE = ("errors", "value", "recipe", "preprocessing", "evidence", "metrics", "schedule", "similarity", "workload",
-        "forecast", "strategy", "plan")  # fmt: skip
+        "forecast", "selection", "strategy", "plan")  # fmt: skip
 """Values and decisions, which know nothing of networks and data sets."""
 
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "datasets"}

@@ -53,6 +53,10 @@ from finetune.training.kept import KeptActivations, keep_activations
 from finetune.training.loop import Task, make_accelerator, train_steps
 from finetune.workload import cost_per_image, tail_share
 
+BLEND = 0.75
+"""Share of its own weights in a blend of a trained network with the linear probe. Half, which Wortsman et al. 2022 take
+for other domains' sake, loses a point at home (docs/log.md, 2026-11-25)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
@@ -77,7 +81,7 @@ class Look:
     logits: NDArray[np.float32]
     """(n_members, num_classes)"""
     blended: NDArray[np.float32] | None = None
-    """The same of the weights halfway to the linear probe's (`Training.blend`); None before the last step."""
+    """The same of the weights nearer to the linear probe's (`Training.blend`); None before the last step."""
 
 
 def train(
@@ -215,7 +219,7 @@ class Training:
         return self._model(look.logits, look.labels)
 
     def blend(self) -> TrainedModel:
-        """Return the finished model with weights halfway between the linear probe's and its own.
+        """Return the finished model with weights between the linear probe's and its own, three quarters of the way.
 
         Wortsman et al. 2022 (WiSE-FT): where the one errs, the other often does not. The weights of the model that
         `finish` returned become these.
@@ -232,7 +236,7 @@ class Training:
         self.network.load_state_dict(self._start)
         self._start_head(self.phases[-1])
         self._adjust_head(self.phases[-1])
-        _lerp(self.network, own)
+        _lerp(self.network, own, BLEND)
         self.seconds += time.perf_counter() - start
         return self._model(look.blended, look.labels)
 
@@ -404,9 +408,9 @@ class Training:
 
     @contextmanager
     def _blended(self, probe: dict[str, Tensor]) -> Iterator[None]:
-        """Put weights halfway between the linear probe's and the network's into it for a while."""
+        """Put weights between a linear probe's and the network's into it for a while."""
         own = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
-        _lerp(self.network, probe)
+        _lerp(self.network, probe, 1.0 - BLEND)
         try:
             yield
         finally:
@@ -472,11 +476,11 @@ class _Result(NamedTuple):
     blended: NDArray[np.float32] | None = None
 
 
-def _lerp(network: nn.Module, other: dict[str, Tensor]) -> None:
-    """Move all weights halfway to another state's."""
+def _lerp(network: nn.Module, other: dict[str, Tensor], share: float) -> None:
+    """Move all weights a share of the way to another state's."""
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point():
-            tensor.lerp_(other[name], 0.5)
+            tensor.lerp_(other[name], share)
 
 
 def _tail_logits(tail: Tail, plain: Outputs, members: NDArray[np.intp], plan: Plan) -> NDArray[np.float32]:

@@ -1,0 +1,117 @@
+"""What is believed of how accurate each candidate would be, and what follows: whom to race, to drop, to train.
+
+A belief is a normal distribution over the candidates' accuracies. A prior makes it, short trainings that are judged on
+the same images sharpen it, and the candidate to train is the cheapest one that is expected to be good enough.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+DRAWS = 4000
+"""Of the candidates' accuracies, to see what is likely."""
+
+UNFINISHED = 0.3
+"""Standard deviation of what all unfinished trainings lack alike: only their differences say something."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Belief:
+    """How accurate each candidate would be: a normal distribution."""
+
+    mean: "NDArray[np.float64]"
+    """(n_candidates,), top-1 accuracies."""
+    covariance: "NDArray[np.float64]"
+    """(n_candidates, n_candidates)"""
+
+    def draws(self) -> "NDArray[np.float64]":
+        """Return accuracies (DRAWS, n_candidates) that are likely, the same ones each time."""
+        # A root by eigenvalues, for a covariance may be singular: what was measured exactly varies no more.
+        values, vectors = np.linalg.eigh(self.covariance)
+        root = vectors * np.sqrt(np.clip(values, 0.0, None))
+        normal = np.random.default_rng(0).standard_normal((DRAWS, len(self.mean)))
+        drawn: NDArray[np.float64] = self.mean + normal @ root.T
+        return drawn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What trainings of some candidates made of the same held-out images."""
+
+    raced: tuple[int, ...]
+    """Which candidates."""
+    mean: "NDArray[np.float64]"
+    """(n_raced,), the probability of the right class in the mean over images."""
+    noise: "NDArray[np.float64]"
+    """(n_raced, n_raced), its covariance: of the images, and of what is still to come."""
+
+
+def measured(raced: Sequence[int], right: "NDArray[np.floating]", discrepancy: float, is_finished: bool) -> Measurement:
+    """Return what races say, for `update`.
+
+    The probability of the right class is in the mean as large as the accuracy, where it is calibrated, and varies less
+    over images. The same images are hard for all candidates, which their covariance knows.
+
+    Args:
+        raced: indices of the candidates.
+        right: (n_raced, n_images), the probability of each image's class.
+        discrepancy: standard deviation of how differently candidates go on from here to the test images.
+        is_finished: whether the trainings are over.
+    """
+    count = right.shape[1]
+    noise = np.atleast_2d(np.cov(right)) / count + discrepancy**2 * np.eye(len(raced))
+    if not is_finished:
+        noise = noise + UNFINISHED**2
+    return Measurement(raced=tuple(raced), mean=right.mean(axis=1), noise=noise)
+
+
+def update(belief: Belief, measurement: Measurement) -> Belief:
+    """Return the belief after a measurement, by Bayes' rule."""
+    raced = list(measurement.raced)
+    cross = belief.covariance[:, raced]
+    gain = np.linalg.solve(cross[raced] + measurement.noise, cross.T).T
+    return Belief(
+        mean=belief.mean + gain @ (measurement.mean - belief.mean[raced]),
+        covariance=belief.covariance - gain @ cross.T,
+    )
+
+
+def pick(accuracies: "NDArray[np.float64]", costs: Sequence[float], tolerance: float) -> "NDArray[np.intp]":
+    """Return the cheapest candidate that is within a tolerance of the best, for each row of accuracies.
+
+    Args:
+        accuracies: (..., n_candidates).
+        costs: of each candidate; equal ones go by accuracy.
+        tolerance: in accuracy.
+    """
+    good = accuracies >= accuracies.max(axis=-1, keepdims=True) - tolerance
+    order = np.where(good, np.asarray(costs, dtype=np.float64), np.inf)
+    cheapest = order == order.min(axis=-1, keepdims=True)
+    chosen: NDArray[np.intp] = np.where(cheapest, accuracies, -np.inf).argmax(axis=-1)
+    return chosen
+
+
+def chances(belief: Belief, costs: Sequence[float], tolerance: float) -> "NDArray[np.float64]":
+    """Return the probability that each candidate is the one to pick, were its accuracy known."""
+    chosen = pick(belief.draws(), costs, tolerance)
+    return np.bincount(chosen, minlength=len(costs)) / len(chosen)
+
+
+def expected_gain(belief: Belief, raced: Sequence[int], noise: "NDArray[np.float64]") -> float:
+    """Return how much more accurate the best is expected to be after a measurement than before it (the knowledge
+    gradient, Frazier et al. 2008).
+
+    Args:
+        belief: before.
+        raced: which candidates would be measured.
+        noise: (n_raced, n_raced), the covariance of what would be measured.
+    """
+    cross = belief.covariance[:, list(raced)]
+    spread = cross @ np.linalg.solve(cross[list(raced)] + noise, cross.T)
+    later = Belief(mean=belief.mean, covariance=(spread + spread.T) / 2)
+    return float(later.draws().max(axis=1).mean() - belief.mean.max())

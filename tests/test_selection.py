@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+
+from finetune.selection import Belief, chances, expected_gain, measured, pick, update
+
+
+def belief_of(mean, deviation=0.02, correlation=0.0):
+    count = len(mean)
+    shape = (1 - correlation) * np.eye(count) + correlation
+    return Belief(mean=np.asarray(mean, dtype=float), covariance=shape * deviation**2)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "tolerance", "expected"),
+    [
+        ([0.80, 0.90, 0.91], 0.0, 2),
+        ([0.80, 0.90, 0.91], 0.01, 1),
+        ([0.80, 0.90, 0.91], 0.2, 0),
+        ([0.91, 0.90, 0.91], 0.0, 0),
+    ],
+)
+def test_the_cheapest_that_is_good_enough_is_picked(accuracies, tolerance, expected):
+    assert pick(np.asarray(accuracies), [1.0, 2.0, 3.0], tolerance + 1e-9) == expected
+
+
+def test_of_equal_costs_the_more_accurate_is_picked():
+    assert pick(np.asarray([0.90, 0.905]), [2.0, 2.0], 0.01) == 1
+
+
+def test_a_measurement_of_many_images_outweighs_the_prior_and_one_of_few_does_not():
+    prior = belief_of([0.8, 0.8])
+    generator = np.random.default_rng(0)
+    moved = []
+    for images in (20, 20_000):
+        right = generator.normal([[0.75], [0.85]], 0.3, (2, images))
+        moved.append(np.diff(update(prior, measured((0, 1), right, 0.0, is_finished=True)).mean)[0])
+    assert 0 < moved[0] < 0.05
+    assert moved[1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_what_unfinished_trainings_lack_alike_says_nothing_of_any():
+    right = np.random.default_rng(0).random((2, 1000)) * 0.4
+    after = update(belief_of([0.8, 0.8], correlation=0.9), measured((0, 1), right, 0.0, is_finished=False))
+    assert after.mean == pytest.approx([0.8, 0.8], abs=0.02)
+
+
+def test_on_the_same_images_a_difference_is_surer_than_on_different_ones():
+    generator = np.random.default_rng(0)
+    hardness, other = generator.random((2, 300))
+    small = generator.normal(0.02, 0.02, 300)
+    paired = update(belief_of([0.5, 0.5]), measured((0, 1), np.stack([hardness, hardness + small]), 0.0, True))
+    apart = update(belief_of([0.5, 0.5]), measured((0, 1), np.stack([hardness, other + small]), 0.0, True))
+
+    def deviation(belief):
+        return (belief.covariance[0, 0] + belief.covariance[1, 1] - 2 * belief.covariance[0, 1]) ** 0.5
+
+    assert deviation(paired) < 0.3 * deviation(apart)
+
+
+def test_a_race_of_two_moves_the_belief_of_a_third_that_is_like_one_of_them():
+    prior = Belief(
+        mean=np.full(3, 0.8), covariance=0.02**2 * np.array([[1.0, 0.0, 0.9], [0.0, 1.0, 0.0], [0.9, 0.0, 1.0]])
+    )
+    right = np.stack([np.full(500, 0.84), np.full(500, 0.80)]) + np.random.default_rng(0).normal(0, 0.1, (2, 500))
+    after = update(prior, measured((0, 1), right, 0.005, is_finished=True))
+    assert after.mean[2] > 0.82
+
+
+def test_beliefs_after_races_are_calibrated():
+    """In a world that is as the prior says, nine of ten 90 % intervals hold the truth."""
+    generator = np.random.default_rng(0)
+    prior = belief_of([0.80, 0.82, 0.83], deviation=0.03, correlation=0.5)
+    inside = []
+    for _ in range(400):
+        truth = generator.multivariate_normal(prior.mean, prior.covariance)
+        hardness = generator.normal(0, 0.3, 150)
+        reached = truth + generator.normal(0, 0.01, 3)
+        right = reached[:, None] + hardness + generator.normal(0, 0.1, (3, 150))
+        after = update(prior, measured((0, 1, 2), right, 0.01, is_finished=True))
+        inside.append(np.abs(after.mean - truth) < 1.645 * np.sqrt(np.diag(after.covariance)))
+    assert np.mean(inside) == pytest.approx(0.9, abs=0.03)
+
+
+def test_chances_are_those_of_being_picked_were_all_known():
+    even = chances(belief_of([0.8, 0.8]), [1.0, 1.0], 0.0)
+    assert even == pytest.approx([0.5, 0.5], abs=0.03)
+    assert chances(belief_of([0.8, 0.8]), [1.0, 2.0], 0.05) == pytest.approx([0.96, 0.04], abs=0.02)
+    assert chances(belief_of([0.6, 0.9]), [1.0, 1.0], 0.0).tolist() == [0.0, 1.0]
+
+
+def test_a_race_between_equals_is_worth_what_picking_the_better_gains():
+    noise = np.zeros((2, 2))
+    gain = expected_gain(belief_of([0.8, 0.8], deviation=0.02), (0, 1), noise)
+    assert gain == pytest.approx(0.02 * 2**0.5 * 0.3989, rel=0.05)  # E max of two normal values
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "noise"), [([0.6, 0.9], 0.02, 0.0), ([0.8, 0.8], 0.02, 10.0), ([0.8, 0.8], 0.0, 0.01)]
+)
+def test_a_race_is_worth_nothing_where_it_would_change_nothing(mean, deviation, noise):
+    assert expected_gain(belief_of(mean, deviation), (0, 1), noise * np.eye(2)) == pytest.approx(0.0, abs=1e-3)
