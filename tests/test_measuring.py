@@ -6,7 +6,7 @@ from PIL import Image
 from finetune.audit import measure_evidence, measuring
 from finetune.audit.measuring import error_slope, handedness
 from finetune.errors import ModelError
-from finetune.evidence import Work
+from finetune.evidence import MachineSpeed, Work
 from finetune.images import decoding, load_images
 from finetune.recipe import Recipe
 
@@ -191,6 +191,23 @@ def test_the_machine_is_timed_once_unless_it_was_busy(measured, monkeypatch, bus
     first, second = (measured({"train": {"a": 8, "b": 6}}) for _ in range(2))
     assert len(timed) == times
     assert (first.speed == second.speed) == (not busy)
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_what_an_older_version_measured_of_the_machine_is_measured_anew(measured, monkeypatch):
+    monkeypatch.setattr(measuring, "is_busy", lambda: False)
+    timed, own = [], measuring.measure_speed
+    monkeypatch.setattr(measuring, "measure_speed", lambda *rest: timed.append(rest) or own(*rest))
+    measured({"train": {"a": 6, "b": 6}})
+
+    class Older(MachineSpeed):
+        """A speed with one more key."""
+
+        number_of_cores: int = 1
+
+    monkeypatch.setattr(measuring, "MachineSpeed", Older)
+    measured({"train": {"a": 6, "b": 6}})
+    assert len(timed) == 2
 
 
 @pytest.mark.usefixtures("empty_cache")

@@ -180,7 +180,9 @@ def _machine(
     device = next(network.parameters()).device
     batch_size = recipe.batch_size or default_batch_size(num_images)
     asked = recipe.training.trainable_stages
-    key = make_key(name, preprocessing, batch_size, asked, pixels.is_kept, machine_name(device))
+    # Their schemas, so that an older version's measurements are not mistaken for this one's.
+    schemas = MachineSpeed.model_json_schema(), StageProfile.model_json_schema()
+    key = make_key(name, preprocessing, batch_size, asked, pixels.is_kept, machine_name(device), schemas)
 
     def measure() -> dict[str, Any]:
         progress("timing this machine", 0, 1)
