@@ -10,8 +10,31 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from finetune.recipe import Preference
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+TOLERANCE: dict[Preference, float] = {"accuracy": 0.0, "balanced": 0.005, "speed": 0.02}
+"""How far below the best a candidate may be expected to be, by what is preferred, in accuracy."""
+
+PRICE: dict[Preference, float] = {"accuracy": 0.001, "balanced": 0.002, "speed": 0.004}
+"""Least gain in accuracy that a race must promise."""
+
+RUNGS = (1 / 3, 2 / 3)
+"""Shares of the steps at which those who race are looked at."""
+
+DISCREPANCY = (0.02, 0.012)
+"""Standard deviation of how differently candidates go on from each rung, in accuracy."""
+
+FINALISTS = 3
+"""Most candidates in a race."""
+
+LEAST_CHANCE = 0.1
+"""Of being the one to pick, to be raced."""
+
+SPREAD = 0.06
+"""Variance over images of how the probabilities of two candidates differ, before it is known."""
 
 DRAWS = 4000
 """Of the candidates' accuracies, to see what is likely."""
@@ -115,3 +138,37 @@ def expected_gain(belief: Belief, raced: Sequence[int], noise: "NDArray[np.float
     spread = cross @ np.linalg.solve(cross[list(raced)] + noise, cross.T)
     later = Belief(mean=belief.mean, covariance=(spread + spread.T) / 2)
     return float(later.draws().max(axis=1).mean() - belief.mean.max())
+
+
+def finalists(
+    belief: Belief, costs: Sequence[float], tolerance: float, among: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """Return the candidate to pick by what is believed, then those that may well turn out to be it.
+
+    Args:
+        belief: about all candidates.
+        costs: of each.
+        tolerance: in accuracy.
+        among: those that are left; None: all.
+    """
+    left = list(range(len(costs))) if among is None else list(among)
+    own = Belief(mean=belief.mean[left], covariance=belief.covariance[np.ix_(left, left)])
+    likely = chances(own, [costs[number] for number in left], tolerance)
+    best = int(pick(own.mean, [costs[number] for number in left], tolerance))
+    others = [int(place) for place in np.argsort(-likely) if place != best and likely[place] >= LEAST_CHANCE]
+    return tuple(left[place] for place in (best, *others[: FINALISTS - 1]))
+
+
+def is_worth_racing(belief: Belief, raced: Sequence[int], num_held: int, price: float) -> bool:
+    """Return whether looking at the first rung is expected to gain enough.
+
+    Args:
+        belief: before.
+        raced: who would race.
+        num_held: images that they would be judged on.
+        price: least gain, in accuracy.
+    """
+    if len(raced) < 2:
+        return False
+    noise = (SPREAD / num_held + DISCREPANCY[0] ** 2) * np.eye(len(raced)) + UNFINISHED**2
+    return expected_gain(belief, raced, noise) >= price

@@ -13,6 +13,7 @@ LAYERS = (
     ("recipe", "preprocessing"),
     ("evidence", "metrics", "schedule", "similarity"),
     ("workload", "forecast", "selection"),
+    ("prior",),
     ("strategy",),
     ("plan",),
     ("images", "augmentation"),
@@ -29,7 +30,7 @@ LAYERS = (
 """From the lowest to the highest; modules of one layer do not import each other."""
 
 PURE = ("errors", "value", "recipe", "preprocessing", "evidence", "metrics", "schedule", "similarity", "workload",
-        "forecast", "selection", "strategy", "plan")  # fmt: skip
+        "forecast", "selection", "prior", "strategy", "plan")  # fmt: skip
 """Values and decisions, which know nothing of networks and data sets."""
 
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "datasets"}

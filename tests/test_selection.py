@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from finetune.selection import Belief, chances, expected_gain, measured, pick, update
+from finetune.selection import (
+    Belief,
+    chances,
+    expected_gain,
+    finalists,
+    is_worth_racing,
+    measured,
+    pick,
+    update,
+)
 
 
 def belief_of(mean, deviation=0.02, correlation=0.0):
@@ -99,3 +108,30 @@ def test_a_race_between_equals_is_worth_what_picking_the_better_gains():
 )
 def test_a_race_is_worth_nothing_where_it_would_change_nothing(mean, deviation, noise):
     assert expected_gain(belief_of(mean, deviation), (0, 1), noise * np.eye(2)) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_who_may_be_the_best_races_the_likeliest_first():
+    assert finalists(belief_of([0.80, 0.90, 0.91, 0.60]), [1.0] * 4, 0.0) == (2, 1)
+
+
+def test_no_more_than_three_race():
+    assert len(finalists(belief_of([0.8] * 5), [1.0] * 5, 0.0)) == 3
+
+
+def test_who_is_sure_to_be_picked_is_alone():
+    assert finalists(belief_of([0.80, 0.805], deviation=0.001), [1.0, 2.0], 0.02) == (0,)
+
+
+def test_who_left_a_race_does_not_come_back():
+    assert finalists(belief_of([0.80, 0.82, 0.99]), [1.0] * 3, 0.0, among=(1, 0)) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("deviation", "num_held", "is_worth"), [(0.03, 1000, True), (0.03, 5, False), (0.001, 1000, False)]
+)
+def test_a_race_must_be_able_to_tell_and_to_matter(deviation, num_held, is_worth):
+    assert is_worth_racing(belief_of([0.8, 0.8], deviation), (0, 1), num_held, price=0.006) == is_worth
+
+
+def test_nobody_races_alone():
+    assert not is_worth_racing(belief_of([0.8, 0.8]), (1,), 1000, price=0.0)
