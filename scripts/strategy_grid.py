@@ -7,10 +7,11 @@ DIR holds image sets, each with train and test. The first form trains and append
 there already is not repeated, so that an interrupted grid goes on where it stopped. The second packs the rows.
 
 A row is one strategy in one cell (a set at a size with a seed). It holds, for every held-out image (by
-cross-validation where the product cross-validates), the log-loss a third and two thirds of the way, at the end, and
-of the blend with the linear probe; for every test image the log-loss and whether it was right, at the end and of the
-blend; and what all that cost. Rows called `mean` hold the accuracies of averaged probabilities. The test images
-are the targets that the prior is fitted to, and choose nothing else.
+cross-validation where the product cross-validates), the log-loss a third and two thirds of the way, at the end, and of
+the blend with the linear probe; for every test image the log-loss and whether it was right, at the end and of the
+blend; and what all that cost. Cells that would be cross-validated again with further seeds hold the test images alone:
+that is what these seeds are for, and a quarter of the work. Rows called `mean` hold the accuracies of averaged
+probabilities. The test images are the targets that the prior is fitted to, and choose nothing else.
 """
 
 import argparse
@@ -40,6 +41,7 @@ from finetune import Evidence, ImageSplits, Recipe, choose_strategy, load_images
 from finetune.images import labels_of
 from finetune.probing import softmax
 from finetune.recipe import Strategy
+from finetune.selection import RUNGS
 from finetune.strategy import learning_rates
 from finetune.training import BLEND, Checkpoints, Training
 
@@ -56,8 +58,9 @@ STEPS = {"5": 100, "20": 150, "all": 300}
 SEEDS = {"5": 5, "20": 2, "all": 2}
 """Subsets and trainings of each size."""
 
-RUNGS = (1 / 3, 2 / 3)
-"""Shares of the steps at which a race looks, before the end."""
+CROSS_VALIDATED = {"5": 1, "20": 1, "all": 2}
+"""Seeds of each size that are cross-validated, where the product would; of the others the final training alone is
+run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,13 +238,17 @@ def train_arm(
         asked["steps"] = STEPS[cell.size] * (5 if arm.strategy == "scratch" else 1)
     recipe = recipe.changed(**asked)
     plan = make_plan(recipe, evidence, choose_strategy(evidence, recipe))
+    is_last_alone = plan.steps > 0 and plan.validation == "cross_validation" and cell.seed >= CROSS_VALIDATED[cell.size]
+    if is_last_alone:  # nothing is chosen by these seeds, so that nothing needs to be held out
+        plan = plan.changed(validation="given", refit=False, refit_steps=0, evaluations=1)
+        splits = replace(splits, validation=splits.train)
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder))
         checkpoints.begin()
         training = Training(plan, splits, checkpoints=checkpoints)
         work = [training.work]
         looks = []
-        for share in (*RUNGS, 1.0) if plan.steps else (1.0,):
+        for share in (1.0,) if is_last_alone or not plan.steps else (*RUNGS, 1.0):
             looks.append(training.look(share))
             work.append(training.work)
         model = training.finish()
@@ -253,40 +260,44 @@ def train_arm(
             blend = training.blend()
             tested["blended_test"] = blend.probabilities(splits.test)
             held["blended_held_out"] = softmax(last.blended / blend.temperature)
-    row: Row = {
-        "strategy": arm.strategy,
-        "learning_rate": plan.head_learning_rate,
-        "steps": plan.steps,
+    judging: Row = {
         "validation": plan.validation,
-        "blend": BLEND,
         "labels": pack_labels(last.labels),
-        "test_labels": pack_labels(test_labels),
         "temperature": round(model.temperature, 3),
         "rungs": [pack_losses(losses(softmax(look.logits), look.labels)) for look in looks],
         "rung_top1": [round(float((look.logits.argmax(axis=1) == look.labels).mean()), 4) for look in looks],
         **{name: in_detail(probabilities, last.labels) for name, probabilities in held.items()},
+    }
+    row: Row = {
+        "strategy": arm.strategy,
+        "learning_rate": plan.head_learning_rate,
+        "steps": plan.steps,
+        "blend": BLEND,
+        "test_labels": pack_labels(test_labels),
+        **({} if is_last_alone else judging),
         **{name: in_detail(probabilities, test_labels) for name, probabilities in tested.items()},
         "forward_equivalents": [done.forward_equivalents for done in (*work, model.work)],
         "seconds": round(time.perf_counter() - start, 1),
         "training_seconds": round(model.seconds, 1),
     }
-    return row, {**held, **tested}
+    return row, tested if is_last_alone else {**held, **tested}
 
 
 def averages(cell: Cell, arms: Sequence[str], rows: Rows) -> Iterator[Row]:
     """Yield the accuracies of every subset's mean probabilities."""
     detail = {row["arm"]: row for row in rows.all if (row["set"], row["size"], row["seed"]) == _key(cell)}
-    held_labels, test_labels = (
-        np.frombuffer(base64.b64decode(detail["full_near"][name]), dtype=np.uint8).astype(np.int64)
-        for name in ("labels", "test_labels")
-    )
     tuned = [arm for arm in arms if arm != "linear_probe"]
     kept = {arm: rows.kept(cell, arm) for arm in tuned}
+    parts = {"test": "test_labels", "held_out": "labels"}
+    labels = {
+        part: np.frombuffer(base64.b64decode(detail[tuned[0]][name]), dtype=np.uint8).astype(np.int64)
+        for part, name in parts.items()
+        if name in detail[tuned[0]]
+    }
     for count in range(2, len(tuned) + 1):
         for subset in itertools.combinations(tuned, count):
-            held = np.mean([kept[arm]["held_out"] for arm in subset], axis=0)
-            test = np.mean([kept[arm]["test"] for arm in subset], axis=0)
-            yield {"of": subset, "held_out": judged(held, held_labels), "test": judged(test, test_labels)}
+            means = {part: np.mean([kept[arm][part] for arm in subset], axis=0) for part in labels}
+            yield {"of": subset, **{part: judged(means[part], labels[part]) for part in labels}}
 
 
 def main() -> None:

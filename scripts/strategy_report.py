@@ -62,7 +62,7 @@ class Cell:
     accuracy: dict[str, float]
     """On the test images, by candidate."""
     right: dict[str, list[NDArray[np.float64]]]
-    """Probability of each held-out image's class at each rung."""
+    """Probability of each held-out image's class at each rung; none where nothing was held out."""
     costs: dict[str, list[float]]
     """Forward equivalents up to each rung, and for the model that ships."""
     averages: dict[tuple[str, ...], float]
@@ -101,19 +101,25 @@ def load(path: Path) -> list[Cell]:
     for row in rows:
         if "arm" in row:
             found.setdefault((row["set"], row["size"], row["seed"]), {})[row["arm"]] = row
-    return [cell_of(*key, arms) for key, arms in found.items() if set(ALL) | {"evidence", "mean"} <= arms.keys()]
+    whole = {key: arms for key, arms in found.items() if set(ALL) | {"evidence", "mean"} <= arms.keys()}
+    # Seeds that were not cross-validated would have cost what the first one did.
+    return [
+        cell_of(*key, arms, whole[*key[:2], 0] if "rungs" not in arms[CANDIDATES[0]] else arms)
+        for key, arms in whole.items()
+        if "rungs" in arms[CANDIDATES[0]] or (*key[:2], 0) in whole
+    ]
 
 
-def cell_of(name: str, size: str, seed: int, arms: dict[str, Any]) -> Cell:
-    """Return a cell of its rows."""
-    costs = {arm: arms[arm]["forward_equivalents"] for arm in ALL}
+def cell_of(name: str, size: str, seed: int, arms: dict[str, Any], cross_validated: dict[str, Any]) -> Cell:
+    """Return a cell of its rows, with the costs of one that was cross-validated."""
+    costs = {arm: cross_validated[arm]["forward_equivalents"] for arm in ALL}
     return Cell(
         set=name,
         size=size,
         seed=seed,
         evidence=arms["evidence"],
         accuracy={arm: arms[arm]["test"]["top1"] for arm in ALL},
-        right={arm: [probabilities(packed) for packed in arms[arm]["rungs"]] for arm in ALL},
+        right={arm: [probabilities(packed) for packed in arms[arm].get("rungs", ())] for arm in ALL},
         costs={arm: [cost - costs[arm][0] for cost in costs[arm][1:]] for arm in ALL},
         averages={tuple(row["of"]): row["test"]["top1"] for row in arms["mean"]["means"]},
         num_test=len(base64.b64decode(arms[PROBE]["test_labels"])),
@@ -187,7 +193,8 @@ def selector(cells: Sequence[Cell], prefer: Preference, races: bool = True, simi
         left = finalists(belief, costs, tolerance)
         spent = dict.fromkeys(range(len(ALL)), 0.0)
         racers = [number for number in left if ALL[number] != PROBE]  # the probe is measured already
-        if races and is_worth_racing(belief, racers, len(cell.right[PROBE][-1]), PRICE[prefer]):
+        can_race = races and bool(cell.right[CANDIDATES[0]])
+        if can_race and is_worth_racing(belief, racers, len(cell.right[PROBE][-1]), PRICE[prefer]):
             for rung, discrepancy in enumerate(DISCREPANCY):
                 right = np.array([cell.right[ALL[number]][rung] for number in racers])
                 belief = update(belief, measured(racers, right, discrepancy, is_finished=False))
