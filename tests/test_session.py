@@ -676,6 +676,18 @@ def test_after_an_interruption_what_was_looked_at_is_not_trained_again(make_plan
     assert [done for task, done in told if task == "training (validation)"] == [5, 6]
 
 
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_look_that_was_interrupted_goes_on_to_the_same_judgement(make_plan, splits, tmp_path, step):
+    plan = make_plan("full")
+    expected, again = (Checkpoints(tmp_path / name) for name in ("whole", "again"))
+    for made in (expected, again):
+        made.begin()
+    whole = Training(plan, splits, checkpoints=expected).look(0.5)
+    with pytest.raises(KeyboardInterrupt):
+        Training(plan, splits, interrupter("validation", step)[0], again).look(0.5)
+    assert Training(plan, splits, checkpoints=again).look(0.5).logits.tolist() == whole.logits.tolist()
+
+
 def test_a_paused_training_costs_the_steps_that_it_took(make_plan, splits, checkpoints):
     plan = make_plan("full")
     training = Training(plan, splits, checkpoints=checkpoints)

@@ -107,7 +107,7 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> None:
     streams = Streams(_count_streams(task.module, plan, accelerator), plan.num_threads)
     clock = time.perf_counter() - float(task.history[-1]["seconds"] if task.history else 0.0)
     with streams:
-        folded = _folded_norms(task, plan, batches)
+        folded = _folded_norms(task, plan, batches) if start < end else nullcontext()
         for step in range(start, end):
             factor = learning_rate_factor(step, plan.steps, plan.warmup_steps)
             for group in optimizer.param_groups:
