@@ -22,6 +22,7 @@ LAYERS = (
     ("features",),
     ("prediction",),
     ("audit", "labelling", "training"),
+    ("racing",),
     ("run_folder",),
     ("report", "classifier"),
     ("pipeline",),
