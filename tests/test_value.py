@@ -10,6 +10,7 @@ from finetune.evidence import Work
 from finetune.metrics import score
 from finetune.network.weights import WeightsReport
 from finetune.plan import make_plan
+from finetune.prior import Prior
 from finetune.recipe import AugmentationRecipe, Recipe, TableColumns, TrainingRecipe
 from finetune.run_folder import RunMetrics, Seconds
 from finetune.strategy import choose_strategy
@@ -43,6 +44,7 @@ def one_of_each(evidence):
         evidence,
         evidence.preprocessing,
         evidence.probe,
+        evidence.probe.curve,
         evidence.speed,
         evidence.speed.forward.changed(layout="contiguous", streams=2),
         evidence.speed.training[1],
@@ -50,6 +52,8 @@ def one_of_each(evidence):
         size_workload(recipe, evidence, "partial"),
         choice,
         choice.candidates[0],
+        choice.forecast,
+        Prior(candidates=("full",), coefficients=((-0.5, 0.1, 0.0, 0.2),), covariance=((0.04,),)),
         plan,
         plan.stages[-1],
         plan.augmentation,
