@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -117,9 +118,10 @@ def test_timm_loads_the_run_folder_and_predicts_the_same(finished):
 def test_a_saved_model_predicts_what_the_trained_one_predicts(data, finished):
     model, folder, _ = finished
     paths = sorted((data / "test").rglob("*.*"))
-    np.testing.assert_allclose(
-        RunFolder(folder).read_model().predict_proba(paths), model.predict_proba(paths), atol=1e-6
-    )
+    # In float32, for bfloat16 rounds differently where the same weights lie differently in memory.
+    plan = model.plan.changed(forward=model.plan.forward.changed(precision="float32"))
+    trained, saved = (replace(each, plan=plan) for each in (model, RunFolder(folder).read_model()))
+    np.testing.assert_allclose(saved.predict_proba(paths), trained.predict_proba(paths), atol=1e-6)
 
 
 def test_predictions_scores_and_metrics_of_the_same_images_agree(data, finished):
