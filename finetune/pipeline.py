@@ -148,6 +148,7 @@ def _train(folder: RunFolder, plan: Plan, report: Report, start: float, splits: 
             total=round(time.perf_counter() - start, 2),
         ),
         work=model.work,
+        note=model.note,
     )
     finished = model
     _main_process(lambda: folder.write_model(finished, metrics, splits))

@@ -39,6 +39,8 @@ class TrainedModel:
     work: Work = field(default_factory=Work)
     seconds: float = 0.0
     """What the training took."""
+    note: str = ""
+    """What a person must know of how it came about."""
 
     def probabilities(self, table: ImageTable, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""

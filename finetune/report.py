@@ -159,6 +159,8 @@ class Report:
         if metrics.test is not None:
             self._metrics("test", metrics.test, "")
             self._worst_classes(metrics.test)
+        if metrics.note:
+            self.console.print(f"  [yellow]{escape(metrics.note)}[/yellow]")
         seconds = metrics.seconds
         self.console.print(
             f"  {duration(seconds.total)} in all: evidence {duration(seconds.evidence)}, training "

@@ -54,6 +54,8 @@ class RunMetrics(Value):
     test: Metrics | None
     seconds: Seconds
     work: Work
+    note: str = ""
+    """What a person must know of how the model came about."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from finetune.images import Pixels, decoding, groups_of, label_paths, labels_of,
 from finetune.network.backbone import create_network, find_head, find_norms, find_stages, profile_stages
 from finetune.probing import fit_head, log_loss
 from finetune.training import Checkpoints, Training, kept, plan_phases, session, train
+from finetune.training.session import is_worse
 
 PLAIN = {"horizontal_flip": False, "vertical_flip": False, "smallest_crop": 1.0, "color_jitter": 0.0, "policy": "none"}
 """An augmentation that varies nothing."""
@@ -726,3 +727,58 @@ def test_what_did_not_start_from_a_probe_or_is_one_has_no_blend(make_plan, split
     training.finish()
     with pytest.raises(ValueError, match="linear probe"):
         training.blend()
+
+
+def harmful(make_plan, **changes):
+    """A plan whose rate is a hundred times what is good."""
+    plan = make_plan("full", head_learning_rate=0.5, warmup_steps=0, steps=6, average_decay=0.0, **changes)
+    return plan.changed(stages=[stage.changed(learning_rate=0.5 * (stage.learning_rate > 0)) for stage in plan.stages])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"refit": True}, {"imbalance": "logit_adjustment"}, {"validation": "cross_validation", "folds": 2}]
+)
+def test_a_training_that_did_harm_ships_the_linear_probe_and_says_so(make_plan, image_folder, tmp_path, changes):
+    splits = load_images(str(image_folder(tmp_path / "more", {"a": 20, "b": 20, "c": 20})))
+    plan = harmful(make_plan, **changes)
+    probe = train(make_plan("linear_probe", probe_strength=plan.probe_strength, **changes), splits)
+    model = train(plan, splits)
+    assert model.note.startswith("training did harm: ")
+    for name, tensor in probe.network.state_dict().items():
+        torch.testing.assert_close(model.network.state_dict()[name], tensor, rtol=1e-5, atol=1e-5)
+    assert model.validation.top1 == probe.validation.top1
+
+
+def test_a_training_that_did_no_harm_has_no_note(make_plan, splits):
+    assert train(make_plan("full"), splits).note == ""
+
+
+def scores_of(labels, share_right, seed=0):
+    generator = np.random.default_rng(seed)
+    right = generator.random(len(labels)) < share_right
+    return (np.eye(2)[np.where(right, labels, 1 - labels)] * 3 + generator.normal(0, 0.1, (len(labels), 2))).astype(
+        np.float32
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "after", "before", "harm"),
+    [
+        (200, 0.5, 0.9, True),
+        (200, 0.88, 0.9, False),
+        (200, 0.95, 0.9, False),
+        (6, 0.5, 0.9, False),
+        (1, 0.0, 1.0, False),
+    ],
+)
+def test_harm_is_what_can_not_be_chance(images, after, before, harm):
+    labels = np.arange(images) % 2
+    assert is_worse(scores_of(labels, after), scores_of(labels, before, seed=1), labels, "top1") == harm
+
+
+def test_where_classes_count_alike_a_constant_answer_is_harm():
+    labels = np.repeat([0, 1], [180, 20])
+    constant = np.tile(np.float32([1.0, 0.0]), (200, 1))
+    fair = scores_of(labels, 0.85)
+    assert is_worse(constant, fair, labels, "balanced_accuracy")
+    assert not is_worse(constant, fair, labels, "top1")

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -48,6 +48,7 @@ from finetune.network.tail import Tail, cut
 from finetune.plan import Plan, plan_of_refit
 from finetune.prediction import Row, TrainedModel, fit_temperature
 from finetune.probing import LinearHead, fit_large_head, log_loss, softmax
+from finetune.recipe import Metric
 from finetune.training.checkpoints import Checkpoints
 from finetune.training.kept import KeptActivations, keep_activations
 from finetune.training.loop import Task, make_accelerator, train_steps
@@ -82,6 +83,8 @@ class Look:
     """(n_members, num_classes)"""
     blended: NDArray[np.float32] | None = None
     """The same of the weights nearer to the linear probe's (`Training.blend`); None before the last step."""
+    probe: NDArray[np.float32] | None = None
+    """The same of the linear probe that the training started from; None before the last step."""
 
 
 def train(
@@ -177,6 +180,7 @@ class Training:
         self.kept: KeptActivations | None = None
         self._results: dict[tuple[str, int], _Result] = {}
         self._steps_counted: dict[str, int] = {}
+        self._started_from: LinearHead | None = None
         self.seconds = time.perf_counter() - start
         """Spent so far."""
 
@@ -198,21 +202,25 @@ class Training:
         members = np.concatenate([phase.held_out for phase, _ in judged])
         order = np.argsort(members)
         blends = [result.blended for _, result in judged if result.blended is not None]
+        probes = [result.probe for _, result in judged if result.probe is not None]
         self.seconds += time.perf_counter() - start
         return Look(
             members=members[order],
             labels=self.labels[members[order]],
             logits=np.concatenate([result.logits for _, result in judged])[order],
             blended=np.concatenate(blends)[order] if blends else None,
+            probe=np.concatenate(probes)[order] if probes else None,
         )
 
     def finish(self) -> TrainedModel:
-        """Train to the end and return the model that ships.
+        """Train to the end and return the model that ships: the linear probe, where training it only did harm.
 
         Raises:
             NotFiniteError: the training diverged.
         """
         look, start = self.look(), time.perf_counter()
+        if look.probe is not None and is_worse(look.logits, look.probe, look.labels, self.plan.metric):
+            return self._probe_instead(look.logits, look.probe, look.labels)
         for phase in self.phases:
             self._run(phase, phase.plan.steps)
         self.seconds += time.perf_counter() - start
@@ -240,6 +248,20 @@ class Training:
         self.seconds += time.perf_counter() - start
         return self._model(look.blended, look.labels)
 
+    def _probe_instead(
+        self, trained: NDArray[np.float32], probe: NDArray[np.float32], labels: NDArray[np.int64]
+    ) -> TrainedModel:
+        self.network.load_state_dict(self._start)
+        self._start_head(self.phases[-1])
+        self._adjust_head(self.phases[-1])
+        top1 = [100 * float((scores.argmax(axis=1) == labels).mean()) for scores in (trained, probe)]
+        return replace(
+            self._model(probe, labels),
+            note=f"training did harm: {top1[0]:.1f} % of the held-out images are right with it, {top1[1]:.1f} % "
+            f"before it, so the linear probe ships; a lower rate may help: "
+            f"--set training.learning_rate={self.plan.head_learning_rate / 4:.0e}",
+        )
+
     def _model(self, scores: NDArray[np.float32], labels: NDArray[np.int64]) -> TrainedModel:
         temperature = fit_temperature(scores, labels)
         return TrainedModel(
@@ -266,8 +288,8 @@ class Training:
                 self.network.load_state_dict(finished["network"])
             self.history += finished["history"]
             self.work += Work(**finished["work"])
-            blended = finished["blended"]
-            result = _Result(finished["logits"].numpy(), None if blended is None else blended.numpy())
+            parts = {name: part.numpy() for name, part in finished["result"].items()}
+            result = _Result(**parts)
         else:
             before, rows = self.work, len(self.history)
             if phase.earlier is None or not phase.plan.steps:
@@ -282,8 +304,9 @@ class Training:
                     "network": self.network.state_dict() if ships and is_last else {},
                     "history": self.history[rows:],
                     "work": (self.work - before).model_dump(),
-                    "logits": torch.from_numpy(result.logits),
-                    "blended": None if result.blended is None else torch.from_numpy(result.blended),
+                    "result": {
+                        name: torch.from_numpy(part) for name, part in result._asdict().items() if part is not None
+                    },
                 },
             )
         self._results[phase.name, until] = result
@@ -302,7 +325,7 @@ class Training:
         features)."""
         if self.features is None:
             return
-        head = fit_large_head(
+        head = self._started_from = fit_large_head(
             self.features,
             self.labels,
             phase.members,
@@ -398,13 +421,14 @@ class Training:
         if not len(phase.held_out):
             self._adjust_head(phase)
             return _Result(np.zeros((0, self.num_classes), dtype=np.float32))
-        blended = None
-        if probe is not None:
+        blended = before = None
+        if probe is not None and self.features is not None and self._started_from is not None:
+            before = self._started_from.logits_of(self.features, phase.held_out) - self._shift(phase)
             with self._blended(probe):
                 self._adjust_head(phase)
                 blended = judge()
         self._adjust_head(phase)
-        return _Result(judge(), blended)
+        return _Result(judge(), blended, before)
 
     @contextmanager
     def _blended(self, probe: dict[str, Tensor]) -> Iterator[None]:
@@ -443,15 +467,20 @@ class Training:
         return torch.from_numpy(weights.astype(np.float32))
 
     def _adjust_head(self, phase: Phase, takes_out: bool = True) -> None:
-        """Take the classes' frequencies out of the logits (Menon et al. 2021, post-hoc, tau = 1), where planned; or put
-        them back, to train on."""
+        """Take the classes' frequencies out of the logits, where planned; or put them back, to train on."""
         if self.plan.imbalance != "logit_adjustment":
             return
-        counts = np.bincount(self.labels[phase.members], minlength=self.num_classes)
-        prior = torch.from_numpy(np.log(np.maximum(counts, 1) / counts.sum()).astype(np.float32))
         _, head = find_head(self.network)
         with torch.no_grad():
-            head.bias.sub_(prior.to(head.bias.device), alpha=1.0 if takes_out else -1.0)
+            head.bias.sub_(torch.from_numpy(self._shift(phase)).to(head.bias.device), alpha=1.0 if takes_out else -1.0)
+
+    def _shift(self, phase: Phase) -> NDArray[np.float32]:
+        """Return the log of the classes' frequencies (Menon et al. 2021, post-hoc, tau = 1), or 0 where not planned."""
+        if self.plan.imbalance != "logit_adjustment":
+            return np.zeros(self.num_classes, dtype=np.float32)
+        counts = np.bincount(self.labels[phase.members], minlength=self.num_classes)
+        shift: NDArray[np.float32] = np.log(np.maximum(counts, 1) / counts.sum()).astype(np.float32)
+        return shift
 
     def _count_training(self, plan: Plan, steps: int) -> None:
         images = steps * plan.batch_size
@@ -469,11 +498,41 @@ class Training:
         return tail_share(profile_stages(self.network, self.plan.preprocessing.image_size), self.plan.trainable_stages)
 
 
+def is_worse(
+    trained: NDArray[np.float32], before: NDArray[np.float32], labels: NDArray[np.int64], metric: Metric
+) -> bool:
+    """Return whether a training did harm: three standard errors more log-loss, and as many more errors, on the same
+    held-out images.
+
+    Args:
+        trained: logits (n, num_classes) after it.
+        before: of the linear probe that it started from.
+        labels: (n,).
+        metric: balanced_accuracy gives every class the same weight.
+    """
+    if len(labels) < 2:
+        return False
+    weights = np.full(len(labels), 1.0 / len(labels))
+    if metric == "balanced_accuracy":
+        classes, counts = np.unique(labels, return_counts=True)
+        weights = 1.0 / (counts[np.searchsorted(classes, labels)] * len(classes))
+    scaled = [scores / fit_temperature(scores, labels) for scores in (trained, before)]
+    losses = [-np.log(softmax(scores)[np.arange(len(labels)), labels] + 1e-12) for scores in scaled]
+    errors = [(scores.argmax(axis=1) != labels).astype(np.float64) for scores in scaled]
+    for after, first in (losses, errors):
+        more = after - first
+        mean = float((weights * more).sum())
+        if mean <= 3.0 * float(np.sqrt((weights**2 * (more - mean) ** 2).sum())):
+            return False
+    return True
+
+
 class _Result(NamedTuple):
-    """The logits of the images that a training holds out, and those of its blend."""
+    """The logits of the images that a training holds out, those of its blend, and those of the probe before it."""
 
     logits: NDArray[np.float32]
     blended: NDArray[np.float32] | None = None
+    probe: NDArray[np.float32] | None = None
 
 
 def _lerp(network: nn.Module, other: dict[str, Tensor], share: float) -> None:
