@@ -5,18 +5,23 @@ import math
 from finetune.evidence import Evidence
 from finetune.value import Value
 
-USUAL_SLOPE = 0.3
-"""b in `errors ~ images ** -b` of a linear probe, over image sets (`scripts/calibrate_forecast.py`, docs/log.md,
-2026-11-25)."""
-
-SLOPE_SPREAD = 0.08
-"""Standard deviation of it from set to set."""
-
-BEND = 0.14
-"""Standard deviation of the change of b from where it was measured to where it is used."""
-
 NINETY_PERCENT = 1.645
 """Half the width of a 90 % interval, in standard deviations."""
+
+
+class Assumptions(Value):
+    """What is taken for granted of learning curves; fitted by `scripts/calibrate_forecast.py`."""
+
+    usual_slope: float
+    """b in `errors ~ images ** -b` of a linear probe, over image sets."""
+    spread: float
+    """Standard deviation of it from set to set."""
+    bend: float
+    """Standard deviation of the change of b from where it was measured to where it is used."""
+
+
+ASSUMED = Assumptions(usual_slope=0.3, spread=0.08, bend=0.14)
+"""docs/log.md, 2026-11-25."""
 
 
 class Forecast(Value):
@@ -58,11 +63,11 @@ def forecast(evidence: Evidence, expected_top1: float, more_images: int | None =
     )
 
 
-def likely_slope(measured: float, error: float) -> tuple[float, float]:
+def likely_slope(measured: float, error: float, assumed: Assumptions = ASSUMED) -> tuple[float, float]:
     """Return the power that a learning curve will go on with, and its standard deviation."""
-    precision, usual = 1.0 / max(error, 1e-3) ** 2, 1.0 / SLOPE_SPREAD**2
-    slope = (precision * measured + usual * USUAL_SLOPE) / (precision + usual)
-    return slope, math.hypot((precision + usual) ** -0.5, BEND)
+    precision, usual = 1.0 / max(error, 1e-3) ** 2, 1.0 / assumed.spread**2
+    slope = (precision * measured + usual * assumed.usual_slope) / (precision + usual)
+    return slope, math.hypot((precision + usual) ** -0.5, assumed.bend)
 
 
 def round_number(count: int) -> int:

@@ -205,6 +205,22 @@ def learning_curve(
     return wrong
 
 
+def error_slope(before: NDArray[np.floating], after: NDArray[np.floating], factor: float) -> tuple[float, float]:
+    """Return b in `errors ~ images ** -b` and its standard error, by the delta method over paired images.
+
+    Args:
+        before: how often each image was labelled wrongly, (n_images,) in 0 .. 1.
+        after: the same with `factor` times the images to learn from.
+        factor: above 1.
+    """
+    count = len(before)
+    # Half an error is added to either (as for odds), so that no logarithm is infinite; what few errors say is little.
+    first, last = (float(wrong.sum()) + 0.5 for wrong in (before, after))
+    relative = before * (count / first) - after * (count / last)
+    error = math.sqrt(float(relative.var()) / count + 0.5 / first**2 + 0.5 / last**2)
+    return math.log(first / last) / math.log(factor), error / math.log(factor)
+
+
 def softmax(scores: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return probabilities (n, num_classes)."""
     shifted = np.asarray(scores, dtype=np.float64)

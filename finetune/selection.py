@@ -62,44 +62,25 @@ class Belief:
         return drawn
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
-    """What trainings of some candidates made of the same held-out images."""
-
-    raced: tuple[int, ...]
-    """Which candidates."""
-    mean: "NDArray[np.float64]"
-    """(n_raced,), the probability of the right class in the mean over images."""
-    noise: "NDArray[np.float64]"
-    """(n_raced, n_raced), its covariance: of the images, and of what is still to come."""
-
-
-def measured(raced: Sequence[int], right: "NDArray[np.floating]", discrepancy: float, is_finished: bool) -> Measurement:
-    """Return what races say, for `update`.
+def update(belief: Belief, raced: Sequence[int], right: "NDArray[np.floating]", discrepancy: float) -> Belief:
+    """Return the belief after unfinished trainings were judged on the same held-out images, by Bayes' rule.
 
     The probability of the right class is in the mean as large as the accuracy, where it is calibrated, and varies less
-    over images. The same images are hard for all candidates, which their covariance knows.
+    over images. The same images are hard for all candidates, which the covariance knows; what all unfinished
+    trainings lack alike says nothing.
 
     Args:
-        raced: indices of the candidates.
+        belief: before.
+        raced: indices of the candidates that were trained.
         right: (n_raced, n_images), the probability of each image's class.
         discrepancy: standard deviation of how differently candidates go on from here to the test images.
-        is_finished: whether the trainings are over.
     """
-    count = right.shape[1]
-    noise = np.atleast_2d(np.cov(right)) / count + discrepancy**2 * np.eye(len(raced))
-    if not is_finished:
-        noise = noise + UNFINISHED**2
-    return Measurement(raced=tuple(raced), mean=right.mean(axis=1), noise=noise)
-
-
-def update(belief: Belief, measurement: Measurement) -> Belief:
-    """Return the belief after a measurement, by Bayes' rule."""
-    raced = list(measurement.raced)
-    cross = belief.covariance[:, raced]
-    gain = np.linalg.solve(cross[raced] + measurement.noise, cross.T).T
+    left = list(raced)
+    noise = np.atleast_2d(np.cov(right)) / right.shape[1] + discrepancy**2 * np.eye(len(left)) + UNFINISHED**2
+    cross = belief.covariance[:, left]
+    gain = np.linalg.solve(cross[left] + noise, cross.T).T
     return Belief(
-        mean=belief.mean + gain @ (measurement.mean - belief.mean[raced]),
+        mean=belief.mean + gain @ (right.mean(axis=1) - belief.mean[left]),
         covariance=belief.covariance - gain @ cross.T,
     )
 

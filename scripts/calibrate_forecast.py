@@ -4,7 +4,7 @@
 
 DIR holds image sets, each with train and test. A linear probe learns from 5, 20, 80 and all images of each class; its
 learning curve at one size, measured on training images alone, forecasts the test accuracy at the next ones. The
-constants of `finetune/forecast.py` are the triple that covers 93 % with the least width; they are judged leaving one
+assumptions of `finetune/forecast.py` are the triple that covers 93 % with the least width; they are judged leaving one
 set out. What the cache file holds is not measured again.
 """
 
@@ -23,14 +23,13 @@ import numpy as np
 # This script's folder comes first on the path, where finetune.py stands in for the package.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from finetune import forecast
-from finetune.audit.measuring import error_slope
 from finetune.batches import PlainImages
 from finetune.evidence import ForwardSettings
 from finetune.features import digest_weights, frozen_features
+from finetune.forecast import NINETY_PERCENT, Assumptions, likely_slope
 from finetune.images import ImageSplits, Pixels, labels_of, load_images
 from finetune.network.backbone import create_network, find_head, native_preprocessing
-from finetune.probing import CURVE_SHARES, cross_validate, fit_head, learning_curve
+from finetune.probing import CURVE_SHARES, cross_validate, error_slope, fit_head, learning_curve
 from scripts.strategy_grid import SETS, few_of_each_class
 
 IMAGE_SIZE = 128
@@ -44,12 +43,17 @@ FORWARD = ForwardSettings(
     precision="float32", layout="channels_last", batch_size=16, streams=1, num_threads=1, loader_workers=0
 )
 
-GRID = tuple(itertools.product((0.2, 0.25, 0.3, 0.35), (0.08, 0.12, 0.16, 0.2), (0.08, 0.1, 0.12, 0.14, 0.16)))
-"""Usual slopes, their spreads and bends to choose from."""
+GRID = tuple(
+    Assumptions(usual_slope=slope, spread=spread, bend=bend)
+    for slope, spread, bend in itertools.product(
+        (0.2, 0.25, 0.3, 0.35), (0.08, 0.12, 0.16, 0.2), (0.08, 0.1, 0.12, 0.14, 0.16)
+    )
+)
+"""What to choose from."""
 
 
 COVERED = 0.93
-"""Share of the forecasts within their interval that the constants are fitted to: of sets left out fewer are."""
+"""Share of the forecasts within their interval that the assumptions are fitted to: of sets left out fewer are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +128,12 @@ def cases(rows: Sequence[dict[str, Any]]) -> list[Case]:
     return made
 
 
-def judge(some: Sequence[Case], constants: tuple[float, float, float]) -> tuple[float, float, float, float]:
-    """Return coverage, mean absolute error, mean error, and median width, under a usual slope, its spread and bend."""
-    forecast.USUAL_SLOPE, forecast.SLOPE_SPREAD, forecast.BEND = constants
+def judge(some: Sequence[Case], assumed: Assumptions) -> tuple[float, float, float, float]:
+    """Return coverage, mean absolute error, mean error, and median width."""
     covered, errors, widths = [], [], []
     for case in some:
-        slope, deviation = forecast.likely_slope(case.slope, case.slope_error)
-        likely, low, high = (case.gain(slope + sign * forecast.NINETY_PERCENT * deviation) for sign in (0, -1, 1))
+        slope, deviation = likely_slope(case.slope, case.slope_error, assumed)
+        likely, low, high = (case.gain(slope + sign * NINETY_PERCENT * deviation) for sign in (0, -1, 1))
         actual = case.error_now - case.error_then
         covered.append(low <= actual <= high)
         errors.append(likely - actual)
@@ -143,11 +146,11 @@ def judge(some: Sequence[Case], constants: tuple[float, float, float]) -> tuple[
     )
 
 
-def fit(some: Sequence[Case]) -> tuple[float, float, float]:
-    """Return the constants that cover enough with the least width."""
+def fit(some: Sequence[Case]) -> Assumptions:
+    """Return the assumptions that cover enough with the least width."""
 
-    def cost(constants: tuple[float, float, float]) -> float:
-        coverage, error, _, width = judge(some, constants)
+    def cost(assumed: Assumptions) -> float:
+        coverage, error, _, width = judge(some, assumed)
         return width + error + 10.0 * max(0.0, COVERED - coverage)
 
     return min(GRID, key=cost)
@@ -168,9 +171,8 @@ def main() -> None:
         with arguments.cache.open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in found)
     made = cases(rows)
-    constants = fit(made)
     gains = [case.error_now - case.error_then for case in made]
-    print(f"{len(made)} forecasts; usual slope, spread, bend: {constants}; mean gain {np.mean(gains):.3f}")
+    print(f"{len(made)} forecasts; fitted: {fit(made)}; mean gain {np.mean(gains):.3f}")
     names = sorted({case.set for case in made})
     held = []
     for name in names:

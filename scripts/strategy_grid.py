@@ -245,7 +245,7 @@ def train_arm(
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder))
         checkpoints.begin()
-        training = Training(plan, splits, checkpoints=checkpoints)
+        training = Training(plan, splits, checkpoints=checkpoints, blends=True)
         work = [training.work]
         looks = []
         for share in (1.0,) if is_last_alone or not plan.steps else (*RUNGS, 1.0):
@@ -255,8 +255,9 @@ def train_arm(
         test_labels = labels_of(splits.test)
         tested = {"test": model.probabilities(splits.test)}
         last = looks[-1]
-        held = {"held_out": softmax(last.logits / model.temperature)}
-        if last.blended is not None:
+        shipped = last.probe if model.note and last.probe is not None else last.logits
+        held = {"held_out": softmax(shipped / model.temperature)}
+        if last.blended is not None and not model.note:
             blend = training.blend()
             tested["blended_test"] = blend.probabilities(splits.test)
             held["blended_held_out"] = softmax(last.blended / blend.temperature)
@@ -272,6 +273,7 @@ def train_arm(
         "strategy": arm.strategy,
         "learning_rate": plan.head_learning_rate,
         "steps": plan.steps,
+        "note": model.note,
         "blend": BLEND,
         "test_labels": pack_labels(test_labels),
         **({} if is_last_alone else judging),

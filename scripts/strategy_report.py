@@ -33,7 +33,6 @@ from finetune.selection import (
     TOLERANCE,
     finalists,
     is_worth_racing,
-    measured,
     update,
 )
 
@@ -197,7 +196,7 @@ def selector(cells: Sequence[Cell], prefer: Preference, races: bool = True, simi
         if can_race and is_worth_racing(belief, racers, len(cell.right[PROBE][-1]), PRICE[prefer]):
             for rung, discrepancy in enumerate(DISCREPANCY):
                 right = np.array([cell.right[ALL[number]][rung] for number in racers])
-                belief = update(belief, measured(racers, right, discrepancy, is_finished=False))
+                belief = update(belief, racers, right, discrepancy)
                 spent |= {number: cell.costs[ALL[number]][rung] for number in racers}
                 left = finalists(belief, costs, tolerance, left)
                 racers = [number for number in left if ALL[number] != PROBE]

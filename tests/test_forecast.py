@@ -1,6 +1,6 @@
 import pytest
 
-from finetune.forecast import BEND, SLOPE_SPREAD, USUAL_SLOPE, forecast, likely_slope, round_number
+from finetune.forecast import ASSUMED, forecast, likely_slope, round_number
 
 
 def with_curve(evidence, slope, error, num_images=200):
@@ -36,12 +36,12 @@ def test_the_interval_holds_the_gain_and_is_wider_where_the_slope_is_uncertain(e
 
 
 @pytest.mark.parametrize(
-    ("error", "expected"), [(1e-6, 0.9), (1e6, USUAL_SLOPE), (SLOPE_SPREAD, (0.9 + USUAL_SLOPE) / 2)]
+    ("error", "expected"), [(1e-6, 0.9), (1e6, ASSUMED.usual_slope), (ASSUMED.spread, (0.9 + ASSUMED.usual_slope) / 2)]
 )
 def test_a_slope_counts_for_as_much_as_is_known_of_it(error, expected):
     slope, deviation = likely_slope(0.9, error)
     assert slope == pytest.approx(expected, abs=0.001)
-    assert deviation >= BEND
+    assert deviation >= ASSUMED.bend
 
 
 def test_as_many_images_again_are_asked_about_in_round_numbers(evidence):

@@ -22,7 +22,6 @@ LAYERS = (
     ("features",),
     ("prediction",),
     ("audit", "labelling", "training"),
-    ("racing",),
     ("run_folder",),
     ("report", "classifier"),
     ("pipeline",),

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from finetune.audit import measure_evidence, measuring
-from finetune.audit.measuring import error_slope, handedness
+from finetune.audit.measuring import handedness
 from finetune.errors import ModelError
 from finetune.evidence import MachineSpeed, Work
 from finetune.images import decoding, load_images
@@ -233,28 +233,3 @@ def test_the_evidence_has_the_probes_learning_curve_up_to_its_accuracy(measured)
     assert probe.curve.num_images == (8, 16, 32)
     assert probe.curve.accuracy[-1] == pytest.approx(probe.accuracy, abs=1e-4)
     assert probe.curve.slope_error > 0
-
-
-def test_a_slope_is_the_power_with_which_errors_fall():
-    before, after = np.full(10_000, 0.4), np.full(10_000, 0.1)
-    assert error_slope(before, after, 4.0)[0] == pytest.approx(1.0, abs=0.001)
-
-
-def test_the_error_of_a_slope_is_its_spread_over_samples_of_images():
-    generator = np.random.default_rng(0)
-    hardness = generator.random(100_000)
-    slopes, errors = [], []
-    for _ in range(300):
-        sample = generator.choice(hardness, 200)
-        # The same images are hard with few and with many to learn from.
-        before, after = sample < 0.4, sample < generator.normal(0.25, 0.1, 200)
-        slope, error = error_slope(before.astype(float), after.astype(float), 4.0)
-        slopes.append(slope)
-        errors.append(error)
-    assert np.mean(errors) == pytest.approx(np.std(slopes), rel=0.15)
-
-
-def test_where_there_are_no_errors_the_slope_is_unknown():
-    slope, error = error_slope(np.zeros(100), np.zeros(100), 4.0)
-    assert slope == 0.0
-    assert error > 1.0

@@ -8,7 +8,16 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from finetune.probing import CURVE_SHARES, STRENGTHS, cross_validate, fit_head, learning_curve, log_loss, softmax
+from finetune.probing import (
+    CURVE_SHARES,
+    STRENGTHS,
+    cross_validate,
+    error_slope,
+    fit_head,
+    learning_curve,
+    log_loss,
+    softmax,
+)
 
 
 def blobs(num_classes=3, count=120, seed=0, separation=0.7):
@@ -164,3 +173,28 @@ def test_a_learning_curve_is_that_of_its_seed():
     first, again, other = (learning_curve(features, labels, 3, seed, 0.1) for seed in (0, 0, 1))
     assert (first == again).all()
     assert (first != other).any()
+
+
+def test_a_slope_is_the_power_with_which_errors_fall():
+    before, after = np.full(10_000, 0.4), np.full(10_000, 0.1)
+    assert error_slope(before, after, 4.0)[0] == pytest.approx(1.0, abs=0.001)
+
+
+def test_the_error_of_a_slope_is_its_spread_over_samples_of_images():
+    generator = np.random.default_rng(0)
+    hardness = generator.random(100_000)
+    slopes, errors = [], []
+    for _ in range(300):
+        sample = generator.choice(hardness, 200)
+        # The same images are hard with few and with many to learn from.
+        before, after = sample < 0.4, sample < generator.normal(0.25, 0.1, 200)
+        slope, error = error_slope(before.astype(float), after.astype(float), 4.0)
+        slopes.append(slope)
+        errors.append(error)
+    assert np.mean(errors) == pytest.approx(np.std(slopes), rel=0.15)
+
+
+def test_where_there_are_no_errors_the_slope_is_unknown():
+    slope, error = error_slope(np.zeros(100), np.zeros(100), 4.0)
+    assert slope == 0.0
+    assert error > 1.0

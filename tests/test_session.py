@@ -15,7 +15,6 @@ from finetune.images import Pixels, decoding, groups_of, label_paths, labels_of,
 from finetune.network.backbone import create_network, find_head, find_norms, find_stages, profile_stages
 from finetune.probing import fit_head, log_loss
 from finetune.training import Checkpoints, Training, kept, plan_phases, session, train
-from finetune.training.session import is_worse
 
 PLAIN = {"horizontal_flip": False, "vertical_flip": False, "smallest_crop": 1.0, "color_jitter": 0.0, "policy": "none"}
 """An augmentation that varies nothing."""
@@ -702,7 +701,7 @@ def test_a_paused_training_costs_the_steps_that_it_took(make_plan, splits, check
 def test_a_blend_lies_between_the_linear_probe_and_the_trained_network(make_plan, splits, way, changes):
     plan = make_plan(way, **changes)
     probe = train(make_plan("linear_probe", probe_strength=plan.probe_strength, **changes), splits)
-    training = Training(plan, splits)
+    training = Training(plan, splits, blends=True)
     trained = {name: tensor.clone() for name, tensor in training.finish().network.state_dict().items()}
     for name, tensor in training.blend().network.state_dict().items():
         middle = 0.25 * probe.network.state_dict()[name].double() + 0.75 * trained[name].double()
@@ -712,7 +711,7 @@ def test_a_blend_lies_between_the_linear_probe_and_the_trained_network(make_plan
 @pytest.mark.parametrize("way", ["partial", "full"])
 def test_a_blend_is_judged_as_itself(make_plan, splits, way):
     plan = make_plan(way, imbalance="logit_adjustment")
-    training = Training(plan, splits)
+    training = Training(plan, splits, blends=True)
     training.finish()
     blend = training.blend()
     look = training.look()
@@ -723,7 +722,7 @@ def test_a_blend_is_judged_as_itself(make_plan, splits, way):
 
 @pytest.mark.parametrize("way", ["linear_probe", "scratch"])
 def test_what_did_not_start_from_a_probe_or_is_one_has_no_blend(make_plan, splits, way):
-    training = Training(make_plan(way), splits)
+    training = Training(make_plan(way), splits, blends=True)
     training.finish()
     with pytest.raises(ValueError, match="linear probe"):
         training.blend()
@@ -749,36 +748,21 @@ def test_a_training_that_did_harm_ships_the_linear_probe_and_says_so(make_plan, 
     assert model.validation.top1 == probe.validation.top1
 
 
+def test_a_probe_that_ships_instead_has_no_blend(make_plan, image_folder, tmp_path):
+    splits = load_images(str(image_folder(tmp_path / "more", {"a": 20, "b": 20, "c": 20})))
+    training = Training(harmful(make_plan), splits, blends=True)
+    assert training.finish().note
+    with pytest.raises(ValueError, match="linear probe"):
+        training.blend()
+
+
+def test_blends_cost_nothing_where_nobody_asked_for_them(make_plan, splits):
+    training = Training(make_plan("full"), splits)
+    training.finish()
+    assert training.look().blended is None
+    with pytest.raises(ValueError, match="blends"):
+        training.blend()
+
+
 def test_a_training_that_did_no_harm_has_no_note(make_plan, splits):
     assert train(make_plan("full"), splits).note == ""
-
-
-def scores_of(labels, share_right, seed=0):
-    generator = np.random.default_rng(seed)
-    right = generator.random(len(labels)) < share_right
-    return (np.eye(2)[np.where(right, labels, 1 - labels)] * 3 + generator.normal(0, 0.1, (len(labels), 2))).astype(
-        np.float32
-    )
-
-
-@pytest.mark.parametrize(
-    ("images", "after", "before", "harm"),
-    [
-        (200, 0.5, 0.9, True),
-        (200, 0.88, 0.9, False),
-        (200, 0.95, 0.9, False),
-        (6, 0.5, 0.9, False),
-        (1, 0.0, 1.0, False),
-    ],
-)
-def test_harm_is_what_can_not_be_chance(images, after, before, harm):
-    labels = np.arange(images) % 2
-    assert is_worse(scores_of(labels, after), scores_of(labels, before, seed=1), labels, "top1") == harm
-
-
-def test_where_classes_count_alike_a_constant_answer_is_harm():
-    labels = np.repeat([0, 1], [180, 20])
-    constant = np.tile(np.float32([1.0, 0.0]), (200, 1))
-    fair = scores_of(labels, 0.85)
-    assert is_worse(constant, fair, labels, "balanced_accuracy")
-    assert not is_worse(constant, fair, labels, "top1")

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from finetune.errors import RecipeError
 from finetune.evidence import Work
+from finetune.forecast import ASSUMED
 from finetune.metrics import score
 from finetune.network.weights import WeightsReport
 from finetune.plan import make_plan
@@ -53,6 +54,7 @@ def one_of_each(evidence):
         choice,
         choice.candidates[0],
         choice.forecast,
+        ASSUMED,
         Prior(candidates=("full",), coefficients=((-0.5, 0.1, 0.0, 0.2),), covariance=((0.04,),)),
         plan,
         plan.stages[-1],

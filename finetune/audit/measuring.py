@@ -1,6 +1,5 @@
 """Measuring the images, the network on them, and the machine, before anything is decided."""
 
-import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,7 @@ from finetune.network.streams import Streams
 from finetune.network.weights import create_pretrained, resolve_model
 from finetune.plan import AugmentationPlan
 from finetune.preprocessing import Preprocessing, choose_image_size
-from finetune.probing import CURVE_SHARES, ProbeFolds, cross_validate, learning_curve, log_loss
+from finetune.probing import CURVE_SHARES, ProbeFolds, cross_validate, error_slope, learning_curve, log_loss
 from finetune.recipe import Metric, Recipe
 from finetune.similarity import similarity
 from finetune.workload import default_batch_size, default_trainable_stages
@@ -302,22 +301,6 @@ def _curve(
         slope=round(slope, 3),
         slope_error=round(error, 3),
     )
-
-
-def error_slope(before: NDArray[np.floating], after: NDArray[np.floating], factor: float) -> tuple[float, float]:
-    """Return b in `errors ~ images ** -b` and its standard error, by the delta method over paired images.
-
-    Args:
-        before: how often each image was labelled wrongly, (n_images,) in 0 .. 1.
-        after: the same with `factor` times the images to learn from.
-        factor: above 1.
-    """
-    count = len(before)
-    # Half an error is added to either (as for odds), so that no logarithm is infinite; what few errors say is little.
-    first, last = (float(wrong.sum()) + 0.5 for wrong in (before, after))
-    relative = before * (count / first) - after * (count / last)
-    error = math.sqrt(float(relative.var()) / count + 0.5 / first**2 + 0.5 / last**2)
-    return math.log(first / last) / math.log(factor), error / math.log(factor)
 
 
 def handedness(features: NDArray[np.float32], mirrored: NDArray[np.float32], seed: int) -> float:

@@ -1,6 +1,8 @@
 """From a plan and splits to a trained model, through one loop."""
 
 from finetune.training.checkpoints import Checkpoints
-from finetune.training.session import BLEND, Look, Training, plan_phases, train
+from finetune.training.judging import Look, is_worse
+from finetune.training.phases import plan_phases
+from finetune.training.session import BLEND, Training, train
 
-__all__ = ["BLEND", "Checkpoints", "Look", "Training", "plan_phases", "train"]
+__all__ = ["BLEND", "Checkpoints", "Look", "Training", "is_worse", "plan_phases", "train"]

@@ -1,9 +1,9 @@
-"""From a plan and splits to a trained model: what is held out, what the head starts from, what ships."""
+"""From a plan and splits to a trained model: what the head starts from, where it pauses, what ships."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,7 +25,6 @@ from finetune.batches import (
     make_stream_loader,
     normaliser,
 )
-from finetune.errors import DataError
 from finetune.evidence import Work
 from finetune.features import (
     Outputs,
@@ -39,52 +38,25 @@ from finetune.features import (
     logits,
     no_progress,
 )
-from finetune.images import HELD_OUT, ImageSplits, Pixels, groups_of, labels_of, stratified_folds, stratified_holdout
+from finetune.images import ImageSplits, Pixels, labels_of
 from finetune.metrics import score
 from finetune.network.backbone import check_stages, create_network, find_head, load_head, profile_stages, set_trainable
 from finetune.network.folding import FoldedNorms
 from finetune.network.streams import Streams
 from finetune.network.tail import Tail, cut
-from finetune.plan import Plan, plan_of_refit
+from finetune.plan import Plan
 from finetune.prediction import Row, TrainedModel, fit_temperature
 from finetune.probing import LinearHead, fit_large_head, log_loss, softmax
-from finetune.recipe import Metric
 from finetune.training.checkpoints import Checkpoints
+from finetune.training.judging import Look, is_worse
 from finetune.training.kept import KeptActivations, keep_activations
 from finetune.training.loop import Task, make_accelerator, train_steps
+from finetune.training.phases import Phase, plan_phases
 from finetune.workload import cost_per_image, tail_share
 
 BLEND = 0.75
 """Share of its own weights in a blend of a trained network with the linear probe. Half, which Wortsman et al. 2022 take
 for other domains' sake, loses a point at home (docs/log.md, 2026-11-25)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Phase:
-    """One training: on which images, and on which it is judged."""
-
-    name: str
-    plan: Plan
-    """How many steps, at which rates."""
-    members: NDArray[np.intp]
-    held_out: NDArray[np.intp]
-    earlier: "Phase | None" = None
-    """The training whose weights it goes on from; None: the pretrained ones."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """What a training makes of the images that it holds out, at some step."""
-
-    members: NDArray[np.intp]
-    """Their indices, ascending, among the training images followed by the validation images."""
-    labels: NDArray[np.int64]
-    logits: NDArray[np.float32]
-    """(n_members, num_classes)"""
-    blended: NDArray[np.float32] | None = None
-    """The same of the weights nearer to the linear probe's (`Training.blend`); None before the last step."""
-    probe: NDArray[np.float32] | None = None
-    """The same of the linear probe that the training started from; None before the last step."""
 
 
 def train(
@@ -105,39 +77,6 @@ def train(
     return Training(plan, splits, progress, checkpoints).finish()
 
 
-def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
-    """Return the trainings of a plan, over the training images followed by the validation images; the last one
-    ships.
-
-    Raises:
-        DataError: the plan judges by a validation split, and there is none.
-    """
-    labels = labels_of(splits.train)
-    none = np.zeros(0, dtype=np.intp)
-    given = splits.validation if plan.validation == "given" else None
-    if plan.validation == "given" and given is None:
-        raise DataError("the plan judges by a validation split, but the data has none; set its validation to held_out")
-    count = len(labels) + (len(given) if given is not None else 0)
-
-    def refit(earlier: Phase | None) -> Phase:
-        last = plan_of_refit(plan)
-        return Phase(name="refit", plan=last, members=np.arange(count), held_out=none, earlier=earlier)
-
-    def judged(name: str, members: NDArray[np.intp], held_out: NDArray[np.intp]) -> Phase:
-        return Phase(name=name, plan=plan, members=members, held_out=held_out)
-
-    if given is not None:
-        first = judged("validation", np.arange(len(labels)), np.arange(len(labels), count))
-        return [first, refit(first)] if plan.refit else [first]
-    groups = groups_of(splits.train)
-    if plan.validation == "held_out":
-        stay, held = stratified_holdout(labels, HELD_OUT, plan.seed, groups)
-        first = judged("validation", stay, held)
-        return [first, refit(first)] if plan.refit else [first]
-    folds = stratified_folds(labels, plan.folds, plan.seed, groups)
-    return [*(judged(f"fold-{number}", stay, held) for number, (stay, held) in enumerate(folds, start=1)), refit(None)]
-
-
 class Training:
     """A plan that is carried out: it can pause, be looked at, and go on from there.
 
@@ -150,12 +89,18 @@ class Training:
         splits: ImageSplits,
         progress: Progress = no_progress,
         checkpoints: Checkpoints | None = None,
+        blends: bool = False,
     ) -> None:
-        """Prepare the network and the images; the arguments and errors are those of `train`."""
+        """Prepare the network and the images; the arguments and errors are those of `train`.
+
+        Args:
+            blends: whether to judge blends with the linear probe, too, for `blend`.
+        """
         start = time.perf_counter()
         self.plan = plan
         self.checkpoints = checkpoints or Checkpoints(None)
         self.progress = progress
+        self._blends = blends
         self.history: list[Row] = []
         self.work = Work()
         """So far."""
@@ -219,7 +164,7 @@ class Training:
             NotFiniteError: the training diverged.
         """
         look, start = self.look(), time.perf_counter()
-        if look.probe is not None and is_worse(look.logits, look.probe, look.labels, self.plan.metric):
+        if look.probe is not None and self._does_harm(look):
             return self._probe_instead(look.logits, look.probe, look.labels)
         for phase in self.phases:
             self._run(phase, phase.plan.steps)
@@ -233,27 +178,31 @@ class Training:
         `finish` returned become these.
 
         Raises:
-            ValueError: there is nothing to blend: the plan trains from random weights, or the head alone.
+            ValueError: blends were not asked for, or there is nothing to blend: the plan trains from random weights, or
+                the head alone, or the linear probe shipped.
         """
-        if self.features is None or not self.plan.steps:
-            raise ValueError("only a training that started from a linear probe can be blended with it")
         look, start = self.look(), time.perf_counter()
-        if look.blended is None:
-            raise ValueError("the training did not judge its blend")
+        if look.blended is None or self._does_harm(look):
+            raise ValueError("only a training from a linear probe that was told so (blends) can be blended with it")
         own = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
-        self.network.load_state_dict(self._start)
-        self._start_head(self.phases[-1])
-        self._adjust_head(self.phases[-1])
+        self._back_to_probe()
         _lerp(self.network, own, BLEND)
         self.seconds += time.perf_counter() - start
         return self._model(look.blended, look.labels)
 
-    def _probe_instead(
-        self, trained: NDArray[np.float32], probe: NDArray[np.float32], labels: NDArray[np.int64]
-    ) -> TrainedModel:
+    def _does_harm(self, look: Look) -> bool:
+        return look.probe is not None and is_worse(look.logits, look.probe, look.labels, self.plan.metric)
+
+    def _back_to_probe(self) -> None:
+        """Make the network what a linear probe of the shipping phase's images is."""
         self.network.load_state_dict(self._start)
         self._start_head(self.phases[-1])
         self._adjust_head(self.phases[-1])
+
+    def _probe_instead(
+        self, trained: NDArray[np.float32], probe: NDArray[np.float32], labels: NDArray[np.int64]
+    ) -> TrainedModel:
+        self._back_to_probe()
         top1 = [100 * float((scores.argmax(axis=1) == labels).mean()) for scores in (trained, probe)]
         return replace(
             self._model(probe, labels),
@@ -377,7 +326,7 @@ class Training:
             scores, labels = judge(), self.labels[phase.held_out]
             return log_loss(scores, labels), float((scores.argmax(axis=1) == labels).mean())
 
-        probe = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        start = {name: tensor.clone() for name, tensor in self.network.state_dict().items()} if self._blends else None
         history: list[Row] = []
         task = Task(
             name=phase.name,
@@ -399,7 +348,7 @@ class Training:
         is_over = until == plan.steps
         if is_over:
             self.history += history
-        result = self._judged(phase, judge, probe if is_over and self.features is not None else None)
+        result = self._judged(phase, judge, start, is_over)
         if tail is not None:
             tail.release()
         return result
@@ -415,20 +364,22 @@ class Training:
         return make_loader(source, accelerator.device, workers, StepSampler(phase.members.tolist(), *share))
 
     def _judged(
-        self, phase: Phase, judge: Callable[[], NDArray[np.float32]], probe: dict[str, Tensor] | None
+        self, phase: Phase, judge: Callable[[], NDArray[np.float32]], start: dict[str, Tensor] | None, is_over: bool
     ) -> "_Result":
-        """Return the logits of the held-out images, and those of the blend with a probe's weights."""
+        """Return the logits of the held-out images; when it is over those of the probe, too, and of the blend with the
+        weights that the training started from, where they are given."""
         if not len(phase.held_out):
             self._adjust_head(phase)
             return _Result(np.zeros((0, self.num_classes), dtype=np.float32))
-        blended = before = None
-        if probe is not None and self.features is not None and self._started_from is not None:
-            before = self._started_from.logits_of(self.features, phase.held_out) - self._shift(phase)
-            with self._blended(probe):
-                self._adjust_head(phase)
-                blended = judge()
+        probe = blended = None
+        if is_over and self.features is not None and self._started_from is not None:
+            probe = self._started_from.logits_of(self.features, phase.held_out) - self._shift(phase)
+            if start is not None:
+                with self._blended(start):
+                    self._adjust_head(phase)
+                    blended = judge()
         self._adjust_head(phase)
-        return _Result(judge(), blended, before)
+        return _Result(judge(), blended, probe)
 
     @contextmanager
     def _blended(self, probe: dict[str, Tensor]) -> Iterator[None]:
@@ -496,35 +447,6 @@ class Training:
 
     def _tail_share(self) -> float:
         return tail_share(profile_stages(self.network, self.plan.preprocessing.image_size), self.plan.trainable_stages)
-
-
-def is_worse(
-    trained: NDArray[np.float32], before: NDArray[np.float32], labels: NDArray[np.int64], metric: Metric
-) -> bool:
-    """Return whether a training did harm: three standard errors more log-loss, and as many more errors, on the same
-    held-out images.
-
-    Args:
-        trained: logits (n, num_classes) after it.
-        before: of the linear probe that it started from.
-        labels: (n,).
-        metric: balanced_accuracy gives every class the same weight.
-    """
-    if len(labels) < 2:
-        return False
-    weights = np.full(len(labels), 1.0 / len(labels))
-    if metric == "balanced_accuracy":
-        classes, counts = np.unique(labels, return_counts=True)
-        weights = 1.0 / (counts[np.searchsorted(classes, labels)] * len(classes))
-    scaled = [scores / fit_temperature(scores, labels) for scores in (trained, before)]
-    losses = [-np.log(softmax(scores)[np.arange(len(labels)), labels] + 1e-12) for scores in scaled]
-    errors = [(scores.argmax(axis=1) != labels).astype(np.float64) for scores in scaled]
-    for after, first in (losses, errors):
-        more = after - first
-        mean = float((weights * more).sum())
-        if mean <= 3.0 * float(np.sqrt((weights**2 * (more - mean) ** 2).sum())):
-            return False
-    return True
 
 
 class _Result(NamedTuple):

@@ -1,0 +1,56 @@
+"""The trainings of a plan: on which images each trains, and which it holds out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.errors import DataError
+from finetune.images import HELD_OUT, ImageSplits, groups_of, labels_of, stratified_folds, stratified_holdout
+from finetune.plan import Plan, plan_of_refit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """One training: on which images, and on which it is judged."""
+
+    name: str
+    plan: Plan
+    """How many steps, at which rates."""
+    members: NDArray[np.intp]
+    held_out: NDArray[np.intp]
+    earlier: "Phase | None" = None
+    """The training whose weights it goes on from; None: the pretrained ones."""
+
+
+def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
+    """Return the trainings of a plan, over the training images followed by the validation images; the last one
+    ships.
+
+    Raises:
+        DataError: the plan judges by a validation split, and there is none.
+    """
+    labels = labels_of(splits.train)
+    none = np.zeros(0, dtype=np.intp)
+    given = splits.validation if plan.validation == "given" else None
+    if plan.validation == "given" and given is None:
+        raise DataError("the plan judges by a validation split, but the data has none; set its validation to held_out")
+    count = len(labels) + (len(given) if given is not None else 0)
+
+    def refit(earlier: Phase | None) -> Phase:
+        last = plan_of_refit(plan)
+        return Phase(name="refit", plan=last, members=np.arange(count), held_out=none, earlier=earlier)
+
+    def judged(name: str, members: NDArray[np.intp], held_out: NDArray[np.intp]) -> Phase:
+        return Phase(name=name, plan=plan, members=members, held_out=held_out)
+
+    if given is not None:
+        first = judged("validation", np.arange(len(labels)), np.arange(len(labels), count))
+        return [first, refit(first)] if plan.refit else [first]
+    groups = groups_of(splits.train)
+    if plan.validation == "held_out":
+        stay, held = stratified_holdout(labels, HELD_OUT, plan.seed, groups)
+        first = judged("validation", stay, held)
+        return [first, refit(first)] if plan.refit else [first]
+    folds = stratified_folds(labels, plan.folds, plan.seed, groups)
+    return [*(judged(f"fold-{number}", stay, held) for number, (stay, held) in enumerate(folds, start=1)), refit(None)]
