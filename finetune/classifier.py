@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
@@ -10,10 +11,11 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
 from finetune.audit import measure_evidence
-from finetune.images import label_paths
+from finetune.images import ImageSplits, label_paths
 from finetune.plan import make_plan
 from finetune.prediction import TrainedModel
-from finetune.recipe import load_recipe
+from finetune.racing import race
+from finetune.recipe import Recipe, load_recipe
 from finetune.strategy import choose_strategy
 from finetune.training import train
 
@@ -69,10 +71,18 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         self.evidence_ = measure_evidence(recipe, splits)
         self.choice_ = choose_strategy(self.evidence_, recipe)
-        self.plan_ = make_plan(recipe, self.evidence_, self.choice_)
-        self.model_ = train(self.plan_, splits)
+        self.model_ = self._train(recipe, splits)
+        self.plan_ = self.model_.plan
         self.classes_ = np.asarray([names[name] for name in splits.class_names])
         return self
+
+    def _train(self, recipe: Recipe, splits: ImageSplits) -> TrainedModel:
+        if not self.choice_.racing:
+            return train(make_plan(recipe, self.evidence_, self.choice_), splits)
+        with TemporaryDirectory(prefix="finetune-race-") as folder:
+            outcome = race(recipe, self.evidence_, self.choice_, splits, Path(folder))
+            self.choice_ = outcome.choice
+            return outcome.training.finish()
 
     def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
         """Return the probabilities (n_paths, n_classes) in the order of `classes_`."""

@@ -1,31 +1,26 @@
-"""The whole chain: recipe, splits, evidence, choice, plan, trained model, metrics, run folder."""
+"""The whole chain: recipe, splits, evidence, choice, race, plan, trained model, metrics, run folder."""
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
-import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from finetune.audit import measure_evidence
 from finetune.errors import FinetuneError, RunFolderError
-from finetune.evidence import Evidence
+from finetune.evidence import Work
 from finetune.images import ImageSplits, labels_of, load_images
 from finetune.metrics import score
 from finetune.network.weights import resolve_model
 from finetune.plan import Plan, make_plan
 from finetune.prediction import TrainedModel
+from finetune.processes import from_main_process, is_main_process
+from finetune.racing import race
 from finetune.recipe import Recipe, load_recipe
 from finetune.report import Report
-from finetune.run_folder import RunFolder, RunMetrics, Seconds, default_folder
-from finetune.strategy import Choice, choose_strategy
-from finetune.training import Checkpoints, train
-
-Made = TypeVar("Made")
+from finetune.run_folder import Decisions, RunFolder, RunMetrics, Seconds, default_folder
+from finetune.strategy import choose_strategy
+from finetune.training import Checkpoints, Training
 
 
 def run(
@@ -47,9 +42,9 @@ def run(
     with _report(report) as report:
         if folder.path.exists() and folder.holds_only_a_plan():
             report.say(f"{folder.path} holds a plan, which is trained as it is")
-            return _train(folder, folder.read_plan(), report, start, splits)
-        splits, plan = _decide(recipe, folder, report, splits)
-        return _train(folder, plan, report, start, splits)
+            return _train(folder, _as_planned(folder, folder, folder.read_plan()), report, start, splits)
+        splits, decisions = _decide(recipe, folder, report, splits)
+        return _train(folder, decisions, report, start, splits)
 
 
 def plan_only(recipe: Recipe, output: Path | None = None, report: Report | None = None) -> Plan:
@@ -62,10 +57,12 @@ def plan_only(recipe: Recipe, output: Path | None = None, report: Report | None 
     if folder.path.exists() and folder.holds_only_a_plan():
         raise RunFolderError(f"{folder.path} holds a plan already; train it with --plan {folder.path / 'plan.json'}")
     with _report(report) as report:
-        _, plan = _decide(recipe, folder, report, None)
+        _, decisions = _decide(recipe, folder, report, None)
+        if decisions.choice.racing:
+            report.say("\nA plan is trained as it is, without a race; finetune train without --plan-only holds it.")
         report.say(f"\nThe plan is in {folder.path / 'plan.json'}. Edit it if you like, then train it:")
         report.say(f"  finetune train --plan {folder.path / 'plan.json'}")
-    return plan
+    return decisions.plan
 
 
 def run_plan(plan_file: Path, output: Path | None = None, report: Report | None = None) -> TrainedModel:
@@ -82,10 +79,7 @@ def run_plan(plan_file: Path, output: Path | None = None, report: Report | None 
     else:
         folder = _folder(output, plan.data)
     with _report(report) as report:
-        if folder != source:
-            recipe, evidence, choice = _decisions_beside(source, plan)
-            _main_process(lambda: folder.write_decisions(recipe, evidence, choice, plan))
-        return _train(folder, plan, report, start, None)
+        return _train(folder, _as_planned(folder, source, plan), report, start, None)
 
 
 def resume(path: Path, report: Report | None = None) -> TrainedModel:
@@ -96,64 +90,86 @@ def resume(path: Path, report: Report | None = None) -> TrainedModel:
     """
     start = time.perf_counter()
     folder = RunFolder(path)
-    plan = folder.read_plan()
+    decisions = folder.read_decisions()
     if folder.is_finished():
         raise RunFolderError(f"the run in {path} is finished; there is nothing to resume")
     with _report(report) as report:
-        return _train(folder, plan, report, start, None)
+        return _train(folder, decisions, report, start, None)
 
 
-def _decide(recipe: Recipe, folder: RunFolder, report: Report, splits: ImageSplits | None) -> tuple[ImageSplits, Plan]:
+def _decide(
+    recipe: Recipe, folder: RunFolder, report: Report, splits: ImageSplits | None
+) -> tuple[ImageSplits, Decisions]:
     resolve_model(recipe.model, has_accelerator=False)  # a wrong name shows before all images are read
     if splits is None:
         splits = load_images(recipe.data, recipe.columns, recipe.limit, recipe.seed)
     report.images(splits)
     loaded = splits
-    evidence = _main_process(lambda: measure_evidence(recipe, loaded, report.progress))
+    evidence = from_main_process(lambda: measure_evidence(recipe, loaded, report.progress))
     report.evidence(evidence)
     choice = choose_strategy(evidence, recipe)
     report.choice(choice)
     plan = make_plan(recipe, evidence, choice)
-    report.plan(plan)
+    if not choice.racing:
+        report.plan(plan)
     resolved = recipe.changed(
         model=evidence.model, image_size=evidence.preprocessing.image_size, metric=evidence.metric
     )
-    _main_process(lambda: folder.write_decisions(resolved, evidence, choice, plan))
-    return splits, plan
+    decisions = Decisions(recipe=resolved, evidence=evidence, choice=choice, plan=plan)
+    from_main_process(lambda: folder.write_decisions(decisions))
+    return splits, decisions
 
 
-def _train(folder: RunFolder, plan: Plan, report: Report, start: float, splits: ImageSplits | None) -> TrainedModel:
+def _train(
+    folder: RunFolder, decisions: Decisions, report: Report, start: float, splits: ImageSplits | None
+) -> TrainedModel:
     if splits is None:
-        columns = plan.columns
-        splits = load_images(plan.data, columns, plan.limit or None, plan.seed)
+        plan = decisions.plan
+        splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed)
         report.images(splits)
-        report.plan(plan)
+        if not decisions.choice.racing:
+            report.plan(plan)
     report.say("")
-    is_main = _state().is_main_process
-    checkpoints = Checkpoints(folder.checkpoints, writes=is_main)
-    checkpoints.begin()
-    model = train(plan, splits, report.progress, checkpoints)
+    training, lost, race_seconds = _begin(folder, decisions, report, splits)
+    model = training.finish()
     if splits.test is not None:
         probabilities = model.probabilities(splits.test, report.progress)
         model = replace(model, test=score(probabilities, labels_of(splits.test), list(splits.class_names)))
-    evidence_seconds = folder.read_evidence().seconds
     metrics = RunMetrics(
         validation=model.validation,
-        validation_source=_validation_source(plan),
+        validation_source=_validation_source(model.plan),
         test=model.test,
         seconds=Seconds(
-            evidence=evidence_seconds,
-            race=0.0,
+            evidence=decisions.evidence.seconds,
+            race=round(race_seconds, 2),
             train=round(model.seconds, 2),
             total=round(time.perf_counter() - start, 2),
         ),
-        work=model.work,
+        work=lost + model.work,
         note=model.note,
     )
-    finished = model
-    _main_process(lambda: folder.write_model(finished, metrics, splits))
+    finished, images = model, splits
+    from_main_process(lambda: folder.write_model(finished, metrics, images))
     report.result(metrics, folder.path)
     return model
+
+
+def _begin(
+    folder: RunFolder, decisions: Decisions, report: Report, splits: ImageSplits
+) -> tuple[Training, Work, float]:
+    """Return the training that is to be finished, and what those took that lost the race for it."""
+    if not decisions.choice.racing:
+        checkpoints = Checkpoints(folder.checkpoints, writes=is_main_process())
+        checkpoints.begin()
+        return Training(decisions.plan, splits, report.progress, checkpoints), Work(), 0.0
+    recipe, evidence = decisions.recipe, decisions.evidence
+    outcome = race(recipe, evidence, decisions.choice, splits, folder.checkpoints, report.progress)
+    # Those who raced stay in the choice, so that an interrupted run finds its winner again.
+    settled = Decisions(recipe=recipe, evidence=evidence, choice=outcome.choice, plan=outcome.plan)
+    from_main_process(lambda: folder.write_decisions(settled))
+    report.race(outcome.choice)
+    report.plan(outcome.plan)
+    return outcome.training, outcome.work, outcome.seconds
 
 
 def _validation_source(plan: Plan) -> str:
@@ -165,18 +181,29 @@ def _validation_source(plan: Plan) -> str:
     return f"{source}, before the refit" if plan.refit or plan.validation == "cross_validation" else source
 
 
-def _decisions_beside(source: RunFolder, plan: Plan) -> tuple[Recipe, Evidence, Choice]:
-    """Return what stands beside a saved plan; a plan alone says too little about how it came to be."""
+def _as_planned(folder: RunFolder, source: RunFolder, plan: Plan) -> Decisions:
+    """Return what stands beside a saved plan in `source`, and write it into `folder`; the plan is trained as it is, so
+    that nobody races.
+
+    A plan alone says too little about how it came to be: where it came without its folder, its images are measured
+    again, so that the run folder is complete.
+    """
     try:
-        return source.read_recipe(), source.read_evidence(), source.read_choice()
+        beside = source.read_decisions()
+        recipe, evidence, choice = beside.recipe, beside.evidence, beside.choice
     except FinetuneError:
-        # A plan that came without its folder: measure again, so that the run folder is complete.
         recipe = load_recipe(data=plan.data, model=plan.model, strategy=plan.strategy, seed=plan.seed)
         if plan.weights not in {"pretrained", "random"}:
             recipe = recipe.changed(weights=plan.weights)
         splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed)
-        evidence = _main_process(lambda: measure_evidence(recipe, splits))
-        return recipe, evidence, choose_strategy(evidence, recipe)
+        evidence = from_main_process(lambda: measure_evidence(recipe, splits))
+        choice = choose_strategy(evidence, recipe)
+    decisions = Decisions(recipe=recipe, evidence=evidence, choice=choice.changed(racing=()), plan=plan)
+    if folder == source:
+        from_main_process(lambda: folder.write_choice(decisions.choice))
+    else:
+        from_main_process(lambda: folder.write_decisions(decisions))
+    return decisions
 
 
 def _folder(output: Path | None, data: str) -> RunFolder:
@@ -185,31 +212,10 @@ def _folder(output: Path | None, data: str) -> RunFolder:
         folder.refuse_if_taken()
         return folder
 
-    return _main_process(claim)
+    return from_main_process(claim)
 
 
 def _report(report: Report | None) -> Report:
-    if report is None or not _state().is_main_process:
+    if report is None or not is_main_process():
         return Report(Console(quiet=True))
     return report
-
-
-def _state() -> PartialState:
-    return PartialState(cpu=not torch.cuda.is_available())
-
-
-def _main_process(make: Callable[[], Made]) -> Made:
-    """Return what the main process makes, in every process; its mistakes are raised in every process, too."""
-    state = _state()
-    if state.num_processes == 1:
-        return make()
-    outcome: list[object] = [None, None]
-    if state.is_main_process:
-        try:
-            outcome[0] = make()
-        except FinetuneError as error:
-            outcome[1] = error
-    broadcast_object_list(outcome)
-    if isinstance(outcome[1], FinetuneError):
-        raise outcome[1]
-    return outcome[0]  # type: ignore[return-value]

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from finetune.candidates import Candidate
 from finetune.evidence import Evidence, ForwardSettings, Precision, TrainingSpeed
 from finetune.preprocessing import Preprocessing
 from finetune.recipe import Metric, Recipe, Strategy, TableColumns
@@ -132,7 +133,8 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         RecipeError: fixed numbers that do not fit together.
     """
     asked = recipe.training
-    load = size_workload(recipe, evidence, choice.strategy)
+    chosen = choice.chosen
+    load = size_workload(recipe, evidence, choice.strategy, chosen.trainable_stages or None)
     names = [stage.name for stage in evidence.stages]
     speed = _speed(evidence, choice.strategy, load)
     precision = asked.precision or speed.precision
@@ -149,8 +151,8 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "weights": "random" if choice.strategy == "scratch" else (recipe.weights or "pretrained"),
         "preprocessing": evidence.preprocessing.model_dump(),
         "strategy": choice.strategy,
-        "stages": _stage_rates(names, choice, recipe, load.trainable_stages),
-        "head_learning_rate": asked.learning_rate or choice.learning_rate,
+        "stages": _stage_rates(names, chosen),
+        "head_learning_rate": chosen.learning_rate,
         "probe_strength": evidence.probe.strength,
         "steps": steps,
         "warmup_steps": warmup,
@@ -229,16 +231,14 @@ def _validation(evidence: Evidence) -> str:
     return "cross_validation" if evidence.num_images < SMALL_SET else "held_out"
 
 
-def _stage_rates(names: list[str], choice: Choice, recipe: Recipe, trainable: int) -> list[dict[str, object]]:
+def _stage_rates(names: list[str], chosen: Candidate) -> list[dict[str, object]]:
     """Return each stage's peak rate, geometrically from the lowest trained stage up to the last."""
-    peak = recipe.training.learning_rate or choice.learning_rate
-    lowest = recipe.training.lowest_rate_fraction or choice.lowest_rate_fraction
-    trained = {"linear_probe": 0, "partial": trainable}.get(choice.strategy, len(names))
+    trained = {"linear_probe": 0, "partial": chosen.trainable_stages}.get(chosen.strategy, len(names))
     rates: list[dict[str, object]] = []
     for number, name in enumerate(names):
         height = len(names) - 1 - number  # stages between this one and the head
-        depth = height / max(trained - 1, 1)
-        rates.append({"name": name, "learning_rate": peak * lowest**depth if height < trained else 0.0})
+        held_back = chosen.lowest_rate_fraction ** (height / max(trained - 1, 1))
+        rates.append({"name": name, "learning_rate": chosen.learning_rate * held_back if height < trained else 0.0})
     return rates
 
 

@@ -6,6 +6,7 @@ with an uncertainty that the candidates share in part: where one gains much, the
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -25,14 +26,27 @@ class Prior(Value):
     """(n_candidates, n_candidates), of what the model leaves open."""
 
 
+PRIOR = Prior.load(Path(__file__).with_name("prior.json"))
+"""Fitted by `scripts/strategy_report.py` to the grid of EfficientNet-Lite0 at 128 px."""
+
+SEEN = (5.0, 400.0)
+"""Images per class of the grid: beyond, its nearest end speaks."""
+
+UNCALIBRATED = 2.25
+"""By what the variance of the shares grows for networks whose similarity has no scale of its own."""
+
+
 def features(images_per_class: float, similarity: float, probe_error: float) -> tuple[float, ...]:
     """Return what the prior rests on: a constant, and three numbers that are about 0 in the middle of the grid."""
+    images_per_class = min(max(images_per_class, SEEN[0]), SEEN[1])
     return (1.0, math.log10(images_per_class / 20.0), similarity - 0.5, math.log(max(probe_error, 0.002) / 0.2))
 
 
 def believe(prior: Prior, evidence: Evidence) -> Belief:
     """Return the belief about the linear probe and the prior's candidates, in this order."""
     error = max(1.0 - evidence.probe_accuracy, 0.002)
+    if not evidence.similarity_calibrated:
+        prior = prior.changed(covariance=(UNCALIBRATED * np.asarray(prior.covariance)).tolist())
     return belief_of(
         prior,
         features(evidence.images_per_class, evidence.domain_similarity, error),

@@ -118,18 +118,25 @@ class Report:
 
     def choice(self, choice: Choice) -> None:
         """Print what was chosen, why, and what else there was."""
-        self._title(f"Choice: {choice.strategy}")
+        self._choice(f"Choice: {choice.chosen.label}" + (", to be raced" if choice.racing else ""), choice)
+
+    def race(self, choice: Choice) -> None:
+        """Print how a race went and what is chosen after it."""
+        self._choice(f"Race: {choice.chosen.label}", choice)
+
+    def _choice(self, title: str, choice: Choice) -> None:
+        self._title(title)
         for reason in choice.reasons:
             self.console.print(f"  {escape(reason)}")
         table = Table(box=None, padding=(0, 2), header_style="dim")
-        for column in ("strategy", "expected top-1", "expected time", "basis"):
-            table.add_column(column, justify="left" if column in {"strategy", "basis"} else "right")
+        for column in ("candidate", "expected top-1", "expected time", "P(best)", "basis"):
+            table.add_column(column, justify="left" if column in {"candidate", "basis"} else "right")
         for candidate in choice.candidates:
-            style = "bold green" if candidate.strategy == choice.strategy else ""
+            style = "bold green" if candidate == choice.chosen else ""
             expected = _percent(candidate.expected_top1, candidate.expected_top1_error)
-            table.add_row(
-                candidate.strategy, expected, duration(candidate.expected_seconds), candidate.basis, style=style
-            )
+            chance = f"{100 * candidate.chance:.0f} %"
+            seconds = duration(candidate.expected_seconds)
+            table.add_row(candidate.label, expected, seconds, chance, candidate.basis, style=style)
         self.console.print(table)
         self.console.print(f"  what more would buy: {escape(choice.forecast.sentence)}")
 
@@ -163,8 +170,9 @@ class Report:
             self.console.print(f"  [yellow]{escape(metrics.note)}[/yellow]")
         seconds = metrics.seconds
         self.console.print(
-            f"  {duration(seconds.total)} in all: evidence {duration(seconds.evidence)}, training "
-            f"{duration(seconds.train)}"
+            f"  {duration(seconds.total)} in all: evidence {duration(seconds.evidence)}, "
+            + (f"those who lost the race {duration(seconds.race)}, " if seconds.race else "")
+            + f"training {duration(seconds.train)}"
         )
         self.console.print(f"  run folder: {escape(str(folder))}")
         self.console.print(

@@ -5,6 +5,7 @@ import copy
 import csv
 import json
 import platform
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from finetune.plan import Plan
 from finetune.prediction import TrainedModel
 from finetune.recipe import Recipe, load_recipe, save_recipe
 from finetune.strategy import Choice
-from finetune.training import Checkpoints, plan_phases
+from finetune.training import plan_phases
 from finetune.value import Value
 
 PLAN_FILES = frozenset({"recipe.yaml", "evidence.json", "choice.json", "plan.json"})
@@ -58,6 +59,17 @@ class RunMetrics(Value):
     """What a person must know of how the model came about."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decisions:
+    """What stands before a training."""
+
+    recipe: Recipe
+    """As it was resolved."""
+    evidence: Evidence
+    choice: Choice
+    plan: Plan
+
+
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """The folder of one run."""
@@ -66,7 +78,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Where an interrupted training is kept."""
+        """Where interrupted trainings are kept, each under the name of its candidate."""
         return self.path / "checkpoints"
 
     def holds_only_a_plan(self) -> bool:
@@ -95,25 +107,31 @@ class RunFolder:
         if any(self.path.iterdir()):
             raise RunFolderError(f"{self.path} is not empty and no run folder; give a new folder with --output")
 
-    def write_decisions(self, recipe: Recipe, evidence: Evidence, choice: Choice, plan: Plan) -> None:
+    def write_decisions(self, decisions: Decisions) -> None:
         """Write what was asked, measured, chosen and planned."""
         self.path.mkdir(parents=True, exist_ok=True)
-        save_recipe(recipe, self.path / "recipe.yaml")
-        evidence.save(self.path / "evidence.json")
+        save_recipe(decisions.recipe, self.path / "recipe.yaml")
+        decisions.evidence.save(self.path / "evidence.json")
+        decisions.plan.save(self.path / "plan.json")
+        self.write_choice(decisions.choice)
+
+    def write_choice(self, choice: Choice) -> None:
+        """Write what was chosen."""
         choice.save(self.path / "choice.json")
-        plan.save(self.path / "plan.json")
 
-    def read_recipe(self) -> Recipe:
-        """Return the recipe that was resolved."""
-        return load_recipe(self.path / "recipe.yaml")
+    def read_decisions(self) -> Decisions:
+        """Return what `write_decisions` wrote.
 
-    def read_evidence(self) -> Evidence:
-        """Return what was measured."""
-        return Evidence.load(self.path / "evidence.json")
-
-    def read_choice(self) -> Choice:
-        """Return what was chosen."""
-        return Choice.load(self.path / "choice.json")
+        Raises:
+            RunFolderError: there is no plan here.
+            RecipeError: something else is missing or wrong.
+        """
+        return Decisions(
+            plan=self.read_plan(),
+            recipe=load_recipe(self.path / "recipe.yaml"),
+            evidence=Evidence.load(self.path / "evidence.json"),
+            choice=Choice.load(self.path / "choice.json"),
+        )
 
     def read_plan(self) -> Plan:
         """Return the plan.
@@ -158,7 +176,7 @@ class RunFolder:
             },
         )
         metrics.save(self.path / "metrics.json")
-        Checkpoints(self.checkpoints).clear()
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def read_model(self) -> TrainedModel:
         """Return the trained model, ready to predict.

@@ -4,7 +4,7 @@ A belief is a normal distribution over the candidates' accuracies. A prior makes
 the same images sharpen it, and the candidate to train is the cheapest one that is expected to be good enough.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,10 @@ DRAWS = 4000
 
 UNFINISHED = 0.3
 """Standard deviation of what all unfinished trainings lack alike: only their differences say something."""
+
+
+MEASURED = 0
+"""Place of the linear probe, which needs no race: its accuracy was measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,12 +144,59 @@ def finalists(
     return tuple(left[place] for place in (best, *others[: FINALISTS - 1]))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Race:
+    """How a race went."""
+
+    belief: Belief
+    """About all candidates, afterwards."""
+    left: tuple[tuple[int, ...], ...]
+    """Who was left before it and after each rung; the first of the last ones won."""
+    looks: "tuple[NDArray[np.float64], ...]"
+    """What was seen at each rung."""
+
+    @property
+    def winner(self) -> int:
+        """The candidate to train to the end."""
+        return self.left[-1][0]
+
+
+def compete(
+    belief: Belief,
+    costs: Sequence[float],
+    tolerance: float,
+    entered: Sequence[int],
+    look: "Callable[[int, list[int]], NDArray[np.float64]]",
+) -> Race:
+    """Return how a race goes: at each rung those leave that will hardly be picked, until one is left or no rung is.
+
+    Args:
+        belief: about all candidates, before.
+        costs: of all.
+        tolerance: in accuracy.
+        entered: who races; the linear probe may be among them and is not looked at.
+        look: trains some candidates up to a rung (its number is given) and returns the probability (n, n_images) of
+            each held-out image's class.
+    """
+    left, looks = [tuple(entered)], []
+    for rung, discrepancy in enumerate(DISCREPANCY):
+        trained = [place for place in left[-1] if place != MEASURED]
+        if len(trained) < 2:
+            break
+        looks.append(look(rung, trained))
+        belief = update(belief, trained, looks[-1], discrepancy)
+        left.append(finalists(belief, costs, tolerance, left[-1]))
+        if len(left[-1]) == 1:
+            break
+    return Race(belief=belief, left=tuple(left), looks=tuple(looks))
+
+
 def is_worth_racing(belief: Belief, raced: Sequence[int], num_held: int, price: float) -> bool:
     """Return whether looking at the first rung is expected to gain enough.
 
     Args:
         belief: before.
-        raced: who would race.
+        raced: who would race, without the linear probe.
         num_held: images that they would be judged on.
         price: least gain, in accuracy.
     """

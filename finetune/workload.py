@@ -17,6 +17,9 @@ MOST_VIEWS = 6
 SMALL_SET = 600
 """Below so many training images everything is cross-validated instead of holding some out."""
 
+HELD_OUT = 0.2
+"""Share of the training images that judge, where there are enough of them and no validation split."""
+
 FOLDS = 3
 """Folds of a cross-validated fine-tuning: each costs a training."""
 
@@ -49,8 +52,15 @@ class Workload(Value):
     """Augmented views whose activations at the frozen boundary are kept; 0: nothing is kept."""
 
 
-def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy) -> Workload:
-    """Return how much work `strategy` is on the measured images, with what the recipe fixes, within its time budget."""
+def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy, stages: int | None = None) -> Workload:
+    """Return how much work `strategy` is on the measured images, with what the recipe fixes, within its time budget.
+
+    Args:
+        recipe: what is fixed, such as the steps.
+        evidence: the measured images and machine.
+        strategy: how much is trained.
+        stages: how many of the last stages `partial` trains, where the recipe does not say; None: as many as usual.
+    """
     batch_size = recipe.batch_size or default_batch_size(evidence.num_images)
     refit = evidence.num_images < REFIT_SET if recipe.refit is None else recipe.refit
     trainings, refit_share = 1, REFIT_SHARE if refit else 0.0
@@ -63,7 +73,7 @@ def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy) -> Wor
         steps = recipe.steps
     elif recipe.epochs is not None:
         steps = math.ceil(recipe.epochs * evidence.num_images / batch_size)
-    stages = recipe.training.trainable_stages or default_trainable_stages(evidence.stages)
+    stages = recipe.training.trainable_stages or stages or default_trainable_stages(evidence.stages)
     trainable = min(stages, len(evidence.stages) - 1)
 
     def with_steps(steps: int) -> Workload:
@@ -100,6 +110,11 @@ def default_trainable_stages(stages: tuple[StageProfile, ...]) -> int:
     return 1
 
 
+def short_stages(stages: tuple[StageProfile, ...]) -> int:
+    """Return how many of the last stages the cheaper way of `partial` trains: half of the usual ones."""
+    return max(1, default_trainable_stages(stages) // 2)
+
+
 def default_batch_size(num_images: int) -> int:
     """Return the images a step."""
     return LARGE_BATCH_SIZE if num_images >= LARGE_SET else BATCH_SIZE
@@ -123,6 +138,13 @@ def cached_views(num_images: int, steps: int, batch_size: int, values: int | Non
     affordable = num_bytes // (2 * values * num_images) - 1  # one more is kept for judging: the plain view
     views = min(MOST_VIEWS, passes, affordable)
     return views if views >= min(2, passes) else 0
+
+
+def num_judged(evidence: Evidence) -> int:
+    """Return about how many images judge a training: all where they are cross-validated, else some held-out ones."""
+    if evidence.num_images < SMALL_SET and not evidence.has_validation:
+        return evidence.num_held
+    return max(1, round(HELD_OUT * evidence.num_held))
 
 
 def boundary_values(stages: tuple[StageProfile, ...], trainable_stages: int) -> int | None:

@@ -38,12 +38,12 @@ from numpy.typing import NDArray
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from finetune import Evidence, ImageSplits, Recipe, choose_strategy, load_images, make_plan, measure_evidence
+from finetune.candidates import ARMS
 from finetune.images import labels_of
 from finetune.probing import softmax
-from finetune.recipe import Strategy
 from finetune.selection import RUNGS
-from finetune.strategy import learning_rates
 from finetune.training import BLEND, Checkpoints, Training
+from finetune.workload import SCRATCH_FACTOR
 
 SETS = (
     "flowers12", "scene15", "clothing10", "cifar10", "pacs_cartoon7", "signdigits10", "magtile5", "ucmerced21",
@@ -63,30 +63,8 @@ CROSS_VALIDATED = {"5": 1, "20": 1, "all": 2}
 run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """A strategy, and what of its plan is fixed."""
-
-    strategy: Strategy
-    similarity: float | None = None
-    """The learning rates are those of this similarity; None: of the measured one."""
-    stages: int | None = None
-    """How many of the last stages `partial` trains; None: as many as are planned."""
-    faster: float = 1.0
-    """By what the peak rate is multiplied."""
-
-
-ARMS = {
-    "linear_probe": Arm("linear_probe"),
-    "partial_short": Arm("partial", stages=2, faster=2.0),
-    "partial": Arm("partial"),
-    "norm_tuning": Arm("norm_tuning"),
-    "full_near": Arm("full", 1.0),
-    "full_far": Arm("full", 0.0),
-}
-
-SCRATCH = Arm("scratch")
-"""Once per set, with all images."""
+TRAINED = tuple(name for name in ARMS if name != "scratch")
+"""The candidates of every cell; random weights are trained once per set, with all images."""
 
 Row = dict[str, Any]
 
@@ -197,9 +175,9 @@ def few_of_each_class(labels: NDArray[np.int64], count: int, seed: int) -> NDArr
     return np.sort(np.concatenate(kept))
 
 
-def run_cell(cell: Cell, arms: dict[str, Arm], data: Path, rows: Rows) -> None:
+def run_cell(cell: Cell, arms: Sequence[str], data: Path, rows: Rows) -> None:
     """Train what is missing of a cell."""
-    missing = {name: arm for name, arm in arms.items() if not rows.has(cell, name)}
+    missing = [name for name in arms if not rows.has(cell, name)]
     if not missing and rows.has(cell, "mean"):
         return
     splits = load_images(str(data / cell.set))
@@ -211,33 +189,25 @@ def run_cell(cell: Cell, arms: dict[str, Arm], data: Path, rows: Rows) -> None:
     if not rows.has(cell, "evidence"):
         keys = {"speed", "stages", "preprocessing", "image_size_reason", "seconds"}
         rows.add(cell, "evidence", json.loads(evidence.model_dump_json(exclude=keys)))
-    for name, arm in missing.items():
-        row, probabilities = train_arm(cell, arm, recipe, evidence, splits)
+    for name in missing:
+        row, probabilities = train_arm(cell, name, recipe, evidence, splits)
         rows.keep(cell, name, **probabilities)
         rows.add(cell, name, row)
         print(cell.name, name, row["test"]["top1"], f"{row['seconds']:.0f} s", flush=True)
     if not rows.has(cell, "mean"):
-        rows.add(cell, "mean", {"means": list(averages(cell, list(ARMS), rows))})
+        rows.add(cell, "mean", {"means": list(averages(cell, TRAINED, rows))})
 
 
 def train_arm(
-    cell: Cell, arm: Arm, recipe: Recipe, evidence: Evidence, splits: ImageSplits
+    cell: Cell, arm: str, recipe: Recipe, evidence: Evidence, splits: ImageSplits
 ) -> tuple[Row, dict[str, NDArray[np.float64]]]:
-    """Return a strategy's row and the probabilities of the held-out and of the test images."""
+    """Return a candidate's row and the probabilities of the held-out and of the test images."""
     if splits.test is None:
         raise ValueError(f"{cell.set} has no test split")
     start = time.perf_counter()
-    rate, lowest = learning_rates(
-        arm.strategy, evidence.domain_similarity if arm.similarity is None else arm.similarity
-    )
-    fixed = recipe.training.changed(
-        learning_rate=rate * arm.faster, lowest_rate_fraction=lowest, trainable_stages=arm.stages
-    )
-    asked: dict[str, Any] = {"strategy": arm.strategy, "training": fixed}
-    if arm.strategy != "linear_probe":
-        asked["steps"] = STEPS[cell.size] * (5 if arm.strategy == "scratch" else 1)
-    recipe = recipe.changed(**asked)
-    plan = make_plan(recipe, evidence, choose_strategy(evidence, recipe))
+    if arm != "linear_probe":
+        recipe = recipe.changed(steps=STEPS[cell.size] * (SCRATCH_FACTOR if arm == "scratch" else 1))
+    plan = make_plan(recipe, evidence, choose_strategy(evidence, recipe).led_by(arm))
     is_last_alone = plan.steps > 0 and plan.validation == "cross_validation" and cell.seed >= CROSS_VALIDATED[cell.size]
     if is_last_alone:  # nothing is chosen by these seeds, so that nothing needs to be held out
         plan = plan.changed(validation="given", refit=False, refit_steps=0, evaluations=1)
@@ -270,7 +240,7 @@ def train_arm(
         **{name: in_detail(probabilities, last.labels) for name, probabilities in held.items()},
     }
     row: Row = {
-        "strategy": arm.strategy,
+        "strategy": plan.strategy,
         "learning_rate": plan.head_learning_rate,
         "steps": plan.steps,
         "note": model.note,
@@ -325,10 +295,10 @@ def main() -> None:
             file.writelines(json.dumps(row) + "\n" for row in (about, *rows.all))
         return
     for cell in cells(asked.sets, asked.sizes, asked.seeds):
-        run_cell(cell, ARMS, asked.data, rows)
+        run_cell(cell, TRAINED, asked.data, rows)
     if asked.scratch:
         for name in asked.sets:
-            run_cell(Cell(name, "all", 0), {"scratch": SCRATCH}, asked.data, rows)
+            run_cell(Cell(name, "all", 0), ["scratch"], asked.data, rows)
 
 
 if __name__ == "__main__":

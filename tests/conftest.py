@@ -237,6 +237,7 @@ def evidence() -> Evidence:
             micro_batch=32,
             training=(
                 _speed("norm_tuning", 0, 80.0, None),
+                _speed("partial", 1, 250.0, 250.0),
                 _speed("partial", 3, 100.0, 400.0),
                 _speed("full", 0, 50.0, None),
                 _speed("scratch", 0, 50.0, None),

@@ -103,22 +103,8 @@ def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
     checkpoints.begin()
     checkpoints.save_step("refit", CONTENT)
     checkpoints.finish("refit", CONTENT)
-    checkpoints.clear()
     assert checkpoints.step("refit") is None
     assert checkpoints.finished("refit") is None
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_clearing_removes_the_files_the_halves_and_the_folder(checkpoints, tmp_path):
-    checkpoints.save_step("refit", CONTENT)
-    checkpoints.finish("validation", CONTENT)
-    (tmp_path / "checkpoints" / "refit.pt.partial").write_bytes(b"half of a checkpoint")
-    checkpoints.clear()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_clearing_what_was_never_begun_is_no_mistake(tmp_path):
-    Checkpoints(tmp_path / "checkpoints").clear()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -33,7 +33,7 @@ def test_ten_flowers_of_each_kind_teach_the_probe_four_of_five_others(probed):
 
 
 def test_flowers_are_near_and_the_first_reason_says_so(probed):
-    choice = finetune.RunFolder(probed[0]).read_choice()
+    choice = finetune.RunFolder(probed[0]).read_decisions().choice
     assert choice.reasons[0].startswith("10 images per class, below 20; similarity 0.")
     assert choice.reasons[0].endswith(", near")
 
@@ -64,7 +64,7 @@ def test_fine_tuning_beats_the_probe_on_brain_scans(tmp_path):
         train=splits.train, validation=splits.test.select(range(0, 600, 2)), test=None, class_names=splits.class_names
     )
     model = finetune.run(asked, tmp_path / "run", splits=splits)
-    evidence = finetune.RunFolder(tmp_path / "run").read_evidence()
+    evidence = finetune.RunFolder(tmp_path / "run").read_decisions().evidence
     assert model.plan.strategy == "partial"
     assert evidence.domain_similarity < 0.5
     assert labels_of(splits.validation).max() == 2

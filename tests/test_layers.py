@@ -14,15 +14,16 @@ LAYERS = (
     ("evidence", "metrics", "schedule", "similarity"),
     ("workload", "forecast", "selection"),
     ("prior",),
+    ("candidates",),
     ("strategy",),
     ("plan",),
-    ("images", "augmentation"),
+    ("images", "augmentation", "processes"),
     ("network",),
     ("batches", "probing"),
     ("features",),
     ("prediction",),
     ("audit", "labelling", "training"),
-    ("run_folder",),
+    ("racing", "run_folder"),
     ("report", "classifier"),
     ("pipeline",),
     ("cli",),
@@ -30,7 +31,7 @@ LAYERS = (
 """From the lowest to the highest; modules of one layer do not import each other."""
 
 PURE = ("errors", "value", "recipe", "preprocessing", "evidence", "metrics", "schedule", "similarity", "workload",
-        "forecast", "selection", "prior", "strategy", "plan")  # fmt: skip
+        "forecast", "selection", "prior", "candidates", "strategy", "plan")  # fmt: skip
 """Values and decisions, which know nothing of networks and data sets."""
 
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "datasets"}

@@ -12,11 +12,13 @@ import torch
 from rich.console import Console
 
 import finetune
+from finetune import strategy
 from finetune.errors import RunFolderError
 from finetune.evidence import Work
 from finetune.images import labels_of
 from finetune.report import Report
 from finetune.run_folder import RunFolder
+from finetune.selection import PRICE, Belief
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def test_the_choice_lists_every_strategy_the_chosen_one_first(finished):
         "linear_probe", "norm_tuning", "partial", "full", "scratch",
     }  # fmt: skip
     keys = {"strategy", "expected_top1", "expected_top1_error", "expected_seconds", "basis"}
-    assert all(candidate.keys() == keys for candidate in choice["candidates"])
+    assert all(keys <= candidate.keys() for candidate in choice["candidates"])
 
 
 def test_the_metrics_have_the_promised_keys(finished):
@@ -90,7 +92,7 @@ def test_the_metrics_have_the_promised_keys(finished):
 
 
 def test_the_saved_recipe_names_the_network_and_the_size(recipe, finished):
-    saved = RunFolder(finished[1]).read_recipe()
+    saved = RunFolder(finished[1]).read_decisions().recipe
     assert saved == recipe.changed(metric="top1")
 
 
@@ -100,7 +102,7 @@ def test_the_summary_ends_with_the_command_to_predict(finished):
 
 def test_the_report_gives_the_reasons_and_the_test_accuracy(finished):
     model, folder, printed = finished
-    for reason in RunFolder(folder).read_choice().reasons:
+    for reason in RunFolder(folder).read_decisions().choice.reasons:
         assert reason in printed
     assert f"{100 * model.test.top1:.1f} % right" in printed
 
@@ -181,14 +183,14 @@ def test_a_second_plan_in_a_folder_is_refused(recipe, tmp_path):
 def test_a_plan_without_its_folder_is_trained_after_measuring_again(finished, tmp_path):
     (tmp_path / "mine.json").write_text((finished[1] / "plan.json").read_text())
     finetune.run_plan(tmp_path / "mine.json", tmp_path / "run")
-    assert RunFolder(tmp_path / "run").read_evidence().num_images == 44
+    assert RunFolder(tmp_path / "run").read_decisions().evidence.num_images == 44
 
 
 @pytest.mark.usefixtures("empty_cache")
 def test_a_training_finds_what_its_measurement_decoded_and_sent_forward(recipe, tmp_path):
     finetune.run(recipe.changed(strategy="linear_probe", steps=None), tmp_path / "run")
     run = RunFolder(tmp_path / "run")
-    assert run.read_evidence().work.decoded_images == 44
+    assert run.read_decisions().evidence.work.decoded_images == 44
     assert run.read_metrics().work == Work(cache_hits=44 + 44)
 
 
@@ -226,3 +228,81 @@ def test_without_an_accelerator_the_default_network_is_the_embedded_one_with_all
     assert evidence.model == "tf_efficientnet_lite0"
     assert evidence.weights.startswith("296 of 296 tensors from ")
     assert evidence.similarity_calibrated
+
+
+@pytest.fixture
+def undecided(monkeypatch):
+    """Two candidates are believed to be so nearly equal that they race."""
+
+    def believed(names, _evidence):
+        mean = np.array([0.9 if name in {"partial", "full_far"} else 0.5 for name in names])
+        return Belief(mean=mean, covariance=0.1**2 * np.eye(len(names)))
+
+    monkeypatch.setattr(strategy, "believe_all", believed)
+    monkeypatch.setattr(strategy, "PRICE", dict.fromkeys(PRICE, 0.0))
+    monkeypatch.setattr(strategy, "PROBE_SUFFICES", -1.0)
+
+
+@pytest.mark.usefixtures("undecided")
+def test_a_race_is_told_counted_and_leaves_the_winners_plan(recipe, tmp_path):
+    printed = io.StringIO()
+    model = finetune.run(recipe, tmp_path / "run", Report(Console(file=printed, width=200)))
+    folder = RunFolder(tmp_path / "run")
+    decisions, metrics = folder.read_decisions(), folder.read_metrics()
+    assert set(decisions.choice.racing) == {"partial", "full_far"}
+    assert decisions.plan == model.plan
+    assert decisions.plan.strategy == decisions.choice.strategy
+    assert metrics.seconds.race > 0
+    assert metrics.work.backward_images > model.work.backward_images
+    assert "race after 33 % of the steps" in printed.getvalue()
+    assert not folder.checkpoints.exists()
+
+
+class StoppingRace(Report):
+    """A report that ends the program when a task reaches a step."""
+
+    stop = ("", 0)
+
+    def progress(self, task, done, _total):
+        if self.stop[0] in task and done == self.stop[1]:
+            raise StopError
+
+
+@pytest.mark.usefixtures("undecided")
+@pytest.mark.parametrize("stop", [("training (fold-1)", 2), ("training (fold-3)", 2), ("training (refit)", 3)])
+def test_a_run_that_was_interrupted_in_a_race_or_after_it_ends_with_the_same_model(recipe, tmp_path, stop):
+    report = StoppingRace(Console(quiet=True))
+    report.stop = stop
+    with pytest.raises(StopError):
+        finetune.run(recipe, tmp_path / "run", report)
+    RunFolder(tmp_path / "whole").write_decisions(RunFolder(tmp_path / "run").read_decisions())
+    whole, resumed = (finetune.resume(tmp_path / name) for name in ("whole", "run"))
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[name], tensor)
+    choices = [RunFolder(tmp_path / name).read_decisions().choice for name in ("whole", "run")]
+    assert choices[0] == choices[1]
+    works = [RunFolder(tmp_path / name).read_metrics().work.backward_images for name in ("whole", "run")]
+    assert works[0] == works[1]
+    assert resumed.validation == whole.validation
+
+
+@pytest.mark.usefixtures("undecided")
+def test_a_saved_plan_is_trained_without_a_race_even_where_it_was_interrupted(recipe, tmp_path):
+    plan = finetune.plan_only(recipe, tmp_path / "run")
+    assert RunFolder(tmp_path / "run").read_decisions().choice.racing
+    report = StoppingRace(Console(quiet=True))
+    report.stop = ("training (fold-2)", 3)
+    with pytest.raises(StopError):
+        finetune.run_plan(tmp_path / "run" / "plan.json", report=report)
+    assert finetune.resume(tmp_path / "run").plan == plan
+    assert RunFolder(tmp_path / "run").read_metrics().seconds.race == 0
+
+
+@pytest.mark.usefixtures("undecided")
+def test_the_classifier_races_too(recipe, data):
+    paths = sorted((data / "train").rglob("*.*"))
+    settings = {"weights": recipe.weights, "image_size": 32, "steps": 8, "batch_size": 8}
+    classifier = finetune.ImageClassifier(model="test_efficientnet", settings=settings)
+    classifier.fit(paths, [path.parent.name for path in paths])
+    assert any(reason.startswith("race after 33 %") for reason in classifier.choice_.reasons)
+    assert classifier.plan_.strategy == classifier.choice_.strategy

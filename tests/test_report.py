@@ -59,11 +59,12 @@ def test_an_uncalibrated_similarity_says_so(report, evidence):
     assert "0.80 (0 far, 1 near) (uncalibrated for this network)" in printed(report)
 
 
-def test_every_strategy_is_shown_with_accuracy_time_and_basis(report, evidence):
+def test_every_candidate_is_shown_with_accuracy_time_and_basis(report, evidence):
     choice = choose_strategy(evidence)
     report.choice(choice)
-    rows = [line.split() for line in printed(report).splitlines() if "published" in line or "measured" in line]
-    assert [row[0] for row in rows] == [candidate.strategy for candidate in choice.candidates]
+    rows = [line.strip() for line in printed(report).splitlines() if line.rstrip().endswith(("published", "measured"))]
+    assert all(map(str.startswith, rows, [candidate.label for candidate in choice.candidates]))
+    assert len(rows) == len(choice.candidates)
 
 
 def test_the_plan_tells_steps_rates_and_what_judges(report, evidence):

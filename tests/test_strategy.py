@@ -1,62 +1,54 @@
-from itertools import pairwise
-
+import numpy as np
 import pytest
 
+from finetune import strategy
 from finetune.errors import RecipeError
-from finetune.recipe import STRATEGIES, Recipe
-from finetune.strategy import choose_strategy, decide, learning_rates
+from finetune.recipe import STRATEGIES, Recipe, TrainingRecipe
+from finetune.selection import Belief, compete
+from finetune.strategy import choose_strategy, make_contest, settle
 
 AUTO = Recipe(data="x")
 
+NAMES = ("linear_probe", "partial_short", "partial", "norm_tuning", "full_near", "full_far")
+
+
+@pytest.fixture
+def believed(monkeypatch):
+    """The function that makes all candidates be believed to have such accuracies (in the order of `NAMES`)."""
+
+    def make(*accuracies, deviation=0.001):
+        def belief(names, _evidence):
+            mean = np.array([accuracies[NAMES.index(name)] for name in names])
+            return Belief(mean=mean, covariance=deviation**2 * np.eye(len(names)))
+
+        monkeypatch.setattr(strategy, "believe_all", belief)
+
+    return make
+
 
 @pytest.mark.parametrize(
-    ("images", "similarity", "because"),
-    [
-        (19, 0.5, "few images, whose domain the features fit:"),
-        (19, 0.49, "few images, whose domain the features do not fit:"),
-        (5_000, 0.5, "enough images of a near domain"),
-        (20, 0.49, "enough images of a far domain"),
-    ],
+    ("prefer", "name"), [("accuracy", "full_far"), ("balanced", "partial"), ("speed", "partial_short")]
 )
-def test_few_or_enough_images_near_or_far_train_the_last_stages_for_a_reason_of_their_own(images, similarity, because):
-    strategy, why = decide(images, similarity, 0.1, "balanced")
-    assert strategy == "partial"
-    assert why.startswith(because)
-
-
-@pytest.mark.parametrize(("images", "strategy"), [(499, "partial"), (500, "full")])
-def test_plenty_of_images_of_a_far_domain_train_everything(images, strategy):
-    assert decide(images, 0.2, 0.1, "balanced")[0] == strategy
+def test_the_cheapest_within_the_tolerance_of_what_is_preferred_is_chosen(evidence, believed, prefer, name):
+    believed(0.85, 0.885, 0.898, 0.86, 0.89, 0.90)
+    assert choose_strategy(evidence, AUTO.changed(prefer=prefer)).chosen.name == name
 
 
 @pytest.mark.parametrize("prefer", ["accuracy", "balanced", "speed"])
-def test_a_probe_without_errors_suffices_whatever_is_preferred(prefer):
-    strategy, why = decide(1_000, 0.1, 0.004, prefer)
-    assert strategy == "linear_probe"
-    assert "nothing to gain" in why
+def test_a_probe_without_errors_suffices_whatever_is_preferred(evidence, prefer):
+    sure = evidence.changed(probe_accuracy=0.999, probe_accuracy_error=0.001)
+    choice = choose_strategy(sure, AUTO.changed(prefer=prefer))
+    assert choice.strategy == "linear_probe"
+    assert "nothing to gain" in choice.reasons[1]
 
 
-@pytest.mark.parametrize(("prefer", "strategy"), [("accuracy", "full"), ("speed", "linear_probe")])
-@pytest.mark.parametrize(("images", "similarity"), [(5, 0.9), (5, 0.1), (1_000, 0.9), (1_000, 0.1)])
-def test_a_preference_outranks_size_and_similarity(images, similarity, prefer, strategy):
-    assert decide(images, similarity, 0.1, prefer)[0] == strategy
-
-
-def test_the_choice_follows_the_rule_and_gives_its_reason(evidence):
-    choice = choose_strategy(evidence, AUTO)
-    assert choice.strategy == "partial"
-    assert choice.reasons[1] == decide(60, 0.8, 0.173, "balanced")[1]
+def test_the_probes_standard_error_counts_as_errors(evidence):
+    unsure = evidence.changed(probe_accuracy=0.999, probe_accuracy_error=0.01)
+    assert "nothing to gain" not in choose_strategy(unsure).reasons[1]
 
 
 def test_the_choice_needs_no_recipe(evidence):
     assert choose_strategy(evidence) == choose_strategy(evidence, AUTO)
-
-
-def test_the_probes_standard_error_counts_as_errors(evidence):
-    sure = evidence.changed(probe_accuracy=0.999, probe_accuracy_error=0.001)
-    unsure = evidence.changed(probe_accuracy=0.999, probe_accuracy_error=0.01)
-    assert choose_strategy(sure).strategy == "linear_probe"
-    assert choose_strategy(unsure).strategy == "partial"
 
 
 @pytest.mark.parametrize(
@@ -78,103 +70,152 @@ def test_the_first_reason_says_where_the_similarity_is_uncalibrated(evidence):
     assert choice.reasons[0].endswith("near, uncalibrated for this network")
 
 
+def test_the_second_reason_weighs_accuracy_against_time(evidence, believed):
+    believed(0.85, 0.885, 0.898, 0.86, 0.89, 0.90)
+    choice = choose_strategy(evidence)
+    seconds = {candidate.name: candidate.expected_seconds for candidate in choice.candidates}
+    share = 100 * seconds["partial"] / seconds["full_far"]
+    assert choice.reasons[1] == (
+        f"partial (3 stages) is the cheapest that is expected within 0.5 points of the best: 0.2 below "
+        f"full (rate 8e-04), in {share:.0f} % of the time"
+    )
+
+
 def test_the_last_reason_gives_the_expectation(evidence):
     choice = choose_strategy(evidence)
-    expected = choice.candidates[0]
+    expected = choice.chosen
     assert choice.reasons[-1].startswith(
         f"expected {100 * expected.expected_top1:.1f} ± {100 * expected.expected_top1_error:.1f} % top-1: "
         "the linear probe's 85.0 %"
     )
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_an_asked_strategy_is_chosen_and_listed_first(evidence, strategy):
-    choice = choose_strategy(evidence, AUTO.changed(strategy=strategy))
-    assert choice.strategy == choice.candidates[0].strategy == strategy
-    assert choice.reasons[1] == f"{strategy} was asked for"
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_an_asked_strategy_is_chosen_and_listed_first(evidence, name):
+    choice = choose_strategy(evidence, AUTO.changed(strategy=name, prefer="speed"))
+    assert choice.strategy == choice.candidates[0].strategy == name
+    assert choice.reasons[1] == f"{name} was asked for"
+    assert choice.racing == ()
 
 
-def test_an_asked_strategy_outranks_the_preference(evidence):
-    assert choose_strategy(evidence, AUTO.changed(strategy="full", prefer="speed")).strategy == "full"
+def test_of_an_asked_strategys_candidates_the_likely_most_accurate_is_chosen(evidence, believed):
+    believed(0.85, 0.90, 0.89, 0.86, 0.92, 0.91)
+    chosen = [choose_strategy(evidence, AUTO.changed(strategy=name)).chosen.name for name in ("partial", "full")]
+    assert chosen == ["partial_short", "full_near"]
 
 
-def test_every_strategy_is_a_candidate_the_others_from_the_fastest_on(evidence):
+def test_every_candidate_is_listed_the_others_from_the_fastest_on(evidence):
     candidates = choose_strategy(evidence).candidates
-    assert candidates[0].strategy == "partial"
-    assert sorted(candidate.strategy for candidate in candidates) == sorted(STRATEGIES)
+    assert sorted(candidate.name for candidate in candidates) == sorted((*NAMES, "scratch"))
     seconds = [candidate.expected_seconds for candidate in candidates[1:]]
     assert seconds == sorted(seconds)
 
 
-def candidate(evidence, strategy):
-    return next(item for item in choose_strategy(evidence).candidates if item.strategy == strategy)
+def test_the_chances_of_being_the_one_to_train_add_up_and_leave_random_weights_out(evidence):
+    chances = {candidate.name: candidate.chance for candidate in choose_strategy(evidence).candidates}
+    assert sum(chances.values()) == pytest.approx(1.0, abs=0.03)
+    assert chances["scratch"] == 0.0
 
 
-def test_the_probes_expectation_is_what_was_measured(evidence):
-    probe = candidate(evidence, "linear_probe")
-    assert (probe.basis, probe.expected_top1, probe.expected_top1_error) == ("measured", 0.85, 0.023)
+def test_where_two_may_be_the_best_they_are_to_race(evidence, believed):
+    believed(0.85, 0.80, 0.90, 0.80, 0.80, 0.901, deviation=0.02)
+    choice = choose_strategy(evidence, AUTO.changed(prefer="accuracy"))
+    assert choice.racing == ("full_far", "partial")
+    assert choice.reasons[2].startswith("that is not sure: partial (3 stages), full (rate 8e-04) race, which takes at")
 
 
-@pytest.mark.parametrize("strategy", ["norm_tuning", "partial", "full", "scratch"])
-def test_a_published_expectation_is_uncertain_by_three_points_or_more(evidence, strategy):
-    published = candidate(evidence.changed(probe_accuracy_error=0.0), strategy)
-    assert published.basis == "published"
-    assert published.expected_top1_error >= 0.03
+def test_where_one_is_sure_to_be_the_best_nobody_races(evidence, believed):
+    believed(0.85, 0.80, 0.90, 0.80, 0.80, 0.95)
+    assert choose_strategy(evidence, AUTO.changed(prefer="accuracy")).racing == ()
 
 
-@pytest.mark.parametrize("strategy", ["norm_tuning", "partial", "full"])
-def test_a_published_expectation_is_less_certain_where_the_similarity_is_uncalibrated(evidence, strategy):
-    uncalibrated = evidence.changed(similarity_calibrated=False)
-    wider, narrower = candidate(uncalibrated, strategy), candidate(evidence, strategy)
-    assert wider.expected_top1_error > narrower.expected_top1_error
-    assert wider.expected_top1 == narrower.expected_top1
+def test_what_is_read_as_a_stream_does_not_race(evidence, believed):
+    believed(0.85, 0.80, 0.90, 0.80, 0.80, 0.901, deviation=0.02)
+    streamed = evidence.changed(num_images=1000, num_held=240)
+    assert choose_strategy(streamed, AUTO.changed(prefer="accuracy")).racing == ()
 
 
-def test_training_more_of_the_network_promises_more(evidence):
-    gains = [candidate(evidence, strategy).expected_top1 for strategy in ("norm_tuning", "partial", "full")]
-    assert 0.85 < gains[0] < gains[1] < gains[2] < 1.0
+def test_a_race_that_does_not_fit_the_time_budget_is_left_out(evidence, believed):
+    believed(0.85, 0.80, 0.90, 0.80, 0.80, 0.901, deviation=0.02)
+    racing = [
+        choose_strategy(evidence, AUTO.changed(prefer="accuracy", time_budget=seconds)).racing
+        for seconds in (300, 3000)
+    ]
+    assert racing == [(), ("full_far", "partial")]
 
 
-def test_the_farther_the_domain_the_more_full_fine_tuning_promises(evidence):
-    far = evidence.changed(domain_similarity=0.1)
-    assert candidate(far, "full").expected_top1 > candidate(evidence, "full").expected_top1
+def test_a_race_takes_at_most_its_winners_training_and_the_others_to_the_last_rung(evidence):
+    candidates = choose_strategy(evidence).candidates
+    partial, full = (
+        next(candidate for candidate in candidates if candidate.name == name) for name in ("partial", "full_far")
+    )
+    most = strategy.most_seconds(("full_far", "linear_probe", "partial"), candidates)
+    assert most == pytest.approx(full.expected_seconds + partial.race_seconds)
+    assert partial.race_seconds < 0.67 * partial.expected_seconds
 
 
-def test_random_weights_promise_less_than_the_probe(evidence):
-    assert 0.25 < candidate(evidence, "scratch").expected_top1 < 0.85
+def settled(evidence, believed, rights):
+    """The choice after a race between `partial` and `full_far`, of which such probabilities are seen at each rung."""
+    believed(0.85, 0.80, 0.90, 0.80, 0.80, 0.901, deviation=0.02)
+    recipe = AUTO.changed(prefer="accuracy")
+    choice = choose_strategy(evidence, recipe)
+    contest = make_contest(choice.candidates, evidence, recipe)
+    entered = [contest.names.index(name) for name in choice.racing]
+
+    def look(_rung, places):
+        noise = np.random.default_rng(0).normal(0, 0.05, 240)
+        noise -= noise.mean()
+        return np.stack([rights[contest.names[place]] + noise for place in places])
+
+    race = compete(contest.belief, contest.costs, contest.tolerance, entered, look)
+    return choice, settle(choice, contest, race, evidence)
 
 
-@pytest.mark.parametrize("strategy", ["norm_tuning", "partial", "full"])
-def test_learning_rates_rise_as_similarity_falls(strategy):
-    rates = [learning_rates(strategy, similarity)[0] for similarity in (1.0, 0.75, 0.5, 0.25, 0.0)]
-    assert all(nearer < farther for nearer, farther in pairwise(rates))
+def test_after_a_race_the_winner_is_chosen_and_the_story_told(evidence, believed):
+    before, after = settled(evidence, believed, {"partial": 0.80, "full_far": 0.70})
+    assert (before.chosen.name, after.chosen.name, after.strategy) == ("full_far", "partial", "partial")
+    assert after.reasons[0] == before.reasons[0]
+    assert after.reasons[1] == (
+        "race after 33 % of the steps, mean probability of the right class of 240 held-out images: "
+        "full (rate 8e-04) 70.0 %, partial (3 stages) 80.0 %; partial (3 stages) goes on"
+    )
+    assert after.reasons[-1].endswith("a gain learned from other image sets and the race")
 
 
-def test_lower_stages_are_held_back_less_as_similarity_falls():
-    assert [learning_rates("full", similarity)[1] for similarity in (1.0, 0.5, 0.0)] == [0.5, 0.75, 1.0]
+def test_a_race_raises_what_is_expected_of_its_winner_and_makes_it_surer(evidence, believed):
+    before, after = settled(evidence, believed, {"partial": 0.80, "full_far": 0.70})
+    earlier = next(candidate for candidate in before.candidates if candidate.name == "partial")
+    assert (earlier.basis, after.chosen.basis) == ("published", "measured")
+    assert after.chosen.expected_top1 > earlier.expected_top1
+    assert after.chosen.expected_top1_error < earlier.expected_top1_error
+    assert after.chosen.chance > 0.9
 
 
-def test_similarities_beyond_the_scale_count_as_its_ends():
-    assert learning_rates("full", 1.2) == learning_rates("full", 1.0) == (4e-4, 0.5)
-    assert learning_rates("full", -0.2) == learning_rates("full", 0.0) == (8e-4, 1.0)
+def test_led_by_another_candidate_the_rest_stays(evidence):
+    choice = choose_strategy(evidence)
+    other = choice.led_by("norm_tuning")
+    assert (other.strategy, other.chosen.name) == ("norm_tuning", "norm_tuning")
+    assert {candidate.name for candidate in other.candidates} == {candidate.name for candidate in choice.candidates}
+    assert other.reasons == choice.reasons
 
 
-def test_random_weights_know_no_similarity():
-    assert learning_rates("scratch", 0.9) == learning_rates("scratch", 0.1) == (1e-3, 1.0)
-
-
-def test_a_time_budget_shortens_the_chosen_training(evidence):
-    choice = choose_strategy(evidence, AUTO.changed(time_budget=100))
-    assert choice.strategy == "partial"
-    assert choice.candidates[0].expected_seconds <= 105 < choose_strategy(evidence).candidates[0].expected_seconds
-
-
-def test_a_time_budget_too_short_for_a_step_leaves_the_probe(evidence):
-    choice = choose_strategy(evidence, AUTO.changed(time_budget=3))
-    assert choice.strategy == "linear_probe"
-    assert choice.reasons[1] == "the time budget of 3 s is too short for partial, so only the head is trained"
+def test_a_time_budget_leaves_out_what_it_would_cut_in_half(evidence, believed):
+    believed(0.85, 0.88, 0.90, 0.86, 0.92, 0.95)
+    names = []
+    for seconds in (3_000, 120, 3):
+        choice = choose_strategy(evidence, AUTO.changed(prefer="accuracy", time_budget=seconds))
+        assert choice.chosen.expected_seconds <= 1.05 * seconds
+        names.append(choice.chosen.name)
+    assert names == ["full_far", "partial", "linear_probe"]
 
 
 def test_a_time_budget_too_short_for_the_probe_is_refused(evidence):
     with pytest.raises(RecipeError, match=r"time budget of 1 s is too short: the linear probe alone takes about 2 s"):
         choose_strategy(evidence, AUTO.changed(time_budget=1))
+
+
+def test_a_fixed_rate_leaves_one_candidate_of_each_strategy(evidence):
+    recipe = AUTO.changed(training=TrainingRecipe(learning_rate=3e-4))
+    candidates = choose_strategy(evidence, recipe).candidates
+    assert sorted(candidate.strategy for candidate in candidates) == sorted(STRATEGIES)
+    assert {candidate.learning_rate for candidate in candidates} == {3e-4}

@@ -32,7 +32,7 @@ from finetune.preprocessing import Preprocessing, choose_image_size
 from finetune.probing import CURVE_SHARES, ProbeFolds, cross_validate, error_slope, learning_curve, log_loss
 from finetune.recipe import Metric, Recipe
 from finetune.similarity import similarity
-from finetune.workload import default_batch_size, default_trainable_stages
+from finetune.workload import default_batch_size, default_trainable_stages, short_stages
 
 IMBALANCED = 5.0
 """Images of the largest class over those of the smallest from which on balanced accuracy chooses."""
@@ -181,14 +181,17 @@ def _machine(
     asked = recipe.training.trainable_stages
     # Their schemas, so that an older version's measurements are not mistaken for this one's.
     schemas = MachineSpeed.model_json_schema(), StageProfile.model_json_schema()
-    key = make_key(name, preprocessing, batch_size, asked, pixels.is_kept, machine_name(device), schemas)
+    key = make_key(
+        name, preprocessing, batch_size, asked or "usual and short", pixels.is_kept, machine_name(device), schemas
+    )
 
     def measure() -> dict[str, Any]:
         progress("timing this machine", 0, 1)
         stages = profile_stages(network, preprocessing.image_size)
-        trainable = min(asked or default_trainable_stages(stages), len(stages) - 1)
+        depths = {asked} if asked else {short_stages(stages), default_trainable_stages(stages)}
+        depths = {min(depth, len(stages) - 1) for depth in depths}
         images = VariedImages(pixels, preprocessing, USUAL_AUGMENTATION, recipe.seed)
-        speed = measure_speed(network, preprocessing, batch_size, trainable, images)
+        speed = measure_speed(network, preprocessing, batch_size, sorted(depths), images)
         progress("timing this machine", 1, 1)
         return {"stages": [stage.model_dump() for stage in stages], "speed": speed.model_dump()}
 

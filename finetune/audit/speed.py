@@ -88,7 +88,7 @@ def precisions(device: torch.device) -> tuple[Precision, ...]:
 
 
 def measure_speed(
-    network: nn.Module, preprocessing: Preprocessing, batch_size: int, trainable_stages: int, images: VariedImages
+    network: nn.Module, preprocessing: Preprocessing, batch_size: int, depths: Sequence[int], images: VariedImages
 ) -> MachineSpeed:
     """Return how `network` (with its new head) runs fastest here, and its images a second: medians.
 
@@ -99,7 +99,7 @@ def measure_speed(
         network: on its device; it is left in the layout that is fastest.
         preprocessing: of the network.
         batch_size: images a training step.
-        trainable_stages: how many of the last stages `partial` is timed with.
+        depths: how many of the last stages `partial` is timed with.
         images: some real ones, to see what reading costs and whether an arithmetic is exact enough.
     """
     device = next(network.parameters()).device
@@ -108,7 +108,7 @@ def measure_speed(
     # as long. So they are used only where they are what is timed.
     name = device_name(device)
     with Streams(1, 1 if device.type == "cpu" else threads):
-        measured = _measure_speed(network, preprocessing, batch_size, trainable_stages, images, threads)
+        measured = _measure_speed(network, preprocessing, batch_size, depths, images, threads)
     return measured.changed(device=name)
 
 
@@ -116,7 +116,7 @@ def _measure_speed(
     network: nn.Module,
     preprocessing: Preprocessing,
     batch_size: int,
-    trainable_stages: int,
+    depths: Sequence[int],
     images: VariedImages,
     threads: int,
 ) -> MachineSpeed:
@@ -131,7 +131,7 @@ def _measure_speed(
         reading = _time_reading(network, images, preprocessing, settings, rate)
     training = [
         _time_norm_tuning(network, inputs, threads),
-        _time_partial(network, inputs, trainable_stages, settings, threads),
+        *(_time_partial(network, inputs, stages, settings, threads) for stages in depths),
         _time_full(network, inputs, threads),
     ]
     training.append(training[-1].changed(strategy="scratch"))

@@ -14,11 +14,10 @@ from finetune.images.sources import (
     paths_of,
     table_of_paths,
 )
-from finetune.images.splitting import HELD_OUT, stratified_folds, stratified_holdout, stratified_subset
+from finetune.images.splitting import stratified_folds, stratified_holdout, stratified_subset
 from finetune.images.streaming import ImageStream
 
 __all__ = [
-    "HELD_OUT",
     "ImageSource",
     "ImageSplits",
     "ImageStream",

@@ -12,10 +12,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-HELD_OUT = 0.2
-"""Share of the training images that is held out to judge where the data has no validation split."""
-
-
 def stratified_holdout(
     labels: "NDArray[np.integer]", fraction: float, seed: int, groups: "NDArray[np.str_] | None" = None
 ) -> tuple["NDArray[np.intp]", "NDArray[np.intp]"]:

@@ -9,9 +9,10 @@ import numpy as np
 from finetune.errors import DataError
 from finetune.images.decoding import ImageSource, digest_of, encoded_bytes, why_unreadable
 from finetune.images.hub import image_column_of, label_column_of, load_dataset_dict
-from finetune.images.splitting import HELD_OUT, stratified_holdout
+from finetune.images.splitting import stratified_holdout
 from finetune.images.table import LabelledTable, name_split
 from finetune.recipe import TableColumns
+from finetune.workload import HELD_OUT
 
 SAMPLE = 5_000
 """Images of each split that are held in memory, encoded: what is measured, what judges, what is tested on."""

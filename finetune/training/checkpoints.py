@@ -41,13 +41,6 @@ class Checkpoints:
         """Keep a checkpoint within a phase."""
         self._write(f"{phase}-step.pt", content)
 
-    def clear(self) -> None:
-        """Drop everything."""
-        if self._folder is not None and self._folder.exists():
-            for file in self._folder.glob("*.pt*"):
-                file.unlink()
-            self._folder.rmdir()
-
     def _read(self, name: str) -> dict[str, Any] | None:
         if self._folder is None or not (self._folder / name).exists():
             return None

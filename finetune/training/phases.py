@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.errors import DataError
-from finetune.images import HELD_OUT, ImageSplits, groups_of, labels_of, stratified_folds, stratified_holdout
+from finetune.images import ImageSplits, groups_of, labels_of, stratified_folds, stratified_holdout
 from finetune.plan import Plan, plan_of_refit
+from finetune.workload import HELD_OUT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

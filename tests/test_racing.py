@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+
+from finetune import racing, strategy
+from finetune.images import load_images
+from finetune.racing import race
+from finetune.recipe import Recipe
+from finetune.selection import Belief
+from finetune.strategy import choose_strategy
+from finetune.training import train
+
+NAMES = ("partial_short", "partial", "full_far")
+
+
+@pytest.fixture
+def splits(image_folder, tmp_path):
+    """Three classes of 10, 9 and 11 training images."""
+    return load_images(str(image_folder(tmp_path / "images", {"a": 10, "b": 9, "c": 11})))
+
+
+@pytest.fixture
+def run(evidence, splits, small_plan, weights_file, monkeypatch):
+    """The function that lets a slow, a usual and a reckless training of one network race from an open belief."""
+    rates = {"linear_probe": 1e-3} | dict(zip(NAMES, (1e-7, 2e-3, 3.0), strict=True))
+    path = str(weights_file())
+
+    def planned(_recipe, _evidence, choice):
+        return small_plan(strategy="full", weights=path, head_learning_rate=rates[choice.chosen.name], steps=6)
+
+    def believed(names, _evidence):
+        return Belief(mean=np.full(len(names), 0.6), covariance=np.eye(len(names)) * 0.3**2)
+
+    monkeypatch.setattr(racing, "make_plan", planned)
+    monkeypatch.setattr(strategy, "believe_all", believed)
+    recipe = Recipe(data="x", prefer="accuracy")
+
+    def make(folder, entered=NAMES, **rest):
+        choice = choose_strategy(evidence, recipe).changed(racing=entered)
+        return race(recipe, evidence, choice, splits, folder, **rest)
+
+    return make
+
+
+def test_a_race_ends_with_one_and_a_story(run, tmp_path):
+    outcome = run(tmp_path)
+    assert outcome.choice.chosen.name in NAMES
+    assert outcome.choice.reasons[1].startswith("race after 33 % of the steps")
+    assert "of 6 held-out images" in outcome.choice.reasons[1]
+
+
+def test_the_winner_ends_as_if_it_had_trained_alone(run, splits, tmp_path):
+    outcome = run(tmp_path)
+    alone, raced = train(outcome.plan, splits), outcome.training.finish()
+    assert raced.validation == alone.validation
+    for name, tensor in alone.network.state_dict().items():
+        assert tensor.equal(raced.network.state_dict()[name])
+
+
+def test_what_diverged_into_nonsense_loses(run, tmp_path):
+    assert run(tmp_path).choice.chosen.name != "full_far"
+
+
+def test_who_lost_took_no_more_steps_than_to_the_last_rung(run, tmp_path):
+    outcome = run(tmp_path)
+    most = 2 * (outcome.plan.steps * 2 // 3) * outcome.plan.batch_size
+    assert 0 < outcome.work.backward_images <= most
+    assert outcome.seconds > 0
+
+
+def test_an_interrupted_race_goes_on_to_the_same_end(run, tmp_path):
+    expected = run(tmp_path / "whole")
+    told = []
+
+    def interrupt(task, done, _total):
+        told.append((task, done))
+        if task.startswith("partial: training") and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "again", progress=interrupt)
+    before = len(told)
+    outcome = run(tmp_path / "again", progress=lambda *row: told.append(row[:2]))
+    assert (outcome.choice, outcome.work) == (expected.choice, expected.work)
+    assert ("partial_short: training (validation)", 1) not in told[before:]
+
+
+def test_the_linear_probe_races_without_being_trained(run, tmp_path):
+    outcome = run(tmp_path, entered=("linear_probe", "partial_short", "full_far"))
+    assert outcome.choice.reasons[1].count("%") >= 3
+    assert "linear_probe" not in outcome.choice.reasons[1].partition(";")[0]
+    assert not (tmp_path / "linear_probe").exists() or outcome.choice.chosen.name == "linear_probe"
