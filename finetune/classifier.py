@@ -13,11 +13,10 @@ from sklearn.exceptions import NotFittedError
 from finetune.audit import measure_evidence
 from finetune.images import ImageSplits, label_paths
 from finetune.plan import make_plan
-from finetune.prediction import TrainedModel
-from finetune.racing import race
+from finetune.prediction import Predictor, average
+from finetune.racing import begin
 from finetune.recipe import Recipe, load_recipe
 from finetune.strategy import choose_strategy
-from finetune.training import train
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -30,7 +29,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         seed: of splits, order, augmentation and new weights.
         settings: any other key of a recipe, such as `{"steps": 100, "training.learning_rate": 1e-3}`.
 
-    After `fit`: `classes_`, `evidence_`, `choice_`, `plan_` and `model_` (a `TrainedModel`).
+    After `fit`: `classes_`, `evidence_`, `choice_`, `plan_` and `model_` (a `TrainedModel` or an `Ensemble`).
     """
 
     def __init__(
@@ -76,13 +75,13 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_ = np.asarray([names[name] for name in splits.class_names])
         return self
 
-    def _train(self, recipe: Recipe, splits: ImageSplits) -> TrainedModel:
-        if not self.choice_.racing:
-            return train(make_plan(recipe, self.evidence_, self.choice_), splits)
-        with TemporaryDirectory(prefix="finetune-race-") as folder:
-            outcome = race(recipe, self.evidence_, self.choice_, splits, Path(folder))
-            self.choice_ = outcome.choice
-            return outcome.training.finish()
+    def _train(self, recipe: Recipe, splits: ImageSplits) -> Predictor:
+        plan = make_plan(recipe, self.evidence_, self.choice_)
+        with TemporaryDirectory(prefix="finetune-") as folder:
+            begun = begin(recipe, self.evidence_, self.choice_, plan, splits, Path(folder))
+            self.choice_ = begun.choice
+            models = [training.finish() for training in begun.trainings]
+        return models[0] if len(models) == 1 else average(models)
 
     def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
         """Return the probabilities (n_paths, n_classes) in the order of `classes_`."""
@@ -94,7 +93,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         predicted: NDArray[Any] = self.classes_[best]
         return predicted
 
-    def _fitted(self) -> TrainedModel:
+    def _fitted(self) -> Predictor:
         if not hasattr(self, "model_"):
             raise NotFittedError("this ImageClassifier is not fitted yet; call fit with paths and labels first")
         return self.model_

@@ -8,10 +8,10 @@ import pandas as pd
 
 from finetune.errors import DataError
 from finetune.images import Unreadable, files_below, table_of_paths, why_unreadable
-from finetune.prediction import TrainedModel
+from finetune.prediction import Predictor
 
 
-def label_images(model: TrainedModel, images: Sequence[Path], top_k: int = 1) -> tuple[pd.DataFrame, list[Unreadable]]:
+def label_images(model: Predictor, images: Sequence[Path], top_k: int = 1) -> tuple[pd.DataFrame, list[Unreadable]]:
     """Return a row for each readable image, and the files that were left out.
 
     Columns: path, label, probability, then `p_<class>` for each class; with `top_k` above 1 also label_1,

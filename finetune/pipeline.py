@@ -1,6 +1,7 @@
 """The whole chain: recipe, splits, evidence, choice, race, plan, trained model, metrics, run folder."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,24 +9,23 @@ from rich.console import Console
 
 from finetune.audit import measure_evidence
 from finetune.errors import FinetuneError, RunFolderError
-from finetune.evidence import Work
 from finetune.images import ImageSplits, labels_of, load_images
 from finetune.metrics import score
 from finetune.network.weights import resolve_model
 from finetune.plan import Plan, make_plan
-from finetune.prediction import TrainedModel
+from finetune.prediction import Ensemble, Predictor, average
 from finetune.processes import from_main_process, is_main_process
-from finetune.racing import race
+from finetune.racing import begin
 from finetune.recipe import Recipe, load_recipe
 from finetune.report import Report
 from finetune.run_folder import Decisions, RunFolder, RunMetrics, Seconds, default_folder
 from finetune.strategy import choose_strategy
-from finetune.training import Checkpoints, Training
+from finetune.training import Training
 
 
 def run(
     recipe: Recipe, output: Path | None = None, report: Report | None = None, splits: ImageSplits | None = None
-) -> TrainedModel:
+) -> Predictor:
     """Measure, choose, plan, train and score; return the model and leave a run folder.
 
     Args:
@@ -58,14 +58,14 @@ def plan_only(recipe: Recipe, output: Path | None = None, report: Report | None 
         raise RunFolderError(f"{folder.path} holds a plan already; train it with --plan {folder.path / 'plan.json'}")
     with _report(report) as report:
         _, decisions = _decide(recipe, folder, report, None)
-        if decisions.choice.racing:
-            report.say("\nA plan is trained as it is, without a race; finetune train without --plan-only holds it.")
+        if decisions.choice.racing or decisions.choice.members:
+            report.say("\nA plan is trained as it is and alone; races and averages are for a run without --plan-only.")
         report.say(f"\nThe plan is in {folder.path / 'plan.json'}. Edit it if you like, then train it:")
         report.say(f"  finetune train --plan {folder.path / 'plan.json'}")
     return decisions.plan
 
 
-def run_plan(plan_file: Path, output: Path | None = None, report: Report | None = None) -> TrainedModel:
+def run_plan(plan_file: Path, output: Path | None = None, report: Report | None = None) -> Predictor:
     """Train a saved plan as it is, in its own folder if nothing was trained there yet, else in a new one.
 
     Raises:
@@ -82,7 +82,7 @@ def run_plan(plan_file: Path, output: Path | None = None, report: Report | None 
         return _train(folder, _as_planned(folder, source, plan), report, start, None)
 
 
-def resume(path: Path, report: Report | None = None) -> TrainedModel:
+def resume(path: Path, report: Report | None = None) -> Predictor:
     """Go on with an interrupted run; the model is the one that an uninterrupted run would have left.
 
     Raises:
@@ -122,7 +122,7 @@ def _decide(
 
 def _train(
     folder: RunFolder, decisions: Decisions, report: Report, start: float, splits: ImageSplits | None
-) -> TrainedModel:
+) -> Predictor:
     if splits is None:
         plan = decisions.plan
         splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed)
@@ -130,46 +130,54 @@ def _train(
         if not decisions.choice.racing:
             report.plan(plan)
     report.say("")
-    training, lost, race_seconds = _begin(folder, decisions, report, splits)
-    model = training.finish()
-    if splits.test is not None:
-        probabilities = model.probabilities(splits.test, report.progress)
-        model = replace(model, test=score(probabilities, labels_of(splits.test), list(splits.class_names)))
+    begun = begin(
+        decisions.recipe,
+        decisions.evidence,
+        decisions.choice,
+        decisions.plan,
+        splits,
+        folder.checkpoints,
+        report.progress,
+    )
+    if begun.choice.racing:
+        # Those who raced stay in the choice, so that an interrupted run finds its winner again.
+        decisions = replace(decisions, choice=begun.choice, plan=begun.trainings[0].plan)
+        settled = decisions
+        from_main_process(lambda: folder.write_decisions(settled))
+        report.race(decisions.choice)
+        report.plan(decisions.plan)
+    model = _finish(begun.trainings, splits, report)
     metrics = RunMetrics(
         validation=model.validation,
         validation_source=_validation_source(model.plan),
         test=model.test,
         seconds=Seconds(
             evidence=decisions.evidence.seconds,
-            race=round(race_seconds, 2),
+            race=round(begun.seconds, 2),
             train=round(model.seconds, 2),
             total=round(time.perf_counter() - start, 2),
         ),
-        work=lost + model.work,
+        work=begun.work + model.work,
         note=model.note,
     )
     finished, images = model, splits
     from_main_process(lambda: folder.write_model(finished, metrics, images))
-    report.result(metrics, folder.path)
+    report.result(metrics, folder.path, model.members if isinstance(model, Ensemble) else ())
     return model
 
 
-def _begin(
-    folder: RunFolder, decisions: Decisions, report: Report, splits: ImageSplits
-) -> tuple[Training, Work, float]:
-    """Return the training that is to be finished, and what those took that lost the race for it."""
-    if not decisions.choice.racing:
-        checkpoints = Checkpoints(folder.checkpoints, writes=is_main_process())
-        checkpoints.begin()
-        return Training(decisions.plan, splits, report.progress, checkpoints), Work(), 0.0
-    recipe, evidence = decisions.recipe, decisions.evidence
-    outcome = race(recipe, evidence, decisions.choice, splits, folder.checkpoints, report.progress)
-    # Those who raced stay in the choice, so that an interrupted run finds its winner again.
-    settled = Decisions(recipe=recipe, evidence=evidence, choice=outcome.choice, plan=outcome.plan)
-    from_main_process(lambda: folder.write_decisions(settled))
-    report.race(outcome.choice)
-    report.plan(outcome.plan)
-    return outcome.training, outcome.work, outcome.seconds
+def _finish(trainings: Sequence[Training], splits: ImageSplits, report: Report) -> Predictor:
+    """Return what ships, scored on the test split: the model of the one training, or the average of several."""
+    members = [training.finish() for training in trainings]
+    if splits.test is None:
+        return members[0] if len(members) == 1 else average(members)
+    labels, names = labels_of(splits.test), list(splits.class_names)
+    parts = [member.probabilities(splits.test, report.progress) for member in members]
+    members = [replace(member, test=score(part, labels, names)) for member, part in zip(members, parts, strict=True)]
+    if len(members) == 1:
+        return members[0]
+    ensemble = average(members)
+    return replace(ensemble, test=score(ensemble.combined(parts), labels, names))
 
 
 def _validation_source(plan: Plan) -> str:
@@ -182,8 +190,8 @@ def _validation_source(plan: Plan) -> str:
 
 
 def _as_planned(folder: RunFolder, source: RunFolder, plan: Plan) -> Decisions:
-    """Return what stands beside a saved plan in `source`, and write it into `folder`; the plan is trained as it is, so
-    that nobody races.
+    """Return what stands beside a saved plan in `source`, and write it into `folder`; the plan is trained as it is and
+    alone: nobody races, and nothing is averaged.
 
     A plan alone says too little about how it came to be: where it came without its folder, its images are measured
     again, so that the run folder is complete.
@@ -198,7 +206,7 @@ def _as_planned(folder: RunFolder, source: RunFolder, plan: Plan) -> Decisions:
         splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed)
         evidence = from_main_process(lambda: measure_evidence(recipe, splits))
         choice = choose_strategy(evidence, recipe)
-    decisions = Decisions(recipe=recipe, evidence=evidence, choice=choice.changed(racing=()), plan=plan)
+    decisions = Decisions(recipe=recipe, evidence=evidence, choice=choice.changed(racing=(), members=()), plan=plan)
     if folder == source:
         from_main_process(lambda: folder.write_choice(decisions.choice))
     else:

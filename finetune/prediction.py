@@ -1,5 +1,6 @@
-"""A trained model and the one way in which it predicts."""
+"""Trained models, and the one way in which they predict."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from finetune.batches import PlainImages
 from finetune.evidence import Work
 from finetune.features import Progress, forward_all, logits, no_progress
 from finetune.images import Pixels, table_of_paths
-from finetune.metrics import Metrics
+from finetune.metrics import Metrics, score
 from finetune.plan import Plan
 from finetune.probing import log_loss, softmax
 
@@ -22,11 +23,19 @@ Row = dict[str, float | int | str]
 """A line of a training's history."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainedModel:
-    """A network that was trained by a plan, with all that prediction needs."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """What a model makes of the images that it was judged on."""
 
-    network: nn.Module
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    """(n_images, n_classes)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """What predicts, and how it came about."""
+
     plan: Plan
     class_names: tuple[str, ...]
     temperature: float
@@ -34,6 +43,8 @@ class TrainedModel:
     history: tuple[Row, ...] = ()
     validation: Metrics | None = None
     """On images that the network, before any refit, was not trained on."""
+    held_out: HeldOut | None = None
+    """The same images."""
     test: Metrics | None = None
     """On the test split, where there is one."""
     work: Work = field(default_factory=Work)
@@ -42,12 +53,9 @@ class TrainedModel:
     note: str = ""
     """What a person must know of how it came about."""
 
+    @abstractmethod
     def probabilities(self, table: ImageTable, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
-        preprocessing = self.plan.preprocessing
-        images = PlainImages(Pixels(table, preprocessing.shorter_side), preprocessing)
-        scores = forward_all(self.network, images, preprocessing, self.plan.forward, logits, progress)
-        return softmax(scores.reshape(len(table), len(self.class_names)) / self.temperature)
 
     def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
         """Return the class probabilities (n_paths, n_classes) of image files.
@@ -64,6 +72,68 @@ class TrainedModel:
             DataError: a file that can not be read as an image.
         """
         return [self.class_names[best] for best in self.predict_proba(paths).argmax(axis=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel(Predictor):
+    """A network that was trained by a plan, with all that prediction needs."""
+
+    network: nn.Module
+
+    def probabilities(self, table: ImageTable, progress: Progress = no_progress) -> NDArray[np.float64]:
+        """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
+        preprocessing = self.plan.preprocessing
+        images = PlainImages(Pixels(table, preprocessing.shorter_side), preprocessing)
+        scores = forward_all(self.network, images, preprocessing, self.plan.forward, logits, progress)
+        return softmax(scores.reshape(len(table), len(self.class_names)) / self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble(Predictor):
+    """Models whose probabilities are averaged: where one errs, another often does not (Dietterich 2000)."""
+
+    members: tuple[TrainedModel, ...]
+
+    def probabilities(self, table: ImageTable, progress: Progress = no_progress) -> NDArray[np.float64]:
+        """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
+        return self.combined([member.probabilities(table, progress) for member in self.members])
+
+    def combined(self, parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Return the ensemble's probabilities (n_images, n_classes) of its members'."""
+        return softmax(_log_mean(parts) / self.temperature)
+
+
+def average(members: Sequence[TrainedModel]) -> Ensemble:
+    """Return the ensemble of models that were judged on the same images.
+
+    Raises:
+        ValueError: some were judged on other images, or on none.
+    """
+    held = [member.held_out for member in members]
+    first = held[0]
+    if first is None or any(other is None or not np.array_equal(other.labels, first.labels) for other in held):
+        raise ValueError("members of an ensemble must be judged on the same held-out images")
+    scores = _log_mean([other.probabilities for other in held if other is not None])
+    temperature = fit_temperature(scores, first.labels)
+    together = HeldOut(labels=first.labels, probabilities=softmax(scores / temperature))
+    return Ensemble(
+        members=tuple(members),
+        plan=members[0].plan,
+        class_names=members[0].class_names,
+        temperature=temperature,
+        history=tuple({"member": number, **row} for number, member in enumerate(members, 1) for row in member.history),
+        validation=score(together.probabilities, first.labels, list(members[0].class_names)),
+        held_out=together,
+        work=sum((member.work for member in members), Work()),
+        seconds=sum(member.seconds for member in members),
+        note="; ".join(f"member {number}: {member.note}" for number, member in enumerate(members, 1) if member.note),
+    )
+
+
+def _log_mean(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return the logarithm of the mean probabilities, which takes a temperature as logits do."""
+    logs: NDArray[np.float64] = np.log(np.clip(np.mean(parts, axis=0), 1e-12, None))
+    return logs
 
 
 def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> float:

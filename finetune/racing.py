@@ -1,5 +1,5 @@
-"""From a choice to the training of what was chosen; where it is not sure, short trainings race, and the winner goes
-on."""
+"""From a choice to the trainings that carry it out: short ones race where it is not decided, and the winner goes on;
+several are trained where they are averaged."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,43 +21,64 @@ from finetune.training import Checkpoints, Look, Training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How a race ended."""
+class Begun:
+    """What is to be finished."""
 
     choice: Choice
     """Decided."""
-    plan: Plan
-    training: Training
-    """Of the plan; where it raced, it goes on from there."""
+    trainings: tuple[Training, ...]
+    """Of the chosen candidate, which goes on from the race where there was one; of all members of an ensemble."""
     work: Work
-    """Of those who lost."""
+    """Of those who lost a race."""
     seconds: float
     """What they took."""
 
 
-def race(
+def begin(
     recipe: Recipe,
     evidence: Evidence,
     choice: Choice,
+    plan: Plan,
     splits: ImageSplits,
     folder: Path,
     progress: Progress = no_progress,
-) -> Outcome:
-    """Train those that race to a rung, drop those that will hardly be picked, and so on until one is left.
+) -> Begun:
+    """Return the trainings of a choice, begun, after its race if it wants one.
 
-    An interrupted race goes on from `folder` and ends as it would have.
+    What was interrupted goes on from `folder` and ends as it would have.
 
     Args:
         recipe: what was asked.
         evidence: what was measured.
-        choice: says who races.
+        choice: says what is trained, and who races.
+        plan: the chosen candidate's, which is carried out where it trains alone.
         splits: labelled images; the test split is not looked at.
-        folder: where each racer keeps its checkpoints, under its name.
+        folder: where each training keeps its checkpoints, under its name.
         progress: told what is going on.
 
     Raises:
         NotFiniteError: a training diverged.
     """
+    if choice.racing:
+        return _race(recipe, evidence, choice, splits, folder, progress)
+    plans = [make_plan(recipe, evidence, choice.led_by(name)) for name in choice.members]
+    trainings = [
+        _begin(own, name, splits, folder, _naming(progress, name))
+        for name, own in zip(choice.members, plans, strict=True)
+    ]
+    trainings = trainings or [_begin(plan, choice.chosen.name, splits, folder, progress)]
+    return Begun(choice=choice, trainings=tuple(trainings), work=Work(), seconds=0.0)
+
+
+def _race(
+    recipe: Recipe,
+    evidence: Evidence,
+    choice: Choice,
+    splits: ImageSplits,
+    folder: Path,
+    progress: Progress,
+) -> Begun:
+    """Train those that race to a rung, drop those that will hardly be picked, and so on until one is left."""
     contest = make_contest(choice.candidates, evidence, recipe)
     plans = {name: make_plan(recipe, evidence, choice.led_by(name)) for name in choice.racing}
     trainings: dict[str, Training] = {}
@@ -66,7 +87,7 @@ def race(
         seen = []
         for name in contest.named(places):
             if name not in trainings:
-                trainings[name] = _begin(plans[name], name, splits, folder, progress)
+                trainings[name] = _begin(plans[name], name, splits, folder, _naming(progress, name))
             seen.append(_right(trainings[name].look(RUNGS[rung])))
         # Processes may differ in the last digit, and must not differ in what they decide.
         return from_main_process(lambda: np.stack(seen))
@@ -75,11 +96,9 @@ def race(
     ended = compete(contest.belief, contest.costs, contest.tolerance, entered, look)
     winner = contest.names[ended.winner]
     training = trainings.pop(winner, None) or _begin(plans[winner], winner, splits, folder, progress)
-    settled = settle(choice, contest, ended, evidence)
-    return Outcome(
-        choice=settled,
-        plan=plans[winner],
-        training=training,
+    return Begun(
+        choice=settle(choice, contest, ended, evidence),
+        trainings=(training,),
         work=_sum(lost.work for lost in trainings.values()),
         seconds=sum(lost.seconds for lost in trainings.values()),
     )
@@ -88,11 +107,12 @@ def race(
 def _begin(plan: Plan, name: str, splits: ImageSplits, folder: Path, progress: Progress) -> Training:
     checkpoints = Checkpoints(folder / name, writes=is_main_process())
     checkpoints.begin()
+    return Training(plan, splits, progress, checkpoints)
 
-    def told(task: str, done: int, total: int) -> None:
-        progress(f"{name}: {task}", done, total)
 
-    return Training(plan, splits, told, checkpoints)
+def _naming(progress: Progress, name: str) -> Progress:
+    """Return a progress that says whose tasks these are."""
+    return lambda task, done, total: progress(f"{name}: {task}", done, total)
 
 
 def _right(look: Look) -> NDArray[np.float64]:

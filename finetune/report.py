@@ -2,6 +2,7 @@
 
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,6 +24,7 @@ from finetune.evidence import Evidence
 from finetune.images import ImageSplits
 from finetune.metrics import Metrics
 from finetune.plan import Plan
+from finetune.prediction import Predictor
 from finetune.run_folder import RunMetrics
 from finetune.strategy import Choice
 
@@ -159,9 +161,13 @@ class Report:
         for reason in plan.reasons:
             self.console.print(f"  {escape(reason)}")
 
-    def result(self, metrics: RunMetrics, folder: Path) -> None:
-        """Print how good the model is and how to use it."""
+    def result(self, metrics: RunMetrics, folder: Path, members: Sequence[Predictor] = ()) -> None:
+        """Print how good the model is, beside its members where it averages some, and how to use it."""
         self._title("Result")
+        for number, member in enumerate(members, start=1):
+            judged = [("validation", member.validation), ("test", member.test)]
+            figures = [f"{name} {100 * found.top1:.1f} %" for name, found in judged if found is not None]
+            self.console.print(f"  member {number} ({member.plan.strategy}) alone: {', '.join(figures)} right")
         self._metrics("validation", metrics.validation, f" ({metrics.validation_source})")
         if metrics.test is not None:
             self._metrics("test", metrics.test, "")

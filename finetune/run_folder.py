@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from finetune.images import ImageSplits, labels_of, paths_of
 from finetune.metrics import Metrics
 from finetune.network.backbone import takes_image_size
 from finetune.plan import Plan
-from finetune.prediction import TrainedModel
+from finetune.prediction import Ensemble, Predictor, TrainedModel
 from finetune.recipe import Recipe, load_recipe, save_recipe
 from finetune.strategy import Choice
 from finetune.training import plan_phases
@@ -57,6 +57,15 @@ class RunMetrics(Value):
     work: Work
     note: str = ""
     """What a person must know of how the model came about."""
+
+
+class Averaged(Value):
+    """What makes an ensemble of several run folders."""
+
+    members: tuple[str, ...]
+    """Their folders, below the ensemble's."""
+    temperature: float
+    """The logarithm of their mean probabilities is divided by it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,13 +158,37 @@ class RunFolder:
         """Return how good the model is."""
         return RunMetrics.load(self.path / "metrics.json")
 
-    def write_model(self, model: TrainedModel, metrics: RunMetrics, splits: ImageSplits) -> None:
+    def write_model(self, model: Predictor, metrics: RunMetrics, splits: ImageSplits) -> None:
         """Write the model, its history and its metrics; the metrics come last, so that they mark a finished run."""
+        if isinstance(model, Ensemble):
+            self._write_members(model, metrics, splits)
+        if isinstance(model, TrainedModel):
+            self._write_network(model)
         _write_splits(self.path / "splits.csv", model.plan, splits)
         lines = [json.dumps(row) for row in model.history]
         (self.path / "history.jsonl").write_text("".join(line + "\n" for line in lines), "utf-8")
         environment = describe_environment()
         (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", "utf-8")
+        metrics.save(self.path / "metrics.json")
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def _write_members(self, model: Ensemble, metrics: RunMetrics, splits: ImageSplits) -> None:
+        """Write each member of an ensemble as a run of its own, and what averages them."""
+        decisions = self.read_decisions()
+        folders = []
+        for number, (name, member) in enumerate(zip(decisions.choice.members, model.members, strict=True), start=1):
+            folders.append(f"members/{number}")
+            folder = RunFolder(self.path / folders[-1])
+            choice = decisions.choice.led_by(name).changed(members=())
+            folder.write_decisions(replace(decisions, choice=choice, plan=member.plan))
+            seconds = metrics.seconds.changed(train=round(member.seconds, 2), total=round(member.seconds, 2))
+            own = metrics.changed(
+                validation=member.validation, test=member.test, seconds=seconds, work=member.work, note=member.note
+            )
+            folder.write_model(member, own, splits)
+        Averaged(members=folders, temperature=model.temperature).save(self.path / "ensemble.json")
+
+    def _write_network(self, model: TrainedModel) -> None:
         preprocessing = model.plan.preprocessing
         side = preprocessing.image_size
         # The format knows neither devices nor layouts; the model itself stays as it is.
@@ -175,15 +208,29 @@ class RunFolder:
                 "std": preprocessing.std,
             },
         )
-        metrics.save(self.path / "metrics.json")
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
 
-    def read_model(self) -> TrainedModel:
-        """Return the trained model, ready to predict.
+    def read_model(self) -> Predictor:
+        """Return the trained model, or the ensemble of several, ready to predict.
 
         Raises:
             RunFolderError: there is no finished run here.
         """
+        if (self.path / "ensemble.json").exists():
+            return self._read_ensemble()
+        return self._read_network()
+
+    def _read_ensemble(self) -> Ensemble:
+        averaged = Averaged.load(self.path / "ensemble.json")
+        members = [RunFolder(self.path / member)._read_network() for member in averaged.members]
+        return Ensemble(
+            members=tuple(members),
+            plan=members[0].plan,
+            class_names=members[0].class_names,
+            temperature=averaged.temperature,
+            validation=self.read_metrics().validation if self.is_finished() else None,
+        )
+
+    def _read_network(self) -> TrainedModel:
         plan = self.read_plan()
         try:
             config = json.loads((self.path / "config.json").read_text("utf-8"))

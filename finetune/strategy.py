@@ -31,6 +31,12 @@ NEAR = 0.5
 PROBE_SUFFICES = 0.005
 """Share of errors (with one standard error added) below which a linear probe is as good as it gets."""
 
+SURE = 0.95
+"""Chance of being the best from which on a candidate is trained alone, whatever is preferred."""
+
+LEAST_PARTNER = 0.02
+"""How far below the likely best another one may be expected to be, to be averaged with it, in accuracy."""
+
 LEAST_STEPS = 0.5
 """Share of its usual steps that a time budget must leave a candidate: it would not be what is believed of it."""
 
@@ -44,6 +50,8 @@ class Choice(Value):
     """All that could be trained, the chosen one first, the others from the fastest on."""
     racing: tuple[str, ...] = ()
     """Names of those between whom short trainings decide, or did, the one that led before first; none: no race."""
+    members: tuple[str, ...] = ()
+    """Names of those whose probabilities are averaged, the chosen one first; none: it predicts alone."""
     forecast: Forecast
     """What more images would buy, with the chosen candidate."""
 
@@ -100,6 +108,7 @@ def choose_strategy(evidence: Evidence, recipe: Recipe | None = None) -> Choice:
     contest = make_contest(candidates, evidence, recipe)
     candidates = _with_belief(candidates, contest, contest.belief)
     racing: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
     if recipe.strategy != "auto":
         asked = [candidate for candidate in candidates if candidate.strategy == recipe.strategy]
         name = max(asked, key=lambda candidate: candidate.expected_top1).name
@@ -112,9 +121,15 @@ def choose_strategy(evidence: Evidence, recipe: Recipe | None = None) -> Choice:
         left = finalists(contest.belief, contest.costs, contest.tolerance, _affordable(candidates, contest))
         name = contest.names[left[0]]
         why = _why(candidates, name, contest.tolerance)
-        racing = _racing(contest, left, candidates, evidence, recipe)
-    reasons = (_size_and_similarity(evidence), why, *_about_race(racing, candidates))
-    return _choice(candidates, name, reasons, evidence).changed(racing=racing)
+        members = _members(candidates, name, contest, recipe)
+        racing = () if members else _racing(contest, left, candidates, evidence, recipe)
+    reasons = (
+        _size_and_similarity(evidence),
+        why,
+        *_about_race(racing, candidates),
+        *_about_members(members, candidates),
+    )
+    return _choice(candidates, name, reasons, evidence).changed(racing=racing, members=members)
 
 
 def settle(choice: Choice, contest: Contest, race: Race, evidence: Evidence) -> Choice:
@@ -185,6 +200,26 @@ def _racing(
     return () if is_too_long else names
 
 
+def _members(candidates: Sequence[Candidate], name: str, contest: Contest, recipe: Recipe) -> tuple[str, ...]:
+    """Return whose mean to take where accuracy is preferred and picking is a gamble: the likely best, and the cheapest
+    that is expected to be nearly as good."""
+    chosen = next(candidate for candidate in candidates if candidate.name == name)
+    if recipe.prefer != "accuracy" or chosen.name == "linear_probe" or chosen.chance >= SURE:
+        return ()
+    partners = [
+        candidate
+        for candidate in candidates
+        if candidate.name in contest.names
+        and candidate.name not in {name, "linear_probe"}
+        and candidate.expected_top1 >= chosen.expected_top1 - LEAST_PARTNER
+    ]
+    partner = min(partners, key=lambda candidate: candidate.expected_seconds, default=chosen)
+    is_too_long = (
+        recipe.time_budget is not None and chosen.expected_seconds + partner.expected_seconds > recipe.time_budget
+    )
+    return () if partner == chosen or is_too_long else (name, partner.name)
+
+
 def most_seconds(names: Sequence[str], candidates: Sequence[Candidate]) -> float:
     """Return what a race and the training of its winner take at most: all others stay until the last rung."""
     raced = [candidate for candidate in candidates if candidate.name in names and candidate.name != "linear_probe"]
@@ -233,6 +268,13 @@ def _about_race(names: Sequence[str], candidates: Sequence[Candidate]) -> tuple[
     labels = ", ".join(candidate.label for candidate in raced)
     seconds = most_seconds(names, candidates) - max(candidate.expected_seconds for candidate in raced)
     return (f"that is not sure: {labels} race, which takes at most {seconds:.0f} s more",)
+
+
+def _about_members(names: Sequence[str], candidates: Sequence[Candidate]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    labels = " and ".join(candidate.label for name in names for candidate in candidates if candidate.name == name)
+    return (f"picking is a gamble, so {labels} are trained and averaged, which gained over either on other image sets",)
 
 
 def _story(candidates: Sequence[Candidate], contest: Contest, race: Race) -> Iterator[str]:

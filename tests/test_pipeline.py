@@ -306,3 +306,62 @@ def test_the_classifier_races_too(recipe, data):
     classifier.fit(paths, [path.parent.name for path in paths])
     assert any(reason.startswith("race after 33 %") for reason in classifier.choice_.reasons)
     assert classifier.plan_.strategy == classifier.choice_.strategy
+
+
+@pytest.fixture(scope="module")
+def averaged(recipe, tmp_path_factory):
+    """A run that averages two candidates, its folder, and what it printed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strategy, "PROBE_SUFFICES", -1.0)
+        printed = io.StringIO()
+        folder = tmp_path_factory.mktemp("runs") / "averaged"
+        model = finetune.run(recipe.changed(prefer="accuracy"), folder, Report(Console(file=printed, width=200)))
+    return model, folder, printed.getvalue()
+
+
+def test_where_accuracy_is_preferred_the_mean_of_two_ships_and_says_so(averaged):
+    model, folder, printed = averaged
+    choice = RunFolder(folder).read_decisions().choice
+    assert len(choice.members) == len(model.members) == 2
+    assert model.members[0].plan.strategy == choice.strategy
+    assert "picking is a gamble" in printed
+    assert f"member 2 ({model.members[1].plan.strategy}) alone: validation " in printed
+
+
+def test_an_ensembles_folder_holds_a_run_folder_for_each_member(averaged):
+    model, folder, _ = averaged
+    assert (folder / "ensemble.json").exists()
+    assert not (folder / "model.safetensors").exists()
+    for number, member in enumerate(model.members, start=1):
+        own = RunFolder(folder / "members" / str(number))
+        assert own.read_decisions().plan == member.plan
+        assert own.read_metrics().test == member.test
+        assert own.read_metrics().validation == member.validation
+    assert RunFolder(folder).read_metrics().work == model.work
+    assert not (folder / "checkpoints").exists()
+
+
+def test_a_saved_ensemble_predicts_what_the_trained_one_predicts(data, averaged):
+    model, folder, _ = averaged
+    paths = sorted((data / "test").rglob("*.*"))
+    saved = RunFolder(folder).read_model()
+    np.testing.assert_allclose(saved.predict_proba(paths), model.predict_proba(paths), atol=0.02)
+    parts = [member.predict_proba(paths) for member in saved.members]
+    np.testing.assert_allclose(saved.combined(parts), saved.predict_proba(paths), atol=1e-6)
+    labels = np.asarray([model.class_names.index(path.parent.name) for path in paths])
+    assert finetune.score(model.predict_proba(paths), labels, list(model.class_names)).top1 == model.test.top1
+
+
+def test_an_interrupted_ensemble_goes_on_and_ends_with_the_same_models(averaged, tmp_path):
+    decisions = RunFolder(averaged[1]).read_decisions()
+    for name in ("whole", "run"):
+        RunFolder(tmp_path / name).write_decisions(decisions)
+    report = StoppingRace(Console(quiet=True))
+    report.stop = (f"{decisions.choice.members[1]}: training (fold-2)", 3)
+    with pytest.raises(StopError):
+        finetune.resume(tmp_path / "run", report)
+    whole, resumed = (finetune.resume(tmp_path / name) for name in ("whole", "run"))
+    assert whole.temperature == resumed.temperature
+    for one, other in zip(whole.members, resumed.members, strict=True):
+        for name, tensor in one.network.state_dict().items():
+            assert torch.equal(other.network.state_dict()[name], tensor)

@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from finetune.errors import DataError
 from finetune.evidence import Work
-from finetune.prediction import TrainedModel, fit_temperature
+from finetune.metrics import score
+from finetune.prediction import HeldOut, TrainedModel, average, fit_temperature
 from finetune.probing import log_loss, softmax
 
 
@@ -74,3 +77,45 @@ def test_predicting_changes_nothing_in_the_network(model, image_folder, tmp_path
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     model.predict(sorted(image_folder(tmp_path).rglob("*.*")))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.network.state_dict().items())
+
+
+def judged(model, seed, **changes):
+    """A model with random probabilities of 60 held-out images, right for most."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(60) % 3
+    scores = generator.normal(size=(60, 3)) + 1.5 * np.eye(3)[labels]
+    held_out = HeldOut(labels=labels, probabilities=softmax(scores))
+    work = Work(forward_images=10 * seed)
+    return replace(model, held_out=held_out, work=work, seconds=float(seed), **changes)
+
+
+def test_an_ensemble_predicts_the_mean_of_its_members(model, image_folder, tmp_path):
+    paths = sorted(image_folder(tmp_path).rglob("*.*"))
+    members = [judged(model, 1), judged(model, 2, temperature=0.5)]
+    ensemble = replace(average(members), temperature=1.0)
+    mean = np.mean([member.predict_proba(paths) for member in members], axis=0)
+    np.testing.assert_allclose(ensemble.predict_proba(paths), mean, rtol=1e-6)
+
+
+def test_an_ensemble_is_judged_and_calibrated_on_its_mean_over_the_held_out_images(model):
+    members = [judged(model, seed) for seed in (1, 2, 3)]
+    ensemble = average(members)
+    labels = members[0].held_out.labels
+    mean = np.mean([member.held_out.probabilities for member in members], axis=0)
+    assert ensemble.validation.top1 == score(mean, labels, ["a", "b", "c"]).top1
+    assert ensemble.validation.top1 > max(
+        score(m.held_out.probabilities, labels, ["a", "b", "c"]).top1 for m in members
+    )
+    assert ensemble.temperature == fit_temperature(np.log(mean), labels)
+
+
+def test_an_ensemble_took_what_its_members_took(model):
+    ensemble = average([judged(model, 1), judged(model, 2, note="harm")])
+    assert (ensemble.work.forward_images, ensemble.seconds, ensemble.note) == (30, 3.0, "member 2: harm")
+
+
+def test_members_that_were_judged_on_other_images_are_refused(model):
+    other = judged(model, 2)
+    other = replace(other, held_out=replace(other.held_out, labels=other.held_out.labels[::-1]))
+    with pytest.raises(ValueError, match="judged on the same held-out images"):
+        average([judged(model, 1), other])

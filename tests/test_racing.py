@@ -3,7 +3,7 @@ import pytest
 
 from finetune import racing, strategy
 from finetune.images import load_images
-from finetune.racing import race
+from finetune.racing import begin
 from finetune.recipe import Recipe
 from finetune.selection import Belief
 from finetune.strategy import choose_strategy
@@ -36,7 +36,7 @@ def run(evidence, splits, small_plan, weights_file, monkeypatch):
 
     def make(folder, entered=NAMES, **rest):
         choice = choose_strategy(evidence, recipe).changed(racing=entered)
-        return race(recipe, evidence, choice, splits, folder, **rest)
+        return begin(recipe, evidence, choice, planned(recipe, evidence, choice), splits, folder, **rest)
 
     return make
 
@@ -50,7 +50,8 @@ def test_a_race_ends_with_one_and_a_story(run, tmp_path):
 
 def test_the_winner_ends_as_if_it_had_trained_alone(run, splits, tmp_path):
     outcome = run(tmp_path)
-    alone, raced = train(outcome.plan, splits), outcome.training.finish()
+    training = outcome.trainings[0]
+    alone, raced = train(training.plan, splits), training.finish()
     assert raced.validation == alone.validation
     for name, tensor in alone.network.state_dict().items():
         assert tensor.equal(raced.network.state_dict()[name])
@@ -62,7 +63,8 @@ def test_what_diverged_into_nonsense_loses(run, tmp_path):
 
 def test_who_lost_took_no_more_steps_than_to_the_last_rung(run, tmp_path):
     outcome = run(tmp_path)
-    most = 2 * (outcome.plan.steps * 2 // 3) * outcome.plan.batch_size
+    plan = outcome.trainings[0].plan
+    most = 2 * (plan.steps * 2 // 3) * plan.batch_size
     assert 0 < outcome.work.backward_images <= most
     assert outcome.seconds > 0
 

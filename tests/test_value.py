@@ -13,7 +13,7 @@ from finetune.network.weights import WeightsReport
 from finetune.plan import make_plan
 from finetune.prior import Prior
 from finetune.recipe import AugmentationRecipe, Recipe, TableColumns, TrainingRecipe
-from finetune.run_folder import RunMetrics, Seconds
+from finetune.run_folder import Averaged, RunMetrics, Seconds
 from finetune.strategy import choose_strategy
 from finetune.value import Value
 from finetune.workload import size_workload
@@ -64,6 +64,7 @@ def one_of_each(evidence):
         work,
         seconds,
         RunMetrics(validation=metrics, validation_source="3 folds", test=None, seconds=seconds, work=work),
+        Averaged(members=("members/1", "members/2"), temperature=0.9),
         WeightsReport(source="a file", matched=3, total=3),
     ]
     return {type(value).__name__: value for value in values}

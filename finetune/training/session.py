@@ -45,7 +45,7 @@ from finetune.network.folding import FoldedNorms
 from finetune.network.streams import Streams
 from finetune.network.tail import Tail, cut
 from finetune.plan import Plan
-from finetune.prediction import Row, TrainedModel, fit_temperature
+from finetune.prediction import HeldOut, Row, TrainedModel, fit_temperature
 from finetune.probing import LinearHead, fit_large_head, log_loss, softmax
 from finetune.training.checkpoints import Checkpoints
 from finetune.training.judging import Look, is_worse
@@ -213,13 +213,15 @@ class Training:
 
     def _model(self, scores: NDArray[np.float32], labels: NDArray[np.int64]) -> TrainedModel:
         temperature = fit_temperature(scores, labels)
+        held_out = HeldOut(labels=labels, probabilities=softmax(scores / temperature))
         return TrainedModel(
             network=self.network.eval(),
             plan=self.plan,
             class_names=self.class_names,
             temperature=temperature,
             history=tuple(self.history),
-            validation=score(softmax(scores / temperature), labels, list(self.class_names)),
+            validation=score(held_out.probabilities, labels, list(self.class_names)),
+            held_out=held_out,
             work=self.work,
             seconds=self.seconds,
         )
