@@ -14,7 +14,7 @@ from finetune.audit import measure_evidence
 from finetune.images import ImageSplits, label_paths
 from finetune.plan import make_plan
 from finetune.prediction import Predictor, average
-from finetune.racing import begin
+from finetune.racing import begin, finish
 from finetune.recipe import Recipe, load_recipe
 from finetune.strategy import choose_strategy
 
@@ -79,9 +79,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         plan = make_plan(recipe, self.evidence_, self.choice_)
         with TemporaryDirectory(prefix="finetune-") as folder:
             begun = begin(recipe, self.evidence_, self.choice_, plan, splits, Path(folder))
-            self.choice_ = begun.choice
-            models = [training.finish() for training in begun.trainings]
-        return models[0] if len(models) == 1 else average(models)
+            finished = finish(begun, recipe, self.evidence_, splits, Path(folder))
+        self.choice_ = finished.choice
+        return finished.models[0] if len(finished.models) == 1 else average(finished.models)
 
     def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
         """Return the probabilities (n_paths, n_classes) in the order of `classes_`."""

@@ -13,14 +13,13 @@ from finetune.images import ImageSplits, labels_of, load_images
 from finetune.metrics import score
 from finetune.network.weights import resolve_model
 from finetune.plan import Plan, make_plan
-from finetune.prediction import Ensemble, Predictor, average
+from finetune.prediction import Ensemble, Predictor, TrainedModel, average
 from finetune.processes import from_main_process, is_main_process
-from finetune.racing import begin
+from finetune.racing import begin, finish
 from finetune.recipe import Recipe, load_recipe
 from finetune.report import Report
 from finetune.run_folder import Decisions, RunFolder, RunMetrics, Seconds, default_folder
 from finetune.strategy import choose_strategy
-from finetune.training import Training
 
 
 def run(
@@ -130,45 +129,42 @@ def _train(
         if not decisions.choice.racing:
             report.plan(plan)
     report.say("")
-    begun = begin(
-        decisions.recipe,
-        decisions.evidence,
-        decisions.choice,
-        decisions.plan,
-        splits,
-        folder.checkpoints,
-        report.progress,
-    )
+    recipe, evidence, choice = decisions.recipe, decisions.evidence, decisions.choice
+    begun = begin(recipe, evidence, choice, decisions.plan, splits, folder.checkpoints, report.progress)
     if begun.choice.racing:
         # Those who raced stay in the choice, so that an interrupted run finds its winner again.
-        decisions = replace(decisions, choice=begun.choice, plan=begun.trainings[0].plan)
-        settled = decisions
-        from_main_process(lambda: folder.write_decisions(settled))
-        report.race(decisions.choice)
-        report.plan(decisions.plan)
-    model = _finish(begun.trainings, splits, report)
+        _settle(folder, replace(decisions, choice=begun.choice, plan=begun.trainings[0].plan))
+        report.race(begun.choice)
+        report.plan(begun.trainings[0].plan)
+    finished = finish(begun, recipe, evidence, splits, folder.checkpoints, report.progress)
+    model = _scored(finished.models, splits, report)
+    if finished.choice != begun.choice:
+        _settle(folder, replace(decisions, choice=finished.choice, plan=model.plan))
     metrics = RunMetrics(
         validation=model.validation,
         validation_source=_validation_source(model.plan),
         test=model.test,
         seconds=Seconds(
-            evidence=decisions.evidence.seconds,
+            evidence=evidence.seconds,
             race=round(begun.seconds, 2),
-            train=round(model.seconds, 2),
+            train=round(finished.seconds, 2),
             total=round(time.perf_counter() - start, 2),
         ),
-        work=begun.work + model.work,
+        work=finished.work,
         note=model.note,
     )
-    finished, images = model, splits
-    from_main_process(lambda: folder.write_model(finished, metrics, images))
+    shipped, images = model, splits
+    from_main_process(lambda: folder.write_model(shipped, metrics, images))
     report.result(metrics, folder.path, model.members if isinstance(model, Ensemble) else ())
     return model
 
 
-def _finish(trainings: Sequence[Training], splits: ImageSplits, report: Report) -> Predictor:
-    """Return what ships, scored on the test split: the model of the one training, or the average of several."""
-    members = [training.finish() for training in trainings]
+def _settle(folder: RunFolder, decisions: Decisions) -> None:
+    from_main_process(lambda: folder.write_decisions(decisions))
+
+
+def _scored(members: Sequence[TrainedModel], splits: ImageSplits, report: Report) -> Predictor:
+    """Return what ships, scored on the test split: the one model, or the average of several."""
     if splits.test is None:
         return members[0] if len(members) == 1 else average(members)
     labels, names = labels_of(splits.test), list(splits.class_names)
@@ -206,7 +202,9 @@ def _as_planned(folder: RunFolder, source: RunFolder, plan: Plan) -> Decisions:
         splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed)
         evidence = from_main_process(lambda: measure_evidence(recipe, splits))
         choice = choose_strategy(evidence, recipe)
-    decisions = Decisions(recipe=recipe, evidence=evidence, choice=choice.changed(racing=(), members=()), plan=plan)
+    decisions = Decisions(
+        recipe=recipe, evidence=evidence, choice=choice.changed(racing=(), members=(), fallback=""), plan=plan
+    )
     if folder == source:
         from_main_process(lambda: folder.write_choice(decisions.choice))
     else:

@@ -79,6 +79,8 @@ class TrainedModel(Predictor):
     """A network that was trained by a plan, with all that prediction needs."""
 
     network: nn.Module
+    harm: str = ""
+    """What training did to the held-out images, where it only did harm, so that the network is a linear probe."""
 
     def probabilities(self, table: ImageTable, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""

@@ -2,7 +2,7 @@
 several are trained where they are averaged."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from finetune.evidence import Evidence, Work
 from finetune.features import Progress, no_progress
 from finetune.images import ImageSplits
 from finetune.plan import Plan, make_plan
+from finetune.prediction import TrainedModel
 from finetune.probing import softmax
 from finetune.processes import from_main_process, is_main_process
 from finetune.recipe import Recipe
@@ -68,6 +69,57 @@ def begin(
     ]
     trainings = trainings or [_begin(plan, choice.chosen.name, splits, folder, progress)]
     return Begun(choice=choice, trainings=tuple(trainings), work=Work(), seconds=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """What ships, and what all of it took."""
+
+    choice: Choice
+    """Of what ships."""
+    models: tuple[TrainedModel, ...]
+    """One, or the members of an ensemble."""
+    work: Work
+    seconds: float
+    """Of the trainings that went to their end."""
+
+
+def finish(
+    begun: Begun,
+    recipe: Recipe,
+    evidence: Evidence,
+    splits: ImageSplits,
+    folder: Path,
+    progress: Progress = no_progress,
+) -> Finished:
+    """Return what ships of trainings that were begun: all, but those that did harm; where all did, another candidate,
+    if the choice has one.
+
+    The arguments and errors are those of `begin`.
+    """
+    choice = begun.choice
+    names = choice.members or (choice.chosen.name,)
+    trained = {name: training.finish() for name, training in zip(names, begun.trainings, strict=True)}
+    kept = tuple(name for name, model in trained.items() if not model.harm)
+    if not kept and choice.fallback not in {"", *names}:
+        kept = (choice.fallback,)
+        plan = make_plan(recipe, evidence, choice.led_by(choice.fallback))
+        training = _begin(plan, choice.fallback, splits, folder, _naming(progress, choice.fallback))
+        trained[choice.fallback] = training.finish()
+    kept = kept or names[:1]  # a linear probe, for its training did harm, too
+    models = [trained[name] for name in kept]
+    if kept != names:
+        labels = {candidate.name: candidate.label for candidate in choice.candidates}
+        told = [f"training {labels[name]} did harm: {trained[name].harm}" for name in names if name not in kept]
+        note = f"{'; '.join(told)}; {labels[kept[0]]} ships instead. {models[0].note}".rstrip()
+        models = [replace(models[0], note=note)]
+        choice = choice.led_by(kept[0]).changed(members=(), fallback="")
+    return Finished(
+        choice=choice,
+        models=tuple(models),
+        work=_sum((begun.work, *(model.work for model in trained.values()))),
+        seconds=sum(model.seconds for model in trained.values()),
+    )
 
 
 def _race(

@@ -179,7 +179,7 @@ class RunFolder:
         for number, (name, member) in enumerate(zip(decisions.choice.members, model.members, strict=True), start=1):
             folders.append(f"members/{number}")
             folder = RunFolder(self.path / folders[-1])
-            choice = decisions.choice.led_by(name).changed(members=())
+            choice = decisions.choice.led_by(name).changed(members=(), fallback="")
             folder.write_decisions(replace(decisions, choice=choice, plan=member.plan))
             seconds = metrics.seconds.changed(train=round(member.seconds, 2), total=round(member.seconds, 2))
             own = metrics.changed(

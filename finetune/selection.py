@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TOLERANCE: dict[Preference, float] = {"accuracy": 0.0, "balanced": 0.005, "speed": 0.02}
 """How far below the best a candidate may be expected to be, by what is preferred, in accuracy."""
 
-PRICE: dict[Preference, float] = {"accuracy": 0.001, "balanced": 0.002, "speed": 0.004}
+PRICE: dict[Preference, float] = {"accuracy": 0.003, "balanced": 0.005, "speed": 0.01}
 """Least gain in accuracy that a race must promise."""
 
 RUNGS = (1 / 3, 2 / 3)
@@ -29,6 +29,12 @@ DISCREPANCY = (0.02, 0.012)
 
 FINALISTS = 3
 """Most candidates in a race."""
+
+SURE = 0.95
+"""Chance of being the best from which on a candidate is trained alone, whatever is preferred."""
+
+LEAST_PARTNER = 0.02
+"""How far below the likely best another one may be expected to be, to be averaged with it, in accuracy."""
 
 LEAST_CHANCE = 0.1
 """Of being the one to pick, to be raced."""
@@ -142,6 +148,23 @@ def finalists(
     best = int(pick(own.mean, [costs[number] for number in left], tolerance))
     others = [int(place) for place in np.argsort(-likely) if place != best and likely[place] >= LEAST_CHANCE]
     return tuple(left[place] for place in (best, *others[: FINALISTS - 1]))
+
+
+def partner(belief: Belief, costs: Sequence[float], place: int) -> int | None:
+    """Return whom to average a likely best candidate with where picking one is a gamble: the cheapest that is expected
+    to be nearly as good; None where it is sure to be the best, or nobody is.
+
+    The mean of two is more accurate than either where their errors differ (docs/selector.md).
+    """
+    is_sure = chances(belief, costs, 0.0)[place] >= SURE
+    others = [
+        other
+        for other in range(len(costs))
+        if other not in {place, MEASURED} and belief.mean[other] >= belief.mean[place] - LEAST_PARTNER
+    ]
+    if place == MEASURED or is_sure or not others:
+        return None
+    return min(others, key=lambda other: costs[other])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

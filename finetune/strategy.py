@@ -18,6 +18,7 @@ from finetune.selection import (
     chances,
     finalists,
     is_worth_racing,
+    partner,
 )
 from finetune.value import Value
 from finetune.workload import num_judged
@@ -31,11 +32,8 @@ NEAR = 0.5
 PROBE_SUFFICES = 0.005
 """Share of errors (with one standard error added) below which a linear probe is as good as it gets."""
 
-SURE = 0.95
-"""Chance of being the best from which on a candidate is trained alone, whatever is preferred."""
-
-LEAST_PARTNER = 0.02
-"""How far below the likely best another one may be expected to be, to be averaged with it, in accuracy."""
+FALLBACK = "full_near"
+"""Trained where what was chosen did harm: its rates are the lowest."""
 
 LEAST_STEPS = 0.5
 """Share of its usual steps that a time budget must leave a candidate: it would not be what is believed of it."""
@@ -52,6 +50,8 @@ class Choice(Value):
     """Names of those between whom short trainings decide, or did, the one that led before first; none: no race."""
     members: tuple[str, ...] = ()
     """Names of those whose probabilities are averaged, the chosen one first; none: it predicts alone."""
+    fallback: str = ""
+    """Name of the candidate that is trained where training did harm; empty: the linear probe ships then."""
     forecast: Forecast
     """What more images would buy, with the chosen candidate."""
 
@@ -121,7 +121,7 @@ def choose_strategy(evidence: Evidence, recipe: Recipe | None = None) -> Choice:
         left = finalists(contest.belief, contest.costs, contest.tolerance, _affordable(candidates, contest))
         name = contest.names[left[0]]
         why = _why(candidates, name, contest.tolerance)
-        members = _members(candidates, name, contest, recipe)
+        members = _members(candidates, contest, left[0], recipe)
         racing = () if members else _racing(contest, left, candidates, evidence, recipe)
     reasons = (
         _size_and_similarity(evidence),
@@ -129,7 +129,9 @@ def choose_strategy(evidence: Evidence, recipe: Recipe | None = None) -> Choice:
         *_about_race(racing, candidates),
         *_about_members(members, candidates),
     )
-    return _choice(candidates, name, reasons, evidence).changed(racing=racing, members=members)
+    fallback = _fallback(candidates, name, recipe) if recipe.strategy == "auto" else ""
+    choice = _choice(candidates, name, reasons, evidence)
+    return choice.changed(racing=racing, members=members, fallback=fallback)
 
 
 def settle(choice: Choice, contest: Contest, race: Race, evidence: Evidence) -> Choice:
@@ -145,7 +147,7 @@ def settle(choice: Choice, contest: Contest, race: Race, evidence: Evidence) -> 
     candidates = _with_belief(choice.candidates, contest, race.belief, measured=contest.named(raced))
     winner = contest.names[race.winner]
     reasons = (choice.reasons[0], *_story(candidates, contest, race), _why(candidates, winner, contest.tolerance))
-    return _choice(candidates, winner, reasons, evidence).changed(racing=choice.racing)
+    return _choice(candidates, winner, reasons, evidence).changed(racing=choice.racing, fallback=choice.fallback)
 
 
 def _choice(candidates: tuple[Candidate, ...], name: str, reasons: tuple[str, ...], evidence: Evidence) -> Choice:
@@ -187,6 +189,14 @@ def _affordable(candidates: Sequence[Candidate], contest: Contest) -> list[int]:
     return [place for place, name in enumerate(contest.names) if place == MEASURED or name in whole]
 
 
+def _fallback(candidates: Sequence[Candidate], name: str, recipe: Recipe) -> str:
+    """Return who is trained where training did harm: the one with the lowest rates, which hardly ever does."""
+    chosen, other = (next(candidate for candidate in candidates if candidate.name == each) for each in (name, FALLBACK))
+    seconds = chosen.expected_seconds + other.expected_seconds
+    is_too_long = recipe.time_budget is not None and seconds > recipe.time_budget
+    return "" if is_too_long or name in {"linear_probe", FALLBACK} else FALLBACK
+
+
 def _racing(
     contest: Contest, left: Sequence[int], candidates: Sequence[Candidate], evidence: Evidence, recipe: Recipe
 ) -> tuple[str, ...]:
@@ -200,24 +210,14 @@ def _racing(
     return () if is_too_long else names
 
 
-def _members(candidates: Sequence[Candidate], name: str, contest: Contest, recipe: Recipe) -> tuple[str, ...]:
-    """Return whose mean to take where accuracy is preferred and picking is a gamble: the likely best, and the cheapest
-    that is expected to be nearly as good."""
-    chosen = next(candidate for candidate in candidates if candidate.name == name)
-    if recipe.prefer != "accuracy" or chosen.name == "linear_probe" or chosen.chance >= SURE:
+def _members(candidates: Sequence[Candidate], contest: Contest, place: int, recipe: Recipe) -> tuple[str, ...]:
+    """Return whose mean to take where accuracy is preferred and time allows."""
+    other = partner(contest.belief, contest.costs, place)
+    if recipe.prefer != "accuracy" or other is None:
         return ()
-    partners = [
-        candidate
-        for candidate in candidates
-        if candidate.name in contest.names
-        and candidate.name not in {name, "linear_probe"}
-        and candidate.expected_top1 >= chosen.expected_top1 - LEAST_PARTNER
-    ]
-    partner = min(partners, key=lambda candidate: candidate.expected_seconds, default=chosen)
-    is_too_long = (
-        recipe.time_budget is not None and chosen.expected_seconds + partner.expected_seconds > recipe.time_budget
-    )
-    return () if partner == chosen or is_too_long else (name, partner.name)
+    names = contest.named((place, other))
+    seconds = sum(candidate.expected_seconds for candidate in candidates if candidate.name in names)
+    return () if recipe.time_budget is not None and seconds > recipe.time_budget else names
 
 
 def most_seconds(names: Sequence[str], candidates: Sequence[Candidate]) -> float:

@@ -44,6 +44,8 @@ class Cell:
     """Probability of each held-out image's class at each rung and at the end; none where nothing was held out."""
     costs: dict[str, list[float]]
     """Forward equivalents of each candidate up to each rung, and in all."""
+    harmed: frozenset[str]
+    """Candidates whose training did harm, so that the linear probe would ship."""
     num_test: int
 
     @property
@@ -103,6 +105,7 @@ def _cell(name: str, size: str, seed: int, arms: dict[str, Any]) -> Cell:
         errors={arm: round((1.0 - arms[arm]["test"]["top1"]) * num_test) for arm in ALL},
         right={arm: [_probabilities(packed) for packed in arms[arm].get("rungs", ())] if held else [] for arm in ALL},
         costs={arm: _costs(arm, arms[arm], evidence["num_images"]) for arm in ALL},
+        harmed=frozenset(arm for arm in ALL if arms[arm].get("note")),
         num_test=num_test,
     )
 

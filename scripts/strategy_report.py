@@ -24,14 +24,20 @@ sys.path[0] = str(ROOT)
 
 from finetune.prior import Prior, belief_of
 from finetune.recipe import Preference
-from finetune.selection import MEASURED, PRICE, TOLERANCE, Belief, compete, finalists, is_worth_racing
-from scripts.grid_cells import ALL, CANDIDATES, PROBE, Cell, load
+from finetune.selection import MEASURED, PRICE, TOLERANCE, Belief, compete, finalists, is_worth_racing, partner
+from scripts.grid_cells import ALL, CANDIDATES, PROBE, Cell, joined, load
 
-RIDGE = 0.3
-"""Pull of the prior's slopes to 0 (`alpha` of the regression)."""
+RIDGE = 0.02
+"""Pull of the prior's coefficients to 0 (`alpha` of the regression)."""
+
+OWN, OWN_SLOPE = 0.5, 0.1
+"""Sizes of the columns for what a candidate has of its own, in the constant and in the slopes."""
 
 SPREAD_OF_SETS = 0.1
 """Variance of the log of a share of errors that remains from set to set: cells with many test errors weigh no more."""
+
+FALLBACK = "full_near"
+"""Trained where what was chosen did harm."""
 
 DRAWS = 2000
 """Bootstrap samples of the image sets."""
@@ -51,7 +57,8 @@ Policy = Callable[[Cell], Decision]
 
 
 def fit_prior(cells: Sequence[Cell], uses: Sequence[int] = (0, 1, 2)) -> Prior:
-    """Return the prior of some cells: a Poisson regression of the test errors on the linear probe's.
+    """Return the prior of some cells: a Poisson regression of the test errors on the linear probe's, in which all
+    candidates have much in common.
 
     Args:
         cells: what was trained.
@@ -62,15 +69,23 @@ def fit_prior(cells: Sequence[Cell], uses: Sequence[int] = (0, 1, 2)) -> Prior:
     ratios = np.array([[cell.errors[name] for name in CANDIDATES] for cell in cells]) / exposure[:, None]
     weights = 1.0 / (SPREAD_OF_SETS + 1.0 / exposure)
     weights /= [sum(other.set == cell.set for other in cells) for cell in cells]  # sets weigh alike
-    coefficients = np.zeros((len(CANDIDATES), 4))
-    for row, ratio in zip(coefficients, ratios.T, strict=True):
-        model = PoissonRegressor(alpha=RIDGE).fit(known, ratio, sample_weight=weights)
-        row[0], row[1 + np.asarray(uses)] = model.intercept_, model.coef_
+    own = np.eye(len(CANDIDATES))
+    # What a candidate has of its own is pulled to 0 harder, by smaller columns, than what all have in common.
+    apart = np.concatenate(
+        [np.concatenate([np.tile(x, (len(own), 1)), OWN * own, OWN_SLOPE * np.kron(own, x)], axis=1) for x in known]
+    )
+    model = PoissonRegressor(alpha=RIDGE, max_iter=1000)
+    model.fit(apart, ratios.ravel(), sample_weight=np.repeat(weights, len(own)))
+    count = len(uses)
+    coefficients = np.zeros((len(own), 4))
+    coefficients[:, 0] = model.intercept_ + OWN * model.coef_[count : count + len(own)]
+    slopes = model.coef_[:count] + OWN_SLOPE * model.coef_[count + len(own) :].reshape(len(own), count)
+    coefficients[:, 1 + np.asarray(uses)] = slopes
     expected = np.exp(np.array([cell.known for cell in cells]) @ coefficients.T)
     left = ratios / expected - 1.0
     # Of what the model leaves open, that much is chance: test errors are counted.
     chance = np.diag(np.average(1.0 / (expected * exposure[:, None]), axis=0, weights=weights))
-    spread = (left.T * weights) @ left / weights.sum() * len(cells) / max(len(cells) - 1 - len(uses), 1)
+    spread = (left.T * weights) @ left / weights.sum() * len(cells) / max(len(cells) - 1 - count, 1)
     return Prior(
         candidates=CANDIDATES,
         coefficients=tuple(map(tuple, coefficients.round(4).tolist())),
@@ -105,7 +120,13 @@ def size_only(cell: Cell) -> Decision:
     return always("partial" if cell.evidence["num_images"] < 1000 else "full_near")(cell)
 
 
-def selector(cells: Sequence[Cell], prefer: Preference, races: bool = True, uses: Sequence[int] = (0, 1, 2)) -> Policy:
+def selector(
+    cells: Sequence[Cell],
+    prefer: Preference,
+    races: bool = True,
+    uses: Sequence[int] = (0, 1, 2),
+    averages: bool = True,
+) -> Policy:
     """Return the selector, its prior fitted without the set that it decides for."""
     priors = {
         name: fit_prior([cell for cell in cells if cell.set != name], uses) for name in {cell.set for cell in cells}
@@ -115,10 +136,12 @@ def selector(cells: Sequence[Cell], prefer: Preference, races: bool = True, uses
         belief, costs = belief_about(cell, priors[cell.set]), cell.final_costs
         left = finalists(belief, costs, TOLERANCE[prefer])
         raced = [place for place in left if place != MEASURED]
-        if not (races and cell.was_held_out):
-            return Decision(ALL[left[0]], costs[left[0]])
-        if not is_worth_racing(belief, raced, len(cell.right[PROBE][-1]), PRICE[prefer]):
-            return Decision(ALL[left[0]], costs[left[0]])
+        other = partner(belief, costs, left[0])
+        if averages and prefer == "accuracy" and other is not None:
+            return finished(cell, [ALL[left[0]], ALL[other]])
+        can_race = races and cell.was_held_out
+        if not can_race or not is_worth_racing(belief, raced, len(cell.right[PROBE][-1]), PRICE[prefer]):
+            return finished(cell, [ALL[left[0]]])
         ended = compete(
             belief,
             costs,
@@ -132,10 +155,21 @@ def selector(cells: Sequence[Cell], prefer: Preference, races: bool = True, uses
             for place in ended.left[rung]
             if place != MEASURED
         }
-        spent[ended.winner] = costs[ended.winner]
-        return Decision(ALL[ended.winner], sum(spent.values()), raced=True)
+        spent.pop(ended.winner, None)
+        return finished(cell, [ALL[ended.winner]], sum(spent.values()), raced=True)
 
     return decide
+
+
+def finished(cell: Cell, names: Sequence[str], spent: float = 0.0, raced: bool = False) -> Decision:
+    """Return what comes of candidates that are trained to the end: those that did harm are left out, and where all did,
+    another one is trained."""
+    spent += sum(cell.costs[name][-1] for name in names)
+    good = [name for name in names if name not in cell.harmed]
+    if not good and FALLBACK not in names:
+        spent += cell.costs[FALLBACK][-1]
+        good = [FALLBACK]
+    return Decision(joined(good) if good else PROBE, spent, raced)
 
 
 def belief_about(cell: Cell, prior: Prior) -> Belief:
@@ -186,7 +220,11 @@ def judge(cells: Sequence[Cell], policy: Policy) -> Score:
             float(np.mean([other.accuracy[best] - other.accuracy[decision.chosen] for other in scored]))
         )
     spent = sum(decision.cost for decision in decisions)
-    alone = sum(cell.costs[decision.chosen][-1] for cell, decision in zip(cells, decisions, strict=True))
+    alone = sum(
+        cell.costs[name][-1]
+        for cell, decision in zip(cells, decisions, strict=True)
+        for name in decision.chosen.split(" + ")
+    )
     return Score(
         regrets={name: float(np.mean(regrets)) for name, regrets in by_set.items()},
         cost=spent / sum(cell.costs["full_near"][-1] for cell in cells),
@@ -205,6 +243,8 @@ def policies(cells: Sequence[Cell]) -> Iterator[tuple[str, Policy]]:
     for prefer in TOLERANCE:
         yield f"selector, {prefer}", selector(cells, prefer)
         yield f"selector, {prefer}, no race", selector(cells, prefer, races=False)
+        if prefer == "accuracy":
+            yield "selector, accuracy, no average", selector(cells, prefer, averages=False)
     for prefer in ("accuracy", "balanced"):
         yield f"selector, {prefer}, no similarity", selector(cells, prefer, uses=(0, 2))
         yield f"selector, {prefer}, no features", selector(cells, prefer, uses=(0,))

@@ -230,15 +230,17 @@ def test_without_an_accelerator_the_default_network_is_the_embedded_one_with_all
     assert evidence.similarity_calibrated
 
 
+def two_alike(names, _evidence):
+    """A belief in two equals that are better than all others."""
+    mean = np.array([0.9 if name in {"partial", "full_far"} else 0.5 for name in names])
+    return Belief(mean=mean, covariance=0.1**2 * np.eye(len(names)))
+
+
 @pytest.fixture
 def undecided(monkeypatch):
     """Two candidates are believed to be so nearly equal that they race."""
 
-    def believed(names, _evidence):
-        mean = np.array([0.9 if name in {"partial", "full_far"} else 0.5 for name in names])
-        return Belief(mean=mean, covariance=0.1**2 * np.eye(len(names)))
-
-    monkeypatch.setattr(strategy, "believe_all", believed)
+    monkeypatch.setattr(strategy, "believe_all", two_alike)
     monkeypatch.setattr(strategy, "PRICE", dict.fromkeys(PRICE, 0.0))
     monkeypatch.setattr(strategy, "PROBE_SUFFICES", -1.0)
 
@@ -313,6 +315,7 @@ def averaged(recipe, tmp_path_factory):
     """A run that averages two candidates, its folder, and what it printed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(strategy, "PROBE_SUFFICES", -1.0)
+        patch.setattr(strategy, "believe_all", two_alike)
         printed = io.StringIO()
         folder = tmp_path_factory.mktemp("runs") / "averaged"
         model = finetune.run(recipe.changed(prefer="accuracy"), folder, Report(Console(file=printed, width=200)))

@@ -3,7 +3,7 @@ import pytest
 
 from finetune import racing, strategy
 from finetune.images import load_images
-from finetune.racing import begin
+from finetune.racing import begin, finish
 from finetune.recipe import Recipe
 from finetune.selection import Belief
 from finetune.strategy import choose_strategy
@@ -91,3 +91,62 @@ def test_the_linear_probe_races_without_being_trained(run, tmp_path):
     assert outcome.choice.reasons[1].count("%") >= 3
     assert "linear_probe" not in outcome.choice.reasons[1].partition(";")[0]
     assert not (tmp_path / "linear_probe").exists() or outcome.choice.chosen.name == "linear_probe"
+
+
+@pytest.fixture
+def carry_out(evidence, image_folder, small_plan, weights_file, tmp_path, monkeypatch):
+    """The function that trains some candidates, of which `partial` and `norm_tuning` do harm, to what ships."""
+    splits = load_images(str(image_folder(tmp_path / "more", {"a": 20, "b": 20, "c": 20})))
+    path = str(weights_file())
+
+    def planned(_recipe, _evidence, choice):
+        plan = small_plan(strategy="full", weights=path, warmup_steps=0, average_decay=0.0)
+        if choice.chosen.name in {"partial", "norm_tuning"}:
+            stages = [stage.changed(learning_rate=0.5) for stage in plan.stages]
+            return plan.changed(head_learning_rate=0.5, stages=stages)
+        return plan
+
+    monkeypatch.setattr(racing, "make_plan", planned)
+    recipe = Recipe(data="x")
+
+    def make(*names, fallback=""):
+        choice = choose_strategy(evidence, recipe).led_by(names[0])
+        choice = choice.changed(racing=(), members=names if len(names) > 1 else (), fallback=fallback)
+        plan = planned(recipe, evidence, choice)
+        begun = begin(recipe, evidence, choice, plan, splits, tmp_path / "run")
+        return finish(begun, recipe, evidence, splits, tmp_path / "run")
+
+    return make
+
+
+def test_where_training_did_harm_the_fallback_is_trained_and_ships(carry_out):
+    finished = carry_out("partial", fallback="full_near")
+    assert finished.choice.chosen.name == "full_near"
+    assert finished.models[0].note.startswith("training partial (3 stages) did harm: ")
+    assert finished.models[0].note.endswith("full (rate 4e-04) ships instead.")
+    assert finished.work.backward_images > finished.models[0].work.backward_images
+
+
+def test_where_the_fallback_does_harm_too_the_probe_ships(carry_out):
+    finished = carry_out("partial", fallback="norm_tuning")
+    assert finished.models[0].harm
+    assert "so the linear probe ships" in finished.models[0].note
+
+
+def test_a_member_that_did_harm_is_left_out_of_the_average(carry_out):
+    finished = carry_out("partial", "full_far", fallback="full_near")
+    assert (finished.choice.chosen.name, finished.choice.members) == ("full_far", ())
+    assert len(finished.models) == 1
+    assert not finished.models[0].harm
+
+
+def test_members_that_did_no_harm_stay_together(carry_out):
+    finished = carry_out("full_far", "full_near", fallback="norm_tuning")
+    assert finished.choice.members == ("full_far", "full_near")
+    assert [model.note for model in finished.models] == ["", ""]
+
+
+def test_a_choice_without_a_fallback_ships_the_probe_where_training_did_harm(carry_out):
+    finished = carry_out("partial")
+    assert finished.choice.chosen.name == "partial"
+    assert finished.models[0].harm

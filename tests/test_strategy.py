@@ -247,3 +247,10 @@ def test_a_fixed_rate_leaves_one_candidate_of_each_strategy(evidence):
     candidates = choose_strategy(evidence, recipe).candidates
     assert sorted(candidate.strategy for candidate in candidates) == sorted(STRATEGIES)
     assert {candidate.learning_rate for candidate in candidates} == {3e-4}
+
+
+def test_where_training_may_do_harm_full_with_low_rates_stands_by_unless_a_strategy_was_asked_for(evidence, believed):
+    believed(0.85, 0.80, 0.90, 0.80, 0.80, 0.85)
+    assert choose_strategy(evidence).fallback == "full_near"
+    assert choose_strategy(evidence, AUTO.changed(strategy="partial")).fallback == ""
+    assert choose_strategy(evidence, AUTO.changed(time_budget=300)).fallback == ""

@@ -204,10 +204,11 @@ class Training:
     ) -> TrainedModel:
         self._back_to_probe()
         top1 = [100 * float((scores.argmax(axis=1) == labels).mean()) for scores in (trained, probe)]
+        harm = f"{top1[0]:.1f} % of the held-out images are right with it, {top1[1]:.1f} % before it"
         return replace(
             self._model(probe, labels),
-            note=f"training did harm: {top1[0]:.1f} % of the held-out images are right with it, {top1[1]:.1f} % "
-            f"before it, so the linear probe ships; a lower rate may help: "
+            harm=harm,
+            note=f"training did harm: {harm}, so the linear probe ships; a lower rate may help: "
             f"--set training.learning_rate={self.plan.head_learning_rate / 4:.0e}",
         )
 
