@@ -16,14 +16,14 @@ from finetune.plan import make_plan
 from finetune.prediction import Predictor, average
 from finetune.racing import begin, finish
 from finetune.recipe import Recipe, load_recipe
-from finetune.strategy import choose_strategy
+from finetune.strategy import choose_backbone, choose_strategy
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """An image classifier that measures, decides and trains in `fit`.
 
     Args:
-        model: any timm classifier, or `auto`.
+        model: any timm classifier, or `auto`; of several with commas between them, one is chosen.
         strategy: how much of the network to train, or `auto`.
         prefer: what counts where accuracy and time disagree: accuracy, balanced or speed.
         seed: of splits, order, augmentation and new weights.
@@ -68,9 +68,13 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             None if groups is None else [str(group) for group in groups],
             self.seed,
         )
-        self.evidence_ = measure_evidence(recipe, splits)
-        self.choice_ = choose_strategy(self.evidence_, recipe)
-        self.model_ = self._train(recipe, splits)
+        measured = []
+        for name in recipe.models:
+            own = recipe.changed(model=name)
+            evidence = measure_evidence(own, splits)
+            measured.append((evidence, choose_strategy(evidence, own)))
+        self.evidence_, self.choice_ = choose_backbone(measured, recipe.prefer)
+        self.model_ = self._train(recipe.changed(model=self.evidence_.model), splits)
         self.plan_ = self.model_.plan
         self.classes_ = np.asarray([names[name] for name in splits.class_names])
         return self

@@ -34,7 +34,9 @@ Data = Annotated[
     ),
 ]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; options given here override it.")]
-Model = Annotated[str | None, typer.Option(help="Any timm classifier; auto by default.")]
+Model = Annotated[
+    str | None, typer.Option(help="Any timm classifier; auto by default; of several (a,b or auto:small) one is chosen.")
+]
 Strategy = Annotated[StrategyOption | None, typer.Option(help="How much of the network to train; auto by default.")]
 Output = Annotated[Path | None, typer.Option(help="Run folder; runs/<data>-<time> by default.")]
 ImageSize = Annotated[int | None, typer.Option(help="Side of the square that the network sees, in pixels.")]

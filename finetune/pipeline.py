@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +20,7 @@ from finetune.racing import begin, finish
 from finetune.recipe import Recipe, load_recipe
 from finetune.report import Report
 from finetune.run_folder import Decisions, RunFolder, RunMetrics, Seconds, default_folder
-from finetune.strategy import choose_strategy
+from finetune.strategy import choose_backbone, choose_strategy
 
 
 def run(
@@ -99,14 +100,19 @@ def resume(path: Path, report: Report | None = None) -> Predictor:
 def _decide(
     recipe: Recipe, folder: RunFolder, report: Report, splits: ImageSplits | None
 ) -> tuple[ImageSplits, Decisions]:
-    resolve_model(recipe.model, has_accelerator=False)  # a wrong name shows before all images are read
+    for name in recipe.models:
+        resolve_model(name, has_accelerator=False)  # a wrong name shows before all images are read
     if splits is None:
         splits = load_images(recipe.data, recipe.columns, recipe.limit, recipe.seed)
     report.images(splits)
     loaded = splits
-    evidence = from_main_process(lambda: measure_evidence(recipe, loaded, report.progress))
-    report.evidence(evidence)
-    choice = choose_strategy(evidence, recipe)
+    measured = []
+    for name in recipe.models:
+        own = recipe.changed(model=name)
+        found = from_main_process(partial(measure_evidence, own, loaded, report.progress))
+        report.evidence(found)
+        measured.append((found, choose_strategy(found, own)))
+    evidence, choice = choose_backbone(measured, recipe.prefer)
     report.choice(choice)
     plan = make_plan(recipe, evidence, choice)
     if not choice.racing:

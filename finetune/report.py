@@ -130,6 +130,8 @@ class Report:
         self._title(title)
         for reason in choice.reasons:
             self.console.print(f"  {escape(reason)}")
+        if choice.backbones:
+            self._backbones(choice)
         table = Table(box=None, padding=(0, 2), header_style="dim")
         for column in ("candidate", "expected top-1", "expected time", "P(best)", "basis"):
             table.add_column(column, justify="left" if column in {"candidate", "basis"} else "right")
@@ -141,6 +143,17 @@ class Report:
             table.add_row(candidate.label, expected, seconds, chance, candidate.basis, style=style)
         self.console.print(table)
         self.console.print(f"  what more would buy: {escape(choice.forecast.sentence)}")
+
+    def _backbones(self, choice: Choice) -> None:
+        table = Table(box=None, padding=(0, 2), header_style="dim")
+        for column in ("network", "linear probe", "best candidate", "expected top-1", "expected time"):
+            table.add_column(column, justify="left" if column in {"network", "best candidate"} else "right")
+        for number, backbone in enumerate(choice.backbones):
+            figures = (f"{100 * value:.1f} %" for value in (backbone.probe_accuracy, backbone.expected_top1))
+            probe, expected = figures
+            row = backbone.model, probe, backbone.candidate, expected, duration(backbone.expected_seconds)
+            table.add_row(*row, style="" if number else "bold green")
+        self.console.print(table)
 
     def plan(self, plan: Plan) -> None:
         """Print what will be done."""

@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from finetune.candidates import Candidate, believe_all, list_candidates
 from finetune.errors import RecipeError
 from finetune.evidence import Evidence
 from finetune.forecast import Forecast, forecast
-from finetune.recipe import Recipe, Strategy
+from finetune.recipe import Preference, Recipe, Strategy
 from finetune.selection import (
     MEASURED,
     PRICE,
@@ -19,6 +21,7 @@ from finetune.selection import (
     finalists,
     is_worth_racing,
     partner,
+    pick,
 )
 from finetune.value import Value
 from finetune.workload import num_judged
@@ -39,6 +42,18 @@ LEAST_STEPS = 0.5
 """Share of its usual steps that a time budget must leave a candidate: it would not be what is believed of it."""
 
 
+class Backbone(Value):
+    """A network that could be trained, and what its best candidate promises."""
+
+    model: str
+    probe_accuracy: float
+    """Of a linear probe on its features, cross-validated."""
+    candidate: str
+    """Label of the candidate that would be trained."""
+    expected_top1: float
+    expected_seconds: float
+
+
 class Choice(Value):
     """What to train, why, and what else there was."""
 
@@ -50,6 +65,8 @@ class Choice(Value):
     """Names of those between whom short trainings decide, or did, the one that led before first; none: no race."""
     members: tuple[str, ...] = ()
     """Names of those whose probabilities are averaged, the chosen one first; none: it predicts alone."""
+    backbones: tuple[Backbone, ...] = ()
+    """The networks that were compared, the chosen one first; none: there was one."""
     fallback: str = ""
     """Name of the candidate that is trained where training did harm; empty: the linear probe ships then."""
     forecast: Forecast
@@ -134,6 +151,38 @@ def choose_strategy(evidence: Evidence, recipe: Recipe | None = None) -> Choice:
     return choice.changed(racing=racing, members=members, fallback=fallback)
 
 
+def choose_backbone(measured: Sequence[tuple[Evidence, Choice]], prefer: Preference) -> tuple[Evidence, Choice]:
+    """Return the evidence and the choice of the network to train: the one whose choice is the cheapest that is expected
+    within the tolerance of the most accurate one.
+
+    Args:
+        measured: each network's evidence, of the same images, and the choice that follows from it.
+        prefer: sets the tolerance.
+    """
+    if len(measured) == 1:
+        return measured[0]
+    backbones = [
+        Backbone(
+            model=evidence.model,
+            probe_accuracy=evidence.probe_accuracy,
+            candidate=choice.chosen.label,
+            expected_top1=choice.chosen.expected_top1,
+            expected_seconds=choice.chosen.expected_seconds,
+        )
+        for evidence, choice in measured
+    ]
+    accuracies = np.array([backbone.expected_top1 for backbone in backbones])
+    place = int(pick(accuracies, [backbone.expected_seconds for backbone in backbones], TOLERANCE[prefer]))
+    chosen, (evidence, choice) = backbones[place], measured[place]
+    others = sorted(
+        (backbone for backbone in backbones if backbone != chosen), key=lambda backbone: backbone.expected_seconds
+    )
+    told = ", ".join(f"{other.model} {100 * other.probe_accuracy:.1f} %" for other in others)
+    why = f"{chosen.model} is taken: its linear probe has {100 * chosen.probe_accuracy:.1f} %, that of {told}"
+    reasons = (choice.reasons[0], why, *choice.reasons[1:])
+    return evidence, choice.changed(backbones=(chosen, *others), reasons=reasons)
+
+
 def settle(choice: Choice, contest: Contest, race: Race, evidence: Evidence) -> Choice:
     """Return the choice that a race ends with, and its story.
 
@@ -147,7 +196,9 @@ def settle(choice: Choice, contest: Contest, race: Race, evidence: Evidence) -> 
     candidates = _with_belief(choice.candidates, contest, race.belief, measured=contest.named(raced))
     winner = contest.names[race.winner]
     reasons = (choice.reasons[0], *_story(candidates, contest, race), _why(candidates, winner, contest.tolerance))
-    return _choice(candidates, winner, reasons, evidence).changed(racing=choice.racing, fallback=choice.fallback)
+    return _choice(candidates, winner, reasons, evidence).changed(
+        racing=choice.racing, fallback=choice.fallback, backbones=choice.backbones
+    )
 
 
 def _choice(candidates: tuple[Candidate, ...], name: str, reasons: tuple[str, ...], evidence: Evidence) -> Choice:

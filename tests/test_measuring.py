@@ -5,7 +5,7 @@ from PIL import Image
 
 from finetune.audit import measure_evidence, measuring
 from finetune.audit.measuring import handedness
-from finetune.errors import ModelError
+from finetune.errors import ModelError, RecipeError
 from finetune.evidence import MachineSpeed, Work
 from finetune.images import decoding, load_images
 from finetune.recipe import Recipe
@@ -233,3 +233,9 @@ def test_the_evidence_has_the_probes_learning_curve_up_to_its_accuracy(measured)
     assert probe.curve.num_images == (8, 16, 32)
     assert probe.curve.accuracy[-1] == pytest.approx(probe.accuracy, abs=1e-4)
     assert probe.curve.slope_error > 0
+
+
+def test_several_networks_are_not_measured_at_once(image_folder, tmp_path):
+    splits = load_images(str(image_folder(tmp_path)))
+    with pytest.raises(RecipeError, match=r"one at a time, and 2 were given \(a, b\); finetune.run chooses"):
+        measure_evidence(Recipe(data="x", model="a,b"), splits)

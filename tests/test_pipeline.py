@@ -368,3 +368,14 @@ def test_an_interrupted_ensemble_goes_on_and_ends_with_the_same_models(averaged,
     for one, other in zip(whole.members, resumed.members, strict=True):
         for name, tensor in one.network.state_dict().items():
             assert torch.equal(other.network.state_dict()[name], tensor)
+
+
+def test_of_several_networks_one_is_chosen_and_the_others_are_told_of(recipe, tmp_path):
+    printed = io.StringIO()
+    asked = recipe.changed(model="test_efficientnet,test_resnet", weights=None, strategy="scratch", steps=2)
+    model = finetune.run(asked, tmp_path / "run", Report(Console(file=printed, width=200)))
+    decisions = RunFolder(tmp_path / "run").read_decisions()
+    assert {backbone.model for backbone in decisions.choice.backbones} == {"test_efficientnet", "test_resnet"}
+    assert decisions.recipe.model == decisions.evidence.model == model.plan.model
+    assert decisions.choice.backbones[0].model == model.plan.model
+    assert f"{model.plan.model} is taken: its linear probe has " in printed.getvalue()

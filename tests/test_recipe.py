@@ -1,7 +1,7 @@
 import pytest
 
 from finetune.errors import RecipeError
-from finetune.recipe import Recipe, load_recipe, parse_assignment, parse_duration, save_recipe
+from finetune.recipe import SMALL_MODELS, Recipe, load_recipe, parse_assignment, parse_duration, save_recipe
 
 
 @pytest.fixture
@@ -168,3 +168,27 @@ def test_a_saved_recipe_holds_no_empty_section_and_no_open_key(tmp_path):
     save_recipe(Recipe(data="x"), tmp_path / "recipe.yaml")
     text = (tmp_path / "recipe.yaml").read_text("utf-8")
     assert text.splitlines() == ["data: x", "model: auto", "strategy: auto", "prefer: balanced", "seed: 0"]
+
+
+@pytest.mark.parametrize(
+    ("model", "models"),
+    [
+        ("auto", ("auto",)),
+        ("resnet18, resnet34", ("resnet18", "resnet34")),
+        (["resnet18", "resnet34"], ("resnet18", "resnet34")),
+        ("auto:small", SMALL_MODELS),
+    ],
+)
+def test_several_networks_are_a_list_or_have_commas_between_them(model, models):
+    assert Recipe(data="x", model=model).models == models
+
+
+@pytest.mark.parametrize("model", [[], ",", "resnet18,resnet18"])
+def test_no_network_or_one_twice_is_refused(model):
+    with pytest.raises(RecipeError, match="give one network, or several different ones"):
+        Recipe(data="x", model=model)
+
+
+def test_a_file_of_weights_is_for_one_network():
+    with pytest.raises(RecipeError, match="a file holds those of one network"):
+        Recipe(data="x", model="resnet18,resnet34", weights="w.pt")

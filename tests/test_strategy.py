@@ -5,7 +5,7 @@ from finetune import strategy
 from finetune.errors import RecipeError
 from finetune.recipe import STRATEGIES, Recipe, TrainingRecipe
 from finetune.selection import Belief, compete
-from finetune.strategy import choose_strategy, make_contest, settle
+from finetune.strategy import choose_backbone, choose_strategy, make_contest, settle
 
 AUTO = Recipe(data="x")
 
@@ -254,3 +254,25 @@ def test_where_training_may_do_harm_full_with_low_rates_stands_by_unless_a_strat
     assert choose_strategy(evidence).fallback == "full_near"
     assert choose_strategy(evidence, AUTO.changed(strategy="partial")).fallback == ""
     assert choose_strategy(evidence, AUTO.changed(time_budget=300)).fallback == ""
+
+
+@pytest.mark.parametrize(("prefer", "model"), [("accuracy", "large"), ("balanced", "middle"), ("speed", "small")])
+def test_of_several_networks_the_cheapest_within_the_tolerance_is_taken(evidence, believed, prefer, model):
+    believed(0.85, 0.80, 0.80, 0.80, 0.80, 0.80)
+    sizes = {"small": (0.885, 10.0), "middle": (0.897, 20.0), "large": (0.90, 40.0)}
+    measured = []
+    for name, (top1, seconds) in sizes.items():
+        choice = choose_strategy(evidence, AUTO)
+        chosen = choice.chosen.changed(expected_top1=top1, expected_seconds=seconds)
+        choice = choice.changed(candidates=(chosen, *choice.candidates[1:]))
+        measured.append((evidence.changed(model=name, probe_accuracy=top1 - 0.05), choice))
+    found, choice = choose_backbone(measured, prefer)
+    assert found.model == choice.backbones[0].model == model
+    assert {backbone.model for backbone in choice.backbones} == set(sizes)
+    assert choice.reasons[0].endswith("near")
+    assert choice.reasons[1].startswith(f"{model} is taken: its linear probe has ")
+
+
+def test_the_only_network_is_taken_without_a_word(evidence):
+    choice = choose_strategy(evidence)
+    assert choose_backbone([(evidence, choice)], "balanced") == (evidence, choice)

@@ -14,7 +14,7 @@ from finetune.plan import make_plan
 from finetune.prior import Prior
 from finetune.recipe import AugmentationRecipe, Recipe, TableColumns, TrainingRecipe
 from finetune.run_folder import Averaged, RunMetrics, Seconds
-from finetune.strategy import choose_strategy
+from finetune.strategy import Backbone, choose_strategy
 from finetune.value import Value
 from finetune.workload import size_workload
 
@@ -54,6 +54,7 @@ def one_of_each(evidence):
         choice,
         choice.candidates[0],
         choice.forecast,
+        Backbone(model="a", probe_accuracy=0.8, candidate="full", expected_top1=0.9, expected_seconds=9.5),
         ASSUMED,
         Prior(candidates=("full",), coefficients=((-0.5, 0.1, 0.0, 0.2),), covariance=((0.04,),)),
         plan,

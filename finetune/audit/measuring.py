@@ -14,6 +14,7 @@ from finetune.audit.domain import DomainProbe
 from finetune.audit.speed import is_busy, machine_name, measure_speed
 from finetune.batches import MEMORY_FORMATS, PlainImages, VariedImages, make_loader, normaliser
 from finetune.cache import keep_value, make_key, read_value, size_limit
+from finetune.errors import RecipeError
 from finetune.evidence import Evidence, ForwardSettings, LearningCurve, MachineSpeed, ProbeResult, StageProfile, Work
 from finetune.features import Progress, autocast, best_device, count_work, digest_weights, frozen_features, no_progress
 from finetune.images import ImageSplits, Pixels, groups_of, labels_of, native_size, stratified_subset
@@ -67,10 +68,16 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
 
     Raises:
         ModelError: an unknown network, or weights that are not to be had.
+        RecipeError: several networks, of which one is to be chosen first.
     """
     start = time.perf_counter()
     device = best_device()
-    name = resolve_model(recipe.model, has_accelerator=device.type != "cpu")
+    if len(recipe.models) > 1:
+        raise RecipeError(
+            f"networks are measured one at a time, and {len(recipe.models)} were given ({', '.join(recipe.models)}); "
+            f"finetune.run chooses one of them"
+        )
+    name = resolve_model(recipe.models[0], has_accelerator=device.type != "cpu")
     side = _native_side(splits)
     size, reason = _image_size(recipe, name, side, has_accelerator=device.type != "cpu")
     network, report = _load(name, recipe, size)
