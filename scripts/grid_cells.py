@@ -36,10 +36,10 @@ class Cell:
     evidence: dict[str, Any]
     accuracy: dict[str, float]
     """On the test images by the metric of the set: of each candidate, and of the mean probabilities of several."""
-    validation: dict[str, float]
-    """The same on the held-out images; none where nothing was held out."""
-    errors: dict[str, int]
-    """Wrong test images of each candidate."""
+    correct: dict[str, NDArray[np.bool_]]
+    """Whether each test image was right, by candidate."""
+    validation_top1: dict[str, float]
+    """Share of the held-out images that is right; none where nothing was held out."""
     right: dict[str, list[NDArray[np.float64]]]
     """Probability of each held-out image's class at each rung and at the end; none where nothing was held out."""
     costs: dict[str, list[float]]
@@ -52,6 +52,11 @@ class Cell:
     def name(self) -> str:
         """What the cell is called."""
         return f"{self.set}, {self.size}, seed {self.seed}"
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """Wrong test images of each candidate."""
+        return {name: int((~correct).sum()) for name, correct in self.correct.items()}
 
     @property
     def known(self) -> tuple[float, ...]:
@@ -91,8 +96,6 @@ def _cell(name: str, size: str, seed: int, arms: dict[str, Any]) -> Cell:
     metric = evidence["metric"]
     means = {joined(row["of"]): row for row in arms["mean"]["means"]}
     held = "held_out" in arms[CANDIDATES[0]]
-    validation = {arm: arms[arm]["held_out"][metric] for arm in ALL} if held else {}
-    validation |= {of: row["held_out"][metric] for of, row in means.items()} if held else {}
     num_test = len(base64.b64decode(arms[PROBE]["test_labels"]))
     return Cell(
         set=name,
@@ -101,8 +104,8 @@ def _cell(name: str, size: str, seed: int, arms: dict[str, Any]) -> Cell:
         evidence=evidence,
         accuracy={arm: arms[arm]["test"][metric] for arm in ALL}
         | {of: row["test"][metric] for of, row in means.items()},
-        validation=validation,
-        errors={arm: round((1.0 - arms[arm]["test"]["top1"]) * num_test) for arm in ALL},
+        correct={arm: _bits(arms[arm]["test"]["correct"], num_test) for arm in ALL},
+        validation_top1={arm: arms[arm]["held_out"]["top1"] for arm in ALL} if held else {},
         right={arm: [_probabilities(packed) for packed in arms[arm].get("rungs", ())] if held else [] for arm in ALL},
         costs={arm: _costs(arm, arms[arm], evidence["num_images"]) for arm in ALL},
         harmed=frozenset(arm for arm in ALL if arms[arm].get("note")),
@@ -115,6 +118,12 @@ def _probabilities(packed: str) -> NDArray[np.float64]:
     roots = np.frombuffer(base64.b64decode(packed), dtype=np.uint8) / 64.0
     found: NDArray[np.float64] = np.exp(-(roots**2))
     return found
+
+
+def _bits(packed: str, count: int) -> NDArray[np.bool_]:
+    """Return truth values that `strategy_grid.py` packed."""
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(packed), dtype=np.uint8))[:count]
+    return bits.astype(np.bool_)
 
 
 def _costs(arm: str, row: dict[str, Any], num_images: int) -> list[float]:

@@ -4,234 +4,47 @@
 
 The grid (`strategy_grid.py`) holds what every candidate made of every cell: an image set at a size with a seed. Each
 cell is decided with a prior that was fitted without its set. With --write the prior of all sets goes to
-finetune/prior.json, the comparison to docs/selector.md and its plot beside it.
+finetune/prior.json, the comparison to docs/selector.md and its plot to docs/selector.svg.
 """
 
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.linear_model import PoissonRegressor
+from scipy.stats import spearmanr
 
 # This script's folder comes first on the path, where finetune.py stands in for the package.
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-from finetune.prior import Prior, belief_of
+from finetune.forecast import NINETY_PERCENT
 from finetune.recipe import Preference
-from finetune.selection import MEASURED, PRICE, TOLERANCE, Belief, compete, finalists, is_worth_racing, partner
+from finetune.workload import HELD_OUT, SMALL_SET
 from scripts.grid_cells import ALL, CANDIDATES, PROBE, Cell, joined, load
+from scripts.grid_policies import (
+    Policy,
+    Score,
+    always,
+    belief_about,
+    fit_prior,
+    four_quadrants,
+    judge,
+    selector,
+    size_only,
+)
 
-RIDGE = 0.02
-"""Pull of the prior's coefficients to 0 (`alpha` of the regression)."""
-
-OWN, OWN_SLOPE = 0.5, 0.1
-"""Sizes of the columns for what a candidate has of its own, in the constant and in the slopes."""
-
-SPREAD_OF_SETS = 0.1
-"""Variance of the log of a share of errors that remains from set to set: cells with many test errors weigh no more."""
-
-FALLBACK = "full_near"
-"""Trained where what was chosen did harm."""
-
-DRAWS = 2000
+DRAWS = 4000
 """Bootstrap samples of the image sets."""
 
+SIZES = {"5": "5 images per class", "20": "20 images per class", "all": "all images"}
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What a policy makes of a cell."""
+COMMAND = "python scripts/strategy_report.py --grid docs/strategy_grid.jsonl.gz --write"
 
-    chosen: str
-    cost: float
-    """Forward equivalents, with what the decision itself took; the evidence is not counted: every policy has it."""
-    raced: bool = False
-
-
-Policy = Callable[[Cell], Decision]
-
-
-def fit_prior(cells: Sequence[Cell], uses: Sequence[int] = (0, 1, 2)) -> Prior:
-    """Return the prior of some cells: a Poisson regression of the test errors on the linear probe's, in which all
-    candidates have much in common.
-
-    Args:
-        cells: what was trained.
-        uses: which features, besides the constant; the slopes of the others are 0.
-    """
-    known = np.array([cell.known[1:] for cell in cells])[:, list(uses)]
-    exposure = np.array([max(cell.errors[PROBE], 0.5) for cell in cells])
-    ratios = np.array([[cell.errors[name] for name in CANDIDATES] for cell in cells]) / exposure[:, None]
-    weights = 1.0 / (SPREAD_OF_SETS + 1.0 / exposure)
-    weights /= [sum(other.set == cell.set for other in cells) for cell in cells]  # sets weigh alike
-    own = np.eye(len(CANDIDATES))
-    # What a candidate has of its own is pulled to 0 harder, by smaller columns, than what all have in common.
-    apart = np.concatenate(
-        [np.concatenate([np.tile(x, (len(own), 1)), OWN * own, OWN_SLOPE * np.kron(own, x)], axis=1) for x in known]
-    )
-    model = PoissonRegressor(alpha=RIDGE, max_iter=1000)
-    model.fit(apart, ratios.ravel(), sample_weight=np.repeat(weights, len(own)))
-    count = len(uses)
-    coefficients = np.zeros((len(own), 4))
-    coefficients[:, 0] = model.intercept_ + OWN * model.coef_[count : count + len(own)]
-    slopes = model.coef_[:count] + OWN_SLOPE * model.coef_[count + len(own) :].reshape(len(own), count)
-    coefficients[:, 1 + np.asarray(uses)] = slopes
-    expected = np.exp(np.array([cell.known for cell in cells]) @ coefficients.T)
-    left = ratios / expected - 1.0
-    # Of what the model leaves open, that much is chance: test errors are counted.
-    chance = np.diag(np.average(1.0 / (expected * exposure[:, None]), axis=0, weights=weights))
-    spread = (left.T * weights) @ left / weights.sum() * len(cells) / max(len(cells) - 1 - count, 1)
-    return Prior(
-        candidates=CANDIDATES,
-        coefficients=tuple(map(tuple, coefficients.round(4).tolist())),
-        covariance=tuple(map(tuple, _without(spread, chance).round(5).tolist())),
-    )
-
-
-def _without(spread: NDArray[np.float64], chance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return a covariance less a smaller one, of which at least a quarter of every variance stays."""
-    values, vectors = np.linalg.eigh(spread - np.minimum(chance, 0.75 * np.diag(np.diag(spread))))
-    root = vectors * np.sqrt(np.clip(values, 1e-4, None))
-    less: NDArray[np.float64] = root @ root.T
-    return less
-
-
-def always(name: str) -> Policy:
-    """Return the policy that trains one candidate whatever the evidence."""
-    return lambda cell: Decision(name, cell.costs[name][-1])
-
-
-def four_quadrants(cell: Cell) -> Decision:
-    """Decide by size and similarity alone, as lectures have it."""
-    near, small = cell.evidence["domain_similarity"] >= 0.5, cell.evidence["num_images"] < 1000
-    name = {(True, True): PROBE, (True, False): "partial", (False, True): "partial", (False, False): "full_far"}[
-        near, small
-    ]
-    return always(name)(cell)
-
-
-def size_only(cell: Cell) -> Decision:
-    """Decide by size alone."""
-    return always("partial" if cell.evidence["num_images"] < 1000 else "full_near")(cell)
-
-
-def selector(
-    cells: Sequence[Cell],
-    prefer: Preference,
-    races: bool = True,
-    uses: Sequence[int] = (0, 1, 2),
-    averages: bool = True,
-) -> Policy:
-    """Return the selector, its prior fitted without the set that it decides for."""
-    priors = {
-        name: fit_prior([cell for cell in cells if cell.set != name], uses) for name in {cell.set for cell in cells}
-    }
-
-    def decide(cell: Cell) -> Decision:
-        belief, costs = belief_about(cell, priors[cell.set]), cell.final_costs
-        left = finalists(belief, costs, TOLERANCE[prefer])
-        raced = [place for place in left if place != MEASURED]
-        other = partner(belief, costs, left[0])
-        if averages and prefer == "accuracy" and other is not None:
-            return finished(cell, [ALL[left[0]], ALL[other]])
-        can_race = races and cell.was_held_out
-        if not can_race or not is_worth_racing(belief, raced, len(cell.right[PROBE][-1]), PRICE[prefer]):
-            return finished(cell, [ALL[left[0]]])
-        ended = compete(
-            belief,
-            costs,
-            TOLERANCE[prefer],
-            left,
-            lambda rung, places: np.array([cell.right[ALL[place]][rung] for place in places]),
-        )
-        spent = {
-            place: cell.costs[ALL[place]][rung]
-            for rung in range(len(ended.looks))
-            for place in ended.left[rung]
-            if place != MEASURED
-        }
-        spent.pop(ended.winner, None)
-        return finished(cell, [ALL[ended.winner]], sum(spent.values()), raced=True)
-
-    return decide
-
-
-def finished(cell: Cell, names: Sequence[str], spent: float = 0.0, raced: bool = False) -> Decision:
-    """Return what comes of candidates that are trained to the end: those that did harm are left out, and where all did,
-    another one is trained."""
-    spent += sum(cell.costs[name][-1] for name in names)
-    good = [name for name in names if name not in cell.harmed]
-    if not good and FALLBACK not in names:
-        spent += cell.costs[FALLBACK][-1]
-        good = [FALLBACK]
-    return Decision(joined(good) if good else PROBE, spent, raced)
-
-
-def belief_about(cell: Cell, prior: Prior) -> Belief:
-    """Return what is believed of a cell's candidates before any is trained."""
-    probe_error = max(1.0 - cell.evidence["probe_accuracy"], 0.002)
-    return belief_of(prior, cell.known, probe_error, cell.evidence["probe_accuracy_error"])
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How a policy fares over cells."""
-
-    regrets: dict[str, float]
-    """By set: the mean over its cells of the best candidate's accuracy less the chosen one's."""
-    cost: float
-    """Over that of training all layers always."""
-    of_all: float
-    """Over that of trying everything."""
-    of_chosen: float
-    """Over that of the chosen ones alone."""
-    raced: float
-    """Share of the cells with a race."""
-
-    @property
-    def regret(self) -> float:
-        """The mean over sets."""
-        return float(np.mean(list(self.regrets.values())))
-
-    @property
-    def error(self) -> float:
-        """Its standard error."""
-        values = list(self.regrets.values())
-        return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-
-
-def judge(cells: Sequence[Cell], policy: Policy) -> Score:
-    """Return a policy's regret against each cell's best candidate (its mean over seeds), and its cost.
-
-    The chosen candidate is scored on the other seeds, where there are some.
-    """
-    by_set: dict[str, list[float]] = {}
-    decisions = [policy(cell) for cell in cells]
-    for cell, decision in zip(cells, decisions, strict=True):
-        same = [other for other in cells if (other.set, other.size) == (cell.set, cell.size)]
-        best = max(ALL, key=lambda name: np.mean([other.accuracy[name] for other in same]))
-        scored = [other for other in same if other.seed != cell.seed] or same
-        by_set.setdefault(cell.set, []).append(
-            float(np.mean([other.accuracy[best] - other.accuracy[decision.chosen] for other in scored]))
-        )
-    spent = sum(decision.cost for decision in decisions)
-    alone = sum(
-        cell.costs[name][-1]
-        for cell, decision in zip(cells, decisions, strict=True)
-        for name in decision.chosen.split(" + ")
-    )
-    return Score(
-        regrets={name: float(np.mean(regrets)) for name, regrets in by_set.items()},
-        cost=spent / sum(cell.costs["full_near"][-1] for cell in cells),
-        of_all=spent / sum(sum(cell.final_costs) for cell in cells),
-        of_chosen=spent / alone if alone else 1.0,
-        raced=float(np.mean([decision.raced for decision in decisions])),
-    )
+PREFERENCES: tuple[Preference, ...] = ("accuracy", "balanced", "speed")
 
 
 def policies(cells: Sequence[Cell]) -> Iterator[tuple[str, Policy]]:
@@ -240,29 +53,261 @@ def policies(cells: Sequence[Cell]) -> Iterator[tuple[str, Policy]]:
         yield f"always {name}", always(name)
     yield "four quadrants", four_quadrants
     yield "size only", size_only
-    for prefer in TOLERANCE:
+    for prefer in PREFERENCES:
         yield f"selector, {prefer}", selector(cells, prefer)
-        yield f"selector, {prefer}, no race", selector(cells, prefer, races=False)
-        if prefer == "accuracy":
-            yield "selector, accuracy, no average", selector(cells, prefer, averages=False)
-    for prefer in ("accuracy", "balanced"):
-        yield f"selector, {prefer}, no similarity", selector(cells, prefer, uses=(0, 2))
-        yield f"selector, {prefer}, no features", selector(cells, prefer, uses=(0,))
 
 
-def table(cells: Sequence[Cell]) -> list[str]:
-    """Return the comparison as a Markdown table."""
+def ablations(cells: Sequence[Cell]) -> Iterator[tuple[str, Policy]]:
+    """Yield selectors that lack something."""
+    yield "selector, accuracy", selector(cells, "accuracy")
+    yield "accuracy without averages", selector(cells, "accuracy", averages=False)
+    yield "accuracy without averages and races", selector(cells, "accuracy", averages=False, races=False)
+    yield "selector, balanced", selector(cells, "balanced")
+    yield "balanced without races", selector(cells, "balanced", races=False)
+    yield "balanced without similarity", selector(cells, "balanced", uses=(0, 2))
+    yield "balanced without size", selector(cells, "balanced", uses=(1, 2))
+    yield "balanced without the probe's error", selector(cells, "balanced", uses=(0, 1))
+    yield "balanced without all three (no prior but the mean)", selector(cells, "balanced", uses=())
+
+
+def wrapped(text: str) -> list[str]:
+    """Return a paragraph's lines."""
+    return textwrap.wrap(text, 118, break_long_words=False, break_on_hyphens=False)
+
+
+def bootstrap(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean over image sets, which are drawn with replacement."""
+    drawn = np.random.default_rng(0).choice(np.asarray(values), (DRAWS, len(values))).mean(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def row(name: str, score: Score) -> str:
+    """Return a policy's line of a Markdown table."""
+    low, high = bootstrap(list(score.regrets.values()))
+    return (
+        f"| {name} | {100 * score.regret:.2f} | {100 * low:.2f} to {100 * high:.2f} | {score.cost:.2f} | "
+        f"{score.of_all:.2f} | {score.of_chosen:.2f} | {100 * score.raced:.0f} % |"
+    )
+
+
+HEADER = [
+    "| policy | regret, points | 95 % interval | cost over always full | over all candidates | over the chosen alone "
+    "| races |",
+    "|---|---|---|---|---|---|---|",
+]
+
+
+def by_size(cells: Sequence[Cell]) -> list[str]:
+    """Return regrets and costs of each size apart, as a Markdown table."""
+    sizes = [size for size in SIZES if any(cell.size == size for cell in cells)]
     lines = [
-        "| policy | regret, points | cost / always full | / trying everything | / the chosen alone | raced |",
-        "|---|---|---|---|---|---|",
+        "| policy | " + " | ".join(f"{SIZES[size]}: regret, cost" for size in sizes) + " |",
+        "|---|" + "---|" * len(sizes),
     ]
     for name, policy in policies(cells):
-        score = judge(cells, policy)
-        lines.append(
-            f"| {name} | {100 * score.regret:.2f} ± {100 * score.error:.2f} | {score.cost:.2f} | {score.of_all:.2f} | "
-            f"{score.of_chosen:.2f} | {100 * score.raced:.0f} % |"
-        )
+        parts = []
+        for size in sizes:
+            score = judge([cell for cell in cells if cell.size == size], policy)
+            parts.append(f"{100 * score.regret:.2f} ± {100 * score.error:.2f}, {score.cost:.2f}")
+        lines.append(f"| {name} | {' | '.join(parts)} |")
     return lines
+
+
+def noise_floor(cells: Sequence[Cell]) -> float:
+    """Return the mean regret of an oracle that sees half of the test images and is scored on the other half.
+
+    It is what picking among candidates costs where nothing but chance tells them apart.
+    """
+    regrets = []
+    for cell in cells:
+        halves = [np.arange(cell.num_test) % 2 == half for half in (0, 1)]
+        for seen, scored in (halves, halves[::-1]):
+            picked = max(ALL, key=lambda name: cell.correct[name][seen].mean())
+            best = max(cell.correct[name][scored].mean() for name in ALL)
+            regrets.append(best - cell.correct[picked][scored].mean())
+    return float(np.mean(regrets))
+
+
+def calibration(cells: Sequence[Cell]) -> list[str]:
+    """Return how often predicted intervals hold the test accuracy, and their width over the binomial error's."""
+    before: list[tuple[bool, float]] = []
+    after: list[tuple[bool, float]] = []
+    for cell in cells:
+        prior = fit_prior([other for other in cells if other.set != cell.set])
+        belief = belief_about(cell, prior)
+        chosen = selector(cells, "balanced")(cell).chosen
+        place = ALL.index(chosen)
+        test = float(cell.correct[chosen].mean())
+        num_judged = cell.evidence["num_images"] * (1.0 if cell.evidence["num_images"] < SMALL_SET else HELD_OUT)
+        mean = min(float(belief.mean[place]), 1.0 - 0.5 / cell.num_test)
+        test_variance = mean * (1.0 - mean) / cell.num_test
+        both = math.sqrt(test_variance + mean * (1.0 - mean) / num_judged)
+        deviation = math.sqrt(float(belief.covariance[place, place]) + test_variance)
+        before.append((abs(test - mean) <= NINETY_PERCENT * deviation, deviation / both))
+        if chosen in cell.validation_top1:
+            mean = min(cell.validation_top1[chosen], 1.0 - 0.5 / num_judged)
+            deviation = math.sqrt(mean * (1.0 - mean) * (1.0 / num_judged + 1.0 / cell.num_test))
+            after.append((abs(test - mean) <= NINETY_PERCENT * deviation, 1.0))
+    lines = [
+        "| predicted | cells | 90 % intervals that hold | median width over the binomial error's |",
+        "|---|---|---|---|",
+    ]
+    for name, found in (("before training, by the prior", before), ("after it, by the held-out images", after)):
+        if found:
+            held = np.mean([hit for hit, _ in found])
+            lines.append(
+                f"| {name} | {len(found)} | {100 * held:.0f} % | {np.median([width for _, width in found]):.2f} |"
+            )
+    return lines
+
+
+def similarity(cells: Sequence[Cell]) -> str:
+    """Return the rank correlation of similarity with what fine-tuning gains over the probe."""
+    by_set: dict[str, list[tuple[float, float, float]]] = {}
+    for cell in cells:
+        trained = sum(cell.errors[name] for name in ("partial_short", "partial", "full_near", "full_far")) / 4
+        gain = (cell.errors[PROBE] - trained) / cell.num_test
+        left = (trained + 0.5) / (cell.errors[PROBE] + 0.5)
+        by_set.setdefault(cell.set, []).append((cell.evidence["domain_similarity"], gain, left))
+    means = np.array([np.mean(rows, axis=0) for rows in by_set.values()])
+    points, share = (spearmanr(means[:, 0], column) for column in (means[:, 1], means[:, 2]))
+    return (
+        f"Over {len(means)} sets the rank correlation of domain similarity with the points that fine-tuning gains over "
+        f"the linear probe is {points.statistic:+.2f} (p = {points.pvalue:.2f}), with the share of the probe's errors "
+        f"that it leaves {share.statistic:+.2f} (p = {share.pvalue:.2f})."
+    )
+
+
+def averages(cells: Sequence[Cell]) -> list[str]:
+    """Return the accuracy of averaged probabilities beside that of their best member, as a Markdown table."""
+    lines = [
+        "| mean of | regret, points | gain over its best member, points | cost over always full |",
+        "|---|---|---|---|",
+    ]
+    full = sum(cell.costs["full_near"][-1] for cell in cells)
+    found = []
+    for one in range(len(CANDIDATES)):
+        for other in range(one + 1, len(CANDIDATES)):
+            names = (CANDIDATES[one], CANDIDATES[other])
+            both = joined(names)
+            regrets = [max(cell.accuracy[name] for name in ALL) - cell.accuracy[both] for cell in cells]
+            gains = [cell.accuracy[both] - max(cell.accuracy[name] for name in names) for cell in cells]
+            cost = sum(cell.costs[name][-1] for cell in cells for name in names) / full
+            error = 100 * float(np.std(gains, ddof=1)) / math.sqrt(len(gains))
+            text = f"| {both} | {100 * np.mean(regrets):.2f} | {100 * np.mean(gains):+.2f} ± {error:.2f} | {cost:.2f} |"
+            found.append((float(np.mean(regrets)), text))
+    return lines + [text for _, text in sorted(found)]
+
+
+def losses(cells: Sequence[Cell], prefer: Preference) -> list[str]:
+    """Return the cells in which the selector loses most."""
+    policy = selector(cells, prefer)
+    found = []
+    for cell in cells:
+        decision = policy(cell)
+        best = max(ALL, key=lambda name: cell.accuracy[name])
+        found.append((cell.accuracy[best] - cell.accuracy[decision.chosen], cell.name, decision.chosen, best))
+    lines = ["| cell | chosen | best | regret, points |", "|---|---|---|---|"]
+    worst = sorted(found, reverse=True)[:6]
+    return lines + [f"| {name} | {chosen} | {best} | {100 * regret:.1f} |" for regret, name, chosen, best in worst]
+
+
+def draw(cells: Sequence[Cell], path: Path) -> None:
+    """Draw accuracy against cost."""
+    import matplotlib as mpl
+    from matplotlib import pyplot
+
+    mpl.rcParams["svg.hashsalt"] = "finetune"
+    figure, axes = pyplot.subplots(figsize=(7, 4.2))
+    for name, policy in policies(cells):
+        score = judge(cells, policy)
+        is_own = name.startswith("selector")
+        axes.errorbar(
+            score.cost,
+            -100 * score.regret,
+            yerr=100 * score.error,
+            fmt="D" if is_own else "o",
+            color="tab:red" if is_own else "tab:gray",
+            capsize=2,
+        )
+        axes.annotate(name, (score.cost, -100 * score.regret), textcoords="offset points", xytext=(6, 4), fontsize=8)
+    axes.axhline(0.0, color="black", linewidth=0.6)
+    axes.set_xlabel("cost over training all layers always (forward equivalents, decision included)")
+    axes.set_ylabel("points of accuracy against the oracle")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def page(cells: Sequence[Cell]) -> str:
+    """Return docs/selector.md."""
+    sizes = {size: [cell for cell in cells if cell.size == size] for size in SIZES}
+    counted = ", ".join(f"{len(own)} with {SIZES[size]}" for size, own in sizes.items() if own)
+    held = sum(cell.was_held_out for cell in cells)
+    lines = [
+        "# The selector, judged",
+        "",
+        *wrapped(
+            f"{len(cells)} cells of {len({cell.set for cell in cells})} image sets: {counted}; EfficientNet-Lite0 at "
+            f"128 px. Every candidate was trained in every cell (`scripts/strategy_grid.py`, which says how; the rows "
+            f"are in docs/strategy_grid.jsonl.gz), and what the selector would have done is replayed from the table, "
+            f"with a prior fitted without the cell's own set: `{COMMAND}`. Races can be replayed in the {held} cells "
+            f"whose trainings were judged on held-out images."
+        ),
+        "",
+        *wrapped(
+            "A regret is the accuracy (by the set's metric) on the test images of the cell's best candidate, its mean "
+            "over seeds, minus that of what was chosen (of other seeds, where there are several); 95 % intervals by "
+            "bootstrap over sets. Costs are forward equivalents, the decision's included. An average's regret may be "
+            "below 0: the oracle picks one candidate."
+        ),
+        "",
+        *HEADER,
+        *(row(name, judge(cells, policy)) for name, policy in policies(cells)),
+        "",
+        "![Accuracy against cost](selector.svg)",
+        "",
+        *wrapped(
+            f"How much of a regret is chance: who picks by one half of a cell's test images and is scored on the other "
+            f"has a regret of {100 * noise_floor(cells):.2f} points."
+        ),
+        "",
+        "## By size",
+        "",
+        *by_size(cells),
+        "",
+        "## What each part is worth",
+        "",
+        *HEADER,
+        *(row(name, judge(cells, policy)) for name, policy in ablations(cells)),
+        "",
+        *wrapped(similarity(cells)),
+        "",
+        "## Averages instead of a choice",
+        "",
+        "Probabilities averaged over two candidates:",
+        "",
+        *averages(cells),
+        "",
+        "## Where it loses",
+        "",
+        *(
+            line
+            for prefer in ("accuracy", "balanced")
+            for line in (f"`--prefer {prefer}`:", "", *losses(cells, prefer), "")
+        ),
+        "## Is it as sure as it should be",
+        "",
+        *wrapped(
+            "Top-1 of what `--prefer balanced` chooses, predicted and found on the test images; the binomial error is "
+            "that of the judging and the test images together."
+        ),
+        "",
+        *calibration(cells),
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -272,16 +317,13 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     cells = load(arguments.grid)
-    print(fit_prior(cells))
-    for part in ("all", "20", "5"):
-        own = [cell for cell in cells if cell.size == part]
-        if own:
-            print(part, len(own))
-            print("\n".join(table(own)))
-    print("\n".join(table(cells)))
-    for cell in cells:
-        chosen = [selector(cells, prefer)(cell) for prefer in TOLERANCE]
-        print(cell.name, [f"{decision.chosen} {decision.cost:.0f} {decision.raced}" for decision in chosen])
+    text = page(cells)
+    if not arguments.write:
+        print(text)
+        return
+    fit_prior(cells).save(ROOT / "finetune" / "prior.json")
+    (ROOT / "docs" / "selector.md").write_text(text, "utf-8")
+    draw(cells, ROOT / "docs" / "selector.svg")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ from finetune.network.tail import Tail, cut
 from finetune.plan import Plan
 from finetune.prediction import HeldOut, Row, TrainedModel, fit_temperature
 from finetune.probing import LinearHead, fit_large_head, log_loss, softmax
+from finetune.processes import from_main_process
 from finetune.training.checkpoints import Checkpoints
 from finetune.training.judging import Look, is_worse
 from finetune.training.kept import KeptActivations, keep_activations
@@ -191,7 +192,11 @@ class Training:
         return self._model(look.blended, look.labels)
 
     def _does_harm(self, look: Look) -> bool:
-        return look.probe is not None and is_worse(look.logits, look.probe, look.labels, self.plan.metric)
+        probe = look.probe
+        if probe is None:
+            return False
+        # Processes may differ in the last digit, and must not differ in what they decide.
+        return from_main_process(lambda: is_worse(look.logits, probe, look.labels, self.plan.metric))
 
     def _back_to_probe(self) -> None:
         """Make the network what a linear probe of the shipping phase's images is."""

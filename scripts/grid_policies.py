@@ -1,0 +1,215 @@
+"""The prior of the grid's cells, the policies that are compared on them, and how they fare."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import PoissonRegressor
+
+from finetune.prior import Prior, belief_of
+from finetune.recipe import Preference
+from finetune.selection import MEASURED, PRICE, TOLERANCE, Belief, compete, finalists, is_worth_racing, partner
+from finetune.strategy import FALLBACK
+from scripts.grid_cells import ALL, CANDIDATES, PROBE, Cell, joined
+
+RIDGE = 0.02
+"""Pull of the prior's coefficients to 0 (`alpha` of the regression)."""
+
+OWN, OWN_SLOPE = 0.5, 0.1
+"""Sizes of the columns for what a candidate has of its own, in the constant and in the slopes."""
+
+SPREAD_OF_SETS = 0.1
+"""Variance of the log of a share of errors that remains from set to set: cells with many test errors weigh no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a policy makes of a cell."""
+
+    chosen: str
+    cost: float
+    """Forward equivalents, with what the decision itself took; the evidence is not counted: every policy has it."""
+    raced: bool = False
+
+
+Policy = Callable[[Cell], Decision]
+
+
+def fit_prior(cells: Sequence[Cell], uses: Sequence[int] = (0, 1, 2)) -> Prior:
+    """Return the prior of some cells: a Poisson regression of the test errors on the linear probe's, in which all
+    candidates have much in common.
+
+    Args:
+        cells: what was trained.
+        uses: which features, besides the constant; the slopes of the others are 0.
+    """
+    known = np.array([cell.known[1:] for cell in cells])[:, list(uses)].reshape(len(cells), len(uses))
+    exposure = np.array([max(cell.errors[PROBE], 0.5) for cell in cells])
+    ratios = np.array([[cell.errors[name] for name in CANDIDATES] for cell in cells]) / exposure[:, None]
+    weights = 1.0 / (SPREAD_OF_SETS + 1.0 / exposure)
+    weights /= [sum(other.set == cell.set for other in cells) for cell in cells]  # sets weigh alike
+    own = np.eye(len(CANDIDATES))
+    # What a candidate has of its own is pulled to 0 harder, by smaller columns, than what all have in common.
+    apart = np.concatenate(
+        [np.concatenate([np.tile(x, (len(own), 1)), OWN * own, OWN_SLOPE * np.kron(own, x)], axis=1) for x in known]
+    )
+    model = PoissonRegressor(alpha=RIDGE, max_iter=1000)
+    model.fit(apart, ratios.ravel(), sample_weight=np.repeat(weights, len(own)))
+    count = len(uses)
+    coefficients = np.zeros((len(own), 4))
+    coefficients[:, 0] = model.intercept_ + OWN * model.coef_[count : count + len(own)]
+    slopes = model.coef_[:count] + OWN_SLOPE * model.coef_[count + len(own) :].reshape(len(own), count)
+    coefficients[:, [1 + place for place in uses]] = slopes
+    expected = np.exp(np.array([cell.known for cell in cells]) @ coefficients.T)
+    left = ratios / expected - 1.0
+    # Of what the model leaves open, that much is chance: test errors are counted.
+    chance = np.diag(np.average(1.0 / (expected * exposure[:, None]), axis=0, weights=weights))
+    spread = (left.T * weights) @ left / weights.sum() * len(cells) / max(len(cells) - 1 - count, 1)
+    return Prior(
+        candidates=CANDIDATES,
+        coefficients=tuple(map(tuple, coefficients.round(4).tolist())),
+        covariance=tuple(map(tuple, _without(spread, chance).round(5).tolist())),
+    )
+
+
+def _without(spread: NDArray[np.float64], chance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a covariance less a smaller one, of which at least a quarter of every variance stays."""
+    values, vectors = np.linalg.eigh(spread - np.minimum(chance, 0.75 * np.diag(np.diag(spread))))
+    root = vectors * np.sqrt(np.clip(values, 1e-4, None))
+    less: NDArray[np.float64] = root @ root.T
+    return less
+
+
+def always(name: str) -> Policy:
+    """Return the policy that trains one candidate whatever the evidence."""
+    return lambda cell: Decision(name, cell.costs[name][-1])
+
+
+def four_quadrants(cell: Cell) -> Decision:
+    """Decide by size and similarity alone, as lectures have it."""
+    near, small = cell.evidence["domain_similarity"] >= 0.5, cell.evidence["num_images"] < 1000
+    name = {(True, True): PROBE, (True, False): "partial", (False, True): "partial", (False, False): "full_far"}[
+        near, small
+    ]
+    return always(name)(cell)
+
+
+def size_only(cell: Cell) -> Decision:
+    """Decide by size alone."""
+    return always("partial" if cell.evidence["num_images"] < 1000 else "full_near")(cell)
+
+
+def selector(
+    cells: Sequence[Cell],
+    prefer: Preference,
+    races: bool = True,
+    uses: Sequence[int] = (0, 1, 2),
+    averages: bool = True,
+) -> Policy:
+    """Return the selector, its prior fitted without the set that it decides for."""
+    priors = {
+        name: fit_prior([cell for cell in cells if cell.set != name], uses) for name in {cell.set for cell in cells}
+    }
+
+    def decide(cell: Cell) -> Decision:
+        belief, costs = belief_about(cell, priors[cell.set]), cell.final_costs
+        left = finalists(belief, costs, TOLERANCE[prefer])
+        raced = [place for place in left if place != MEASURED]
+        other = partner(belief, costs, left[0])
+        if averages and prefer == "accuracy" and other is not None:
+            return finished(cell, [ALL[left[0]], ALL[other]])
+        can_race = races and cell.was_held_out
+        if not can_race or not is_worth_racing(belief, raced, len(cell.right[PROBE][-1]), PRICE[prefer]):
+            return finished(cell, [ALL[left[0]]])
+        ended = compete(
+            belief,
+            costs,
+            TOLERANCE[prefer],
+            left,
+            lambda rung, places: np.array([cell.right[ALL[place]][rung] for place in places]),
+        )
+        spent = {
+            place: cell.costs[ALL[place]][rung]
+            for rung in range(len(ended.looks))
+            for place in ended.left[rung]
+            if place != MEASURED
+        }
+        spent.pop(ended.winner, None)
+        return finished(cell, [ALL[ended.winner]], sum(spent.values()), raced=True)
+
+    return decide
+
+
+def finished(cell: Cell, names: Sequence[str], spent: float = 0.0, raced: bool = False) -> Decision:
+    """Return what comes of candidates that are trained to the end: those that did harm are left out, and where all did,
+    another one is trained."""
+    spent += sum(cell.costs[name][-1] for name in names)
+    good = [name for name in names if name not in cell.harmed]
+    if not good and FALLBACK not in names:
+        spent += cell.costs[FALLBACK][-1]
+        good = [FALLBACK]
+    return Decision(joined(good) if good else PROBE, spent, raced)
+
+
+def belief_about(cell: Cell, prior: Prior) -> Belief:
+    """Return what is believed of a cell's candidates before any is trained."""
+    probe_error = max(1.0 - cell.evidence["probe_accuracy"], 0.002)
+    return belief_of(prior, cell.known, probe_error, cell.evidence["probe_accuracy_error"])
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How a policy fares over cells."""
+
+    regrets: dict[str, float]
+    """By set: the mean over its cells of the best candidate's accuracy less the chosen one's."""
+    cost: float
+    """Over that of training all layers always."""
+    of_all: float
+    """Over that of trying everything."""
+    of_chosen: float
+    """Over that of the chosen ones alone."""
+    raced: float
+    """Share of the cells with a race."""
+
+    @property
+    def regret(self) -> float:
+        """The mean over sets."""
+        return float(np.mean(list(self.regrets.values())))
+
+    @property
+    def error(self) -> float:
+        """Its standard error."""
+        values = list(self.regrets.values())
+        return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def judge(cells: Sequence[Cell], policy: Policy) -> Score:
+    """Return a policy's regret against each cell's best candidate (its mean over seeds), and its cost.
+
+    The chosen candidate is scored on the other seeds, where there are some.
+    """
+    by_set: dict[str, list[float]] = {}
+    decisions = [policy(cell) for cell in cells]
+    for cell, decision in zip(cells, decisions, strict=True):
+        same = [other for other in cells if (other.set, other.size) == (cell.set, cell.size)]
+        best = max(ALL, key=lambda name: np.mean([other.accuracy[name] for other in same]))
+        scored = [other for other in same if other.seed != cell.seed] or same
+        by_set.setdefault(cell.set, []).append(
+            float(np.mean([other.accuracy[best] - other.accuracy[decision.chosen] for other in scored]))
+        )
+    spent = sum(decision.cost for decision in decisions)
+    alone = sum(
+        cell.costs[name][-1]
+        for cell, decision in zip(cells, decisions, strict=True)
+        for name in decision.chosen.split(" + ")
+    )
+    return Score(
+        regrets={name: float(np.mean(regrets)) for name, regrets in by_set.items()},
+        cost=spent / sum(cell.costs["full_near"][-1] for cell in cells),
+        of_all=spent / sum(sum(cell.final_costs) for cell in cells),
+        of_chosen=spent / alone if alone else 1.0,
+        raced=float(np.mean([decision.raced for decision in decisions])),
+    )
