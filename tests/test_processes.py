@@ -46,9 +46,13 @@ def save(content, file, *rest, **options):
     own(content, file, *rest, **options)
 
 
+import numpy as np
+
 import finetune
+from finetune import strategy
 from finetune.images import load_images
 from finetune.plan import Plan
+from finetune.selection import Belief
 from finetune.training import train
 
 for file in sorted((folder / "plans").iterdir()):
@@ -58,8 +62,23 @@ for file in sorted((folder / "plans").iterdir()):
     content |= {"history": list(model.history), "temperature": model.temperature}
     torch.save(content | {"state": model.network.state_dict()}, folder / f"{file.stem}-{rank}.pt")
 torch.save = save
-finetune.run(finetune.load_recipe(folder / "recipe.yaml"), folder / "run")
+recipe = finetune.load_recipe(folder / "recipe.yaml")
+finetune.run(recipe, folder / "run")
 (folder / f"written-{rank}.json").write_text(json.dumps(written))
+
+
+def two_alike(names, _evidence):
+    mean = np.array([0.9 if name in {"partial", "full_far"} else 0.5 for name in names])
+    return Belief(mean=mean, covariance=0.1**2 * np.eye(len(names)))
+
+
+strategy.believe_all, strategy.PROBE_SUFFICES = two_alike, -1.0
+strategy.PRICE = dict.fromkeys(strategy.PRICE, 0.0)
+# A single step does no harm, so that both members stay.
+for name, changes in (("raced", {"prefer": "balanced"}), ("averaged", {"prefer": "accuracy", "steps": 1})):
+    model = finetune.run(recipe.changed(strategy="auto", **changes), folder / name)
+    ended = {"strategy": model.plan.strategy, "top1": model.test.top1, "temperature": model.temperature}
+    (folder / f"{name}-{rank}.json").write_text(json.dumps(ended))
 torch.distributed.destroy_process_group()
 """
 
@@ -185,3 +204,16 @@ def test_two_processes_leave_one_finished_run_folder(folder, together):
     assert not run.checkpoints.exists()
     assert run.read_metrics().validation.num_images == 18
     assert run.read_model().class_names == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("name", ["raced", "averaged"])
+def test_two_processes_race_and_average_to_one_end(folder, together, name):
+    assert together
+    ended = [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
+    assert ended[0] == pytest.approx(ended[1])
+    run = RunFolder(folder / name)
+    choice = run.read_decisions().choice
+    assert set(choice.racing or choice.members) == {"partial", "full_far"}
+    assert choice.strategy == ended[0]["strategy"]
+    assert run.is_finished()
+    assert not run.checkpoints.exists()
