@@ -113,7 +113,7 @@ def finish(
         told = [f"training {labels[name]} did harm: {trained[name].harm}" for name in names if name not in kept]
         note = f"{'; '.join(told)}; {labels[kept[0]]} ships instead. {models[0].note}".rstrip()
         models = [replace(models[0], note=note)]
-        choice = choice.led_by(kept[0]).changed(members=(), fallback="")
+        choice = choice.led_by(kept[0]).changed(members=(), racing=(), fallback="")
     return Finished(
         choice=choice,
         models=tuple(models),

@@ -124,6 +124,7 @@ def choose_strategy(evidence: Evidence, recipe: Recipe | None = None) -> Choice:
     candidates = list_candidates(evidence, recipe)
     contest = make_contest(candidates, evidence, recipe)
     candidates = _with_belief(candidates, contest, contest.belief)
+    named = {candidate.name: candidate for candidate in candidates}
     racing: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
     if recipe.strategy != "auto":
@@ -135,7 +136,8 @@ def choose_strategy(evidence: Evidence, recipe: Recipe | None = None) -> Choice:
         why = f"the linear probe's errors are below {100 * PROBE_SUFFICES:g} %: there is nothing to gain"
     else:
         _refuse_too_short_a_budget(candidates, recipe)
-        left = finalists(contest.belief, contest.costs, contest.tolerance, _affordable(candidates, contest))
+        affordable = [contest.names.index(name) for name in contest.names if _is_affordable(named[name])]
+        left = finalists(contest.belief, contest.costs, contest.tolerance, affordable)
         name = contest.names[left[0]]
         why = _why(candidates, name, contest.tolerance)
         members = _members(candidates, contest, left[0], recipe)
@@ -143,6 +145,7 @@ def choose_strategy(evidence: Evidence, recipe: Recipe | None = None) -> Choice:
     reasons = (
         _size_and_similarity(evidence),
         why,
+        *_about_budget(candidates, recipe),
         *_about_race(racing, candidates),
         *_about_members(members, candidates),
     )
@@ -234,10 +237,9 @@ def _with_belief(
     return tuple(candidate.changed(**known.get(candidate.name, {})) for candidate in candidates)
 
 
-def _affordable(candidates: Sequence[Candidate], contest: Contest) -> list[int]:
-    """Return the places of those that the time budget leaves enough steps."""
-    whole = {candidate.name for candidate in candidates if candidate.share_of_steps >= LEAST_STEPS}
-    return [place for place, name in enumerate(contest.names) if place == MEASURED or name in whole]
+def _is_affordable(candidate: Candidate) -> bool:
+    """Return whether the time budget leaves enough steps."""
+    return candidate.name == "linear_probe" or candidate.share_of_steps >= LEAST_STEPS
 
 
 def _fallback(candidates: Sequence[Candidate], name: str, recipe: Recipe) -> str:
@@ -298,10 +300,10 @@ def _size_and_similarity(evidence: Evidence) -> str:
 
 
 def _why(candidates: Sequence[Candidate], name: str, tolerance: float) -> str:
-    entered = [candidate for candidate in candidates if candidate.strategy != "scratch"]
+    entered = [each for each in candidates if each.strategy != "scratch" and _is_affordable(each)]
     chosen = next(candidate for candidate in entered if candidate.name == name)
     if not tolerance:
-        return f"{chosen.label} is expected to be the most accurate (by {100 * chosen.chance:.0f} % chance it is)"
+        return f"{chosen.label} is expected to be the most accurate, with a chance of {100 * chosen.chance:.0f} %"
     best = max(entered, key=lambda candidate: candidate.expected_top1)
     behind = 100 * (best.expected_top1 - chosen.expected_top1)
     if best == chosen:
@@ -312,13 +314,23 @@ def _why(candidates: Sequence[Candidate], name: str, tolerance: float) -> str:
     )
 
 
+def _about_budget(candidates: Sequence[Candidate], recipe: Recipe) -> tuple[str, ...]:
+    left_out = [each.label for each in candidates if each.strategy != "scratch" and not _is_affordable(each)]
+    if recipe.strategy != "auto" or recipe.time_budget is None or not left_out:
+        return ()
+    return (
+        f"the time budget of {recipe.time_budget:.0f} s leaves out {', '.join(left_out)}, which would have less than "
+        f"half of their steps",
+    )
+
+
 def _about_race(names: Sequence[str], candidates: Sequence[Candidate]) -> tuple[str, ...]:
     if not names:
         return ()
     raced = [candidate for candidate in candidates if candidate.name in names and candidate.name != "linear_probe"]
     labels = ", ".join(candidate.label for candidate in raced)
-    seconds = most_seconds(names, candidates) - max(candidate.expected_seconds for candidate in raced)
-    return (f"that is not sure: {labels} race, which takes at most {seconds:.0f} s more",)
+    seconds = most_seconds(names, candidates)
+    return (f"that is not sure: {labels} race, which with the winner's training takes at most {seconds:.0f} s",)
 
 
 def _about_members(names: Sequence[str], candidates: Sequence[Candidate]) -> tuple[str, ...]:

@@ -125,7 +125,7 @@ def test_where_two_may_be_the_one_they_are_to_race(evidence, believed):
     believed(*OPEN, deviation=0.02)
     choice = choose_strategy(evidence)
     assert choice.racing == ("partial", "full_far")
-    assert choice.reasons[2].startswith("that is not sure: partial (3 stages), full (rate 8e-04) race, which takes at")
+    assert choice.reasons[2].startswith("that is not sure: partial (3 stages), full (rate 8e-04) race, which with")
 
 
 def test_where_one_is_sure_to_be_the_one_nobody_races(evidence, believed):
@@ -235,6 +235,8 @@ def test_a_time_budget_leaves_out_what_it_would_cut_in_half(evidence, believed):
         assert choice.chosen.expected_seconds <= 1.05 * seconds
         names.append(choice.chosen.name)
     assert names == ["full_far", "partial", "linear_probe"]
+    assert "the time budget of 3 s leaves out partial (1 stage), " in choice.reasons[2]
+    assert choice.reasons[1].startswith("linear_probe is expected to be the most accurate")
 
 
 def test_a_time_budget_too_short_for_the_probe_is_refused(evidence):
