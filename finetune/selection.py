@@ -15,7 +15,7 @@ from finetune.recipe import Preference
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-TOLERANCE: dict[Preference, float] = {"accuracy": 0.0, "balanced": 0.005, "speed": 0.02}
+TOLERANCE: dict[Preference, float] = {"accuracy": 0.0, "balanced": 0.01, "speed": 0.02}
 """How far below the best a candidate may be expected to be, by what is preferred, in accuracy."""
 
 PRICE: dict[Preference, float] = {"accuracy": 0.003, "balanced": 0.005, "speed": 0.01}
