@@ -306,10 +306,11 @@ def _why(candidates: Sequence[Candidate], name: str, tolerance: float) -> str:
         return f"{chosen.label} is expected to be the most accurate, with a chance of {100 * chosen.chance:.0f} %"
     best = max(entered, key=lambda candidate: candidate.expected_top1)
     behind = 100 * (best.expected_top1 - chosen.expected_top1)
+    points = "a point" if tolerance == 0.01 else f"{100 * tolerance:g} points"
     if best == chosen:
-        return f"{chosen.label} is expected to be the most accurate, by more than {100 * tolerance:g} points"
+        return f"{chosen.label} is expected to be the most accurate, by more than {points} over all that is cheaper"
     return (
-        f"{chosen.label} is the cheapest that is expected within {100 * tolerance:g} points of the best: {behind:.1f} "
+        f"{chosen.label} is the cheapest that is expected within {points} of the best: {behind:.1f} "
         f"below {best.label}, in {100 * chosen.expected_seconds / best.expected_seconds:.0f} % of the time"
     )
 

@@ -109,7 +109,8 @@ def gap_closed(cells: Sequence[Cell]) -> str:
         own = scores[f"selector, {prefer}"]
         share = (probe - own.regret) / (probe - fixed[best].regret)
         ahead = [name for name, score in fixed.items() if score.regret < own.regret and score.cost < own.cost]
-        told.append(f"{prefer} {100 * share:.0f} % ({', '.join(ahead) or 'no fixed one'} is more accurate and cheaper)")
+        leads = ", ".join(ahead) or "no fixed one"
+        told.append(f"{prefer} {100 * share:.0f} % ({leads} is more accurate and cheaper)")
     return (
         f"The best fixed candidate, after the fact, is {best.removeprefix('always ')}; of what it gains over always "
         f"probing the selector gains: {'; '.join(told)}."

@@ -80,7 +80,7 @@ def test_the_second_reason_weighs_accuracy_against_time(evidence, believed):
     seconds = {candidate.name: candidate.expected_seconds for candidate in choice.candidates}
     share = 100 * seconds["partial"] / seconds["full_far"]
     assert choice.reasons[1] == (
-        f"partial (3 stages) is the cheapest that is expected within 1 points of the best: 0.2 below "
+        f"partial (3 stages) is the cheapest that is expected within a point of the best: 0.2 below "
         f"full (rate 8e-04), in {share:.0f} % of the time"
     )
 
