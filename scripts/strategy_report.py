@@ -92,14 +92,14 @@ def row(name: str, score: Score) -> str:
 
 
 HEADER = [
-    "| policy | regret, points | 95 % interval | cost over always full | over all candidates | over the chosen alone "
+    "| policy | regret, points | 95 % interval | cost over always full | over all candidates | over the chosen "
     "| races |",
     "|---|---|---|---|---|---|---|",
 ]
 
 
 def gap_closed(cells: Sequence[Cell]) -> str:
-    """Return how much of what the best fixed candidate gains over always probing the selector gains, and who is ahead."""
+    """Return what share of the best fixed candidate's gain over always probing the selector has, and who is ahead."""
     scores = {name: judge(cells, policy) for name, policy in policies(cells)}
     fixed = {name: score for name, score in scores.items() if name.startswith("always")}
     best = min(fixed, key=lambda name: fixed[name].regret)
