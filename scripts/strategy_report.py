@@ -71,8 +71,10 @@ def ablations(cells: Sequence[Cell]) -> Iterator[tuple[str, Policy]]:
 
 
 def wrapped(text: str) -> list[str]:
-    """Return a paragraph's lines."""
-    return textwrap.wrap(text, 118, break_long_words=False, break_on_hyphens=False)
+    """Return a paragraph's lines; the command stays whole."""
+    whole = COMMAND.replace(" ", "\0")
+    lines = textwrap.wrap(text.replace(COMMAND, whole), 118, break_long_words=False, break_on_hyphens=False)
+    return [line.replace("\0", " ") for line in lines]
 
 
 def bootstrap(values: Sequence[float]) -> tuple[float, float]:
