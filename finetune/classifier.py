@@ -10,13 +10,11 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
-from finetune.audit import measure_evidence
+from finetune.execution import begin, decide, finish
 from finetune.images import ImageSplits, label_paths
 from finetune.plan import make_plan
 from finetune.prediction import Predictor, average
-from finetune.racing import begin, finish
 from finetune.recipe import Recipe, load_recipe
-from finetune.strategy import choose_backbone, choose_strategy
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -68,12 +66,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             None if groups is None else [str(group) for group in groups],
             self.seed,
         )
-        measured = []
-        for name in recipe.models:
-            own = recipe.changed(model=name)
-            evidence = measure_evidence(own, splits)
-            measured.append((evidence, choose_strategy(evidence, own)))
-        self.evidence_, self.choice_ = choose_backbone(measured, recipe.prefer)
+        self.evidence_, self.choice_ = decide(recipe, splits)
         self.model_ = self._train(recipe.changed(model=self.evidence_.model), splits)
         self.plan_ = self.model_.plan
         self.classes_ = np.asarray([names[name] for name in splits.class_names])
@@ -85,7 +78,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             begun = begin(recipe, self.evidence_, self.choice_, plan, splits, Path(folder))
             finished = finish(begun, recipe, self.evidence_, splits, Path(folder))
         self.choice_ = finished.choice
-        return finished.models[0] if len(finished.models) == 1 else average(finished.models)
+        return average(finished.models)
 
     def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
         """Return the probabilities (n_paths, n_classes) in the order of `classes_`."""

@@ -3,24 +3,23 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from finetune.audit import measure_evidence
 from finetune.errors import FinetuneError, RunFolderError
+from finetune.execution import begin, decide, finish
 from finetune.images import ImageSplits, labels_of, load_images
 from finetune.metrics import score
 from finetune.network.weights import resolve_model
 from finetune.plan import Plan, make_plan
 from finetune.prediction import Ensemble, Predictor, TrainedModel, average
 from finetune.processes import from_main_process, is_main_process
-from finetune.racing import begin, finish
 from finetune.recipe import Recipe, load_recipe
 from finetune.report import Report
 from finetune.run_folder import Decisions, RunFolder, RunMetrics, Seconds, default_folder
-from finetune.strategy import choose_backbone, choose_strategy
+from finetune.strategy import choose_strategy
 
 
 def run(
@@ -105,14 +104,7 @@ def _decide(
     if splits is None:
         splits = load_images(recipe.data, recipe.columns, recipe.limit, recipe.seed)
     report.images(splits)
-    loaded = splits
-    measured = []
-    for name in recipe.models:
-        own = recipe.changed(model=name)
-        found = from_main_process(partial(measure_evidence, own, loaded, report.progress))
-        report.evidence(found)
-        measured.append((found, choose_strategy(found, own)))
-    evidence, choice = choose_backbone(measured, recipe.prefer)
+    evidence, choice = decide(recipe, splits, report.progress, report.evidence)
     report.choice(choice)
     plan = make_plan(recipe, evidence, choice)
     if not choice.racing:
@@ -172,14 +164,14 @@ def _settle(folder: RunFolder, decisions: Decisions) -> None:
 def _scored(members: Sequence[TrainedModel], splits: ImageSplits, report: Report) -> Predictor:
     """Return what ships, scored on the test split: the one model, or the average of several."""
     if splits.test is None:
-        return members[0] if len(members) == 1 else average(members)
+        return average(members)
     labels, names = labels_of(splits.test), list(splits.class_names)
     parts = [member.probabilities(splits.test, report.progress) for member in members]
     members = [replace(member, test=score(part, labels, names)) for member, part in zip(members, parts, strict=True)]
-    if len(members) == 1:
-        return members[0]
-    ensemble = average(members)
-    return replace(ensemble, test=score(ensemble.combined(parts), labels, names))
+    model = average(members)
+    if isinstance(model, Ensemble):
+        return replace(model, test=score(model.combined(parts), labels, names))
+    return model
 
 
 def _validation_source(plan: Plan) -> str:

@@ -105,12 +105,14 @@ class Ensemble(Predictor):
         return softmax(_log_mean(parts) / self.temperature)
 
 
-def average(members: Sequence[TrainedModel]) -> Ensemble:
-    """Return the ensemble of models that were judged on the same images.
+def average(members: Sequence[TrainedModel]) -> Predictor:
+    """Return the ensemble of models that were judged on the same images, or the model itself where it is alone.
 
     Raises:
         ValueError: some were judged on other images, or on none.
     """
+    if len(members) == 1:
+        return members[0]
     held = [member.held_out for member in members]
     first = held[0]
     if first is None or any(other is None or not np.array_equal(other.labels, first.labels) for other in held):

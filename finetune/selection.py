@@ -154,7 +154,8 @@ def partner(belief: Belief, costs: Sequence[float], place: int) -> int | None:
     """Return whom to average a likely best candidate with where picking one is a gamble: the cheapest that is expected
     to be nearly as good; None where it is sure to be the best, or nobody is.
 
-    The mean of two is more accurate than either where their errors differ (docs/selector.md).
+    Over image sets the mean of two is more accurate than either, if not than the better one of each set
+    (docs/selector.md).
     """
     is_sure = chances(belief, costs, 0.0)[place] >= SURE
     others = [

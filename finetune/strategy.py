@@ -338,7 +338,9 @@ def _about_members(names: Sequence[str], candidates: Sequence[Candidate]) -> tup
     if not names:
         return ()
     labels = " and ".join(candidate.label for name in names for candidate in candidates if candidate.name == name)
-    return (f"picking is a gamble, so {labels} are trained and averaged, which gained over either on other image sets",)
+    return (
+        f"picking is a gamble, so {labels} are trained and averaged: over other image sets that was better than either",
+    )
 
 
 def _story(candidates: Sequence[Candidate], contest: Contest, race: Race) -> Iterator[str]:

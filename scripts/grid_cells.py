@@ -11,19 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.candidates import ARMS
 from finetune.prior import features
 from finetune.selection import RUNGS
-from finetune.workload import FOLDS, MOST_VIEWS
+from finetune.workload import BATCH_SIZE, FOLDS, MOST_VIEWS
 
 PROBE = "linear_probe"
 
-CANDIDATES = ("partial_short", "partial", "norm_tuning", "full_near", "full_far")
+CANDIDATES = tuple(name for name in ARMS if name not in {PROBE, "scratch"})
 """Besides the linear probe, from the cheapest on."""
 
 ALL = (PROBE, *CANDIDATES)
-
-BATCH_SIZE = 32
-"""Of every training of the grid."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,13 @@ def fit_prior(cells: Sequence[Cell], uses: Sequence[int] = (0, 1, 2)) -> Prior:
     )
 
 
+def priors_without(cells: Sequence[Cell], uses: Sequence[int] = (0, 1, 2)) -> dict[str, Prior]:
+    """Return for each set the prior of all others."""
+    return {
+        name: fit_prior([cell for cell in cells if cell.set != name], uses) for name in {cell.set for cell in cells}
+    }
+
+
 def _without(spread: NDArray[np.float64], chance: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return a covariance less a smaller one, of which at least a quarter of every variance stays."""
     values, vectors = np.linalg.eigh(spread - np.minimum(chance, 0.75 * np.diag(np.diag(spread))))
@@ -110,9 +117,7 @@ def selector(
     averages: bool = True,
 ) -> Policy:
     """Return the selector, its prior fitted without the set that it decides for."""
-    priors = {
-        name: fit_prior([cell for cell in cells if cell.set != name], uses) for name in {cell.set for cell in cells}
-    }
+    priors = priors_without(cells, uses)
 
     def decide(cell: Cell) -> Decision:
         belief, costs = belief_about(cell, priors[cell.set]), cell.final_costs

@@ -33,6 +33,7 @@ from scripts.grid_policies import (
     fit_prior,
     four_quadrants,
     judge,
+    priors_without,
     selector,
     size_only,
 )
@@ -154,10 +155,10 @@ def calibration(cells: Sequence[Cell]) -> list[str]:
     """Return how often predicted intervals hold the test accuracy, and their width over the binomial error's."""
     before: list[tuple[bool, float]] = []
     after: list[tuple[bool, float]] = []
+    policy, priors = selector(cells, "balanced"), priors_without(cells)
     for cell in cells:
-        prior = fit_prior([other for other in cells if other.set != cell.set])
-        belief = belief_about(cell, prior)
-        chosen = selector(cells, "balanced")(cell).chosen
+        belief = belief_about(cell, priors[cell.set])
+        chosen = policy(cell).chosen
         place = ALL.index(chosen)
         test = float(cell.correct[chosen].mean())
         num_judged = cell.evidence["num_images"] * (1.0 if cell.evidence["num_images"] < SMALL_SET else HELD_OUT)

@@ -23,7 +23,7 @@ LAYERS = (
     ("features",),
     ("prediction",),
     ("audit", "labelling", "training"),
-    ("racing", "run_folder"),
+    ("execution", "run_folder"),
     ("report", "classifier"),
     ("pipeline",),
     ("cli",),

@@ -44,3 +44,8 @@ def test_a_probe_without_errors_leaves_a_belief_without_nonsense(evidence):
     belief = believe(PRIOR, evidence.changed(probe_accuracy=1.0))
     assert np.isfinite(belief.mean).all()
     assert (belief.mean <= 1.0).all()
+
+
+def test_beyond_the_sizes_of_the_grid_its_nearest_end_speaks():
+    assert features(2, 0.5, 0.2) == features(5, 0.5, 0.2) != features(6, 0.5, 0.2)
+    assert features(10_000, 0.5, 0.2) == features(400, 0.5, 0.2) != features(390, 0.5, 0.2)

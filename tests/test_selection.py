@@ -4,9 +4,11 @@ import pytest
 from finetune.selection import (
     Belief,
     chances,
+    compete,
     expected_gain,
     finalists,
     is_worth_racing,
+    partner,
     pick,
     update,
 )
@@ -134,3 +136,45 @@ def test_a_race_must_be_able_to_tell_and_to_matter(deviation, num_held, is_worth
 
 def test_nobody_races_alone():
     assert not is_worth_racing(belief_of([0.8, 0.8]), (1,), 1000, price=0.0)
+
+
+def seen(*levels):
+    """A look that shows such probabilities, and the list of who was looked at."""
+    looked = []
+
+    def look(rung, places):
+        looked.append((rung, places))
+        noise = np.random.default_rng(0).normal(0, 0.05, 500)
+        return np.stack([levels[place] + noise for place in places])
+
+    return look, looked
+
+
+def test_a_race_ends_where_one_is_left_and_the_linear_probe_is_not_looked_at():
+    look, looked = seen(None, 0.5, 0.8)
+    race = compete(belief_of([0.7, 0.8, 0.8], 0.05), [0.0, 1.0, 1.0], 0.0, (1, 0, 2), look)
+    assert looked == [(0, [1, 2])]
+    assert race.winner == 2
+    assert race.left == ((1, 0, 2), (2,))
+
+
+def test_who_can_not_be_told_apart_goes_on_to_the_last_rung():
+    look, looked = seen(None, 0.7, 0.7)
+    race = compete(belief_of([0.6, 0.8, 0.8], 0.05), [0.0, 1.0, 1.0], 0.0, (1, 2), look)
+    assert [rung for rung, _ in looked] == [0, 1]
+    assert len(race.left) == 3
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "place", "expected"),
+    [
+        ([0.7, 0.79, 0.795, 0.80], 0.02, 3, 1),
+        ([0.7, 0.77, 0.795, 0.80], 0.02, 3, 2),
+        ([0.7, 0.60, 0.600, 0.80], 0.02, 3, None),
+        ([0.7, 0.79, 0.795, 0.80], 1e-5, 3, None),
+        ([0.8, 0.80, 0.800, 0.80], 0.02, 0, None),
+    ],
+    ids=["cheapest", "nearly as good", "nobody", "sure", "probe"],
+)
+def test_the_partner_is_the_cheapest_that_is_nearly_as_good_where_picking_is_a_gamble(mean, deviation, place, expected):
+    assert partner(belief_of(mean, deviation), [0.0, 1.0, 2.0, 3.0], place) == expected

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from finetune import racing, strategy
+from finetune import execution, strategy
+from finetune.execution import begin, finish
 from finetune.images import load_images
-from finetune.racing import begin, finish
 from finetune.recipe import Recipe
 from finetune.selection import Belief
 from finetune.strategy import choose_strategy
@@ -30,7 +30,7 @@ def run(evidence, splits, small_plan, weights_file, monkeypatch):
     def believed(names, _evidence):
         return Belief(mean=np.full(len(names), 0.6), covariance=np.eye(len(names)) * 0.3**2)
 
-    monkeypatch.setattr(racing, "make_plan", planned)
+    monkeypatch.setattr(execution, "make_plan", planned)
     monkeypatch.setattr(strategy, "believe_all", believed)
     recipe = Recipe(data="x", prefer="accuracy")
 
@@ -106,7 +106,7 @@ def carry_out(evidence, image_folder, small_plan, weights_file, tmp_path, monkey
             return plan.changed(head_learning_rate=0.5, stages=stages)
         return plan
 
-    monkeypatch.setattr(racing, "make_plan", planned)
+    monkeypatch.setattr(execution, "make_plan", planned)
     recipe = Recipe(data="x")
 
     def make(*names, fallback=""):

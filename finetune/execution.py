@@ -1,13 +1,15 @@
-"""From a choice to the trainings that carry it out: short ones race where it is not decided, and the winner goes on;
-several are trained where they are averaged."""
+"""From a recipe to what ships: networks are measured and one is chosen; where that does not decide, short trainings
+race, and the winner goes on; several are trained where they are averaged; what did harm does not ship."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.audit import measure_evidence
 from finetune.evidence import Evidence, Work
 from finetune.features import Progress, no_progress
 from finetune.images import ImageSplits
@@ -17,8 +19,34 @@ from finetune.probing import softmax
 from finetune.processes import from_main_process, is_main_process
 from finetune.recipe import Recipe
 from finetune.selection import RUNGS, compete
-from finetune.strategy import Choice, make_contest, settle
+from finetune.strategy import Choice, choose_backbone, choose_strategy, make_contest, settle
 from finetune.training import Checkpoints, Look, Training
+
+
+def decide(
+    recipe: Recipe,
+    splits: ImageSplits,
+    progress: Progress = no_progress,
+    tell: Callable[[Evidence], None] = lambda _evidence: None,
+) -> tuple[Evidence, Choice]:
+    """Return the evidence of the network that is chosen among the recipe's, and what is chosen for it.
+
+    Args:
+        recipe: what was asked.
+        splits: labelled images; the test split is not looked at.
+        progress: told what is going on.
+        tell: told each network's evidence.
+
+    Raises:
+        ModelError: an unknown network, or weights that are not to be had.
+    """
+    measured = []
+    for name in recipe.models:
+        own = recipe.changed(model=name)
+        evidence = from_main_process(partial(measure_evidence, own, splits, progress))
+        tell(evidence)
+        measured.append((evidence, choose_strategy(evidence, own)))
+    return choose_backbone(measured, recipe.prefer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
