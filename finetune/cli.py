@@ -5,6 +5,7 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,6 +24,12 @@ app = typer.Typer(
 )
 
 COMMANDS = ("train", "plan", "predict", "evaluate", "cache", "schema")
+
+KEYS = (
+    "data", "model", "strategy", "image_size", "epochs", "steps", "batch_size", "limit", "time_budget", "prefer",
+    "seed",
+)  # fmt: skip
+"""Options that are keys of the recipe."""
 
 StrategyOption = Literal["auto", "linear_probe", "norm_tuning", "partial", "full", "scratch"]
 PreferOption = Literal["accuracy", "balanced", "speed"]
@@ -88,19 +95,7 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Go on with the interrupted run in this folder.")] = None,
 ) -> None:
     """Measure the images, choose a strategy, say why, train, and leave a run folder."""
-    asked = _asked(
-        data=data,
-        model=model,
-        strategy=strategy,
-        image_size=image_size,
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        limit=limit,
-        time_budget=time_budget,
-        prefer=prefer,
-        seed=seed,
-    )
+    asked = _asked(locals())
     if plan is not None or resume is not None:
         option = "--plan" if plan is not None else "--resume"
         fixed = [f"--{name.replace('_', '-')}" for name in asked]
@@ -138,12 +133,15 @@ def plan(
     prefer: Prefer = None,
     seed: Seed = None,
     set_: Set = None,
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Draw the learning rate of every stage at every step: schedule.svg.")
+    ] = False,
 ) -> None:
     """Measure, choose and plan, then stop: the same as train --plan-only."""
-    train(
-        data, recipe, model, strategy, output, image_size, epochs, steps, batch_size, limit, time_budget, prefer,
-        seed, set_, plan_only=True,
-    )  # fmt: skip
+    asked = _asked(locals())
+    from finetune import pipeline
+
+    pipeline.plan_only(_recipe(recipe, asked, set_), output, _report(), plot)
 
 
 @app.command()
@@ -252,8 +250,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _asked(**options: object) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+def _asked(options: Mapping[str, object]) -> dict[str, Any]:
+    """Return those options that are keys of the recipe and were given."""
+    return {name: options[name] for name in KEYS if options.get(name) is not None}
 
 
 def _recipe(path: Path | None, asked: dict[str, Any], assignments: list[str] | None) -> "Recipe":

@@ -90,7 +90,7 @@ def begin(
     """
     if choice.racing:
         return _race(recipe, evidence, choice, splits, folder, progress)
-    plans = [make_plan(recipe, evidence, choice.led_by(name)) for name in choice.members]
+    plans = [_plan_member(recipe, evidence, choice, name) for name in choice.members]
     trainings = [
         _begin(own, name, splits, folder, _naming(progress, name))
         for name, own in zip(choice.members, plans, strict=True)
@@ -131,8 +131,10 @@ def finish(
     kept = tuple(name for name, model in trained.items() if not model.harm)
     if not kept and choice.fallback not in {"", *names}:
         kept = (choice.fallback,)
+        spent = begun.seconds + sum(model.seconds for model in trained.values())
         plan = make_plan(recipe, evidence, choice.led_by(choice.fallback))
         training = _begin(plan, choice.fallback, splits, folder, _naming(progress, choice.fallback))
+        training.spend(spent)
         trained[choice.fallback] = training.finish()
     kept = kept or names[:1]  # a linear probe, for its training did harm, too
     models = [trained[name] for name in kept]
@@ -176,12 +178,21 @@ def _race(
     ended = compete(contest.belief, contest.costs, contest.tolerance, entered, look)
     winner = contest.names[ended.winner]
     training = trainings.pop(winner, None) or _begin(plans[winner], winner, splits, folder, progress)
+    seconds = sum(lost.seconds for lost in trainings.values())
+    training.spend(seconds)
     return Begun(
         choice=settle(choice, contest, ended, evidence),
         trainings=(training,),
         work=_sum(lost.work for lost in trainings.values()),
-        seconds=sum(lost.seconds for lost in trainings.values()),
+        seconds=seconds,
     )
+
+
+def _plan_member(recipe: Recipe, evidence: Evidence, choice: Choice, name: str) -> Plan:
+    """Return a member's plan, with its share of the time budget."""
+    plan = make_plan(recipe, evidence, choice.led_by(name))
+    seconds = {each.name: each.expected_seconds for each in choice.candidates if each.name in choice.members}
+    return plan.changed(time_budget=plan.time_budget * seconds[name] / sum(seconds.values()))
 
 
 def _begin(plan: Plan, name: str, splits: ImageSplits, folder: Path, progress: Progress) -> Training:

@@ -18,7 +18,7 @@ from finetune.prediction import Ensemble, Predictor, TrainedModel, average
 from finetune.processes import from_main_process, is_main_process
 from finetune.recipe import Recipe, load_recipe
 from finetune.report import Report
-from finetune.run_folder import Decisions, RunFolder, RunMetrics, Seconds, default_folder
+from finetune.run_folder import SCHEDULE, Decisions, RunFolder, RunMetrics, Seconds, default_folder
 from finetune.strategy import choose_strategy
 
 
@@ -46,8 +46,14 @@ def run(
         return _train(folder, decisions, report, start, splits)
 
 
-def plan_only(recipe: Recipe, output: Path | None = None, report: Report | None = None) -> Plan:
+def plan_only(recipe: Recipe, output: Path | None = None, report: Report | None = None, plot: bool = False) -> Plan:
     """Measure, choose and plan, then stop; the run folder holds the plan, to be edited and trained.
+
+    Args:
+        recipe: what is asked.
+        output: the run folder; `runs/<data>-<time>` by default.
+        report: where to print; nothing is printed by default.
+        plot: whether to draw the learning rates of its trainings.
 
     Raises:
         FinetuneError: a mistake in what was asked, in one sentence.
@@ -59,6 +65,9 @@ def plan_only(recipe: Recipe, output: Path | None = None, report: Report | None 
         _, decisions = _decide(recipe, folder, report, None)
         if decisions.choice.racing or decisions.choice.members:
             report.say("\nA plan is trained as it is and alone; races and averages are for a run without --plan-only.")
+        if plot:
+            from_main_process(lambda: folder.write_schedule(decisions.plan))
+            report.say(f"\nIts learning rates are drawn in {folder.path / SCHEDULE}.")
         report.say(f"\nThe plan is in {folder.path / 'plan.json'}. Edit it if you like, then train it:")
         report.say(f"  finetune train --plan {folder.path / 'plan.json'}")
     return decisions.plan

@@ -8,17 +8,19 @@ from pydantic import Field, model_validator
 from finetune.candidates import Candidate
 from finetune.evidence import Evidence, ForwardSettings, Precision, TrainingSpeed
 from finetune.preprocessing import Preprocessing
-from finetune.recipe import Metric, Recipe, Strategy, TableColumns
+from finetune.recipe import BatchNormStatistics, Metric, Recipe, Schedule, Strategy, TableColumns, TrainingRecipe
 from finetune.strategy import Choice
 from finetune.value import Value
-from finetune.workload import FOLDS, SMALL_SET, Workload, size_workload
+from finetune.workload import FOLDS, SMALL_SET, Workload, num_judged, size_workload
 
 REFIT_RATE = 0.25
 """Peak rates of a refit that goes on from the weights that were judged, over those of the training."""
 
+MANY_IMAGES = 5_000
+"""From so many training images on, those that judge tell a better step from a worse one, and crops may be smaller."""
+
 Rate = Annotated[float, Field(ge=0, le=10)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-
 
 HANDED = 0.7
 """Share of pairs told apart from which on images have a left and a right."""
@@ -63,6 +65,8 @@ class Plan(Value):
     steps: Annotated[int, Field(ge=0)]
     """Optimizer steps; 0: the head stays the linear probe's."""
     warmup_steps: Annotated[int, Field(ge=0)]
+    schedule: Schedule
+    """How the rates go on after the warm-up."""
     batch_size: Annotated[int, Field(ge=1)]
     """Images a step, over all processes."""
     accumulation: Annotated[int, Field(ge=1)]
@@ -71,7 +75,8 @@ class Plan(Value):
     clip_norm: Annotated[float, Field(gt=0)]
     average_decay: Share
     """Decay of the weights' exponential moving average, per step; 0: none."""
-    batch_norm_statistics: Literal["frozen", "updated"]
+    batch_norm_statistics: BatchNormStatistics
+    """`re_estimated`: the training images', from one pass before everything else; they do not move after it."""
     imbalance: Literal["none", "class_weights", "logit_adjustment"]
     augmentation: AugmentationPlan
     cached_views: Annotated[int, Field(ge=0)]
@@ -86,7 +91,14 @@ class Plan(Value):
     """How images are read and sent through the network where no gradient is needed."""
     keep: Literal["last", "best"]
     evaluations: Annotated[int, Field(ge=1)]
-    """How often the validation split is looked at during a training."""
+    """How often the held-out images are looked at during a training, where it is not cross-validated."""
+    patience: Annotated[int, Field(ge=0)]
+    """Evaluations without a gain after which a training stops; 0: it takes all its steps."""
+    minimum_gain: Annotated[float, Field(ge=0)]
+    """Least fall of the held-out log-loss that is one."""
+    time_budget: Annotated[float, Field(ge=0)]
+    """Seconds that all trainings may take; where the steps take longer than expected, fewer are taken, along the whole
+    schedule. 0: as long as they take."""
     validation: Literal["given", "held_out", "cross_validation"]
     folds: Annotated[int, Field(ge=2)]
     refit: bool
@@ -105,6 +117,11 @@ class Plan(Value):
             raise ValueError(f"a warm-up of {self.warmup_steps} steps does not fit into {self.steps} steps")
         if self.refit and self.steps and not self.refit_steps:
             raise ValueError("a refit needs at least one step; set refit_steps, or refit to false")
+        if self.patience and self.validation == "cross_validation":
+            raise ValueError(
+                "stopping early needs images that are held out in one training, but these are cross-validated; give a "
+                "validation split, or set patience to 0"
+            )
         if self.strategy == "scratch" and (self.weights != "random" or self.steps == 0):
             raise ValueError("the strategy scratch needs weights: random and at least one step")
         if self.strategy == "partial" and not 1 <= self.trainable_stages < len(self.stages):
@@ -141,7 +158,8 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
     steps = 0 if choice.strategy == "linear_probe" and recipe.steps is None and recipe.epochs is None else load.steps
     warmup = min(round(steps * (0.1 if asked.warmup_fraction is None else asked.warmup_fraction)), max(steps - 1, 0))
     horizon = 0.05 if asked.average_horizon is None else asked.average_horizon
-    keep = asked.keep or ("best" if evidence.num_images >= 5_000 else "last")
+    patience = _patience(evidence) if asked.patience is None else asked.patience
+    keep = asked.keep or ("best" if patience or evidence.num_images >= MANY_IMAGES else "last")
     statistics = asked.batch_norm_statistics or _statistics(choice.strategy)
     content = {
         "data": recipe.data,
@@ -156,6 +174,7 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "probe_strength": evidence.probe.strength,
         "steps": steps,
         "warmup_steps": warmup,
+        "schedule": asked.schedule or "cosine",
         "batch_size": load.batch_size,
         "accumulation": asked.accumulation or _accumulation(evidence, load, statistics),
         "weight_decay": 0.02 if asked.weight_decay is None else asked.weight_decay,
@@ -171,14 +190,17 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "num_threads": max(1, evidence.speed.num_threads // speed.streams),
         "forward": evidence.speed.forward.model_dump(),
         "keep": keep,
-        "evaluations": 10 if keep == "best" else 4,
+        "evaluations": asked.evaluations or (10 if keep == "best" else 4),
+        "patience": patience,
+        "minimum_gain": asked.minimum_gain or 0.0,
+        "time_budget": recipe.time_budget or 0.0,
         "validation": _validation(evidence),
         "folds": 5 if choice.strategy == "linear_probe" and steps == 0 else FOLDS,
         "refit": load.refit_steps > 0,
         "refit_steps": load.refit_steps if steps else 0,
         "metric": evidence.metric,
         "seed": recipe.seed,
-        "reasons": _reasons(evidence, load, choice, precision),
+        "reasons": (*_reasons(evidence, load, choice, precision), *_about_stopping(evidence, steps, patience, asked)),
     }
     return Plan.parse(content, origin="plan")
 
@@ -215,7 +237,7 @@ def _speed(evidence: Evidence, strategy: Strategy, load: Workload) -> TrainingSp
     return evidence.speed.fastest(strategy, load.trainable_stages)
 
 
-def _statistics(strategy: Strategy) -> str:
+def _statistics(strategy: Strategy) -> BatchNormStatistics:
     return "updated" if strategy == "scratch" else "frozen"
 
 
@@ -249,10 +271,25 @@ def _answer_to_imbalance(evidence: Evidence) -> str:
     return max(evidence.probe.answers, key=lambda name: evidence.probe.answers[name])
 
 
+def _patience(evidence: Evidence) -> int:
+    """Return the evaluations to wait for a gain: for ever, where few images judge and noise would stop a training."""
+    return 3 if evidence.num_images >= MANY_IMAGES else 0
+
+
+def _about_stopping(evidence: Evidence, steps: int, patience: int, asked: TrainingRecipe) -> tuple[str, ...]:
+    if not steps:
+        return ()
+    if patience:
+        return (f"a training stops after {patience} evaluations without a lower held-out log-loss",)
+    if asked.patience == 0:
+        return ("all steps are taken, as was asked",)
+    return (f"all {steps} steps are taken: to stop early by {num_judged(evidence)} judging images is to stop by noise",)
+
+
 def _augmentation(recipe: Recipe, evidence: Evidence) -> dict[str, object]:
     asked = recipe.augmentation
     flip = asked.horizontal_flip if asked.horizontal_flip is not None else flips_are_safe(evidence)
-    large = evidence.num_images >= 5_000
+    large = evidence.num_images >= MANY_IMAGES
     return {
         "horizontal_flip": flip,
         "vertical_flip": bool(asked.vertical_flip),

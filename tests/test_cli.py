@@ -341,7 +341,7 @@ def test_options_are_frozen():
     ]  # fmt: skip
     assert options == {
         "train": sorted([*recipe_options, "--plan", "--plan-only", "--resume"]),
-        "plan": recipe_options,
+        "plan": sorted([*recipe_options, "--plot"]),
         "predict": ["--output", "--top-k"],
         "evaluate": ["--data", "--output"],
         "cache": ["--clear"],

@@ -22,7 +22,7 @@ LAYERS = (
     ("batches", "probing"),
     ("features",),
     ("prediction",),
-    ("audit", "labelling", "training"),
+    ("audit", "labelling", "plots", "training"),
     ("execution", "run_folder"),
     ("report", "classifier"),
     ("pipeline",),

@@ -1,6 +1,7 @@
 import copy
 import io
 import threading
+import time
 
 import pytest
 import timm
@@ -435,6 +436,70 @@ def test_the_history_tells_every_evaluation_at_its_step(small_network, small_pla
         row["step"]: (row["validation_loss"], row["validation_top1"]) for row in history if "validation_loss" in row
     }
     assert found == {2: (3.0, 0.5), 4: (1.0, 0.5), 6: (2.0, 0.5)}
+
+
+@pytest.mark.parametrize("schedule", ["linear", "step", "inverse_sqrt", "constant"])
+def test_the_plans_schedule_reaches_the_optimizer(small_network, small_plan, schedule):
+    plan = small_plan(strategy="full", schedule=schedule, warmup_steps=2, steps=6)
+    rates = []
+    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[-1]["lr"]))
+    train(small_network(), plan)
+    hook.remove()
+    assert rates == pytest.approx([1e-3 * learning_rate_factor(step, 6, 2, schedule) for step in range(6)])
+
+
+def test_a_schedule_is_walked_by_steps_however_many_parts_a_batch_has(small_network, small_plan):
+    histories = [train(small_network(), small_plan(accumulation=count)).history for count in (1, 2)]
+    whole, parts = ([row["learning_rate"] for row in history] for history in histories)
+    assert whole == parts
+
+
+def test_a_training_stops_where_the_held_out_loss_has_not_fallen_for_the_plans_patience(small_network, small_plan):
+    plan = small_plan(steps=12, evaluations=6, patience=2)
+    task = make_task(small_network(), plan, evaluate=evaluator([3.0, 2.0, 2.5, 2.1, 1.0, 1.0]))
+    reached = train_steps(task, plan, make_accelerator(plan))
+    assert (reached.step, reached.is_over, len(task.history)) == (8, True, 8)
+
+
+def test_a_training_that_stopped_leaves_its_best_weights(small_network, small_plan):
+    seen, network = [], small_network()
+    plan = small_plan(strategy="full", steps=12, evaluations=6, patience=2, keep="best", average_decay=0.0)
+    train(network, plan, evaluate=evaluator([3.0, 2.0, 2.5, 2.1], seen, network))
+    assert differing(state_of(network), seen[1]) == set()
+
+
+def test_a_training_without_patience_takes_all_its_steps(small_network, small_plan):
+    plan = small_plan(steps=12, evaluations=6, patience=0)
+    assert len(train(small_network(), plan, evaluate=evaluator([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])).history) == 12
+
+
+def test_a_training_that_stopped_and_is_resumed_takes_no_further_step(small_network, small_plan):
+    kept = []
+    plan = small_plan(strategy="full", steps=12, evaluations=6, patience=2)
+    first, second = small_network(), small_network()
+    train(first, plan, evaluate=evaluator([3.0, 2.0, 2.5, 2.1]), save=lambda state: kept.append(copy.deepcopy(state)))
+    task = train(second, plan, evaluate=evaluator([]), resumed=kept[-1])
+    assert len(task.history) == 8
+    assert differing(state_of(first), state_of(second)) == set()
+
+
+def test_where_time_is_short_fewer_steps_go_through_the_whole_schedule(small_network, small_plan):
+    plan = small_plan(steps=200, warmup_steps=0)
+    begin = time.perf_counter()
+    train(small_network(), plan.changed(steps=20))
+    seconds = time.perf_counter() - begin
+    history = train(small_network(), plan, seconds=2 * seconds).history
+    assert 5 <= len(history) < 150
+    assert history[0]["learning_rate"] == 1e-3
+    assert history[-1]["learning_rate"] < 0.1 * 1e-3
+
+
+def test_with_time_to_spare_every_step_is_taken(small_network, small_plan):
+    assert len(train(small_network(), small_plan(steps=6), seconds=600.0).history) == 6
+
+
+def test_without_time_the_first_step_is_followed_by_the_end(small_network, small_plan):
+    assert len(train(small_network(), small_plan(steps=50), seconds=0.0).history) == 2
 
 
 def test_a_training_learns(small_network, small_plan):

@@ -174,6 +174,16 @@ def test_a_plan_is_continued_in_its_own_folder(recipe, tmp_path):
     assert RunFolder(tmp_path / "run").is_finished()
 
 
+def test_a_drawn_plan_is_continued_too(recipe, tmp_path):
+    asked = recipe.changed(strategy="linear_probe", steps=None)
+    printed = io.StringIO()
+    finetune.plan_only(asked, tmp_path / "run", Report(Console(file=printed, width=200)), plot=True)
+    assert f"drawn in {tmp_path / 'run' / 'schedule.svg'}" in printed.getvalue()
+    assert (tmp_path / "run" / "schedule.svg").read_text().startswith("<?xml")
+    finetune.run(asked, tmp_path / "run")
+    assert RunFolder(tmp_path / "run").is_finished()
+
+
 def test_a_second_plan_in_a_folder_is_refused(recipe, tmp_path):
     finetune.plan_only(recipe, tmp_path / "run")
     with pytest.raises(RunFolderError, match="holds a plan already; train it with --plan"):

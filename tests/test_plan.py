@@ -239,7 +239,7 @@ def test_balanced_accuracy_takes_the_answer_that_the_probe_did_best_with(evidenc
 
 
 def test_the_reasons_tell_size_flips_speed_and_length(evidence):
-    size, flips, forward, training, views = planned(evidence).reasons
+    size, flips, forward, training, views, _ = planned(evidence).reasons
     assert size == "128 px: the images have 150 px"
     assert "52 % of pairs, so flips are on" in flips
     assert forward == (
@@ -248,6 +248,24 @@ def test_the_reasons_tell_size_flips_speed_and_length(evidence):
     )
     assert training == "bfloat16 training at 100 images/s: 3 x 100 steps and 100 on all images"
     assert views.startswith("6 augmented views of each image")
+
+
+@pytest.mark.parametrize(("images", "patience"), [(240, 0), (4_999, 0), (5_000, 3)])
+def test_a_training_stops_early_only_where_many_images_judge_and_the_plan_says_which(evidence, images, patience):
+    plan = planned(evidence.changed(num_images=images))
+    assert (plan.patience, plan.keep) == (patience, "best" if patience else "last")
+    said = f"after {patience} evaluations without a lower" if patience else f"all {plan.steps} steps are taken: to stop"
+    assert said in plan.reasons[-1]
+
+
+def test_patience_with_cross_validated_images_is_refused_with_what_to_do(evidence):
+    with pytest.raises(RecipeError, match=r"held out in one training.*give a validation split, or set patience to 0"):
+        planned(evidence, training=TrainingRecipe(patience=2))
+
+
+def test_who_asks_for_patience_gets_the_best_weights_and_ten_evaluations(evidence):
+    plan = planned(evidence.changed(num_images=700), training=TrainingRecipe(patience=2, minimum_gain=0.01))
+    assert (plan.patience, plan.minimum_gain, plan.keep, plan.evaluations) == (2, 0.01, "best", 10)
 
 
 def test_no_limit_is_planned_as_zero(evidence):

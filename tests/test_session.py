@@ -232,8 +232,9 @@ def test_elsewhere_the_refit_goes_on_from_the_weights_that_were_judged(make_plan
 
     def train_steps(task, plan, accelerator):
         states.append({name: value.clone() for name, value in task.module.state_dict().items()})
-        own(task, plan, accelerator)
+        reached = own(task, plan, accelerator)
         states.append({name: value.clone() for name, value in task.module.state_dict().items()})
+        return reached
 
     monkeypatch.setattr(session, "train_steps", train_steps)
     train(make_plan("full", refit=True, imbalance=imbalance), splits)
@@ -351,7 +352,7 @@ def test_logit_adjustment_is_judged_with_its_adjustment(make_plan, splits):
 def test_class_weights_are_inverse_to_the_counts_of_the_phases_images_and_1_on_average(make_plan, splits, monkeypatch):
     tasks = []
     own = session.train_steps
-    monkeypatch.setattr(session, "train_steps", lambda task, *rest: (tasks.append(task), own(task, *rest)))
+    monkeypatch.setattr(session, "train_steps", lambda task, *rest: tasks.append(task) or own(task, *rest))
     plan = make_plan("norm_tuning", imbalance="class_weights", refit=True)
     train(plan, splits)
     for phase, task in zip(plan_phases(plan, splits), tasks, strict=True):
@@ -766,3 +767,47 @@ def test_blends_cost_nothing_where_nobody_asked_for_them(make_plan, splits):
 
 def test_a_training_that_did_no_harm_has_no_note(make_plan, splits):
     assert train(make_plan("full"), splits).note == ""
+
+
+def test_all_trainings_together_keep_the_time_budget(make_plan, splits):
+    plan = make_plan("full", validation="cross_validation", folds=2, refit=True, steps=2_000, time_budget=4.0)
+    model = train(plan, splits)
+    assert model.seconds <= 1.1 * 4.0
+    assert {row["phase"] for row in model.history} == {"fold-1", "fold-2", "refit"}
+
+
+def test_what_others_took_is_missing_from_the_time_budget(make_plan, splits):
+    training = Training(make_plan("full", steps=2_000, time_budget=60.0), splits)
+    training.spend(58.0)
+    assert training.finish().seconds < 10.0
+
+
+def test_a_training_that_stops_early_costs_the_steps_that_it_took(make_plan, splits):
+    # Without a rate nothing is learned, so that the first evaluation stays the best.
+    still = make_plan("full", head_learning_rate=0.0, steps=12, evaluations=6, patience=2, keep="best")
+    plan = still.changed(stages=[stage.changed(learning_rate=0.0) for stage in still.stages])
+    model = train(plan, splits)
+    assert len(model.history) == 6
+    assert model.work.backward_images == 6 * plan.batch_size
+
+
+def test_re_estimated_statistics_are_those_of_the_training_images(make_plan, splits):
+    plan = make_plan("full", batch_norm_statistics="re_estimated", steps=0, warmup_steps=0)
+    network = Training(plan, splits).network
+    images = PlainImages(Pixels([splits.train], plan.preprocessing.shorter_side), plan.preprocessing)
+    pixels = torch.stack([image for image, _ in images.__getitems__(range(len(images)))]).float()
+    first = next(part for part in network.modules() if isinstance(part, torch.nn.BatchNorm2d))
+    seen = []
+    hook = first.register_forward_hook(lambda _module, inputs, _outputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        network((pixels / 255.0 - 0.5) / 0.5)
+    hook.remove()
+    torch.testing.assert_close(first.running_mean, seen[0].mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-4)
+
+
+def test_re_estimated_statistics_stay_while_the_weights_train(make_plan, splits):
+    plan = make_plan("full", batch_norm_statistics="re_estimated")
+    training = Training(plan, splits)
+    before = {name: value.clone() for name, value in training.network.named_buffers()}
+    after = dict(training.finish().network.named_buffers())
+    assert all(torch.equal(before[name], after[name]) for name in before)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +21,8 @@ from finetune.network.folding import FoldedNorms
 from finetune.network.streams import Streams
 from finetune.plan import Plan
 from finetune.prediction import Row
-from finetune.schedule import learning_rate_factor
+from finetune.processes import from_main_process
+from finetune.schedule import is_time_to_stop, learning_rate_factor, stride
 
 CHECKPOINTS = 10
 """Checkpoints a training, at equal distances."""
@@ -55,7 +56,18 @@ class Task:
     """The checkpoint to go on from."""
     until: int | None = None
     """The step at which it pauses, to go on from a checkpoint; None: it goes through the plan's."""
+    seconds: float | None = None
+    """What it may take from now on; where that is too little, it goes through its schedule in fewer steps."""
     history: list[Row] = field(default_factory=list)
+
+
+class Reached(NamedTuple):
+    """How far a training went."""
+
+    step: int
+    """Steps taken, those before an interruption included."""
+    is_over: bool
+    """Whether there is nothing left to go on to."""
 
 
 class NotFiniteError(FinetuneError):
@@ -80,12 +92,13 @@ def make_accelerator(plan: Plan) -> Accelerator:
     return accelerator
 
 
-def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> None:
+def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
     """Train `task.module` in place for the plan's steps; it ends with the averaged weights, the last or the best.
 
     Gradients are those of the weighted mean loss over the whole batch, however many processes and micro-batches share
     it. A resumed training ends with the same weights as an uninterrupted one, and so does one that paused: it leaves
-    the weights that it would end with, had the plan no more steps, and a checkpoint from before the averaging.
+    the weights that it would end with, had the plan no more steps, and a checkpoint from before the averaging. It ends
+    before its last step where the held-out images say so for as long as the plan is patient, or where time runs out.
 
     Raises:
         NotFiniteError: the loss is not a finite number; names the step.
@@ -95,21 +108,18 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> None:
     trained = [parameters[name] for names in task.groups.values() for name in names]
     average = _Average(trained, plan.average_decay)
     statistics = list(task.module.buffers())  # of batch norms, which move where the plan updates them
-    best: tuple[float, list[Tensor]] | None = None
-    start = 0
-    if task.resumed is not None:
-        start, best = _restore(task, optimizer, average)
+    best = None if task.resumed is None else _restore(task, task.resumed, optimizer, average)
+    pace = _Pace(task, plan)
     module, optimizer = accelerator.prepare(task.module, optimizer)
-    evaluations = {round((number + 1) * plan.steps / plan.evaluations) for number in range(plan.evaluations)}
-    end = plan.steps if task.until is None else task.until
-    batches = _Batches(task.make_loader(range(start, end)))
-    set_training_mode(task.module, plan.batch_norm_statistics == "frozen")
+    batches = _Batches(task.make_loader(range(pace.step, pace.end)))
+    set_training_mode(task.module, plan.batch_norm_statistics != "updated")
     streams = Streams(_count_streams(task.module, plan, accelerator), plan.num_threads)
     clock = time.perf_counter() - float(task.history[-1]["seconds"] if task.history else 0.0)
     with streams:
-        folded = _folded_norms(task, plan, batches) if start < end else nullcontext()
-        for step in range(start, end):
-            factor = learning_rate_factor(step, plan.steps, plan.warmup_steps)
+        folded = nullcontext() if pace.is_over else _folded_norms(task, plan, batches)
+        while not pace.is_over:
+            step = pace.step
+            factor = learning_rate_factor(pace.position, plan.steps, plan.warmup_steps, plan.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
             torch.manual_seed(plan.seed * 1_000_003 + step * 1_009 + accelerator.process_index)  # dropout, drop-path
@@ -126,19 +136,20 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> None:
                 "train_loss": loss,
                 "learning_rate": plan.head_learning_rate * factor,
             }
-            if task.evaluate is not None and step + 1 in evaluations:
+            if task.evaluate is not None and pace.is_evaluated():
                 with average.applied(trained), _in_own_precision(task.module):
                     loss_now, row["validation_top1"] = task.evaluate()
                 row["validation_loss"] = loss_now
                 if plan.keep == "best" and (best is None or loss_now < best[0]):
                     best = (loss_now, [value.clone() for value in (*average.values(trained), *statistics)])
-                set_training_mode(task.module, plan.batch_norm_statistics == "frozen")
+                set_training_mode(task.module, plan.batch_norm_statistics != "updated")
             row["seconds"] = round(time.perf_counter() - clock, 3)
             task.history.append(row)
-            is_due = (step + 1) % max(1, plan.steps // CHECKPOINTS) == 0 or step + 1 == end
-            if task.save is not None and is_due and step + 1 < plan.steps:
-                task.save(_checkpoint(task, optimizer, average, best, step + 1))
-            task.on_step(step + 1)
+            pace.advance()
+            is_due = pace.step % max(1, plan.steps // CHECKPOINTS) == 0 or pace.is_over
+            if task.save is not None and is_due and pace.step < plan.steps:
+                task.save(_checkpoint(task, optimizer, average, best, pace))
+            task.on_step(plan.steps if pace.has_ended else pace.step)
     accelerator.wait_for_everyone()  # or another process would look for a checkpoint that is not written yet
     if best is None:
         _write(trained, average.values(trained))
@@ -148,6 +159,7 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> None:
     for mark in ("forward", "_is_accelerate_prepared"):
         task.module.__dict__.pop(mark, None)  # or the next training would not be prepared, and run in float32
     accelerator.free_memory()
+    return Reached(pace.step, pace.has_ended)
 
 
 def _gradients(
@@ -194,7 +206,7 @@ def _gradients(
 
 def _folded_norms(task: Task, plan: Plan, batches: "_Batches") -> AbstractContextManager[Any]:
     """Return the context in which convolutions do the work of frozen batch norms."""
-    if plan.batch_norm_statistics != "frozen":
+    if plan.batch_norm_statistics == "updated":
         return nullcontext()
     return FoldedNorms(lambda: task.module(task.prepare(batches.peek())))
 
@@ -205,7 +217,67 @@ def _count_streams(module: nn.Module, plan: Plan, accelerator: Accelerator) -> i
     names = ("p", "drop_prob", "drop_rate")  # of dropout in torch, of drop-path and of heads without a module in timm
     draws = any(getattr(part, name, 0) for part in module.modules() if part.training for name in names)
     alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
-    return plan.streams if alone and not draws and plan.batch_norm_statistics == "frozen" else 1
+    return plan.streams if alone and not draws and plan.batch_norm_statistics != "updated" else 1
+
+
+class _Pace:
+    """Which step comes next and where on the schedule it is: a step after the one before, or more where time runs
+    out."""
+
+    def __init__(self, task: Task, plan: Plan) -> None:
+        """Start where the checkpoint is that the task goes on from."""
+        self._task = task
+        self._plan = plan
+        resumed = task.resumed or {"step": 0, "position": 0.0}
+        self.step = int(resumed["step"])
+        """Steps taken."""
+        self.position = float(resumed["position"])
+        """On the schedule, in the plan's steps."""
+        self.end = plan.steps if task.until is None else task.until
+        """Where on the schedule it pauses."""
+        self._marks = [round((number + 1) * plan.steps / plan.evaluations) for number in range(plan.evaluations)]
+        self._begun = time.perf_counter(), self.step
+        self._stride = self._next_stride()
+        self._is_stopped = self._stops()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the training is over, and does not just pause."""
+        return self._is_stopped or self.position > self._plan.steps - 0.5
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no step to take now."""
+        return self.has_ended or self.position > self.end - 0.5
+
+    def is_evaluated(self) -> bool:
+        """Return whether the held-out images are looked at after this step."""
+        return any(self.position < mark <= self.position + self._stride + 1e-9 for mark in self._marks)
+
+    def advance(self) -> None:
+        """Go on to the next step."""
+        self.step += 1
+        self.position += self._stride
+        self._stride = self._next_stride()
+        self._is_stopped = self._stops()
+
+    def _next_stride(self) -> float:
+        if self._task.seconds is None:
+            return 1.0
+        start, first = self._begun
+        elapsed, taken = time.perf_counter() - start, self.step - first
+        left = self._task.seconds - elapsed
+        # Clocks differ between processes, and the steps that they take must not.
+        return from_main_process(
+            lambda: stride(self.position, self._plan.steps, elapsed / taken, left) if taken else 1.0
+        )
+
+    def _stops(self) -> bool:
+        """Return whether the plan's patience is over."""
+        losses = [float(row["validation_loss"]) for row in self._task.history if "validation_loss" in row]
+        if not self._plan.patience or len(losses) <= self._plan.patience:
+            return False
+        return from_main_process(lambda: is_time_to_stop(losses, self._plan.patience, self._plan.minimum_gain))
 
 
 class _Batches:
@@ -308,11 +380,12 @@ def _checkpoint(
     optimizer: torch.optim.Optimizer,
     average: _Average,
     best: tuple[float, list[Tensor]] | None,
-    step: int,
+    pace: _Pace,
 ) -> dict[str, Any]:
     state = task.module.state_dict()
     return {
-        "step": step,
+        "step": pace.step,
+        "position": pace.position,
         "module": {name: tensor.detach().cpu().clone() for name, tensor in state.items()},
         "optimizer": optimizer.state_dict(),
         "average": average._averaged,
@@ -322,9 +395,9 @@ def _checkpoint(
 
 
 def _restore(
-    task: Task, optimizer: torch.optim.Optimizer, average: _Average
-) -> tuple[int, tuple[float, list[Tensor]] | None]:
-    checkpoint = task.resumed or {}
+    task: Task, checkpoint: dict[str, Any], optimizer: torch.optim.Optimizer, average: _Average
+) -> tuple[float, list[Tensor]] | None:
+    """Go on from a checkpoint; return the best weights that it has."""
     task.module.load_state_dict(checkpoint["module"])
     optimizer.load_state_dict(checkpoint["optimizer"])
     with torch.no_grad():
@@ -332,4 +405,4 @@ def _restore(
             averaged.copy_(value)
     task.history.extend(checkpoint["history"])
     best = checkpoint["best"]
-    return int(checkpoint["step"]), None if best is None else (best[0], best[1])
+    return None if best is None else (best[0], best[1])

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
 
 from finetune.batches import (
@@ -55,6 +56,9 @@ from finetune.training.loop import Task, make_accelerator, train_steps
 from finetune.training.phases import Phase, plan_phases
 from finetune.workload import cost_per_image, tail_share
 
+BUDGETED = 0.95
+"""Share of a time budget that training steps may fill: held-out images are judged and the model is kept in the rest."""
+
 BLEND = 0.75
 """Share of its own weights in a blend of a trained network with the linear probe. Half, which Wortsman et al. 2022 take
 for other domains' sake, loses a point at home (docs/log.md, 2026-11-25)."""
@@ -97,7 +101,15 @@ class Training:
         Args:
             blends: whether to judge blends with the linear probe, too, for `blend`.
         """
-        start = time.perf_counter()
+        self.seconds = 0.0
+        """Spent so far."""
+        self._others = 0.0
+        with self._timed():
+            self._prepare(plan, splits, progress, checkpoints, blends)
+
+    def _prepare(
+        self, plan: Plan, splits: ImageSplits, progress: Progress, checkpoints: Checkpoints | None, blends: bool
+    ) -> None:
         self.plan = plan
         self.checkpoints = checkpoints or Checkpoints(None)
         self.progress = progress
@@ -111,8 +123,6 @@ class Training:
         network, _ = create_network(plan.model, plan.weights, len(splits.class_names), plan.preprocessing.image_size)
         check_stages(network, plan)
         self.network = network.to(best_device()).to(memory_format=MEMORY_FORMATS[plan.forward.layout])
-        self._weights = digest_weights(network, leave_out=find_head(network)[0])
-        self._start = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         tables = [splits.train]
         if splits.validation is not None and plan.validation == "given":
             tables.append(splits.validation)
@@ -121,14 +131,16 @@ class Training:
         self.pixels = Pixels(tables, plan.preprocessing.shorter_side)
         self.work += self.pixels.keep(progress)
         self.plain = PlainImages(self.pixels, plan.preprocessing)
+        if plan.batch_norm_statistics == "re_estimated":
+            self._re_estimate_statistics()
+        self._weights = digest_weights(network, leave_out=find_head(network)[0])
+        self._start = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         self.varied = VariedImages(self.pixels, plan.preprocessing, plan.augmentation, plan.seed)
         self.features = None if plan.strategy == "scratch" else self._features()
         self.kept: KeptActivations | None = None
         self._results: dict[tuple[str, int], _Result] = {}
         self._steps_counted: dict[str, int] = {}
         self._started_from: LinearHead | None = None
-        self.seconds = time.perf_counter() - start
-        """Spent so far."""
 
     def look(self, share: float = 1.0) -> Look:
         """Train up to a share of the steps, of every fold, and judge the held-out images there.
@@ -142,14 +154,13 @@ class Training:
         Raises:
             NotFiniteError: the training diverged.
         """
-        start = time.perf_counter()
         until = max(1, round(share * self.plan.steps)) if self.plan.steps else 0
-        judged = [(phase, self._run(phase, until)) for phase in self.phases if len(phase.held_out)]
+        with self._timed():
+            judged = [(phase, self._run(phase, until)) for phase in self.phases if len(phase.held_out)]
         members = np.concatenate([phase.held_out for phase, _ in judged])
         order = np.argsort(members)
         blends = [result.blended for _, result in judged if result.blended is not None]
         probes = [result.probe for _, result in judged if result.probe is not None]
-        self.seconds += time.perf_counter() - start
         return Look(
             members=members[order],
             labels=self.labels[members[order]],
@@ -164,12 +175,12 @@ class Training:
         Raises:
             NotFiniteError: the training diverged.
         """
-        look, start = self.look(), time.perf_counter()
+        look = self.look()
         if look.probe is not None and self._does_harm(look):
             return self._probe_instead(look.logits, look.probe, look.labels)
-        for phase in self.phases:
-            self._run(phase, phase.plan.steps)
-        self.seconds += time.perf_counter() - start
+        with self._timed():
+            for phase in self.phases:
+                self._run(phase, phase.plan.steps)
         return self._model(look.logits, look.labels)
 
     def blend(self) -> TrainedModel:
@@ -182,14 +193,36 @@ class Training:
             ValueError: blends were not asked for, or there is nothing to blend: the plan trains from random weights, or
                 the head alone, or the linear probe shipped.
         """
-        look, start = self.look(), time.perf_counter()
+        look = self.look()
         if look.blended is None or self._does_harm(look):
             raise ValueError("only a training from a linear probe that was told so (blends) can be blended with it")
         own = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
-        self._back_to_probe()
-        _lerp(self.network, own, BLEND)
-        self.seconds += time.perf_counter() - start
+        with self._timed():
+            self._back_to_probe()
+            _lerp(self.network, own, BLEND)
         return self._model(look.blended, look.labels)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Add what happens inside to the seconds that were spent."""
+        self._since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - self._since
+
+    def _allowance(self, phase: Phase) -> float | None:
+        """Return the seconds that the rest of a phase may take: its share, by steps, of what the budget leaves."""
+        if not self.plan.time_budget:
+            return None
+        spent = self.seconds + time.perf_counter() - self._since
+        left = {each.name: each.plan.steps - self._steps_counted.get(each.name, 0) for each in self.phases}
+        budget = BUDGETED * self.plan.time_budget - self._others
+        return (budget - spent) * left[phase.name] / max(sum(left.values()), 1)
+
+    def spend(self, seconds: float) -> None:
+        """Count what others took against the time budget."""
+        self._others = seconds
 
     def _does_harm(self, look: Look) -> bool:
         probe = look.probe
@@ -245,6 +278,7 @@ class Training:
                 self.network.load_state_dict(finished["network"])
             self.history += finished["history"]
             self.work += Work(**finished["work"])
+            self._steps_counted[phase.name] = finished["steps"]
             parts = {name: part.numpy() for name, part in finished["result"].items()}
             result = _Result(**parts)
         else:
@@ -261,14 +295,22 @@ class Training:
                     "network": self.network.state_dict() if ships and is_last else {},
                     "history": self.history[rows:],
                     "work": (self.work - before).model_dump(),
+                    "steps": self._steps_counted.get(phase.name, 0),
                     "result": {
                         name: torch.from_numpy(part) for name, part in result._asdict().items() if part is not None
                     },
                 },
             )
         self._results[phase.name, until] = result
-        self._steps_counted[phase.name] = until
         return result
+
+    def _re_estimate_statistics(self) -> None:
+        """Make the batch norms' running statistics those of the images (Li et al. 2017, AdaBN)."""
+        device = next(self.network.parameters()).device
+        normalise = normaliser(self.plan.preprocessing, device, self.plan.forward.layout)
+        loader = make_loader(self.plain, device, workers=0)
+        update_bn((normalise(pixels) for pixels, _ in loader), self.network)
+        self.work += Work(forward_images=len(self.plain), forward_equivalents=float(len(self.plain)))
 
     def _features(self) -> Outputs:
         features = frozen_features(
@@ -349,14 +391,15 @@ class Training:
             save=partial(self.checkpoints.save_step, phase.name),
             resumed=self.checkpoints.step(phase.name),
             until=until,
+            seconds=self._allowance(phase),
             history=history,
         )
-        train_steps(task, plan, accelerator)
-        self._count_training(plan, until - self._steps_counted.get(phase.name, 0))
-        is_over = until == plan.steps
-        if is_over:
+        reached = train_steps(task, plan, accelerator)
+        self._count_training(plan, reached.step - self._steps_counted.get(phase.name, 0))
+        self._steps_counted[phase.name] = reached.step
+        if until == plan.steps:
             self.history += history
-        result = self._judged(phase, judge, start, is_over)
+        result = self._judged(phase, judge, start, reached.is_over)
         if tail is not None:
             tail.release()
         return result
