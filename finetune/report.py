@@ -25,6 +25,7 @@ from finetune.images import ImageSplits
 from finetune.metrics import Metrics
 from finetune.plan import Plan
 from finetune.prediction import Predictor
+from finetune.recommendation import Option
 from finetune.run_folder import RunMetrics
 from finetune.strategy import Choice
 
@@ -176,6 +177,8 @@ class Report:
 
     def result(self, metrics: RunMetrics, folder: Path, members: Sequence[Predictor] = ()) -> None:
         """Print how good the model is, beside its members where it averages some, and how to use it."""
+        if metrics.options:
+            self._options(metrics.options)
         self._title("Result")
         for number, member in enumerate(members, start=1):
             judged = [("validation", member.validation), ("test", member.test)]
@@ -198,6 +201,25 @@ class Report:
             f"\nLabel new images:\n  finetune predict {shlex.quote(str(folder))} IMAGES... --output predictions.csv",
             highlight=False,
         )
+
+    def _options(self, options: Sequence[Option]) -> None:
+        """Print what could ship, judged on the held-out images."""
+        self._title("What could ship, on the held-out images")
+        table = Table(box=None, padding=(0, 2), header_style="dim")
+        for column in ("", "top-1", "log-loss", "calibration error", "training", "ms an image", ""):
+            table.add_column(column, justify="right" if column else "left")
+        for option in options:
+            table.add_row(
+                escape(option.name),
+                f"{100 * option.top1:.1f} %",
+                f"{option.log_loss:.3f}",
+                f"{option.calibration_error:.3f}",
+                duration(option.train_seconds),
+                f"{option.predict_milliseconds:.2f}",
+                "[green]ships[/green]" if option.recommended else "",
+            )
+        self.console.print(table)
+        self.console.print("  The quickest that is within one standard error of the least log-loss ships.")
 
     def scored(self, metrics: Metrics) -> None:
         """Print the metrics of an evaluation, class by class."""

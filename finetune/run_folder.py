@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 
+from finetune.decisions import Decisions, list_members
 from finetune.errors import RunFolderError
 from finetune.evidence import Evidence, Work
 from finetune.images import ImageSplits, labels_of, paths_of
@@ -26,7 +27,8 @@ from finetune.metrics import Metrics
 from finetune.network.backbone import takes_image_size
 from finetune.plan import Plan
 from finetune.prediction import Ensemble, Predictor, TrainedModel
-from finetune.recipe import Recipe, load_recipe, save_recipe
+from finetune.recipe import load_recipe, save_recipe
+from finetune.recommendation import Option
 from finetune.strategy import Choice
 from finetune.training import plan_phases
 from finetune.value import Value
@@ -58,6 +60,8 @@ class RunMetrics(Value):
     test: Metrics | None
     seconds: Seconds
     work: Work
+    options: tuple[Option, ...] = ()
+    """What could have shipped, where an ensemble was asked for."""
     note: str = ""
     """What a person must know of how the model came about."""
 
@@ -69,17 +73,6 @@ class Averaged(Value):
     """Their folders, below the ensemble's."""
     temperature: float
     """The logarithm of their mean probabilities is divided by it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decisions:
-    """What stands before a training."""
-
-    recipe: Recipe
-    """As it was resolved."""
-    evidence: Evidence
-    choice: Choice
-    plan: Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +124,22 @@ class RunFolder:
         """Write what was chosen."""
         choice.save(self.path / "choice.json")
 
+    def write_members(self, members: Sequence[Decisions]) -> None:
+        """Write what was decided for each member of an ensemble, into a run folder of its own."""
+        for number, own in enumerate(members, start=1):
+            self.member(number).write_decisions(own)
+
+    def read_members(self) -> tuple[Decisions, ...]:
+        """Return what `write_members` wrote; where there is nothing, what follows from what leads."""
+        numbers = sorted(int(path.name) for path in (self.path / "members").glob("[0-9]*"))
+        return tuple(self.member(number).read_decisions() for number in numbers) or list_members(
+            self.read_decisions(), []
+        )
+
+    def member(self, number: int) -> "RunFolder":
+        """Return the folder of an ensemble's member; they are numbered from 1 on."""
+        return RunFolder(self.path / "members" / str(number))
+
     def write_schedule(self, plan: Plan) -> None:
         """Draw the plan's learning rates."""
         from finetune.plots import plot_schedule  # matplotlib takes a second to import
@@ -167,10 +176,19 @@ class RunFolder:
         """Return how good the model is."""
         return RunMetrics.load(self.path / "metrics.json")
 
-    def write_model(self, model: Predictor, metrics: RunMetrics, splits: ImageSplits) -> None:
-        """Write the model, its history and its metrics; the metrics come last, so that they mark a finished run."""
+    def write_model(
+        self, model: Predictor, metrics: RunMetrics, splits: ImageSplits, members: Sequence[Decisions] = ()
+    ) -> None:
+        """Write the model, its history and its metrics; the metrics come last, so that they mark a finished run.
+
+        Args:
+            model: what ships.
+            metrics: how good it is.
+            splits: the images, of which it is written who held them out.
+            members: why and how each member of an ensemble was trained.
+        """
         if isinstance(model, Ensemble):
-            self._write_members(model, metrics, splits)
+            self._write_ensemble(model, metrics, splits, members)
         if isinstance(model, TrainedModel):
             self._write_network(model)
         _write_splits(self.path / "splits.csv", model.plan, splits)
@@ -180,21 +198,29 @@ class RunFolder:
         (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", "utf-8")
         metrics.save(self.path / "metrics.json")
         shutil.rmtree(self.checkpoints, ignore_errors=True)
+        if not isinstance(model, Ensemble):
+            shutil.rmtree(self.path / "members", ignore_errors=True)
 
-    def _write_members(self, model: Ensemble, metrics: RunMetrics, splits: ImageSplits) -> None:
+    def _write_ensemble(
+        self, model: Ensemble, metrics: RunMetrics, splits: ImageSplits, members: Sequence[Decisions]
+    ) -> None:
         """Write each member of an ensemble as a run of its own, and what averages them."""
-        decisions = self.read_decisions()
         folders = []
-        for number, (name, member) in enumerate(zip(decisions.choice.members, model.members, strict=True), start=1):
+        for number, (own, member) in enumerate(zip(members, model.members, strict=True), start=1):
             folders.append(f"members/{number}")
-            folder = RunFolder(self.path / folders[-1])
-            choice = decisions.choice.led_by(name).changed(members=(), fallback="")
-            folder.write_decisions(replace(decisions, choice=choice, plan=member.plan))
+            folder = self.member(number)
+            choice = own.choice.changed(members=(), ensemble="", racing=(), fallback="")
+            folder.write_decisions(replace(own, choice=choice))
             seconds = metrics.seconds.changed(train=round(member.seconds, 2), total=round(member.seconds, 2))
-            own = metrics.changed(
-                validation=member.validation, test=member.test, seconds=seconds, work=member.work, note=member.note
+            alone = metrics.changed(
+                options=(),
+                validation=member.validation,
+                test=member.test,
+                seconds=seconds,
+                work=member.work,
+                note=member.note,
             )
-            folder.write_model(member, own, splits)
+            folder.write_model(member, alone, splits)
         Averaged(members=folders, temperature=model.temperature).save(self.path / "ensemble.json")
 
     def _write_network(self, model: TrainedModel) -> None:

@@ -38,6 +38,9 @@ PROBE_SUFFICES = 0.005
 FALLBACK = "full_near"
 """Trained where what was chosen did harm: its rates are the lowest."""
 
+ENSEMBLE = "seeds:3"
+"""What `auto` averages (docs/ensembles.md)."""
+
 LEAST_STEPS = 0.5
 """Share of its usual steps that a time budget must leave a candidate: it would not be what is believed of it."""
 
@@ -65,6 +68,8 @@ class Choice(Value):
     """Names of those between whom short trainings decide, or did, the one that led before first; none: no race."""
     members: tuple[str, ...] = ()
     """Names of those whose probabilities are averaged, the chosen one first; none: it predicts alone."""
+    ensemble: str = ""
+    """What else is averaged: `seeds:N`, `snapshots:N` or `backbones`; empty: nothing."""
     backbones: tuple[Backbone, ...] = ()
     """The networks that were compared, the chosen one first; none: there was one."""
     fallback: str = ""
@@ -141,17 +146,19 @@ def choose_strategy(evidence: Evidence, recipe: Recipe | None = None) -> Choice:
         name = contest.names[left[0]]
         why = _why(candidates, name, contest.tolerance)
         members = _members(candidates, contest, left[0], recipe)
-        racing = () if members else _racing(contest, left, candidates, evidence, recipe)
+        racing = () if members or recipe.ensemble else _racing(contest, left, candidates, evidence, recipe)
+    ensemble = _ensemble(name, recipe)
     reasons = (
         _size_and_similarity(evidence),
         why,
         *_about_budget(candidates, recipe),
         *_about_race(racing, candidates),
         *_about_members(members, candidates),
+        *_about_ensemble(ensemble, recipe),
     )
     fallback = _fallback(candidates, name, recipe) if recipe.strategy == "auto" else ""
     choice = _choice(candidates, name, reasons, evidence)
-    return choice.changed(racing=racing, members=members, fallback=fallback)
+    return choice.changed(racing=racing, members=members, ensemble=ensemble, fallback=fallback)
 
 
 def choose_backbone(measured: Sequence[tuple[Evidence, Choice]], prefer: Preference) -> tuple[Evidence, Choice]:
@@ -266,11 +273,17 @@ def _racing(
 def _members(candidates: Sequence[Candidate], contest: Contest, place: int, recipe: Recipe) -> tuple[str, ...]:
     """Return whose mean to take where accuracy is preferred and time allows."""
     other = partner(contest.belief, contest.costs, place)
-    if recipe.prefer != "accuracy" or other is None:
+    if recipe.prefer != "accuracy" or recipe.ensemble or other is None:
         return ()
     names = contest.named((place, other))
     seconds = sum(candidate.expected_seconds for candidate in candidates if candidate.name in names)
     return () if recipe.time_budget is not None and seconds > recipe.time_budget else names
+
+
+def _ensemble(name: str, recipe: Recipe) -> str:
+    """Return what is averaged: nothing where linear probes would, which do not differ by their seed."""
+    asked = ENSEMBLE if recipe.ensemble == "auto" else recipe.ensemble or ""
+    return "" if name == "linear_probe" and asked != "backbones" else asked
 
 
 def most_seconds(names: Sequence[str], candidates: Sequence[Candidate]) -> float:
@@ -341,6 +354,18 @@ def _about_members(names: Sequence[str], candidates: Sequence[Candidate]) -> tup
     return (
         f"picking is a gamble, so {labels} are trained and averaged: over other image sets that was better than either",
     )
+
+
+def _about_ensemble(ensemble: str, recipe: Recipe) -> tuple[str, ...]:
+    if recipe.ensemble and not ensemble:
+        return (f"the linear probe is the same with every seed, so there is nothing for {recipe.ensemble} to average",)
+    kind, _, count = ensemble.partition(":")
+    told = {
+        "seeds": f"{count} trainings with other seeds are averaged",
+        "snapshots": f"{count} snapshots of one training are averaged, each after a cycle of its own",
+        "backbones": f"{', '.join(recipe.models)} are all trained and averaged",
+    }
+    return (f"{told[kind]}, if that is better on the held-out images",) if kind else ()
 
 
 def _story(candidates: Sequence[Candidate], contest: Contest, race: Race) -> Iterator[str]:

@@ -154,6 +154,7 @@ def small_plan(small_network):
             augmentation=AugmentationPlan(
                 horizontal_flip=True, vertical_flip=False, smallest_crop=0.5, color_jitter=0.1, policy="none"
             ),
+            test_time_flips=False,
             cached_views=2 if strategy == "partial" else 0,
             precision="float32",
             streams=1,
@@ -170,6 +171,8 @@ def small_plan(small_network):
             refit_steps=4,
             metric="top1",
             seed=0,
+            training_seed=0,
+            cycle=0,
         )
         return plan.changed(**changes)
 

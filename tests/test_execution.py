@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from finetune import execution, strategy
+from finetune import decisions, execution, strategy
+from finetune.decisions import Decisions, list_members
 from finetune.execution import begin, finish
 from finetune.images import load_images
 from finetune.recipe import Recipe
@@ -36,21 +37,22 @@ def run(evidence, splits, small_plan, weights_file, monkeypatch):
 
     def make(folder, entered=NAMES, **rest):
         choice = choose_strategy(evidence, recipe).changed(racing=entered)
-        return begin(recipe, evidence, choice, planned(recipe, evidence, choice), splits, folder, **rest)
+        plan = planned(recipe, evidence, choice)
+        return begin([Decisions(recipe=recipe, evidence=evidence, choice=choice, plan=plan)], splits, folder, **rest)
 
     return make
 
 
 def test_a_race_ends_with_one_and_a_story(run, tmp_path):
     outcome = run(tmp_path)
-    assert outcome.choice.chosen.name in NAMES
-    assert outcome.choice.reasons[1].startswith("race after 33 % of the steps")
-    assert "of 6 held-out images" in outcome.choice.reasons[1]
+    assert outcome.members[0].choice.chosen.name in NAMES
+    assert outcome.members[0].choice.reasons[1].startswith("race after 33 % of the steps")
+    assert "of 6 held-out images" in outcome.members[0].choice.reasons[1]
 
 
 def test_the_winner_ends_as_if_it_had_trained_alone(run, splits, tmp_path):
     outcome = run(tmp_path)
-    training = outcome.trainings[0]
+    training = outcome.winner
     alone, raced = train(training.plan, splits), training.finish()
     assert raced.validation == alone.validation
     for name, tensor in alone.network.state_dict().items():
@@ -58,12 +60,12 @@ def test_the_winner_ends_as_if_it_had_trained_alone(run, splits, tmp_path):
 
 
 def test_what_diverged_into_nonsense_loses(run, tmp_path):
-    assert run(tmp_path).choice.chosen.name != "full_far"
+    assert run(tmp_path).members[0].choice.chosen.name != "full_far"
 
 
 def test_who_lost_took_no_more_steps_than_to_the_last_rung(run, tmp_path):
     outcome = run(tmp_path)
-    plan = outcome.trainings[0].plan
+    plan = outcome.winner.plan
     most = 2 * (plan.steps * 2 // 3) * plan.batch_size
     assert 0 < outcome.work.backward_images <= most
     assert outcome.seconds > 0
@@ -82,15 +84,15 @@ def test_an_interrupted_race_goes_on_to_the_same_end(run, tmp_path):
         run(tmp_path / "again", progress=interrupt)
     before = len(told)
     outcome = run(tmp_path / "again", progress=lambda *row: told.append(row[:2]))
-    assert (outcome.choice, outcome.work) == (expected.choice, expected.work)
+    assert (outcome.members[0].choice, outcome.work) == (expected.members[0].choice, expected.work)
     assert ("partial_short: training (validation)", 1) not in told[before:]
 
 
 def test_the_linear_probe_races_without_being_trained(run, tmp_path):
     outcome = run(tmp_path, entered=("linear_probe", "partial_short", "full_far"))
-    assert outcome.choice.reasons[1].count("%") >= 3
-    assert "linear_probe" not in outcome.choice.reasons[1].partition(";")[0]
-    assert not (tmp_path / "linear_probe").exists() or outcome.choice.chosen.name == "linear_probe"
+    assert outcome.members[0].choice.reasons[1].count("%") >= 3
+    assert "linear_probe" not in outcome.members[0].choice.reasons[1].partition(";")[0]
+    assert not (tmp_path / "linear_probe").exists() or outcome.members[0].choice.chosen.name == "linear_probe"
 
 
 @pytest.fixture
@@ -106,22 +108,24 @@ def carry_out(evidence, image_folder, small_plan, weights_file, tmp_path, monkey
             return plan.changed(head_learning_rate=0.5, stages=stages)
         return plan
 
-    monkeypatch.setattr(execution, "make_plan", planned)
+    for module in (execution, decisions):
+        monkeypatch.setattr(module, "make_plan", planned)
     recipe = Recipe(data="x")
 
     def make(*names, fallback=""):
         choice = choose_strategy(evidence, recipe).led_by(names[0])
         choice = choice.changed(racing=(), members=names if len(names) > 1 else (), fallback=fallback)
         plan = planned(recipe, evidence, choice)
-        begun = begin(recipe, evidence, choice, plan, splits, tmp_path / "run")
-        return finish(begun, recipe, evidence, splits, tmp_path / "run")
+        leading = Decisions(recipe=recipe, evidence=evidence, choice=choice, plan=plan)
+        begun = begin(list_members(leading, []), splits, tmp_path / "run")
+        return finish(begun, splits, tmp_path / "run")
 
     return make
 
 
 def test_where_training_did_harm_the_fallback_is_trained_and_ships(carry_out):
     finished = carry_out("partial", fallback="full_near")
-    assert finished.choice.chosen.name == "full_near"
+    assert finished.members[0].choice.chosen.name == "full_near"
     assert finished.models[0].note.startswith("training partial (3 stages) did harm: ")
     assert finished.models[0].note.endswith("full (rate 4e-04) ships instead.")
     assert finished.work.backward_images > finished.models[0].work.backward_images
@@ -135,18 +139,18 @@ def test_where_the_fallback_does_harm_too_the_probe_ships(carry_out):
 
 def test_a_member_that_did_harm_is_left_out_of_the_average(carry_out):
     finished = carry_out("partial", "full_far", fallback="full_near")
-    assert (finished.choice.chosen.name, finished.choice.members) == ("full_far", ())
+    assert (finished.members[0].choice.chosen.name, finished.members[0].choice.members) == ("full_far", ())
     assert len(finished.models) == 1
     assert not finished.models[0].harm
 
 
 def test_members_that_did_no_harm_stay_together(carry_out):
     finished = carry_out("full_far", "full_near", fallback="norm_tuning")
-    assert finished.choice.members == ("full_far", "full_near")
+    assert finished.members[0].choice.members == ("full_far", "full_near")
     assert [model.note for model in finished.models] == ["", ""]
 
 
 def test_a_choice_without_a_fallback_ships_the_probe_where_training_did_harm(carry_out):
     finished = carry_out("partial")
-    assert finished.choice.chosen.name == "partial"
+    assert finished.members[0].choice.chosen.name == "partial"
     assert finished.models[0].harm

@@ -17,11 +17,13 @@ LAYERS = (
     ("candidates",),
     ("strategy",),
     ("plan",),
+    ("decisions",),
     ("images", "augmentation", "processes"),
     ("network",),
     ("batches", "probing"),
     ("features",),
     ("prediction",),
+    ("recommendation",),
     ("audit", "labelling", "plots", "training"),
     ("execution", "run_folder"),
     ("report", "classifier"),
@@ -31,7 +33,7 @@ LAYERS = (
 """From the lowest to the highest; modules of one layer do not import each other."""
 
 PURE = ("errors", "value", "recipe", "preprocessing", "evidence", "metrics", "schedule", "similarity", "workload",
-        "forecast", "selection", "prior", "candidates", "strategy", "plan")  # fmt: skip
+        "forecast", "selection", "prior", "candidates", "strategy", "plan", "decisions")  # fmt: skip
 """Values and decisions, which know nothing of networks and data sets."""
 
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "datasets"}

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 import finetune
-from finetune import strategy
+from finetune import execution, strategy
 from finetune.errors import RunFolderError
 from finetune.evidence import Work
 from finetune.images import labels_of
@@ -378,6 +378,81 @@ def test_an_interrupted_ensemble_goes_on_and_ends_with_the_same_models(averaged,
     for one, other in zip(whole.members, resumed.members, strict=True):
         for name, tensor in one.network.state_dict().items():
             assert torch.equal(other.network.state_dict()[name], tensor)
+
+
+@pytest.fixture
+def mean_ships(monkeypatch):
+    """Let the last of what could ship, the mean, be recommended."""
+    own = execution.recommend
+
+    def recommend(offers):
+        options = own(offers)
+        return tuple(option.changed(recommended=option == options[-1]) for option in options)
+
+    monkeypatch.setattr(execution, "recommend", recommend)
+
+
+@pytest.mark.usefixtures("mean_ships")
+@pytest.mark.parametrize(
+    ("ensemble", "changes"),
+    [
+        ("seeds:2", {"strategy": "full"}),
+        ("snapshots:2", {"strategy": "full"}),
+        ("backbones", {"strategy": "scratch", "model": "test_efficientnet,test_resnet", "weights": None}),
+    ],
+)
+def test_an_ensemble_that_was_asked_for_is_compared_and_predicts_from_its_folder(
+    recipe, data, tmp_path, ensemble, changes
+):
+    printed = io.StringIO()
+    folder, report = tmp_path / "run", Report(Console(file=printed, width=200))
+    model = finetune.run(recipe.changed(ensemble=ensemble, **changes), folder, report)
+    options = RunFolder(folder).read_metrics().options
+    names = [option.name for option in options]
+    assert names[-1] == "mean of 2"
+    assert len(set(names)) == len(names) >= 3
+    assert "What could ship" in printed.getvalue()
+    paths = sorted((data / "test").rglob("*.*"))
+    saved = RunFolder(folder).read_model()
+    assert len(saved.members) == len(model.members) == 2
+    np.testing.assert_allclose(saved.predict_proba(paths), model.predict_proba(paths), atol=0.02)
+    for number, member in enumerate(model.members, start=1):
+        assert RunFolder(folder).member(number).read_decisions().plan == member.plan
+
+
+@pytest.mark.usefixtures("mean_ships")
+@pytest.mark.parametrize("ensemble", ["seeds:2", "snapshots:2"])
+def test_an_interrupted_ensemble_that_was_asked_for_ends_with_the_same_models(recipe, tmp_path, ensemble):
+    asked = recipe.changed(ensemble=ensemble, strategy="full")
+    whole = finetune.run(asked, tmp_path / "whole")
+    report = StoppingRace(Console(quiet=True))
+    second = RunFolder(tmp_path / "whole").member(2).read_decisions()
+    report.stop = (f"{second.name}: training (fold-2)", 2)
+    with pytest.raises(StopError):
+        finetune.run(asked, tmp_path / "run", report)
+    resumed = finetune.resume(tmp_path / "run")
+    assert len(resumed.members) == 2
+    for one, other in zip(whole.members, resumed.members, strict=True):
+        for name, tensor in one.network.state_dict().items():
+            assert torch.equal(other.network.state_dict()[name], tensor)
+
+
+def test_where_one_is_recommended_an_ordinary_run_ships_with_the_table(recipe, tmp_path, monkeypatch):
+    own = execution.recommend
+    first = lambda offers: tuple(  # noqa: E731
+        option.changed(recommended=place == 0) for place, option in enumerate(own(offers))
+    )
+    monkeypatch.setattr(execution, "recommend", first)
+    finetune.run(recipe.changed(ensemble="seeds:2", strategy="full"), tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    assert not (folder.path / "members").exists()
+    assert (folder.path / "model.safetensors").exists()
+    assert len(folder.read_metrics().options) >= 3
+
+
+def test_an_ensemble_of_one_backbone_is_refused_with_what_to_do(recipe, tmp_path):
+    with pytest.raises(finetune.RecipeError, match="names test_efficientnet alone; list them: a,b,c"):
+        finetune.run(recipe.changed(ensemble="backbones"), tmp_path / "run")
 
 
 def test_of_several_networks_one_is_chosen_and_the_others_are_told_of(recipe, tmp_path):

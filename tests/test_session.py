@@ -13,7 +13,7 @@ from finetune.evidence import Work
 from finetune.features import forward_all, logits, no_progress, pooled
 from finetune.images import Pixels, decoding, groups_of, label_paths, labels_of, load_images
 from finetune.network.backbone import create_network, find_head, find_norms, find_stages, profile_stages
-from finetune.probing import fit_head, log_loss
+from finetune.probing import fit_head, log_loss, softmax
 from finetune.training import Checkpoints, Training, kept, plan_phases, session, train
 
 PLAIN = {"horizontal_flip": False, "vertical_flip": False, "smallest_crop": 1.0, "color_jitter": 0.0, "policy": "none"}
@@ -770,9 +770,9 @@ def test_a_training_that_did_no_harm_has_no_note(make_plan, splits):
 
 
 def test_all_trainings_together_keep_the_time_budget(make_plan, splits):
-    plan = make_plan("full", validation="cross_validation", folds=2, refit=True, steps=2_000, time_budget=4.0)
+    plan = make_plan("full", validation="cross_validation", folds=2, refit=True, steps=5_000, time_budget=6.0)
     model = train(plan, splits)
-    assert model.seconds <= 1.1 * 4.0
+    assert model.seconds <= 1.25 * 6.0  # a busy machine stalls
     assert {row["phase"] for row in model.history} == {"fold-1", "fold-2", "refit"}
 
 
@@ -811,3 +811,113 @@ def test_re_estimated_statistics_stay_while_the_weights_train(make_plan, splits)
     before = {name: value.clone() for name, value in training.network.named_buffers()}
     after = dict(training.finish().network.named_buffers())
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.fixture
+def snapshots(make_plan, splits):
+    """A training that kept its weights and the further cycle that goes on from it."""
+
+    def make(way="full", **changes):
+        plan = make_plan(way, steps=10, **changes)
+        first = Training(plan, splits, keeps_weights=True)
+        model = first.finish()
+        return first, model, Training(plan.changed(cycle=1), splits, earlier=first, keeps_weights=True)
+
+    return make
+
+
+@pytest.mark.parametrize("changes", [{}, {"refit": True}, {"validation": "cross_validation"}])
+def test_a_further_cycle_is_shorter_and_leaves_other_weights(snapshots, changes):
+    _, model, cycle = snapshots(**changes)
+    other = cycle.finish()
+    assert len(other.history) < len(model.history)
+    first, second = (dict(each.network.named_parameters()) for each in (model, other))
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("changes", [{}, {"validation": "cross_validation"}])
+def test_a_cycle_without_a_rate_leaves_the_weights_that_it_goes_on_from(snapshots, changes):
+    first, model, cycle = snapshots(**changes)
+    still = [stage.changed(learning_rate=0.0) for stage in cycle.plan.stages]
+    for number, phase in enumerate(cycle.phases):
+        object.__setattr__(cycle.phases[number], "plan", phase.plan.changed(stages=still, head_learning_rate=0.0))
+    other = cycle.finish()
+    for name, tensor in model.network.state_dict().items():
+        torch.testing.assert_close(other.network.state_dict()[name], tensor)
+    assert first.plan == model.plan
+
+
+@pytest.mark.parametrize("changes", [{"refit": True}, {"validation": "cross_validation"}])
+@pytest.mark.parametrize("imbalance", ["none", "logit_adjustment"])
+def test_the_plan_of_a_cycle_alone_gives_the_model_of_one_that_was_given_its_training(
+    snapshots, splits, changes, imbalance
+):
+    *_, cycle = snapshots(**changes, imbalance=imbalance)
+    given, alone = cycle.finish(), train(cycle.plan, splits)
+    assert given.validation == alone.validation
+    for name, tensor in given.network.state_dict().items():
+        assert torch.equal(alone.network.state_dict()[name], tensor)
+
+
+def test_an_interrupted_cycle_goes_on_to_the_model_of_an_uninterrupted_one(make_plan, splits, tmp_path):
+    plan = make_plan("full", steps=10, refit=True, cycle=2)
+    expected = train(plan, splits)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.begin()
+    for phase, step in (("validation", 7), ("refit", 2)):  # before the cycle, and behind its judged part
+        progress, _ = interrupter(phase, step)
+        with pytest.raises(KeyboardInterrupt):
+            train(plan, splits, progress, checkpoints)
+    resumed = train(plan, splits, checkpoints=checkpoints)
+    for name, tensor in expected.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[name], tensor)
+
+
+def test_trainings_with_other_seeds_differ_but_hold_the_same_images_out(make_plan, splits):
+    first, second = (Training(make_plan("full", training_seed=seed), splits) for seed in (0, 1))
+    assert first.look().members.tolist() == second.look().members.tolist()
+    assert not np.array_equal(first.look().logits, second.look().logits)
+
+
+def test_a_soup_has_the_mean_weights_of_those_whose_mean_is_better(make_plan, splits, monkeypatch):
+    plans = [make_plan("full", training_seed=seed, refit=True) for seed in (0, 1)]
+    first, second = (Training(plan, splits, keeps_weights=True) for plan in plans)
+    models = [first.finish(), second.finish()]
+    losses = iter([1.0, 2.0, 0.9, 1.0])  # of the two, which are sorted by it, then of the mean and of the best
+    monkeypatch.setattr(session, "log_loss", lambda *_: next(losses))
+    soup = first.soup([second])
+    own = [dict(model.network.named_parameters()) for model in models]
+    for name, tensor in soup.network.named_parameters():
+        torch.testing.assert_close(tensor, (own[0][name] + own[1][name]) / 2)
+
+
+def test_no_soup_is_made_where_it_is_worse(make_plan, splits, monkeypatch):
+    trainings = [Training(make_plan("full", training_seed=seed), splits, keeps_weights=True) for seed in (0, 1)]
+    for training in trainings:
+        training.finish()
+    losses = iter([1.0, 2.0, 1.5, 1.0])
+    monkeypatch.setattr(session, "log_loss", lambda *_: next(losses))
+    before = {name: tensor.clone() for name, tensor in trainings[0].network.state_dict().items()}
+    assert trainings[0].soup(trainings[1:]) is None
+    assert all(torch.equal(before[name], tensor) for name, tensor in trainings[0].network.state_dict().items())
+
+
+def test_test_time_flips_judge_and_predict_the_mean_of_an_image_and_its_mirrored_copy(make_plan, splits):
+    training = Training(make_plan("full"), splits, keeps_weights=True)
+    plain, flipped = training.finish(), training.with_flips()
+    pixels = Pixels([splits.test], plain.plan.preprocessing.shorter_side)
+    parts = []
+    for mirrored in (False, True):
+        images = PlainImages(pixels, plain.plan.preprocessing, mirrored)
+        scores = forward_all(plain.network, images, plain.plan.preprocessing, plain.plan.forward, logits)
+        parts.append(softmax(scores))
+    mean = softmax(np.log(np.mean(parts, axis=0)) / flipped.temperature)
+    np.testing.assert_allclose(flipped.probabilities(splits.test), mean, rtol=1e-4)
+    assert flipped.validation.log_loss != plain.validation.log_loss
+
+
+def test_a_plan_with_test_time_flips_judges_as_the_model_with_flips_does(make_plan, splits):
+    training = Training(make_plan("partial"), splits, keeps_weights=True)
+    training.finish()
+    planned = train(make_plan("partial", test_time_flips=True), splits)
+    assert planned.validation.log_loss == pytest.approx(training.with_flips().validation.log_loss, abs=1e-4)

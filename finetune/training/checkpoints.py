@@ -23,6 +23,12 @@ class Checkpoints:
         if self._folder is not None and self._writes:
             self._folder.mkdir(parents=True, exist_ok=True)
 
+    def before(self) -> "Checkpoints":
+        """Return where a training is kept that another one goes on from."""
+        below = Checkpoints(None if self._folder is None else self._folder / "before", self._writes)
+        below.begin()
+        return below
+
     def finished(self, phase: str) -> dict[str, Any] | None:
         """Return what `finish` kept for a phase."""
         return self._read(f"{phase}.pt")

@@ -122,7 +122,9 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
             factor = learning_rate_factor(pace.position, plan.steps, plan.warmup_steps, plan.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            torch.manual_seed(plan.seed * 1_000_003 + step * 1_009 + accelerator.process_index)  # dropout, drop-path
+            torch.manual_seed(
+                plan.noise_seed * 1_000_003 + step * 1_009 + accelerator.process_index
+            )  # dropout, drop-path
             loss = _gradients(task, plan, accelerator, module, streams, batches, folded)
             _check_finite(loss, step, task.name)
             accelerator.clip_grad_norm_(trained, plan.clip_norm)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from finetune.errors import DataError
 from finetune.images import ImageSplits, groups_of, labels_of, stratified_folds, stratified_holdout
-from finetune.plan import Plan, plan_of_refit
+from finetune.plan import Plan, plan_of_cycle, plan_of_refit
 from finetune.workload import HELD_OUT
 
 
@@ -21,7 +21,8 @@ class Phase:
     members: NDArray[np.intp]
     held_out: NDArray[np.intp]
     earlier: "Phase | None" = None
-    """The training whose weights it goes on from; None: the pretrained ones."""
+    """The training whose weights it goes on from; None: the pretrained ones, or those that the phase of this name had
+    before a further cycle."""
 
 
 def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
@@ -39,11 +40,11 @@ def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
     count = len(labels) + (len(given) if given is not None else 0)
 
     def refit(earlier: Phase | None) -> Phase:
-        last = plan_of_refit(plan)
+        last = plan_of_cycle(plan) if earlier is None else plan_of_refit(plan)
         return Phase(name="refit", plan=last, members=np.arange(count), held_out=none, earlier=earlier)
 
     def judged(name: str, members: NDArray[np.intp], held_out: NDArray[np.intp]) -> Phase:
-        return Phase(name=name, plan=plan, members=members, held_out=held_out)
+        return Phase(name=name, plan=plan_of_cycle(plan), members=members, held_out=held_out)
 
     if given is not None:
         first = judged("validation", np.arange(len(labels)), np.arange(len(labels), count))

@@ -1,7 +1,8 @@
 """From a plan and splits to a trained model: what the head starts from, where it pauses, what ships."""
 
+import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -34,9 +35,7 @@ from finetune.features import (
     best_device,
     count_work,
     digest_weights,
-    forward_all,
     frozen_features,
-    logits,
     no_progress,
 )
 from finetune.images import ImageSplits, Pixels, labels_of
@@ -46,7 +45,7 @@ from finetune.network.folding import FoldedNorms
 from finetune.network.streams import Streams
 from finetune.network.tail import Tail, cut
 from finetune.plan import Plan
-from finetune.prediction import HeldOut, Row, TrainedModel, fit_temperature
+from finetune.prediction import HeldOut, Row, TrainedModel, fit_temperature, scores_of
 from finetune.probing import LinearHead, fit_large_head, log_loss, softmax
 from finetune.processes import from_main_process
 from finetune.training.checkpoints import Checkpoints
@@ -95,31 +94,46 @@ class Training:
         progress: Progress = no_progress,
         checkpoints: Checkpoints | None = None,
         blends: bool = False,
+        earlier: "Training | None" = None,
+        keeps_weights: bool = False,
     ) -> None:
         """Prepare the network and the images; the arguments and errors are those of `train`.
 
         Args:
+            plan: what to do.
+            splits: labelled images.
+            progress: told what is going on.
+            checkpoints: where to keep and find what is needed to go on after an interruption.
             blends: whether to judge blends with the linear probe, too, for `blend`.
+            earlier: the finished training that a further cycle goes on from; None: where the plan is one, that training
+                is done first.
+            keeps_weights: whether to keep what every phase leaves of the network, which a further cycle needs.
         """
         self.seconds = 0.0
         """Spent so far."""
         self._others = 0.0
         with self._timed():
-            self._prepare(plan, splits, progress, checkpoints, blends)
+            self.plan = plan
+            self.checkpoints = checkpoints or Checkpoints(None)
+            self.progress = progress
+            self._blends = blends
+            self._keeps_weights = keeps_weights
+            self._prepare(splits)
+            self._earlier = earlier
+            if plan.cycle and earlier is None:
+                before = self.checkpoints.before()
+                self._earlier = Training(plan.changed(cycle=0), splits, progress, before, keeps_weights=True)
+                self._earlier.finish()
 
-    def _prepare(
-        self, plan: Plan, splits: ImageSplits, progress: Progress, checkpoints: Checkpoints | None, blends: bool
-    ) -> None:
-        self.plan = plan
-        self.checkpoints = checkpoints or Checkpoints(None)
-        self.progress = progress
-        self._blends = blends
+    def _prepare(self, splits: ImageSplits) -> None:
+        """Make the network, the images and the features ready."""
+        plan, progress = self.plan, self.progress
         self.history: list[Row] = []
         self.work = Work()
         """So far."""
         self.phases = plan_phases(plan, splits)
         self.class_names = splits.class_names
-        torch.manual_seed(plan.seed)
+        torch.manual_seed(plan.training_seed)
         network, _ = create_network(plan.model, plan.weights, len(splits.class_names), plan.preprocessing.image_size)
         check_stages(network, plan)
         self.network = network.to(best_device()).to(memory_format=MEMORY_FORMATS[plan.forward.layout])
@@ -135,12 +149,16 @@ class Training:
             self._re_estimate_statistics()
         self._weights = digest_weights(network, leave_out=find_head(network)[0])
         self._start = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
-        self.varied = VariedImages(self.pixels, plan.preprocessing, plan.augmentation, plan.seed)
+        # Views that are kept serve trainings with other seeds, too, which see them in another order.
+        seed = plan.seed if plan.cached_views else plan.noise_seed
+        self.varied = VariedImages(self.pixels, plan.preprocessing, plan.augmentation, seed)
         self.features = None if plan.strategy == "scratch" else self._features()
         self.kept: KeptActivations | None = None
         self._results: dict[tuple[str, int], _Result] = {}
         self._steps_counted: dict[str, int] = {}
         self._started_from: LinearHead | None = None
+        self.weights: dict[str, dict[str, Tensor]] = {}
+        """What finished phases left of the network: those that ship, and all where they are kept."""
 
     def look(self, share: float = 1.0) -> Look:
         """Train up to a share of the steps, of every fold, and judge the held-out images there.
@@ -154,9 +172,11 @@ class Training:
         Raises:
             NotFiniteError: the training diverged.
         """
-        until = max(1, round(share * self.plan.steps)) if self.plan.steps else 0
         with self._timed():
-            judged = [(phase, self._run(phase, until)) for phase in self.phases if len(phase.held_out)]
+            judged = [(phase, self._run(phase, _part(phase, share))) for phase in self.phases if len(phase.held_out)]
+        return self._look(judged)
+
+    def _look(self, judged: Sequence[tuple[Phase, "_Result"]]) -> Look:
         members = np.concatenate([phase.held_out for phase, _ in judged])
         order = np.argsort(members)
         blends = [result.blended for _, result in judged if result.blended is not None]
@@ -201,6 +221,56 @@ class Training:
             self._back_to_probe()
             _lerp(self.network, own, BLEND)
         return self._model(look.blended, look.labels)
+
+    def with_flips(self) -> TrainedModel:
+        """Return the finished model with test-time flips, judged with them; it must have kept its weights."""
+        own, plan = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}, self.plan
+        with self._timed():
+            self.plan = plan.changed(test_time_flips=True)
+            look = self._judge_mean([self])
+            self.network.load_state_dict(own)
+            model = self._model(look.logits, look.labels)
+            self.plan = plan
+        return model
+
+    def soup(self, others: Sequence["Training"]) -> TrainedModel | None:
+        """Return the greedy soup of finished trainings that started from the same weights (Wortsman et al. 2022): from
+        the best on, each is added to the mean of the weights if the held-out images like the mean better.
+
+        Args:
+            others: of the same plan but for its seed or its cycle; they kept their weights, as this one did.
+
+        Returns:
+            the model with the mean weights, or None where no mean is better than the best alone.
+        """
+        looks = {training: training.look() for training in (self, *others)}
+        with self._timed():
+            own = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+            ordered = sorted(looks, key=lambda training: log_loss(looks[training].logits, looks[training].labels))
+            mixed, best = ordered[:1], looks[ordered[0]]
+            for training in ordered[1:]:
+                tried = self._judge_mean([*mixed, training])
+                if log_loss(tried.logits, tried.labels) < log_loss(best.logits, best.labels):
+                    mixed, best = [*mixed, training], tried
+            if len(mixed) > 1:
+                self.network.load_state_dict(_mean([each.weights[each.phases[-1].name] for each in mixed]))
+            model = self._model(best.logits, best.labels)
+            model = replace(model, network=copy.deepcopy(self.network))
+            self.network.load_state_dict(own)
+        return model if len(mixed) > 1 else None
+
+    def _judge_mean(self, mixed: Sequence["Training"]) -> Look:
+        """Judge the means of the weights that trainings had where they held the same images out."""
+        judged = []
+        for phase in self.phases:
+            if len(phase.held_out):
+                self.network.load_state_dict(_mean([each.weights[phase.name] for each in mixed]))
+                judged.append((phase, _Result(self._send(phase.held_out))))
+        return self._look(judged)
+
+    def _send(self, members: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Return the network's logits of some images."""
+        return scores_of(self.network, self.pixels, self.plan, [int(index) for index in members])
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -270,11 +340,13 @@ class Training:
         if (phase.name, until) in self._results:
             return self._results[phase.name, until]
         is_last = until == phase.plan.steps
-        ships = phase is self.phases[-1] or phase is self.phases[-1].earlier
+        is_kept = is_last and (
+            self._keeps_weights or any(phase is each for each in (self.phases[-1], self.phases[-1].earlier))
+        )
         name = phase.name if is_last else f"{phase.name}-at-{until}"
         finished = self.checkpoints.finished(name)
         if finished is not None:
-            if ships and is_last:
+            if is_kept:
                 self.network.load_state_dict(finished["network"])
             self.history += finished["history"]
             self.work += Work(**finished["work"])
@@ -283,16 +355,12 @@ class Training:
             result = _Result(**parts)
         else:
             before, rows = self.work, len(self.history)
-            if phase.earlier is None or not phase.plan.steps:
-                self.network.load_state_dict(self._start)
-                self._start_head(phase)
-            else:
-                self._adjust_head(phase.earlier, takes_out=False)
+            self._go_on_from(phase)
             result = self._fit(phase, until) if self.plan.steps else self._probe(phase)
             self.checkpoints.finish(
                 name,
                 {
-                    "network": self.network.state_dict() if ships and is_last else {},
+                    "network": self.network.state_dict() if is_kept else {},
                     "history": self.history[rows:],
                     "work": (self.work - before).model_dump(),
                     "steps": self._steps_counted.get(phase.name, 0),
@@ -301,8 +369,23 @@ class Training:
                     },
                 },
             )
+        if is_kept:
+            state = self.network.state_dict()
+            self.weights[phase.name] = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
         self._results[phase.name, until] = result
         return result
+
+    def _go_on_from(self, phase: Phase) -> None:
+        """Put the weights into the network that a phase starts from."""
+        if phase.earlier is not None and phase.plan.steps:
+            self.network.load_state_dict(self.weights[phase.earlier.name])
+            self._adjust_head(phase.earlier, takes_out=False)
+            return
+        self.network.load_state_dict(self._start)
+        self._start_head(phase)
+        if self._earlier is not None:
+            self.network.load_state_dict(self._earlier.weights[phase.name])
+            self._adjust_head(phase, takes_out=False)
 
     def _re_estimate_statistics(self) -> None:
         """Make the batch norms' running statistics those of the images (Li et al. 2017, AdaBN)."""
@@ -367,10 +450,9 @@ class Training:
             return inputs.to(accelerator.device, torch.float32, non_blocking=True)
 
         def judge() -> NDArray[np.float32]:
-            if tail is not None and self.kept is not None:
+            if tail is not None and self.kept is not None and not plan.test_time_flips:
                 return _tail_logits(tail, self.kept.plain, phase.held_out, plan)
-            members = [int(index) for index in phase.held_out]
-            return forward_all(self.network, self.plain, plan.preprocessing, plan.forward, logits, members=members)
+            return self._send(phase.held_out)
 
         def evaluate() -> tuple[float, float]:
             scores, labels = judge(), self.labels[phase.held_out]
@@ -407,7 +489,7 @@ class Training:
     def _loader(self, phase: Phase, source: Images, accelerator: Accelerator, steps: range) -> DataLoader[Any]:
         """Return this process's share of the batches of some steps."""
         plan = phase.plan
-        share = plan.batch_size, steps, plan.seed, accelerator.process_index, accelerator.num_processes
+        share = plan.batch_size, steps, plan.noise_seed, accelerator.process_index, accelerator.num_processes
         if self.stream is not None:
             batches = StreamedBatches(self.stream, plan.preprocessing, plan.augmentation, *share)
             return make_stream_loader(batches, accelerator.device, plan.forward.loader_workers)
@@ -506,6 +588,19 @@ class _Result(NamedTuple):
     logits: NDArray[np.float32]
     blended: NDArray[np.float32] | None = None
     probe: NDArray[np.float32] | None = None
+
+
+def _mean(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean of several states of one network."""
+    return {
+        name: torch.stack([state[name] for state in states]).mean(dim=0) if first.is_floating_point() else first
+        for name, first in states[0].items()
+    }
+
+
+def _part(phase: Phase, share: float) -> int:
+    """Return a share of a phase's steps, at least one where it has any."""
+    return max(1, round(share * phase.plan.steps)) if phase.plan.steps else 0
 
 
 def _lerp(network: nn.Module, other: dict[str, Tensor], share: float) -> None:

@@ -1,0 +1,96 @@
+"""What stands before a training, and the trainings of an ensemble."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from finetune.evidence import Evidence
+from finetune.plan import CYCLE_SHARE, Plan, make_plan
+from finetune.recipe import Recipe
+from finetune.strategy import ENSEMBLE, Choice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decisions:
+    """Why and how something is trained."""
+
+    recipe: Recipe
+    """As it was resolved."""
+    evidence: Evidence
+    choice: Choice
+    plan: Plan
+
+    @property
+    def name(self) -> str:
+        """What its files are called; other members of an ensemble have other names."""
+        parts = [self.choice.chosen.name]
+        if self.choice.ensemble == "backbones":
+            parts = [self.plan.model, *parts]
+        if self.plan.training_seed != self.plan.seed:
+            parts.append(f"seed-{self.plan.training_seed}")
+        if self.plan.cycle:
+            parts.append(f"cycle-{self.plan.cycle}")
+        return "-".join(parts)
+
+    @property
+    def label(self) -> str:
+        """What people read."""
+        parts = [self.choice.chosen.label]
+        if self.choice.ensemble == "backbones":
+            parts = [self.plan.model, *parts]
+        if self.plan.training_seed != self.plan.seed:
+            parts.append(f"seed {self.plan.training_seed}")
+        if self.plan.cycle:
+            parts.append(f"cycle {self.plan.cycle + 1}")
+        return ", ".join(parts)
+
+
+def plan_choice(recipe: Recipe, evidence: Evidence, choice: Choice) -> Decisions:
+    """Return a choice with the plan that carries it out, and the recipe with what was resolved."""
+    model = recipe.models if choice.ensemble == "backbones" else evidence.model
+    resolved = recipe.changed(model=model, image_size=evidence.preprocessing.image_size, metric=evidence.metric)
+    plan = make_plan(budgeted(recipe), evidence, choice)
+    return Decisions(recipe=resolved, evidence=evidence, choice=choice, plan=plan)
+
+
+def list_members(leading: Decisions, others: Sequence[Decisions]) -> tuple[Decisions, ...]:
+    """Return what is trained: the members of an ensemble, or what leads alone.
+
+    Args:
+        leading: what is trained where one model ships.
+        others: the same of the other networks.
+    """
+    choice = leading.choice
+    if choice.members:
+        return tuple(_candidate(leading, name) for name in choice.members)
+    kind, _, count = choice.ensemble.partition(":")
+    if kind == "seeds":
+        seeds = range(leading.plan.training_seed, leading.plan.training_seed + int(count))
+        return tuple(_with(leading, training_seed=seed) for seed in seeds)
+    if kind == "snapshots":
+        return tuple(_with(leading, cycle=cycle) for cycle in range(int(count)))
+    if kind == "backbones":
+        return (leading, *others)
+    return (leading,)
+
+
+def budgeted(recipe: Recipe) -> Recipe:
+    """Return the recipe with the share of its time budget that each member of its ensemble has."""
+    if recipe.time_budget is None or recipe.ensemble is None:
+        return recipe
+    kind, _, count = (ENSEMBLE if recipe.ensemble == "auto" else recipe.ensemble).partition(":")
+    # Of snapshots all but the first are shorter.
+    trainings = {"snapshots": 1.0 + CYCLE_SHARE * (int(count or 1) - 1), "backbones": float(len(recipe.models))}
+    return recipe.changed(time_budget=recipe.time_budget / trainings.get(kind, float(count or 1)))
+
+
+def _candidate(leading: Decisions, name: str) -> Decisions:
+    """Return another candidate's decisions, with its share of the time budget."""
+    choice = leading.choice.led_by(name)
+    plan = make_plan(leading.recipe, leading.evidence, choice)
+    seconds = {each.name: each.expected_seconds for each in choice.candidates if each.name in choice.members}
+    plan = plan.changed(time_budget=plan.time_budget * seconds[name] / sum(seconds.values()))
+    return replace(leading, choice=choice, plan=plan)
+
+
+def _with(leading: Decisions, **changes: int) -> Decisions:
+    return replace(leading, plan=leading.plan.changed(**changes))

@@ -1,0 +1,75 @@
+"""Which of several models, or of their averages, is to ship."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.prediction import HeldOut, Predictor
+from finetune.value import Value
+
+
+class Option(Value):
+    """Something that could ship: how good it is on the held-out images, and what it costs."""
+
+    name: str
+    top1: float
+    log_loss: float
+    calibration_error: float
+    train_seconds: float
+    """Of all trainings that it needs."""
+    predict_milliseconds: float
+    """An image, on the measured machine."""
+    recommended: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """A predictor under its name."""
+
+    name: str
+    model: Predictor
+    train_seconds: float
+    predict_milliseconds: float
+
+
+def recommend(offers: Sequence[Offer]) -> tuple[Option, ...]:
+    """Return what was offered, with the one to ship marked: the quickest to predict whose log-loss on the held-out
+    images is within one standard error of the least (Breiman et al. 1984, 3.4.3).
+
+    The error is that of the difference on the same images, which is smaller than that of either.
+
+    Raises:
+        ValueError: an offer was not judged.
+    """
+    losses = np.stack([_losses(offer.model.held_out) for offer in offers])
+    best = int(losses.mean(axis=1).argmin())
+    behind = losses - losses[best]
+    errors = behind.std(axis=1, ddof=1) / np.sqrt(losses.shape[1])
+    good = [place for place in range(len(offers)) if behind[place].mean() <= errors[place]]
+    chosen = min(good, key=lambda place: (offers[place].predict_milliseconds, losses[place].mean()))
+    return tuple(_option(offer, place == chosen) for place, offer in enumerate(offers))
+
+
+def _losses(held_out: HeldOut | None) -> NDArray[np.float64]:
+    if held_out is None:
+        raise ValueError("what is recommended must be judged on held-out images")
+    right = held_out.probabilities[np.arange(len(held_out.labels)), held_out.labels]
+    losses: NDArray[np.float64] = -np.log(np.clip(right, 1e-12, None))
+    return losses
+
+
+def _option(offer: Offer, recommended: bool) -> Option:
+    judged = offer.model.validation
+    if judged is None:
+        raise ValueError("what is recommended must be judged on held-out images")
+    return Option(
+        name=offer.name,
+        top1=judged.top1,
+        log_loss=judged.log_loss,
+        calibration_error=judged.calibration_error,
+        train_seconds=round(offer.train_seconds, 2),
+        predict_milliseconds=round(offer.predict_milliseconds, 3),
+        recommended=recommended,
+    )
