@@ -13,6 +13,7 @@ from finetune.network.weights import WeightsReport
 from finetune.plan import make_plan
 from finetune.prior import Prior
 from finetune.recipe import AugmentationRecipe, Recipe, TableColumns, TrainingRecipe
+from finetune.recommendation import Option
 from finetune.run_folder import Averaged, RunMetrics, Seconds
 from finetune.strategy import Backbone, choose_strategy
 from finetune.value import Value
@@ -36,6 +37,10 @@ def one_of_each(evidence):
     plan = make_plan(recipe, evidence, choice)
     metrics = score(np.array([[0.7, 0.3], [0.4, 0.6], [0.8, 0.2]]), np.array([0, 1, 1]), ["a", "b"])
     work = Work(forward_images=10, backward_images=4, forward_equivalents=22.0, decoded_images=3, cache_hits=7)
+    option = Option(
+        name="mean of 2", top1=0.9, log_loss=0.3, calibration_error=0.02, train_seconds=60.0,
+        predict_milliseconds=2.5, recommended=True,
+    )  # fmt: skip
     seconds = Seconds(evidence=1.5, race=0.0, train=20.25, total=22.0)
     values = [
         recipe,
@@ -55,6 +60,7 @@ def one_of_each(evidence):
         choice.candidates[0],
         choice.forecast,
         Backbone(model="a", probe_accuracy=0.8, candidate="full", expected_top1=0.9, expected_seconds=9.5),
+        option,
         ASSUMED,
         Prior(candidates=("full",), coefficients=((-0.5, 0.1, 0.0, 0.2),), covariance=((0.04,),)),
         plan,
