@@ -275,7 +275,7 @@ class _Batches:
 def _make_optimizer(plan: Plan, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """Return AdamW (Loshchilov & Hutter 2019), or SGD with Nesterov momentum."""
     if plan.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True, fused=True)
+        return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True, foreach=True)  # a fused step knows no shards
     return torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)
 
 
