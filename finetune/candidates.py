@@ -12,8 +12,8 @@ from finetune.recipe import Optimizer, Recipe, Strategy
 from finetune.selection import RUNGS, Belief
 from finetune.value import Value
 from finetune.workload import (
-    BATCH_SIZE,
     Workload,
+    default_batch_size,
     default_trainable_stages,
     expected_seconds,
     short_stages,
@@ -30,7 +30,11 @@ LEARNING_RATES: dict[Strategy, tuple[float, float]] = {
 the stages, end with a constant answer on some far images (docs/log.md, 2026-11-25)."""
 
 SGD_RATE = 10.0
-"""Peak rates of SGD over those of AdamW, at 32 images a step (docs/log.md, 2026-11-25)."""
+"""Peak rates of SGD over those of AdamW, with the usual batch (docs/log.md, 2026-11-25)."""
+
+MOST_SCALED = 4
+"""Times the usual batch up to which the default rates rise with it; eight times ended worse (docs/log.md,
+2026-11-25)."""
 
 SCRATCH_SHARE = 0.65
 """Of the probe's accuracy above chance that random weights reach with plenty of images: Kolesnikov et al. 2020 and VTAB
@@ -132,12 +136,13 @@ def learning_rates(strategy: Strategy, similarity: float) -> tuple[float, float]
     return float(f"{rate:.2g}"), round(0.5 + 0.5 * (1.0 - similarity), 2)
 
 
-def rate_factor(optimizer: Optimizer, batch_size: int) -> float:
-    """Return what the default rates, which are those of AdamW with 32 images a step, are multiplied by.
+def rate_factor(optimizer: Optimizer, batch_size: int, usual: int) -> float:
+    """Return what the default rates, which are those of AdamW with the `usual` batch, are multiplied by.
 
-    The square root of the batch for AdamW (Malladi et al. 2022), the batch itself for SGD (Goyal et al. 2017).
+    The square root of the batch for AdamW (Malladi et al. 2022), the batch itself for SGD (Goyal et al. 2017). Beyond
+    some batch less noise no longer pays for longer steps, and what still grows is the danger of divergence.
     """
-    share = batch_size / BATCH_SIZE
+    share = min(batch_size / usual, MOST_SCALED)
     return SGD_RATE * share if optimizer == "sgd" else math.sqrt(share)
 
 
@@ -154,11 +159,12 @@ def _differs(name: str, evidence: Evidence, recipe: Recipe) -> bool:
 
 def _candidate(name: str, evidence: Evidence, recipe: Recipe) -> Candidate:
     arm, load = ARMS[name], workload_of(name, evidence, recipe)
-    usual = workload_of(name, evidence, recipe.changed(time_budget=None))
+    unhurried = workload_of(name, evidence, recipe.changed(time_budget=None))
     raced = load.changed(steps=round(RUNGS[-1] * load.steps), refit_steps=0)
     similarity = evidence.domain_similarity if arm.similarity is None else arm.similarity
     rate, lowest = learning_rates(arm.strategy, similarity)
-    rate = float(f"{rate * rate_factor(recipe.training.optimizer or 'adamw', load.batch_size):.2g}")
+    usual = default_batch_size(evidence.num_images)
+    rate = float(f"{rate * rate_factor(recipe.training.optimizer or 'adamw', load.batch_size, usual):.2g}")
     if arm.strategy == "scratch":
         top1, error = _expected_of_scratch(evidence), SCRATCH_ERROR
     else:
@@ -174,7 +180,7 @@ def _candidate(name: str, evidence: Evidence, recipe: Recipe) -> Candidate:
         expected_top1_error=round(error, 4),
         expected_seconds=round(expected_seconds(arm.strategy, load, evidence), 1),
         race_seconds=round(expected_seconds(arm.strategy, raced, evidence), 1),
-        share_of_steps=round(load.steps / max(usual.steps, 1), 2),
+        share_of_steps=round(load.steps / max(unhurried.steps, 1), 2),
         chance=0.0,
         basis="measured" if name == "linear_probe" else "published",
     )

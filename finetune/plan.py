@@ -5,13 +5,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from finetune.candidates import SGD_RATE, Candidate, rate_factor
+from finetune.candidates import MOST_SCALED, SGD_RATE, Candidate, rate_factor
 from finetune.evidence import Evidence, ForwardSettings, Precision, TrainingSpeed
 from finetune.preprocessing import Preprocessing
 from finetune.recipe import Metric, Optimizer, Recipe, Strategy, TableColumns
 from finetune.strategy import Choice
 from finetune.value import Value
-from finetune.workload import BATCH_SIZE, FOLDS, SMALL_SET, Workload, size_workload
+from finetune.workload import FOLDS, SMALL_SET, Workload, default_batch_size, size_workload
 
 REFIT_RATE = 0.25
 """Peak rates of a refit that goes on from the weights that were judged, over those of the training."""
@@ -185,7 +185,7 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "refit_steps": load.refit_steps if steps else 0,
         "metric": evidence.metric,
         "seed": recipe.seed,
-        "reasons": _reasons(evidence, load, choice, precision) + _rate_reasons(recipe, load, steps),
+        "reasons": _reasons(evidence, load, choice, precision) + _rate_reasons(recipe, evidence, load, steps),
     }
     return Plan.parse(content, origin="plan")
 
@@ -305,14 +305,15 @@ def _reasons(evidence: Evidence, load: Workload, choice: Choice, precision: Prec
     return tuple(reasons)
 
 
-def _rate_reasons(recipe: Recipe, load: Workload, steps: int) -> tuple[str, ...]:
-    """Return why the rates are not those that were measured with AdamW and the usual batch."""
-    optimizer = recipe.training.optimizer or "adamw"
-    if not steps or (load.batch_size == BATCH_SIZE and optimizer == "adamw"):
+def _rate_reasons(recipe: Recipe, evidence: Evidence, load: Workload, steps: int) -> tuple[str, ...]:
+    """Return why the rates are not those of AdamW with the usual batch."""
+    optimizer, usual = recipe.training.optimizer or "adamw", default_batch_size(evidence.num_images)
+    if not steps or (load.batch_size == usual and optimizer == "adamw"):
         return ()
     images = f"{load.batch_size} images a step with {'SGD' if optimizer == 'sgd' else 'AdamW'}"
     if recipe.training.learning_rate is not None:
         return (f"{images}: the rate is the one that was given",)
-    factor = rate_factor(optimizer, load.batch_size)
-    rule = f"{SGD_RATE:.0f} for SGD, and linear" if optimizer == "sgd" else "the square root"
-    return (f"{images}: rates are {factor:.3g} x those of AdamW with {BATCH_SIZE} ({rule} in the batch)",)
+    factor = rate_factor(optimizer, load.batch_size, usual)
+    rule = f"{SGD_RATE:.0f} for SGD, and linear in" if optimizer == "sgd" else "the square root of"
+    bound = f", up to {MOST_SCALED} x" if load.batch_size > MOST_SCALED * usual else ""
+    return (f"{images}: rates are {factor:.3g} x those of AdamW with {usual} ({rule} the batch{bound})",)

@@ -70,6 +70,11 @@ def wait_for_everyone() -> None:
     _state().wait_for_everyone()
 
 
+def is_so_everywhere(is_so: bool) -> bool:
+    """Return whether something is so in every process."""
+    return all(gather_object([is_so])) if num_processes() > 1 else is_so
+
+
 def own_turns(count: int) -> range:
     """Return which of `count` jobs, taken in turns, are this process's."""
     state = _state()

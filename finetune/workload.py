@@ -11,9 +11,8 @@ LARGE_BATCH_SIZE = 128
 LARGE_SET = 10_000
 """From so many images on, the batch is larger: gradients of 32 images waste an accelerator."""
 
-LEAST_STEPS = 50
-"""Where a larger batch takes fewer steps: below so many, neither warm-up nor moving average have anything to work
-with."""
+LEAST_STEPS = 100
+"""Fewer do not get far enough, however large their batches and rates are (docs/log.md, 2026-11-25)."""
 
 MOST_VIEWS = 6
 """Augmented views of each image that are kept: fewer repeat, more cost forward passes (docs/log.md, 2026-11-25)."""
@@ -132,16 +131,16 @@ def default_steps(num_images: int, similarity: float) -> int:
     1,200 images, 1,000 or 500 at 10,000; in passes over the images that is many where there are few of them and few
     where there are many. Measured in docs/log.md, 2026-11-24 and -25.
     """
-    return max(100, round((10.0 - 5.0 * similarity) * math.sqrt(num_images)))
+    return max(LEAST_STEPS, round((10.0 - 5.0 * similarity) * math.sqrt(num_images)))
 
 
 def steps_at(batch_size: int, steps: int, usual: int) -> int:
     """Return the steps that look at as many images with `batch_size` of them a step as `steps` do with `usual`.
 
-    >>> steps_at(256, 400, 32), steps_at(1024, 400, 32), steps_at(8, 400, 32)
-    (50, 50, 1600)
+    >>> steps_at(64, 400, 32), steps_at(1024, 400, 32), steps_at(8, 400, 32)
+    (200, 100, 1600)
     """
-    return max(round(steps * usual / batch_size), min(steps, LEAST_STEPS))
+    return max(round(steps * usual / batch_size), LEAST_STEPS)
 
 
 def cached_views(num_images: int, steps: int, batch_size: int, values: int | None, num_bytes: int) -> int:

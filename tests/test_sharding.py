@@ -46,7 +46,7 @@ import shutil
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from finetune.errors import DataError
+from finetune.errors import DataError, RunFolderError
 from finetune.images import load_images
 from finetune.plan import Plan
 from finetune.processes import is_main_process, share_out
@@ -69,12 +69,25 @@ def mistake(members):
     return rows(members)
 
 
+os.environ |= {  # as `accelerate launch --use_fsdp` leaves them
+    "FSDP_VERSION": "2",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
+    "FSDP_MIN_NUM_PARAMS": "20000",
+}
 is_main_process()
 shared = {"rows": [share_out(rows, range(count)).tolist() for count in (7, 1)], "made": list(made)}
 try:
     share_out(mistake, range(4))
 except DataError as error:
     shared["error"] = str(error)
+own = folder / f"disk of {rank}"
+own.mkdir()
+os.chdir(own)
+try:
+    Checkpoints(Path("run"), writes=is_main_process()).begin()
+except RunFolderError as error:
+    shared["unseen"] = str(error)
 (folder / f"shared-{rank}.json").write_text(json.dumps(shared))
 
 
@@ -103,7 +116,6 @@ def interrupted(phase, step):
 
 for file in sorted((folder / "plans").iterdir()):
     os.environ["ACCELERATE_USE_FSDP"] = "true" if file.stem.startswith("sharded") else "false"
-    os.environ["FSDP_VERSION"] = "2"
     plan = Plan.load(file)
     hook = register_optimizer_step_post_hook(look_at_shards)
     done(file, train(plan, load_images(plan.data)))
@@ -260,6 +272,12 @@ def test_a_mistake_in_one_process_is_raised_in_both(folder, together):
     assert together
     for rank in (0, 1):
         assert json.loads((folder / f"shared-{rank}.json").read_text())["error"] == "the second half can not be read"
+
+
+def test_a_run_folder_that_one_of_them_does_not_see_is_refused_in_both(folder, together):
+    assert together
+    for rank in (0, 1):
+        assert "run is not seen by all machines" in json.loads((folder / f"shared-{rank}.json").read_text())["unseen"]
 
 
 def test_each_process_holds_a_part_of_the_weights(folder, together):

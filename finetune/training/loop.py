@@ -28,9 +28,9 @@ from finetune.training.sharding import (
     assemble,
     assembled,
     copy_to_shard,
+    set_up_sharding,
     shard_like,
     shard_moments,
-    shard_on_cpu,
     sharding_asked,
     without_shards,
 )
@@ -90,7 +90,7 @@ def make_accelerator(plan: Plan) -> Accelerator:
         AcceleratorState._reset_state()
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
     if sharded:
-        shard_on_cpu(accelerator)
+        set_up_sharding(accelerator)
     if plan.batch_size < accelerator.num_processes:
         raise RecipeError(
             f"a batch of {plan.batch_size} images can not be shared by {accelerator.num_processes} processes; "

@@ -36,11 +36,14 @@ def sharding_asked(precision: Precision) -> bool:
     return True
 
 
-def shard_on_cpu(accelerator: Accelerator) -> None:
-    """Let Accelerate shard on CPUs, too, where it would hold the whole network in each process, but torch can."""
+def set_up_sharding(accelerator: Accelerator) -> None:
+    """Let Accelerate shard on CPUs, too, which it leaves whole, but torch does not; and networks with buffers."""
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
         accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    if accelerator.is_fsdp2:
+        # Handing out one process's weights, which the launcher asks for, fails with batch norms; all have them anyway.
+        accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
 
 
 def copy_to_shard(module: nn.Module, accelerator: Accelerator) -> nn.Module:
