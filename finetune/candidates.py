@@ -29,7 +29,7 @@ LEARNING_RATES: dict[Strategy, tuple[float, float]] = {
 """Peak AdamW rates at similarity 1 and at similarity 0. Those of `partial` do not rise: 1.2e-3, and 2.4e-3 with half of
 the stages, end with a constant answer on some far images (docs/log.md, 2026-11-25)."""
 
-SGD_RATE = 10.0
+SGD_RATE = 50.0
 """Peak rates of SGD over those of AdamW, with the usual batch (docs/log.md, 2026-11-25)."""
 
 MOST_SCALED = 4

@@ -209,7 +209,7 @@ def test_a_larger_batch_has_higher_rates_in_every_stage_and_a_warm_up_and_says_s
         assert other.learning_rate == pytest.approx(factor * one.learning_rate, rel=0.05)
     assert larger.warmup_steps == larger.steps // 10 > 0
     assert larger.reasons[-1].startswith("128 images a step with")
-    assert f"rates are {2.0 if optimizer == 'adamw' else 40.0:.3g} x those of AdamW with 32" in larger.reasons[-1]
+    assert f"rates are {2 if optimizer == 'adamw' else 200} x those of AdamW with 32" in larger.reasons[-1]
 
 
 def test_a_plan_says_where_rates_rise_no_more_with_the_batch(evidence):
