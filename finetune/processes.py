@@ -70,9 +70,12 @@ def wait_for_everyone() -> None:
     _state().wait_for_everyone()
 
 
-def is_so_everywhere(is_so: bool) -> bool:
-    """Return whether something is so in every process."""
-    return all(gather_object([is_so])) if num_processes() > 1 else is_so
+def is_so_everywhere(is_so: Callable[[], bool]) -> bool:
+    """Return whether something is so in every process once all of them are here; one alone is not asked."""
+    if num_processes() == 1:
+        return True
+    wait_for_everyone()
+    return all(gather_object([is_so()]))
 
 
 def own_turns(count: int) -> range:

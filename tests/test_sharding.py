@@ -26,6 +26,8 @@ WAYS = {
 }
 """What two processes do; one has the whole batch at once."""
 
+INTERRUPTED = ("sharded", "sharded, last stages")
+
 STRAY = 20
 """Parameters, of all, that may differ by more than rounding: AdamW makes a whole step of a gradient that is 0 but for
 rounding."""
@@ -122,19 +124,21 @@ for file in sorted((folder / "plans").iterdir()):
     hook.remove()
 (folder / f"shards-{rank}.json").write_text(json.dumps(shards))
 
-plan = Plan.load(folder / "plans" / "sharded.json")
-checkpoints = Checkpoints(folder / "checkpoints", writes=is_main_process())
-checkpoints.begin()
 os.environ["ACCELERATE_USE_FSDP"] = "true"
-try:
-    train(plan, load_images(plan.data), interrupted("validation", 3), checkpoints)
-except KeyboardInterrupt:
+for way in ("sharded", "sharded, last stages"):
+    plan = Plan.load(folder / "plans" / f"{way}.json")
+    checkpoints = Checkpoints(folder / f"checkpoints of {way}", writes=is_main_process())
+    checkpoints.begin()
+    try:
+        train(plan, load_images(plan.data), interrupted("validation", 3), checkpoints)
+    except KeyboardInterrupt:
+        torch.distributed.barrier()
+    assert checkpoints.step("validation")["step"] == 3
     torch.distributed.barrier()
-torch.save(checkpoints.step("validation")["step"], folder / f"interrupted-{rank}.pt")
-if rank == 0:
-    shutil.copytree(folder / "checkpoints", folder / "left")
-torch.distributed.barrier()
-done(Path("resumed"), train(plan, load_images(plan.data), checkpoints=checkpoints))
+    if rank == 0:
+        shutil.copytree(folder / f"checkpoints of {way}", folder / f"left of {way}")
+    torch.distributed.barrier()
+    done(Path(f"{way}, resumed"), train(plan, load_images(plan.data), checkpoints=checkpoints))
 
 os.environ["ACCELERATE_USE_FSDP"] = "false"
 torch.save(train_in_turn(folder, rank, 2), folder / f"in turn-{rank}.pt")
@@ -222,7 +226,7 @@ def together(folder, plans):
     (folder / "script.py").write_text(SCRIPT)
     (folder / "tasks.py").write_text(TASKS)
     run_two_processes(folder / "script.py", folder)
-    ways = [*plans, "resumed", "in turn"]
+    ways = [*plans, *(f"{way}, resumed" for way in INTERRUPTED), "in turn"]
     return {way: [torch.load(folder / f"{way}-{rank}.pt", weights_only=True) for rank in (0, 1)] for way in ways}
 
 
@@ -289,23 +293,22 @@ def test_each_process_holds_a_part_of_the_weights(folder, together):
         assert one == two == 0 or (one + two == all_of_one and max(one, two) < 0.6 * all_of_one)
 
 
-def test_a_sharded_training_that_was_interrupted_ends_with_the_weights_of_an_uninterrupted_one(folder, together):
-    assert torch.load(folder / "interrupted-0.pt", weights_only=True) == 3
-    for result in together["resumed"]:
-        for name, tensor in together["sharded"][0]["state"].items():
+@pytest.mark.parametrize("way", INTERRUPTED)
+def test_a_sharded_training_that_was_interrupted_ends_with_the_weights_of_an_uninterrupted_one(together, way):
+    for result in together[f"{way}, resumed"]:
+        for name, tensor in together[way][0]["state"].items():
             torch.testing.assert_close(result["state"][name], tensor, rtol=1e-5, atol=1e-6)
 
 
-def test_what_two_processes_with_shards_began_one_process_goes_on_with(plans, alone, folder, together, tmp_path):
+@pytest.mark.parametrize("way", INTERRUPTED)
+def test_what_two_processes_with_shards_began_one_process_goes_on_with(plans, alone, folder, together, tmp_path, way):
     assert together
-    shutil.copytree(folder / "left", tmp_path / "left")
-    plan = plans["sharded"]
-    told = []
-    model = train(
-        plan, load_images(plan.data), lambda *task: told.append(task), checkpoints=Checkpoints(tmp_path / "left")
-    )
+    shutil.copytree(folder / f"left of {way}", tmp_path / "left")
+    plan, told = plans[way], []
+    left = Checkpoints(tmp_path / "left")
+    model = train(plan, load_images(plan.data), lambda *task: told.append(task), left)
     assert ("training (validation)", 3, plan.steps) not in told
-    expected = alone["sharded"].network.state_dict()
+    expected = alone[way].network.state_dict()
     assert_same_training(model.network.state_dict(), expected, start_of(plan), plan.head_learning_rate)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from finetune.errors import RunFolderError
-from finetune.processes import is_so_everywhere, wait_for_everyone
+from finetune.processes import is_so_everywhere
 
 
 class Checkpoints:
@@ -31,8 +31,7 @@ class Checkpoints:
             return
         if self._writes:
             self._folder.mkdir(parents=True, exist_ok=True)
-        wait_for_everyone()
-        if not is_so_everywhere(self._folder.is_dir()):
+        if not is_so_everywhere(self._folder.is_dir):
             raise RunFolderError(
                 f"{self._folder} is not seen by all machines; give an --output on a disk that all of them share"
             )
