@@ -223,10 +223,12 @@ def together(folder, plans):
     (folder / "plans").mkdir()
     for way, plan in plans.items():
         plan.save(folder / "plans" / f"{way}.json")
+    moving = {"strategy": "scratch", "weights": "random", "batch_norm_statistics": "updated"}
+    plans["sgd"].changed(optimizer="adamw", **moving).save(folder / "plans" / "scratch.json")
     (folder / "script.py").write_text(SCRIPT)
     (folder / "tasks.py").write_text(TASKS)
     run_two_processes(folder / "script.py", folder)
-    ways = [*plans, *(f"{way}, resumed" for way in INTERRUPTED), "in turn"]
+    ways = [*plans, *(f"{way}, resumed" for way in INTERRUPTED), "in turn", "scratch"]
     return {way: [torch.load(folder / f"{way}-{rank}.pt", weights_only=True) for rank in (0, 1)] for way in ways}
 
 
@@ -263,6 +265,12 @@ def test_both_processes_judge_every_held_out_image_alike(alone, together, way):
     assert torch.equal(one, two)
     expected = torch.from_numpy(alone[way].held_out.probabilities)
     torch.testing.assert_close(one, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_both_processes_end_with_the_same_moving_statistics(together):
+    one, two = (result["state"] for result in together["scratch"])
+    assert {name for name in one if not torch.equal(one[name], two[name])} == set()
+    assert one["bn2.running_mean"].any()
 
 
 def test_each_process_makes_a_part_of_the_rows_and_gets_all(folder, together):
