@@ -223,7 +223,7 @@ def together(folder, plans):
     (folder / "plans").mkdir()
     for way, plan in plans.items():
         plan.save(folder / "plans" / f"{way}.json")
-    moving = {"strategy": "scratch", "weights": "random", "batch_norm_statistics": "updated"}
+    moving = {"strategy": "scratch", "weights": "random", "batch_norm_statistics": "updated", "refit": True}
     plans["sgd"].changed(optimizer="adamw", **moving).save(folder / "plans" / "scratch.json")
     (folder / "script.py").write_text(SCRIPT)
     (folder / "tasks.py").write_text(TASKS)
