@@ -8,10 +8,17 @@ import numpy as np
 
 from finetune.evidence import Evidence
 from finetune.prior import PRIOR, believe
-from finetune.recipe import Recipe, Strategy
+from finetune.recipe import Optimizer, Recipe, Strategy
 from finetune.selection import RUNGS, Belief
 from finetune.value import Value
-from finetune.workload import Workload, default_trainable_stages, expected_seconds, short_stages, size_workload
+from finetune.workload import (
+    Workload,
+    default_batch_size,
+    default_trainable_stages,
+    expected_seconds,
+    short_stages,
+    size_workload,
+)
 
 LEARNING_RATES: dict[Strategy, tuple[float, float]] = {
     "linear_probe": (1e-3, 1e-3),
@@ -21,6 +28,13 @@ LEARNING_RATES: dict[Strategy, tuple[float, float]] = {
 }
 """Peak AdamW rates at similarity 1 and at similarity 0. Those of `partial` do not rise: 1.2e-3, and 2.4e-3 with half of
 the stages, end with a constant answer on some far images (docs/log.md, 2026-11-25)."""
+
+SGD_RATE = 50.0
+"""Peak rates of SGD over those of AdamW, with the usual batch (docs/log.md, 2026-11-25)."""
+
+MOST_SCALED = 4
+"""Times the usual batch up to which the default rates rise with it; eight times ended worse (docs/log.md,
+2026-11-25)."""
 
 SCRATCH_SHARE = 0.65
 """Of the probe's accuracy above chance that random weights reach with plenty of images: Kolesnikov et al. 2020 and VTAB
@@ -64,7 +78,7 @@ class Candidate(Value):
     trainable_stages: int
     """How many of the last stages are trained, where the strategy is `partial`; else 0."""
     learning_rate: float
-    """Peak rate of the last stage and the head (AdamW)."""
+    """Peak rate of the last stage and the head."""
     lowest_rate_fraction: float
     """Rate of the lowest trained stage over the highest one's."""
     expected_top1: float
@@ -122,6 +136,16 @@ def learning_rates(strategy: Strategy, similarity: float) -> tuple[float, float]
     return float(f"{rate:.2g}"), round(0.5 + 0.5 * (1.0 - similarity), 2)
 
 
+def rate_factor(optimizer: Optimizer, batch_size: int, usual: int) -> float:
+    """Return what the default rates, which are those of AdamW with the `usual` batch, are multiplied by.
+
+    The square root of the batch for AdamW (Malladi et al. 2022), the batch itself for SGD (Goyal et al. 2017). Beyond
+    some batch less noise no longer pays for longer steps, and what still grows is the danger of divergence.
+    """
+    share = min(batch_size / usual, MOST_SCALED)
+    return SGD_RATE * share if optimizer == "sgd" else math.sqrt(share)
+
+
 def _differs(name: str, evidence: Evidence, recipe: Recipe) -> bool:
     """Return whether a candidate is another one than those before it."""
     has_rate = recipe.training.learning_rate is not None
@@ -135,10 +159,12 @@ def _differs(name: str, evidence: Evidence, recipe: Recipe) -> bool:
 
 def _candidate(name: str, evidence: Evidence, recipe: Recipe) -> Candidate:
     arm, load = ARMS[name], workload_of(name, evidence, recipe)
-    usual = workload_of(name, evidence, recipe.changed(time_budget=None))
+    unhurried = workload_of(name, evidence, recipe.changed(time_budget=None))
     raced = load.changed(steps=round(RUNGS[-1] * load.steps), refit_steps=0)
     similarity = evidence.domain_similarity if arm.similarity is None else arm.similarity
     rate, lowest = learning_rates(arm.strategy, similarity)
+    usual = default_batch_size(evidence.num_images)
+    rate = float(f"{rate * rate_factor(recipe.training.optimizer or 'adamw', load.batch_size, usual):.2g}")
     if arm.strategy == "scratch":
         top1, error = _expected_of_scratch(evidence), SCRATCH_ERROR
     else:
@@ -154,7 +180,7 @@ def _candidate(name: str, evidence: Evidence, recipe: Recipe) -> Candidate:
         expected_top1_error=round(error, 4),
         expected_seconds=round(expected_seconds(arm.strategy, load, evidence), 1),
         race_seconds=round(expected_seconds(arm.strategy, raced, evidence), 1),
-        share_of_steps=round(load.steps / max(usual.steps, 1), 2),
+        share_of_steps=round(load.steps / max(unhurried.steps, 1), 2),
         chance=0.0,
         basis="measured" if name == "linear_probe" else "published",
     )

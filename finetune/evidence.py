@@ -87,10 +87,12 @@ class TrainingSpeed(Value):
 
 
 class MachineSpeed(Value):
-    """What this machine does with this network at this image size."""
+    """What this machine does with this network at this image size: one process of it."""
 
     device: str
     num_threads: int
+    num_processes: Annotated[int, Field(ge=1)] = 1
+    """Processes that will share the training, each on a device of its own."""
     forward: ForwardSettings
     forward_images_per_second: float
     """On ready tensors."""

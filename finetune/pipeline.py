@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from finetune.audit import measure_evidence
@@ -16,7 +18,7 @@ from finetune.metrics import score
 from finetune.network.weights import resolve_model
 from finetune.plan import Plan
 from finetune.prediction import Ensemble, Predictor, TrainedModel, average
-from finetune.processes import from_main_process, is_main_process
+from finetune.processes import from_main_process, is_main_process, share_out
 from finetune.recipe import Recipe, load_recipe
 from finetune.report import Report
 from finetune.run_folder import SCHEDULE, RunFolder, RunMetrics, Seconds, default_folder
@@ -171,8 +173,12 @@ def _scored(members: Sequence[TrainedModel], splits: ImageSplits, report: Report
     """Return what ships, scored on the test split: the one model, or the average of several."""
     if splits.test is None:
         return average(members)
-    labels, names = labels_of(splits.test), list(splits.class_names)
-    parts = [member.probabilities(splits.test, report.progress) for member in members]
+    test, labels, names = splits.test, labels_of(splits.test), list(splits.class_names)
+
+    def judged(member: TrainedModel) -> NDArray[np.float64]:
+        return share_out(lambda rows: member.probabilities(test.select(rows), report.progress), range(len(test)))
+
+    parts = [judged(member) for member in members]
     members = [replace(member, test=score(part, labels, names)) for member, part in zip(members, parts, strict=True)]
     model = average(members)
     if isinstance(model, Ensemble):

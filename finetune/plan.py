@@ -5,13 +5,22 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from finetune.candidates import Candidate
+from finetune.candidates import MOST_SCALED, SGD_RATE, Candidate, rate_factor
 from finetune.evidence import Evidence, ForwardSettings, Precision, TrainingSpeed
 from finetune.preprocessing import Preprocessing
-from finetune.recipe import BatchNormStatistics, Metric, Recipe, Schedule, Strategy, TableColumns, TrainingRecipe
+from finetune.recipe import (
+    BatchNormStatistics,
+    Metric,
+    Optimizer,
+    Recipe,
+    Schedule,
+    Strategy,
+    TableColumns,
+    TrainingRecipe,
+)
 from finetune.strategy import Choice
 from finetune.value import Value
-from finetune.workload import FOLDS, SMALL_SET, Workload, num_judged, size_workload
+from finetune.workload import FOLDS, SMALL_SET, Workload, default_batch_size, num_judged, size_workload
 
 REFIT_RATE = 0.25
 """Peak rates of a refit that goes on from the weights that were judged, over those of the training."""
@@ -27,6 +36,8 @@ MANY_IMAGES = 5_000
 
 Rate = Annotated[float, Field(ge=0, le=10)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+WEIGHT_DECAY: dict[Optimizer, float] = {"adamw": 0.02, "sgd": 1e-4}
 
 HANDED = 0.7
 """Share of pairs told apart from which on images have a left and a right."""
@@ -76,7 +87,10 @@ class Plan(Value):
     batch_size: Annotated[int, Field(ge=1)]
     """Images a step, over all processes."""
     accumulation: Annotated[int, Field(ge=1)]
+    """Parts of a batch that are worked off one after another, for less memory; several processes share them."""
+    optimizer: Optimizer = "adamw"
     weight_decay: Annotated[float, Field(ge=0, le=1)]
+    """Of the matrices: decoupled for AdamW, part of the gradient for SGD."""
     label_smoothing: Share
     clip_norm: Annotated[float, Field(gt=0)]
     average_decay: Share
@@ -182,6 +196,7 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
     patience = _patience(evidence) if asked.patience is None else asked.patience
     keep = asked.keep or ("best" if patience or evidence.num_images >= MANY_IMAGES else "last")
     statistics = asked.batch_norm_statistics or _statistics(choice.strategy)
+    optimizer = asked.optimizer or "adamw"
     content = {
         "data": recipe.data,
         "columns": recipe.columns.model_dump(),
@@ -198,7 +213,8 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "schedule": asked.schedule or "cosine",
         "batch_size": load.batch_size,
         "accumulation": asked.accumulation or _accumulation(evidence, load, statistics),
-        "weight_decay": 0.02 if asked.weight_decay is None else asked.weight_decay,
+        "optimizer": optimizer,
+        "weight_decay": _or(asked.weight_decay, WEIGHT_DECAY[optimizer]),
         "label_smoothing": _or(asked.label_smoothing, 0.05),
         "clip_norm": asked.clip_norm or 1.0,
         "average_decay": max(0.0, 1.0 - 1.0 / max(1.0, horizon * steps)),
@@ -224,7 +240,11 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "seed": recipe.seed,
         "training_seed": recipe.seed,
         "cycle": 0,
-        "reasons": (*_reasons(evidence, load, choice, precision), *_about_stopping(evidence, steps, patience, asked)),
+        "reasons": (
+            *_reasons(evidence, load, choice, precision),
+            *_rate_reasons(recipe, evidence, load, steps),
+            *_about_stopping(evidence, steps, patience, asked),
+        ),
     }
     return Plan.parse(content, origin="plan")
 
@@ -375,3 +395,17 @@ def _reasons(evidence: Evidence, load: Workload, choice: Choice, precision: Prec
             f"the largest class has {evidence.imbalance:.1f} x the images of the smallest: balanced accuracy chooses"
         )
     return tuple(reasons)
+
+
+def _rate_reasons(recipe: Recipe, evidence: Evidence, load: Workload, steps: int) -> tuple[str, ...]:
+    """Return why the rates are not those of AdamW with the usual batch."""
+    optimizer, usual = recipe.training.optimizer or "adamw", default_batch_size(evidence.num_images)
+    if not steps or (load.batch_size == usual and optimizer == "adamw"):
+        return ()
+    images = f"{load.batch_size} images a step with {'SGD' if optimizer == 'sgd' else 'AdamW'}"
+    if recipe.training.learning_rate is not None:
+        return (f"{images}: the rate is the one that was given",)
+    factor = rate_factor(optimizer, load.batch_size, usual)
+    rule = f"{SGD_RATE:.0f} for SGD, and linear in" if optimizer == "sgd" else "the square root of"
+    bound = f", up to {MOST_SCALED} x" if load.batch_size > MOST_SCALED * usual else ""
+    return (f"{images}: rates are {factor:.3g} x those of AdamW with {usual} ({rule} the batch{bound})",)

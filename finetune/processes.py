@@ -1,20 +1,28 @@
-"""Several processes that do one thing: what one of them decides, all of them know."""
+"""Several processes that do one thing: what one of them decides, all of them know, and what takes long they share."""
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
+from numpy.typing import NDArray
 
 from finetune.errors import FinetuneError
 
 Made = TypeVar("Made")
+Rows = TypeVar("Rows", bound=NDArray[Any])
 
 
 def is_main_process() -> bool:
     """Return whether this is the process that writes and speaks."""
     return bool(_state().is_main_process)
+
+
+def num_processes() -> int:
+    """Return how many processes there are, over all machines."""
+    return int(_state().num_processes)
 
 
 def from_main_process(make: Callable[[], Made]) -> Made:
@@ -32,6 +40,48 @@ def from_main_process(make: Callable[[], Made]) -> Made:
     if isinstance(outcome[1], FinetuneError):
         raise outcome[1]
     return outcome[0]  # type: ignore[return-value]
+
+
+def share_out(make: Callable[[list[int]], Rows], members: Sequence[int] | NDArray[np.intp]) -> Rows:
+    """Return what `make` makes of `members`, a row for each, in their order; each process makes its part of the rows.
+
+    No row is made twice, all processes get the same ones, and a mistake in one is raised in every one. All of them must
+    call this, with the same members.
+    """
+    state = _state()
+    if state.num_processes == 1:
+        return make([int(member) for member in members])
+    own = np.array_split(np.asarray(members, dtype=np.intp), state.num_processes)[state.process_index]
+    outcome: list[Any] = [None, None]
+    try:
+        outcome[0] = make([int(member) for member in own])
+    except FinetuneError as error:
+        outcome[1] = error
+    outcomes = gather_object([outcome])
+    for _, mistake in outcomes:
+        if mistake is not None:
+            raise mistake
+    filled = [rows for rows, _ in outcomes if len(rows)]
+    return np.concatenate(filled or [outcomes[0][0]])  # type: ignore[return-value]
+
+
+def wait_for_everyone() -> None:
+    """Wait until every process is here."""
+    _state().wait_for_everyone()
+
+
+def is_so_everywhere(is_so: Callable[[], bool]) -> bool:
+    """Return whether something is so in every process once all of them are here; one alone is not asked."""
+    if num_processes() == 1:
+        return True
+    wait_for_everyone()
+    return all(gather_object([is_so()]))
+
+
+def own_turns(count: int) -> range:
+    """Return which of `count` jobs, taken in turns, are this process's."""
+    state = _state()
+    return range(state.process_index, count, state.num_processes)
 
 
 def _state() -> PartialState:

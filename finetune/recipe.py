@@ -16,6 +16,8 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 Metric = Literal["top1", "balanced_accuracy"]
 
+Optimizer = Literal["adamw", "sgd"]
+
 Preference = Literal["accuracy", "balanced", "speed"]
 
 BatchNormStatistics = Literal["frozen", "re_estimated", "updated"]
@@ -73,6 +75,8 @@ class TableColumns(Value):
 class TrainingRecipe(Value):
     """How to train, where the person wants to fix it."""
 
+    optimizer: Optimizer | None = None
+    """AdamW (by default), or SGD with Nesterov momentum of 0.9."""
     learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
     """Peak learning rate of the last trained stage and the head."""
     lowest_rate_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -80,7 +84,7 @@ class TrainingRecipe(Value):
     trainable_stages: Annotated[int, Field(ge=1)] | None = None
     """For `partial`: how many of the last stages are trained."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Decoupled weight decay of the matrices; biases and norms have none."""
+    """Weight decay of the matrices, decoupled for AdamW, part of the gradient for SGD; biases and norms have none."""
     schedule: Schedule | None = None
     """How the learning rate goes on after its warm-up; by default along a cosine towards 0."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None

@@ -11,6 +11,9 @@ LARGE_BATCH_SIZE = 128
 LARGE_SET = 10_000
 """From so many images on, the batch is larger: gradients of 32 images waste an accelerator."""
 
+LEAST_STEPS = 100
+"""Fewer do not get far enough, however large their batches and rates are (docs/log.md, 2026-11-25)."""
+
 MOST_VIEWS = 6
 """Augmented views of each image that are kept: fewer repeat, more cost forward passes (docs/log.md, 2026-11-25)."""
 
@@ -69,6 +72,7 @@ def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy, stages
     steps = default_steps(evidence.num_images, evidence.domain_similarity) * (
         SCRATCH_FACTOR if strategy == "scratch" else 1
     )
+    steps = steps_at(batch_size, steps, default_batch_size(evidence.num_images))
     if recipe.steps is not None:
         steps = recipe.steps
     elif recipe.epochs is not None:
@@ -127,7 +131,16 @@ def default_steps(num_images: int, similarity: float) -> int:
     1,200 images, 1,000 or 500 at 10,000; in passes over the images that is many where there are few of them and few
     where there are many. Measured in docs/log.md, 2026-11-24 and -25.
     """
-    return max(100, round((10.0 - 5.0 * similarity) * math.sqrt(num_images)))
+    return max(LEAST_STEPS, round((10.0 - 5.0 * similarity) * math.sqrt(num_images)))
+
+
+def steps_at(batch_size: int, steps: int, usual: int) -> int:
+    """Return the steps that look at as many images with `batch_size` of them a step as `steps` do with `usual`.
+
+    >>> steps_at(64, 400, 32), steps_at(1024, 400, 32), steps_at(8, 400, 32)
+    (200, 100, 1600)
+    """
+    return max(round(steps * usual / batch_size), LEAST_STEPS)
 
 
 def cached_views(num_images: int, steps: int, batch_size: int, values: int | None, num_bytes: int) -> int:
@@ -174,8 +187,10 @@ def cost_per_image(strategy: Strategy, tail: float, cached: bool) -> float:
 
 
 def expected_seconds(strategy: Strategy, workload: Workload, evidence: Evidence) -> float:
-    """Return the seconds that all trainings of a workload take on the measured machine."""
+    """Return the seconds that all trainings of a workload take on the measured machine; all of its processes share the
+    trainings, and one alone makes the features."""
     speed = evidence.speed
+    together = speed.num_processes
     features = evidence.num_held * (1 / speed.forward_images_per_second + 1 / speed.reading_images_per_second)
     if strategy == "linear_probe":
         return features + 0.5
@@ -193,4 +208,4 @@ def expected_seconds(strategy: Strategy, workload: Workload, evidence: Evidence)
     if strategy == "scratch":
         features = 0.0
     steps = workload.trainings * workload.steps + workload.refit_steps
-    return features + prefix + steps * workload.batch_size * per_image
+    return features + (prefix + steps * workload.batch_size * per_image) / together

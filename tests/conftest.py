@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -89,6 +91,20 @@ def make_image_folder(
                 ending = "jpg" if number % 2 == 0 else "png"
                 coloured_image(names.index(name), number, size).save(folder / f"{number:03d}.{ending}")
     return root
+
+
+def run_two_processes(script: Path, *arguments: str | Path) -> None:
+    """Run a script in two processes on the CPU, which know of each other."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, str(script), *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[:3000]
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from finetune.candidates import ARMS, believe_all, learning_rates, list_candidates
+from finetune.candidates import ARMS, SGD_RATE, believe_all, learning_rates, list_candidates, rate_factor
 from finetune.prior import PRIOR
 from finetune.recipe import Recipe, TrainingRecipe
 
@@ -93,3 +93,34 @@ def test_similarities_beyond_the_scale_count_as_its_ends():
 
 def test_random_weights_know_no_similarity():
     assert learning_rates("scratch", 0.9) == learning_rates("scratch", 0.1) == (1e-3, 1.0)
+
+
+def test_rates_of_adamw_follow_the_root_of_the_batch_and_those_of_sgd_the_batch():
+    assert [rate_factor("adamw", size, 32) for size in (8, 32, 128)] == [0.5, 1.0, 2.0]
+    assert [rate_factor("sgd", size, 32) for size in (8, 32, 128)] == [SGD_RATE / 4, SGD_RATE, SGD_RATE * 4]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_beyond_four_times_the_usual_batch_rates_rise_no_more(optimizer):
+    assert rate_factor(optimizer, 4_096, 32) == rate_factor(optimizer, 128, 32)
+
+
+def test_a_large_set_has_the_same_rates_with_its_own_larger_batch(evidence):
+    large = evidence.changed(num_images=20_000, num_held=20_000)
+    for asked, factor in ((None, 1.0), (128, 1.0), (512, 2.0)):
+        rates = [
+            listed(of, AUTO.changed(batch_size=size))["full_near"].learning_rate
+            for of, size in ((large, asked), (evidence, None))
+        ]
+        assert rates[0] == pytest.approx(factor * rates[1], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "size", "factor"), [("adamw", 8, 0.5), ("adamw", 128, 2.0), ("sgd", 32, SGD_RATE)]
+)
+def test_the_rates_of_all_candidates_follow_the_batch(evidence, optimizer, size, factor):
+    asked = AUTO.changed(batch_size=size, training=TrainingRecipe(optimizer=optimizer))
+    usual, other = listed(evidence), listed(evidence, asked)
+    for name, candidate in usual.items():
+        assert other[name].learning_rate == pytest.approx(factor * candidate.learning_rate, rel=0.05)
+        assert other[name].lowest_rate_fraction == candidate.lowest_rate_fraction

@@ -164,6 +164,22 @@ def test_every_stage_learns_at_its_own_rate_times_the_schedule_in_every_step(
             torch.testing.assert_close(after, moved, rtol=1e-5, atol=2e-3 * rate)
 
 
+def test_sgd_steps_with_nesterovs_momentum_and_decays_matrices_alone(small_network, small_plan, optimizer_steps):
+    network = small_network()
+    plan = small_plan(strategy="full", optimizer="sgd", weight_decay=0.01)
+    train(network, plan)
+    assert len(optimizer_steps) == plan.steps
+    for parameter in network.parameters():
+        momentum = torch.zeros_like(parameter)
+        for number, step in enumerate(optimizer_steps):
+            before, gradient, after = step[id(parameter)]
+            gradient = gradient + (0.01 * before if parameter.ndim > 1 else 0.0)
+            momentum = gradient if number == 0 else 0.9 * momentum + gradient
+            rate = 1e-3 * learning_rate_factor(number, plan.steps, plan.warmup_steps)
+            moved = before - rate * (gradient + 0.9 * momentum)
+            torch.testing.assert_close(after, moved, rtol=1e-5, atol=1e-7)
+
+
 def test_matrices_are_decayed_and_biases_and_norms_are_not(small_network, small_plan, optimizer_steps):
     network, plan = small_network(), small_plan(strategy="full", weight_decay=0.5)
     task = make_task(network, plan, class_weights=torch.zeros(NUM_CLASSES))

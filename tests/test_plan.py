@@ -150,6 +150,7 @@ def test_a_given_validation_split_is_used(evidence, images):
 
 
 TRAINING = {
+    "optimizer": "sgd",
     "weight_decay": 0.0,
     "label_smoothing": 0.0,
     "clip_norm": 3.0,
@@ -190,6 +191,36 @@ def test_what_the_recipe_fixes_of_the_augmentation_stays_fixed(evidence, key, va
     plan = planned(evidence, augmentation=AugmentationRecipe(**{key: value}))
     assert getattr(plan.augmentation, key) == value
     assert getattr(planned(evidence).augmentation, key) != value
+
+
+@pytest.mark.parametrize(("optimizer", "decay"), [("adamw", 0.02), ("sgd", 1e-4)])
+def test_each_optimizer_has_its_own_weight_decay(evidence, optimizer, decay):
+    assert planned(evidence, training=TrainingRecipe(optimizer=optimizer)).weight_decay == decay
+
+
+@pytest.mark.parametrize(("optimizer", "factor"), [("adamw", 2.0), ("sgd", 4.0)])
+def test_a_larger_batch_has_higher_rates_in_every_stage_and_a_warm_up_and_says_so(evidence, optimizer, factor):
+    usual, larger = (
+        planned(evidence, strategy="full", batch_size=size, training=TrainingRecipe(optimizer=optimizer))
+        for size in (32, 128)
+    )
+    assert larger.head_learning_rate == pytest.approx(factor * usual.head_learning_rate, rel=0.05)
+    for one, other in zip(usual.stages, larger.stages, strict=True):
+        assert other.learning_rate == pytest.approx(factor * one.learning_rate, rel=0.05)
+    assert larger.warmup_steps == larger.steps // 10 > 0
+    assert larger.reasons[-1].startswith("128 images a step with")
+    assert f"rates are {2 if optimizer == 'adamw' else 200} x those of AdamW with 32" in larger.reasons[-1]
+
+
+def test_a_plan_says_where_rates_rise_no_more_with_the_batch(evidence):
+    plan = planned(evidence, strategy="full", batch_size=512)
+    assert plan.reasons[-1].endswith("(the square root of the batch, up to 4 x)")
+
+
+def test_a_rate_that_was_given_is_not_changed_by_the_batch_and_the_plan_says_so(evidence):
+    plan = planned(evidence, strategy="full", batch_size=256, training=TrainingRecipe(learning_rate=3e-4))
+    assert plan.head_learning_rate == 3e-4
+    assert plan.reasons[-1] == "256 images a step with AdamW: the rate is the one that was given"
 
 
 def test_an_asked_warm_up_of_zero_is_zero(evidence):

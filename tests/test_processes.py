@@ -1,15 +1,14 @@
 """Two processes on the CPU against one."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import timm
 import torch
+from conftest import run_two_processes
 
-from finetune.images import load_images
+from finetune.images import labels_of, load_images
+from finetune.metrics import score
 from finetune.network.backbone import create_network
 from finetune.run_folder import RunFolder
 from finetune.training import train
@@ -118,17 +117,7 @@ def together(folder, plans):
         f"steps: 4\nbatch_size: 6\n"
     )
     (folder / "script.py").write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    hidden = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*launch, str(folder / "script.py"), str(folder)],
-        env=os.environ | hidden,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two_processes(folder / "script.py", folder)
     return {way: [torch.load(folder / f"{way}-{rank}.pt", weights_only=True) for rank in (0, 1)] for way in plans}
 
 
@@ -204,6 +193,16 @@ def test_two_processes_leave_one_finished_run_folder(folder, together):
     assert not run.checkpoints.exists()
     assert run.read_metrics().validation.num_images == 18
     assert run.read_model().class_names == ("a", "b", "c")
+
+
+def test_every_test_image_is_judged_once(folder, plans, together):
+    assert together
+    run = RunFolder(folder / "run")
+    test = load_images(plans["full"].data).test
+    expected = score(run.read_model().probabilities(test), labels_of(test), ["a", "b", "c"])
+    found = run.read_metrics().test
+    assert (found.num_images, found.top1) == (6, expected.top1)
+    assert found.log_loss == pytest.approx(expected.log_loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["raced", "averaged"])

@@ -12,6 +12,7 @@ from finetune.workload import (
     default_trainable_stages,
     expected_seconds,
     size_workload,
+    steps_at,
     tail_share,
 )
 
@@ -174,3 +175,37 @@ def test_kept_views_are_read_and_sent_through_the_frozen_stages_once(evidence):
     assert expected_seconds("partial", load, evidence) == pytest.approx(
         240 * (1 / 200 + 1 / 500) + views + 4 * 100 * 32 / 100
     )
+
+
+@pytest.mark.parametrize("batch_size", [8, 16, 32, 48, 64])
+def test_another_batch_takes_the_steps_that_look_at_as_many_images(evidence, batch_size):
+    more = evidence.changed(num_images=2_400)
+    load = size_workload(RECIPE.changed(batch_size=batch_size), more, "full")
+    usual = size_workload(RECIPE, more, "full")
+    assert load.steps * batch_size == pytest.approx(usual.steps * usual.batch_size, abs=batch_size)
+
+
+def test_of_a_large_set_too_another_batch_looks_at_as_many_images(evidence):
+    large = evidence.changed(num_images=40_000, num_held=40_000)
+    usual, asked = (size_workload(RECIPE.changed(batch_size=size), large, "full") for size in (None, 512))
+    assert (usual.batch_size, asked.steps) == (128, usual.steps // 4)
+
+
+def test_the_largest_batches_leave_100_steps():
+    assert [steps_at(size, 200, 32) for size in (32, 64, 65, 1024)] == [200, 100, 100, 100]
+
+
+@pytest.mark.parametrize("length", [{"steps": 7}, {"epochs": 3.0}])
+def test_an_asked_length_is_not_changed_by_the_batch(evidence, length):
+    load = size_workload(RECIPE.changed(batch_size=256, **length), evidence, "full")
+    assert load.steps == (7 if "steps" in length else math.ceil(3 * 240 / 256))
+
+
+def test_processes_share_the_time_of_a_training_but_not_of_the_features(evidence):
+    load = size_workload(RECIPE, evidence, "full")
+    features = expected_seconds("linear_probe", load, evidence) - 0.5
+    alone, eight = (
+        expected_seconds("full", load, evidence.changed(speed=evidence.speed.changed(num_processes=count)))
+        for count in (1, 8)
+    )
+    assert eight - features == pytest.approx((alone - features) / 8)

@@ -1,5 +1,6 @@
 """Measuring the images, the network on them, and the machine, before anything is decided."""
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ from finetune.network.weights import create_pretrained, resolve_model
 from finetune.plan import AugmentationPlan
 from finetune.preprocessing import Preprocessing, choose_image_size
 from finetune.probing import CURVE_SHARES, ProbeFolds, cross_validate, error_slope, learning_curve, log_loss
+from finetune.processes import num_processes
 from finetune.recipe import Metric, Recipe
 from finetune.similarity import similarity
 from finetune.workload import default_batch_size, default_trainable_stages, short_stages
@@ -184,7 +186,8 @@ def _machine(
     What a busy machine shows is used, but not remembered.
     """
     device = next(network.parameters()).device
-    batch_size = recipe.batch_size or default_batch_size(num_images)
+    processes = num_processes()
+    batch_size = math.ceil((recipe.batch_size or default_batch_size(num_images)) / processes)
     asked = recipe.training.trainable_stages
     # Their schemas, so that an older version's measurements are not mistaken for this one's.
     schemas = MachineSpeed.model_json_schema(), StageProfile.model_json_schema()
@@ -209,7 +212,7 @@ def _machine(
         if not busy:
             keep_value("measurements", key, f"speed of {name} at {preprocessing.image_size} px", found)
     stages = tuple(StageProfile.parse(stage, origin="the cache") for stage in found["stages"])
-    return stages, MachineSpeed.parse(found["speed"], origin="the cache")
+    return stages, MachineSpeed.parse(found["speed"], origin="the cache").changed(num_processes=processes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,9 @@ from typing import Any
 
 import torch
 
+from finetune.errors import RunFolderError
+from finetune.processes import is_so_everywhere
+
 
 class Checkpoints:
     """Finished phases and the last checkpoint of the running one; None keeps nothing.
@@ -19,9 +22,19 @@ class Checkpoints:
         self._writes = writes and folder is not None
 
     def begin(self) -> None:
-        """Make the folder, which marks the run as begun."""
-        if self._folder is not None and self._writes:
+        """Make the folder, which marks the run as begun.
+
+        Raises:
+            RunFolderError: another process does not see it, so that it could not go on from where this one does.
+        """
+        if self._folder is None:
+            return
+        if self._writes:
             self._folder.mkdir(parents=True, exist_ok=True)
+        if not is_so_everywhere(self._folder.is_dir):
+            raise RunFolderError(
+                f"{self._folder} is not seen by all machines; give an --output on a disk that all of them share"
+            )
 
     def before(self) -> "Checkpoints":
         """Return where a training is kept that another one goes on from."""

@@ -11,6 +11,7 @@ from finetune.evidence import ForwardSettings
 from finetune.features import Outputs, Progress, kept_outputs, stream
 from finetune.network.tail import Tail
 from finetune.preprocessing import Preprocessing
+from finetune.processes import own_turns, wait_for_everyone
 
 
 class KeptActivations:
@@ -49,7 +50,8 @@ def keep_activations(
 ) -> KeptActivations:
     """Send `num_views` views of every image, and the plain one, through the part below the boundary.
 
-    Views that an earlier training sent through the same weights are read from the disk.
+    Views that an earlier training sent through the same weights are read from the disk. Several processes take turns
+    with the views, and find those of the others on the disk, too; where they do not, each makes its own.
 
     Args:
         tail: the network above the boundary, and below.
@@ -75,5 +77,12 @@ def keep_activations(
             progress,
         )
 
-    views = [collect(varied, varied.describe(), view) for view in range(num_views)]
-    return KeptActivations(views, collect(plain, plain.describe(), None))
+    def collect_view(number: int) -> Outputs:
+        if number == num_views:
+            return collect(plain, plain.describe(), None)
+        return collect(varied, varied.describe(), number)
+
+    own = {number: collect_view(number) for number in own_turns(num_views + 1)}
+    wait_for_everyone()
+    *views, last = [own[number] if number in own else collect_view(number) for number in range(num_views + 1)]
+    return KeptActivations(views, last)

@@ -1,5 +1,6 @@
 """The training loop: the only one, driven by the plan."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,6 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from finetune.errors import FinetuneError, RecipeError
+from finetune.features import autocast
 from finetune.network.backbone import set_training_mode
 from finetune.network.depthwise import quick_depthwise_gradients
 from finetune.network.folding import FoldedNorms
@@ -23,11 +25,24 @@ from finetune.plan import Plan
 from finetune.prediction import Row
 from finetune.processes import from_main_process
 from finetune.schedule import is_time_to_stop, learning_rate_factor, stride
+from finetune.training.sharding import (
+    assemble,
+    assembled,
+    copy_to_shard,
+    set_up_sharding,
+    shard_like,
+    shard_moments,
+    sharding_asked,
+    without_shards,
+)
 
 CHECKPOINTS = 10
 """Checkpoints a training, at equal distances."""
 
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+MOMENTUM = 0.9
+"""Of SGD (Nesterov 1983; Sutskever et al. 2013)."""
 
 
 @dataclass(kw_only=True)
@@ -78,12 +93,16 @@ def make_accelerator(plan: Plan) -> Accelerator:
     """Return the accelerator for a plan; an earlier training's precision does not bind this one.
 
     Raises:
-        RecipeError: there are more processes than images a batch.
+        RecipeError: there are more processes than images a batch, or they can not share out the weights.
     """
-    precision = MIXED_PRECISION[plan.precision]
+    # Accelerate would hand sharded networks their weights in low precision, which batch norms refuse.
+    sharded = sharding_asked(plan.precision)
+    precision = "no" if sharded else MIXED_PRECISION[plan.precision]
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
+    if sharded:
+        set_up_sharding(accelerator)
     if plan.batch_size < accelerator.num_processes:
         raise RecipeError(
             f"a batch of {plan.batch_size} images can not be shared by {accelerator.num_processes} processes; "
@@ -103,31 +122,33 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
     Raises:
         NotFiniteError: the loss is not a finite number; names the step.
     """
-    parameters = dict(task.module.named_parameters())
-    optimizer = torch.optim.AdamW(_parameter_groups(task, plan, parameters), betas=(0.9, 0.999), fused=True)
+    own = _begin(task, accelerator)
+    optimizer = _make_optimizer(plan, _parameter_groups(task, plan, dict(own.named_parameters())))
+    module, optimizer = accelerator.prepare(own, optimizer)
+    parameters = dict(own.named_parameters())
     trained = [parameters[name] for names in task.groups.values() for name in names]
     average = _Average(trained, plan.average_decay)
-    statistics = list(task.module.buffers())  # of batch norms, which move where the plan updates them
-    best = None if task.resumed is None else _restore(task, task.resumed, optimizer, average)
+    statistics = list(own.buffers())  # of batch norms, which move where the plan updates them
+    moving = [*trained, *statistics]
+    best = None if task.resumed is None else _restore(task, task.resumed, optimizer, average, moving)
     pace = _Pace(task, plan)
-    module, optimizer = accelerator.prepare(task.module, optimizer)
     batches = _Batches(task.make_loader(range(pace.step, pace.end)))
-    set_training_mode(task.module, plan.batch_norm_statistics != "updated")
-    streams = Streams(_count_streams(task.module, plan, accelerator), plan.num_threads)
+    set_training_mode(own, plan.batch_norm_statistics != "updated")
+    streams = Streams(_count_streams(own, plan, accelerator), plan.num_threads)
     clock = time.perf_counter() - float(task.history[-1]["seconds"] if task.history else 0.0)
     with streams:
-        folded = nullcontext() if pace.is_over else _folded_norms(task, plan, batches)
+        folded = nullcontext() if pace.is_over or own is not task.module else _folded_norms(task, plan, batches)
         while not pace.is_over:
             step = pace.step
             factor = learning_rate_factor(pace.position, plan.steps, plan.warmup_steps, plan.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            torch.manual_seed(
-                plan.noise_seed * 1_000_003 + step * 1_009 + accelerator.process_index
-            )  # dropout, drop-path
+            # Of dropout and drop-path.
+            torch.manual_seed(plan.noise_seed * 1_000_003 + step * 1_009 + accelerator.process_index)
             loss = _gradients(task, plan, accelerator, module, streams, batches, folded)
             _check_finite(loss, step, task.name)
-            accelerator.clip_grad_norm_(trained, plan.clip_norm)
+            accelerator.unscale_gradients()
+            nn.utils.clip_grad_norm_(trained, plan.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if not accelerator.optimizer_step_was_skipped:
@@ -139,29 +160,43 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
                 "learning_rate": plan.head_learning_rate * factor,
             }
             if task.evaluate is not None and pace.is_evaluated():
-                with average.applied(trained), _in_own_precision(task.module):
+                _agree(statistics, plan, accelerator)
+                with (
+                    average.applied(trained),
+                    assembled(own, task.module, accelerator.device),
+                    _in_own_precision(task.module),
+                ):
                     loss_now, row["validation_top1"] = task.evaluate()
                 row["validation_loss"] = loss_now
                 if plan.keep == "best" and (best is None or loss_now < best[0]):
                     best = (loss_now, [value.clone() for value in (*average.values(trained), *statistics)])
-                set_training_mode(task.module, plan.batch_norm_statistics != "updated")
+                set_training_mode(own, plan.batch_norm_statistics != "updated")
             row["seconds"] = round(time.perf_counter() - clock, 3)
             task.history.append(row)
             pace.advance()
             is_due = pace.step % max(1, plan.steps // CHECKPOINTS) == 0 or pace.is_over
             if task.save is not None and is_due and pace.step < plan.steps:
-                task.save(_checkpoint(task, optimizer, average, best, pace))
+                task.save(_checkpoint(task, own, optimizer, average, best, pace))
             task.on_step(plan.steps if pace.has_ended else pace.step)
     accelerator.wait_for_everyone()  # or another process would look for a checkpoint that is not written yet
     if best is None:
         _write(trained, average.values(trained))
     else:
         _write([*trained, *statistics], best[1])
+    _agree(statistics, plan, accelerator)
+    assemble(own, task.module, accelerator.device)
     accelerator.unwrap_model(module, keep_fp32_wrapper=False)  # or the network would stay in the training's precision
     for mark in ("forward", "_is_accelerate_prepared"):
         task.module.__dict__.pop(mark, None)  # or the next training would not be prepared, and run in float32
     accelerator.free_memory()
     return Reached(pace.step, pace.has_ended)
+
+
+def _begin(task: Task, accelerator: Accelerator) -> nn.Module:
+    """Return the module to prepare, with the weights that it goes on from."""
+    if task.resumed is not None:
+        task.module.load_state_dict(task.resumed["module"])
+    return copy_to_shard(task.module, accelerator)
 
 
 def _gradients(
@@ -178,13 +213,15 @@ def _gradients(
 
     def loss_of(part: tuple[Tensor, Tensor]) -> Tensor:
         labels = task.labels[part[1]].to(device, non_blocking=True)
-        with quick_depthwise_gradients(device), folded:
+        with autocast(device, plan.precision), quick_depthwise_gradients(device), folded:
             scores = module(task.prepare(part[0])).float()
         losses = nn.functional.cross_entropy(scores, labels, reduction="none", label_smoothing=plan.label_smoothing)
         return (losses * task.class_weights[labels]).sum() / plan.batch_size
 
     total = torch.zeros((), device=device)
-    parts = batches.take(plan.accumulation * streams.count)
+    share = math.ceil(plan.accumulation / accelerator.num_processes)
+    # As many parts in every process: where weights are sharded, all of them are needed for each.
+    parts = batches.take(min(share * streams.count, plan.batch_size // accelerator.num_processes))
     if streams.count == 1:
         for number, part in enumerate(parts, start=1):
             with nullcontext() if number == len(parts) else accelerator.no_sync(module):
@@ -293,7 +330,8 @@ class _Batches:
         """Return the next batch in so many parts, or in as many as it has images."""
         inputs, indices = next(self._batches) if self._next is None else self._next
         self._next = None
-        return list(zip(inputs.chunk(parts), indices.chunk(parts), strict=True))
+        parts = min(parts, len(indices))
+        return list(zip(inputs.tensor_split(parts), indices.tensor_split(parts), strict=True))
 
     def peek(self) -> Tensor:
         """Return the inputs (1, ...) of the first image of the next batch."""
@@ -306,6 +344,13 @@ class _Batches:
         """Read the next batch when this iterator, which yields nothing, is asked for its first item."""
         self._next = next(self._batches, None)
         yield from ()
+
+
+def _make_optimizer(plan: Plan, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Return AdamW (Loshchilov & Hutter 2019), or SGD with Nesterov momentum."""
+    if plan.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True, foreach=True)  # a fused step knows no shards
+    return torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)
 
 
 def _parameter_groups(task: Task, plan: Plan, parameters: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
@@ -371,6 +416,13 @@ def _in_own_precision(module: nn.Module) -> Iterator[None]:
             module.forward = prepared
 
 
+def _agree(statistics: Sequence[Tensor], plan: Plan, accelerator: Accelerator) -> None:
+    """Give all processes the main one's batch-norm statistics, which move in each on its own images."""
+    if plan.batch_norm_statistics == "updated" and accelerator.num_processes > 1:
+        for tensor in statistics:
+            torch.distributed.broadcast(tensor, 0)
+
+
 @torch.no_grad()
 def _write(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for tensor, value in zip(tensors, values, strict=True):
@@ -379,32 +431,39 @@ def _write(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 def _checkpoint(
     task: Task,
+    module: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: _Average,
     best: tuple[float, list[Tensor]] | None,
     pace: _Pace,
 ) -> dict[str, Any]:
-    state = task.module.state_dict()
+    state = without_shards(module.state_dict())
     return {
         "step": pace.step,
         "position": pace.position,
         "module": {name: tensor.detach().cpu().clone() for name, tensor in state.items()},
-        "optimizer": optimizer.state_dict(),
-        "average": average._averaged,
-        "best": None if best is None else list(best),
+        "optimizer": without_shards(optimizer.state_dict()),
+        "average": without_shards(average._averaged),
+        "best": None if best is None else without_shards(list(best)),
         "history": task.history,
     }
 
 
 def _restore(
-    task: Task, checkpoint: dict[str, Any], optimizer: torch.optim.Optimizer, average: _Average
+    task: Task,
+    checkpoint: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    average: _Average,
+    moving: Sequence[Tensor],
 ) -> tuple[float, list[Tensor]] | None:
-    """Go on from a checkpoint; return the best weights that it has."""
-    task.module.load_state_dict(checkpoint["module"])
+    """Take over all but the weights from a checkpoint; return the best weights that it has, which are of `moving`."""
     optimizer.load_state_dict(checkpoint["optimizer"])
+    shard_moments(optimizer)
     with torch.no_grad():
         for averaged, value in zip(average._averaged, checkpoint["average"], strict=True):
-            averaged.copy_(value)
+            averaged.copy_(shard_like(value, averaged))
     task.history.extend(checkpoint["history"])
     best = checkpoint["best"]
-    return None if best is None else (best[0], best[1])
+    if best is None:
+        return None
+    return best[0], [shard_like(value, tensor) for value, tensor in zip(best[1], moving, strict=True)]

@@ -47,7 +47,7 @@ from finetune.network.tail import Tail, cut
 from finetune.plan import Plan
 from finetune.prediction import HeldOut, Row, TrainedModel, fit_temperature, scores_of
 from finetune.probing import LinearHead, fit_large_head, log_loss, softmax
-from finetune.processes import from_main_process
+from finetune.processes import from_main_process, share_out
 from finetune.training.checkpoints import Checkpoints
 from finetune.training.judging import Look, is_worse
 from finetune.training.kept import KeptActivations, keep_activations
@@ -148,7 +148,7 @@ class Training:
         if plan.batch_norm_statistics == "re_estimated":
             self._re_estimate_statistics()
         self._weights = digest_weights(network, leave_out=find_head(network)[0])
-        self._start = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        self._start = {name: tensor.to("cpu", copy=True) for name, tensor in self.network.state_dict().items()}
         # Views that are kept serve trainings with other seeds, too, which see them in another order.
         seed = plan.seed if plan.cached_views else plan.noise_seed
         self.varied = VariedImages(self.pixels, plan.preprocessing, plan.augmentation, seed)
@@ -265,12 +265,12 @@ class Training:
         for phase in self.phases:
             if len(phase.held_out):
                 self.network.load_state_dict(_mean([each.weights[phase.name] for each in mixed]))
-                judged.append((phase, _Result(self._send(phase.held_out))))
+                judged.append((phase, _Result(share_out(self._send, phase.held_out))))
         return self._look(judged)
 
-    def _send(self, members: NDArray[np.intp]) -> NDArray[np.float32]:
+    def _send(self, members: list[int]) -> NDArray[np.float32]:
         """Return the network's logits of some images."""
-        return scores_of(self.network, self.pixels, self.plan, [int(index) for index in members])
+        return scores_of(self.network, self.pixels, self.plan, members)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -437,7 +437,8 @@ class Training:
         accelerator = make_accelerator(plan)
         groups = set_trainable(self.network, plan)
         normalise = normaliser(plan.preprocessing, accelerator.device, plan.forward.layout)
-        tail = cut(self.network, plan.trainable_stages, plan.preprocessing.image_size) if plan.cached_views else None
+        keeps = plan.cached_views and not accelerator.is_fsdp2  # a shard has no lower part that could be done without
+        tail = cut(self.network, plan.trainable_stages, plan.preprocessing.image_size) if keeps else None
         module: nn.Module = self.network if tail is None else tail
         source: Images = self.varied
         if tail is not None:
@@ -449,10 +450,13 @@ class Training:
                 return normalise(inputs)
             return inputs.to(accelerator.device, torch.float32, non_blocking=True)
 
-        def judge() -> NDArray[np.float32]:
+        def judge_some(members: list[int]) -> NDArray[np.float32]:
             if tail is not None and self.kept is not None and not plan.test_time_flips:
-                return _tail_logits(tail, self.kept.plain, phase.held_out, plan)
-            return self._send(phase.held_out)
+                return _tail_logits(tail, self.kept.plain, members, plan)
+            return self._send(members)
+
+        def judge() -> NDArray[np.float32]:
+            return share_out(judge_some, phase.held_out)
 
         def evaluate() -> tuple[float, float]:
             scores, labels = judge(), self.labels[phase.held_out]
@@ -610,10 +614,10 @@ def _lerp(network: nn.Module, other: dict[str, Tensor], share: float) -> None:
             tensor.lerp_(other[name], share)
 
 
-def _tail_logits(tail: Tail, plain: Outputs, members: NDArray[np.intp], plan: Plan) -> NDArray[np.float32]:
+def _tail_logits(tail: Tail, plain: Outputs, members: list[int], plan: Plan) -> NDArray[np.float32]:
     device = next(tail.parameters()).device
     tail.eval()
-    parts = np.array_split(members, max(1, -(-len(members) // plan.forward.batch_size)))
+    parts = np.array_split(np.asarray(members, dtype=np.intp), max(1, -(-len(members) // plan.forward.batch_size)))
     with Streams(plan.forward.streams, plan.forward.num_threads) as streams:
         folded = FoldedNorms(lambda: tail(plain[[0]].to(device, torch.float32)))
 
