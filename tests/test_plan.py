@@ -208,19 +208,19 @@ def test_a_larger_batch_has_higher_rates_in_every_stage_and_a_warm_up_and_says_s
     for one, other in zip(usual.stages, larger.stages, strict=True):
         assert other.learning_rate == pytest.approx(factor * one.learning_rate, rel=0.05)
     assert larger.warmup_steps == larger.steps // 10 > 0
-    assert larger.reasons[-1].startswith("128 images a step with")
-    assert f"rates are {2 if optimizer == 'adamw' else 200} x those of AdamW with 32" in larger.reasons[-1]
+    assert larger.reasons[-2].startswith("128 images a step with")
+    assert f"rates are {2 if optimizer == 'adamw' else 200} x those of AdamW with 32" in larger.reasons[-2]
 
 
 def test_a_plan_says_where_rates_rise_no_more_with_the_batch(evidence):
     plan = planned(evidence, strategy="full", batch_size=512)
-    assert plan.reasons[-1].endswith("(the square root of the batch, up to 4 x)")
+    assert plan.reasons[-2].endswith("(the square root of the batch, up to 4 x)")
 
 
 def test_a_rate_that_was_given_is_not_changed_by_the_batch_and_the_plan_says_so(evidence):
     plan = planned(evidence, strategy="full", batch_size=256, training=TrainingRecipe(learning_rate=3e-4))
     assert plan.head_learning_rate == 3e-4
-    assert plan.reasons[-1] == "256 images a step with AdamW: the rate is the one that was given"
+    assert plan.reasons[-2] == "256 images a step with AdamW: the rate is the one that was given"
 
 
 def test_an_asked_warm_up_of_zero_is_zero(evidence):
