@@ -1,13 +1,15 @@
 """The whole chain: recipe, splits, evidence, choice, race, plan, trained model, metrics, run folder."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from finetune.audit import measure_evidence
+from finetune.diagnosis import diagnose
 from finetune.errors import FinetuneError, RunFolderError
 from finetune.execution import begin, decide, finish
 from finetune.images import ImageSplits, labels_of, load_images
@@ -20,6 +22,7 @@ from finetune.recipe import Recipe, load_recipe
 from finetune.report import Report
 from finetune.run_folder import SCHEDULE, Decisions, RunFolder, RunMetrics, Seconds, default_folder
 from finetune.strategy import choose_strategy
+from finetune.training import NotFiniteError
 
 
 def run(
@@ -137,13 +140,14 @@ def _train(
             report.plan(plan)
     report.say("")
     recipe, evidence, choice = decisions.recipe, decisions.evidence, decisions.choice
-    begun = begin(recipe, evidence, choice, decisions.plan, splits, folder.checkpoints, report.progress)
-    if begun.choice.racing:
-        # Those who raced stay in the choice, so that an interrupted run finds its winner again.
-        _settle(folder, replace(decisions, choice=begun.choice, plan=begun.trainings[0].plan))
-        report.race(begun.choice)
-        report.plan(begun.trainings[0].plan)
-    finished = finish(begun, recipe, evidence, splits, folder.checkpoints, report.progress)
+    with _history_kept(folder):
+        begun = begin(recipe, evidence, choice, decisions.plan, splits, folder.checkpoints, report.progress)
+        if begun.choice.racing:
+            # Those who raced stay in the choice, so that an interrupted run finds its winner again.
+            _settle(folder, replace(decisions, choice=begun.choice, plan=begun.trainings[0].plan))
+            report.race(begun.choice)
+            report.plan(begun.trainings[0].plan)
+        finished = finish(begun, recipe, evidence, splits, folder.checkpoints, report.progress)
     model = _scored(finished.models, splits, report)
     if finished.choice != begun.choice:
         _settle(folder, replace(decisions, choice=finished.choice, plan=model.plan))
@@ -159,11 +163,23 @@ def _train(
         ),
         work=finished.work,
         note=model.note,
+        verdicts=[verdict for member in finished.models for verdict in diagnose(member.history, member.plan, evidence)],
     )
     shipped, images = model, splits
     from_main_process(lambda: folder.write_model(shipped, metrics, images))
     report.result(metrics, folder.path, model.members if isinstance(model, Ensemble) else ())
     return model
+
+
+@contextmanager
+def _history_kept(folder: RunFolder) -> Iterator[None]:
+    """Leave the history of a training that diverges, and say so."""
+    try:
+        yield
+    except NotFiniteError as error:
+        if is_main_process():
+            folder.write_history(error.history)
+        raise NotFiniteError(f"{error}; more: finetune diagnose {folder.path}", error.history) from None
 
 
 def _settle(folder: RunFolder, decisions: Decisions) -> None:

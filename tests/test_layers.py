@@ -17,7 +17,7 @@ LAYERS = (
     ("candidates",),
     ("strategy",),
     ("plan",),
-    ("images", "augmentation", "processes"),
+    ("diagnosis", "images", "augmentation", "processes"),
     ("network",),
     ("batches", "probing"),
     ("features",),
@@ -31,7 +31,7 @@ LAYERS = (
 """From the lowest to the highest; modules of one layer do not import each other."""
 
 PURE = ("errors", "value", "recipe", "preprocessing", "evidence", "metrics", "schedule", "similarity", "workload",
-        "forecast", "selection", "prior", "candidates", "strategy", "plan")  # fmt: skip
+        "forecast", "selection", "prior", "candidates", "strategy", "plan", "diagnosis")  # fmt: skip
 """Values and decisions, which know nothing of networks and data sets."""
 
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "datasets"}

@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
+from math import isfinite, sqrt
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +19,7 @@ from torch.utils.data import DataLoader
 from finetune.errors import FinetuneError, RecipeError
 from finetune.network.backbone import set_training_mode
 from finetune.network.depthwise import quick_depthwise_gradients
+from finetune.network.finiteness import first_not_finite
 from finetune.network.folding import FoldedNorms
 from finetune.network.streams import Streams
 from finetune.plan import Plan
@@ -26,6 +29,9 @@ from finetune.schedule import is_time_to_stop, learning_rate_factor, stride
 
 CHECKPOINTS = 10
 """Checkpoints a training, at equal distances."""
+
+WATCHED = 10
+"""Steps a training, at equal distances, that tell how far they move the weights."""
 
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -50,6 +56,8 @@ class Task:
     on_step: Callable[[int], None]
     evaluate: Callable[[], tuple[float, float]] | None = None
     """Return the log-loss and the top-1 accuracy on the held-out images."""
+    details: Callable[[], Row] = dict
+    """Return what else is to be known of the last evaluation."""
     save: Callable[[dict[str, Any]], None] | None = None
     """Keep a checkpoint."""
     resumed: dict[str, Any] | None = None
@@ -72,6 +80,16 @@ class Reached(NamedTuple):
 
 class NotFiniteError(FinetuneError):
     """A training diverged."""
+
+    def __init__(self, sentence: str, history: Sequence[Row] = ()) -> None:
+        """Say it in a sentence.
+
+        Args:
+            sentence: names the step and the layer.
+            history: what was measured up to there; the last row says where it diverged (`diverged_in`).
+        """
+        super().__init__(sentence)
+        self.history = tuple(history)
 
 
 def make_accelerator(plan: Plan) -> Accelerator:
@@ -101,7 +119,7 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
     before its last step where the held-out images say so for as long as the plan is patient, or where time runs out.
 
     Raises:
-        NotFiniteError: the loss is not a finite number; names the step.
+        NotFiniteError: the loss or a gradient is not a finite number; names the step and the layer.
     """
     parameters = dict(task.module.named_parameters())
     optimizer = torch.optim.AdamW(_parameter_groups(task, plan, parameters), betas=(0.9, 0.999), fused=True)
@@ -124,8 +142,10 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
                 group["lr"] = group["peak"] * factor
             torch.manual_seed(plan.seed * 1_000_003 + step * 1_009 + accelerator.process_index)  # dropout, drop-path
             loss = _gradients(task, plan, accelerator, module, streams, batches, folded)
-            _check_finite(loss, step, task.name)
-            accelerator.clip_grad_norm_(trained, plan.clip_norm)
+            length = float(accelerator.clip_grad_norm_(trained, plan.clip_norm))
+            # With a scaler, gradients that overflow are expected, and the step is left out.
+            _check_finite(task, plan, batches, step, [loss] if accelerator.scaler else [loss, length])
+            ratios = _UpdateRatios(task.groups, trained if is_watched(step, plan.steps) else [])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if not accelerator.optimizer_step_was_skipped:
@@ -135,10 +155,13 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
                 "step": step + 1,
                 "train_loss": loss,
                 "learning_rate": plan.head_learning_rate * factor,
+                "gradient_norm": length,
+                **ratios.measure(),
             }
             if task.evaluate is not None and pace.is_evaluated():
                 with average.applied(trained), _in_own_precision(task.module):
                     loss_now, row["validation_top1"] = task.evaluate()
+                    row |= task.details()
                 row["validation_loss"] = loss_now
                 if plan.keep == "best" and (best is None or loss_now < best[0]):
                     best = (loss_now, [value.clone() for value in (*average.values(trained), *statistics)])
@@ -286,11 +309,14 @@ class _Batches:
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._batches: Iterator[Any] = iter(loader)
         self._next: Any = None
+        self.taken: tuple[Tensor, Tensor] | None = None
+        """The batch that is computed with."""
 
     def take(self, parts: int) -> list[tuple[Tensor, Tensor]]:
         """Return the next batch in so many parts, or in as many as it has images."""
         inputs, indices = next(self._batches) if self._next is None else self._next
         self._next = None
+        self.taken = inputs, indices
         return list(zip(inputs.chunk(parts), indices.chunk(parts), strict=True))
 
     def peek(self) -> Tensor:
@@ -321,12 +347,58 @@ def _parameter_groups(task: Task, plan: Plan, parameters: dict[str, nn.Parameter
     return groups
 
 
-def _check_finite(loss: float, step: int, phase: str) -> None:
-    if loss != loss or loss in (float("inf"), float("-inf")):
-        raise NotFiniteError(
-            f"the loss became {loss} at step {step + 1} of the training '{phase}'; lower the learning rate "
-            f"(--set training.learning_rate=...) or train in float32 (--set training.precision=float32)"
-        )
+def is_watched(step: int, num_steps: int) -> bool:
+    """Return whether a step (0 .. num_steps - 1) tells how far it moves the weights: the first and each tenth of the
+    way."""
+    return step == 0 or (step + 1) * WATCHED // num_steps > step * WATCHED // num_steps
+
+
+class _UpdateRatios:
+    """How far a step moves the weights of each stage."""
+
+    def __init__(self, groups: dict[str, list[str]], trained: list[nn.Parameter]) -> None:
+        """Copy the weights before the step, in the order of the groups; none where the step is not watched."""
+        self._groups = groups
+        self._trained = trained
+        self._before = [parameter.detach().clone() for parameter in trained]
+
+    def measure(self) -> Row:
+        """Return, after the step, the norm of each stage's change over the norm of its weights before it."""
+        changes = [(own.detach() - old).norm() ** 2 for own, old in zip(self._trained, self._before, strict=True)]
+        norms = [old.norm() ** 2 for old in self._before]
+        row: Row = {}
+        first = 0
+        for stage, names in self._groups.items() if self._before else ():
+            own = slice(first, first + len(names))
+            row[f"update_ratio:{stage}"] = sqrt(float(sum(changes[own])) / max(float(sum(norms[own])), 1e-30))
+            first = own.stop
+        return row
+
+
+def _check_finite(task: Task, plan: Plan, batches: _Batches, step: int, values: Sequence[float]) -> None:
+    """Raise NotFiniteError, which names the layer that is to blame, unless the loss and the gradient's norm are
+    finite."""
+    found = [(what, value) for what, value in zip(("loss", "gradient"), values, strict=False) if not isfinite(value)]
+    if not found:
+        return
+    what, value = found[0]
+    inputs, indices = batches.taken or (torch.zeros(0), torch.zeros(0))
+    layer = ""
+    for part, members in zip(inputs.chunk(plan.accumulation), indices.chunk(plan.accumulation), strict=True):
+        layer = layer or first_not_finite(task.module, partial(_plain_loss, task, part, members))
+    row: Row = {"phase": task.name, "step": step + 1, "diverged_in": layer or f"the {what}"}
+    raise NotFiniteError(
+        f"the {what} became {value} at step {step + 1} of the training '{task.name}'"
+        + (f", first in {layer}" if layer else "")
+        + "; lower the learning rate (--set training.learning_rate=...) or train in float32 "
+        "(--set training.precision=float32)",
+        [*task.history, row],
+    )
+
+
+def _plain_loss(task: Task, inputs: Tensor, indices: Tensor) -> Tensor:
+    scores = task.module(task.prepare(inputs)).float()
+    return nn.functional.cross_entropy(scores, task.labels[indices].to(scores.device))
 
 
 class _Average:
