@@ -12,7 +12,7 @@ import finetune
 from finetune.diagnosis import BANDS, KINDS, diagnose, looked_at
 from finetune.images import labels_of, load_images
 from finetune.recipe import load_recipe, parse_assignment
-from finetune.training import NotFiniteError, loop, train
+from finetune.training import NotFiniteError, train
 
 PAGE = Path(__file__).parent.parent / "docs" / "diagnosis.md"
 
@@ -199,19 +199,14 @@ def test_low_stages_alone_that_hardly_move_are_held_back_too_much(coloured, trai
     assert verdict.changes == ("training.lowest_rate_fraction=0.5",)
 
 
-def test_a_decay_after_a_third_of_the_steps_ends_the_learning_and_is_told(coloured, trained, monkeypatch):
-    def by_steps(step, num_steps, *_):
-        return 0.1 ** int(3 * step / num_steps)
-
+def test_a_decay_after_a_third_of_the_steps_ends_the_learning_and_is_told(coloured, trained):
     images = coloured(12, 16, "abcdef")
-    unlike = {"rate": 5e-4, "steps": 60}
-    assert "early_decay" not in kinds(trained(images, "scratch", **unlike))
-    monkeypatch.setattr(loop, "learning_rate_factor", by_steps)
-    (verdict,) = diagnose(*trained(images, "scratch", **unlike))
-    assert verdict.kind == "early_decay"
-    assert verdict.numbers["decay_step"] == 21
+    unlike = {"strategy": "scratch", "rate": 5e-4, "steps": 60, "warmup_steps": 1}
+    verdict = found(trained(images, schedule="step", **unlike), "early_decay")
+    assert verdict.numbers["decay_step"] == 22
     assert verdict.numbers["fall_per_step_before"] > 4 * verdict.numbers["fall_per_step_after"]
     assert verdict.changes == ("training.schedule=cosine",)
+    assert "early_decay" not in kinds(trained(images, schedule="cosine", **unlike))
 
 
 def test_a_training_that_is_too_short_still_improves_at_its_end(entangled, trained):
