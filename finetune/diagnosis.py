@@ -35,32 +35,30 @@ FEWEST_STEPS = 20
 """A shorter curve says nothing: its tenths, which are compared, would be single batches."""
 
 KNOWS_NOTHING = 0.9
-"""Train loss, on the scale, from which a network is told from a constant answer by noise alone: batches of 32 images
-scatter by 0.05 to 0.1 there (our measurement, docs/diagnosis.md)."""
+"""Train loss, on the scale, from which a network knows next to nothing (our choice)."""
 
 KNEW = 0.6
-"""Train loss, on the scale, of a network that had begun to tell the classes apart."""
+"""Train loss, on the scale, of a network that had begun to tell the classes apart (our choice)."""
 
 BLOWN_UP = 2.0
-"""Train loss, on the scale, over that of the first step or of a constant answer, which no tenth of a training has on
-average that goes well: single batches have (docs/diagnosis.md)."""
+"""Mean train loss of a tenth of the steps, on the scale, over that of the first step or of a constant answer, from
+which the rate is too high. The highest tenth of a training that ended well had 0.8 (docs/diagnosis.md)."""
 
 UNLEARNED = 0.1
 """Train loss, on the scale, above which there is something left to learn."""
 
 START = 1 / 3
-"""Share of the steps after which a training that goes well has left the constant answer (Goyal et al. 2017, figure 2,
-and all of ours do within a tenth)."""
+"""Share of the steps after which a training has left the constant answer, if it goes well (our choice)."""
 
 FLAT = 0.75
 """Train loss, on the scale, over that of the first tenth, above which it has not fallen: random weights that begin
 above a constant answer have to come down first."""
 
-BANDS: dict[str, tuple[float, float]] = {"head": (1e-6, 1e-2), "backbone": (1e-5, 3e-3), "random": (1e-4, 3e-2)}
+BANDS: dict[str, tuple[float, float]] = {"head": (1e-6, 2e-2), "backbone": (1e-5, 3e-3), "random": (1e-4, 3e-2)}
 """Norm of a step's change over the norm of the weights, for the head, for pretrained stages, and for random ones. Rules
 of thumb have 1e-3 for a head and 1e-5 to 1e-4 for a backbone near its domain; trainings with this library's own rates
-that end well have 4e-5 (stem) to 7e-4 in a backbone and 2e-4 to 2e-3 in a head (docs/diagnosis.md), so that a band ends
-at four times that. A head that starts as a linear probe may have large weights and need not move."""
+that end well have 4e-5 (stem) to 1.4e-3 in a backbone and 2e-4 to 5e-3 in a head (docs/diagnosis.md), so that a band
+ends well above that. A head that starts as a linear probe may have large weights and need not move."""
 
 DECAYED = 0.1
 """Share of its peak at which a learning rate is over: a tenth, the usual drop of a step (He et al. 2016)."""
@@ -69,7 +67,7 @@ EARLY = 1 / 3
 """Share of the steps left from which a decay is early. A cosine comes down to a tenth of its peak at 0.8 of the way."""
 
 SLOWED = 0.25
-"""Speed of learning after a decay, over that before it, below which the curve has a plateau."""
+"""Speed of learning after a decay, over that before it, below which the curve has a plateau (our choice)."""
 
 LATE = 0.8
 """The last evaluation is compared with the last one before this share of the steps."""
@@ -243,11 +241,14 @@ def _blown_up(curve: _Curve) -> Verdict | None:
     means = [fmean(curve.losses[start : start + width]) for start in range(len(curve) - width + 1)]
     best, end = min(curve.losses[0], *means), means[-1]
     is_lost = best <= KNEW and end >= KNOWS_NOTHING
-    if not is_lost and max(means) < BLOWN_UP * max(curve.losses[0], 1.0):
+    far_above = BLOWN_UP * max(curve.losses[0], 1.0)
+    if not is_lost and max(means) < far_above:
         return None
     worst = max(means)
     begin = 0 if best == curve.losses[0] or not is_lost else means.index(best)
-    step = next(place for place in range(begin, len(means)) if means[place] >= (best + (end if is_lost else worst)) / 2)
+    step = next(
+        place for place in range(begin, len(means)) if means[place] >= (KNOWS_NOTHING if is_lost else far_above)
+    )
     stage = max(curve.ratios, key=lambda name: curve.ratios[name], default="")
     moved = f"; {stage} moved most, by {curve.ratios[stage]:.1e} of its weights a step" if stage else ""
     return Verdict(

@@ -388,6 +388,7 @@ def test_options_are_frozen():
         "plan": sorted([*recipe_options, "--plot"]),
         "predict": ["--output", "--top-k"],
         "evaluate": ["--data", "--output"],
+        "diagnose": [],
         "cache": ["--clear"],
         "schema": [],
     }

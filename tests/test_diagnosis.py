@@ -131,9 +131,9 @@ def test_a_rate_of_10_ends_in_numbers_that_are_none_and_is_told_with_step_and_la
     history, plan, known = trained(coloured(), rate=10.0)
     (verdict,) = diagnose(history, plan, known)
     assert verdict.kind == "diverged"
-    assert verdict.numbers["step"] == history[-1]["step"] == 2
-    assert verdict.numbers["last_train_loss"] == history[0]["train_loss"]
-    assert "at step 2, first in the gradient of classifier.weight; the step before had a loss of " in verdict.sentence
+    assert verdict.numbers["step"] == history[-1]["step"] == len(history) < 10
+    assert verdict.numbers["last_train_loss"] == history[-2]["train_loss"]
+    assert "first in the output of classifier; the step before had a loss of " in verdict.sentence
 
 
 def test_float32_is_proposed_where_a_coarser_arithmetic_diverged(coloured, trained):

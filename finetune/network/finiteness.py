@@ -47,9 +47,8 @@ def first_not_finite(network: nn.Module, loss_of: Callable[[], Tensor]) -> str:
 def _first_gradient(network: nn.Module, loss: Tensor) -> str:
     trained = [(name, own) for name, own in network.named_parameters() if own.requires_grad]
     gradients = torch.autograd.grad(loss, [own for _, own in trained], allow_unused=True)
-    norms = {name: None if own is None else own.norm() for (name, _), own in zip(trained, gradients, strict=True)}
-    for name, norm in reversed(norms.items()):
-        if not _is_finite(norm):
+    for (name, _), gradient in reversed(list(zip(trained, gradients, strict=True))):
+        if not _is_finite(gradient):
             return f"the gradient of {_short(name)}"
     return ""
 

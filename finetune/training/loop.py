@@ -143,8 +143,7 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
             torch.manual_seed(plan.seed * 1_000_003 + step * 1_009 + accelerator.process_index)  # dropout, drop-path
             loss = _gradients(task, plan, accelerator, module, streams, batches, folded)
             length = float(accelerator.clip_grad_norm_(trained, plan.clip_norm))
-            # With a scaler, gradients that overflow are expected, and the step is left out.
-            _check_finite(task, plan, batches, step, [loss] if accelerator.scaler else [loss, length])
+            _check_finite(task, plan, batches, step, loss, [] if isfinite(length) or accelerator.scaler else trained)
             ratios = _UpdateRatios(task.groups, trained if is_watched(step, plan.steps) else [])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -155,7 +154,7 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
                 "step": step + 1,
                 "train_loss": loss,
                 "learning_rate": plan.head_learning_rate * factor,
-                "gradient_norm": length,
+                "gradient_norm": length if isfinite(length) else torch.finfo(torch.float32).max,
                 **ratios.measure(),
             }
             if task.evaluate is not None and pace.is_evaluated():
@@ -375,13 +374,20 @@ class _UpdateRatios:
         return row
 
 
-def _check_finite(task: Task, plan: Plan, batches: _Batches, step: int, values: Sequence[float]) -> None:
-    """Raise NotFiniteError, which names the layer that is to blame, unless the loss and the gradient's norm are
-    finite."""
-    found = [(what, value) for what, value in zip(("loss", "gradient"), values, strict=False) if not isfinite(value)]
-    if not found:
+def _check_finite(
+    task: Task, plan: Plan, batches: "_Batches", step: int, loss: float, suspects: Sequence[nn.Parameter]
+) -> None:
+    """Raise NotFiniteError, which names the layer that is to blame, unless the loss and all gradients of the suspects
+    are finite.
+
+    Where only the gradients' norm overflowed they were clipped to 0. With a scaler, which leaves such steps out, nobody
+    is suspected.
+    """
+    is_finite = all(own.grad is None or bool(torch.isfinite(own.grad).all()) for own in suspects)
+    if isfinite(loss) and is_finite:
         return
-    what, value = found[0]
+    what = "gradient" if isfinite(loss) else "loss"
+    value = "infinite or not a number" if isfinite(loss) else str(loss)
     inputs, indices = batches.taken or (torch.zeros(0), torch.zeros(0))
     layer = ""
     for part, members in zip(inputs.chunk(plan.accumulation), indices.chunk(plan.accumulation), strict=True):
