@@ -406,6 +406,7 @@ def test_of_a_cross_validation_the_first_fold_is_looked_at_and_keeps_its_last_we
     looked_at = [row for row in model.history if "validation_loss" in row]
     assert [(row["phase"], row["step"]) for row in looked_at] == [("fold-1", 2), ("fold-1", 4), ("fold-1", 6)]
     assert model.validation == train(plan.changed(keep="last", evaluations=1), splits).validation
+    assert {phase.plan.keep for phase in plan_phases(plan, splits) if len(phase.held_out)} == {"last"}
 
 
 def test_a_training_that_diverges_leaves_the_history_of_all_before_it(make_plan, splits):
