@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from finetune.audit import measure_evidence
     from finetune.classifier import ImageClassifier
+    from finetune.diagnosis import Verdict, diagnose
     from finetune.errors import DataError, FinetuneError, ModelError, RecipeError, RunFolderError
     from finetune.evidence import Evidence
     from finetune.images import ImageSplits, load_images
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "measure_evidence": "audit",
     "ImageClassifier": "classifier",
+    "Verdict": "diagnosis",
+    "diagnose": "diagnosis",
     "DataError": "errors",
     "FinetuneError": "errors",
     "ModelError": "errors",
@@ -65,7 +68,9 @@ __all__ = [
     "RunFolder",
     "RunFolderError",
     "TrainedModel",
+    "Verdict",
     "choose_strategy",
+    "diagnose",
     "load_images",
     "load_recipe",
     "make_plan",

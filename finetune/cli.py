@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-COMMANDS = ("train", "plan", "predict", "evaluate", "cache", "schema")
+COMMANDS = ("train", "plan", "predict", "evaluate", "diagnose", "cache", "schema")
 
 KEYS = (
     "data", "model", "strategy", "image_size", "epochs", "steps", "batch_size", "limit", "time_budget", "prefer",
@@ -202,6 +202,21 @@ def evaluate(
     report.scored(metrics)
     if output is not None:
         metrics.save(output)
+
+
+@app.command()
+def diagnose(run: Annotated[Path, typer.Argument(help="A run folder, of a training that ended or diverged.")]) -> None:
+    """Say what a run's learning curve tells: too short, too fast, learned by heart, ..., and what to change."""
+    from finetune import diagnosis
+    from finetune.run_folder import RunFolder
+
+    report = _report()
+    for number, folder in enumerate(RunFolder(run).members, start=1):
+        history = folder.read_history()
+        decisions = folder.read_decisions()
+        verdicts = diagnosis.diagnose(history, decisions.plan, decisions.evidence)
+        member = f", member {number}" if folder.path != run else ""
+        report.diagnosis(f"Learning curve of {run}{member}", verdicts, history)
 
 
 @app.command()

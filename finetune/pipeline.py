@@ -1,7 +1,8 @@
 """The whole chain: recipe, splits, evidence, choice, race, plan, trained model, metrics, run folder."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from finetune.audit import measure_evidence
 from finetune.decisions import Decisions
+from finetune.diagnosis import diagnose
 from finetune.errors import FinetuneError, RunFolderError
 from finetune.execution import begin, decide, finish
 from finetune.images import ImageSplits, labels_of, load_images
@@ -23,6 +25,7 @@ from finetune.recipe import Recipe, load_recipe
 from finetune.report import Report
 from finetune.run_folder import SCHEDULE, RunFolder, RunMetrics, Seconds, default_folder
 from finetune.strategy import choose_strategy
+from finetune.training import NotFiniteError
 
 
 def run(
@@ -138,14 +141,15 @@ def _train(
         if not leading.choice.racing:
             report.plan(plan)
     report.say("")
-    begun = begin(members, splits, folder.checkpoints, report.progress)
-    if begun.winner is not None:
-        # Those who raced stay in the choice, so that an interrupted run finds its winner again.
-        leading = begun.members[0]
-        from_main_process(lambda: folder.write_decisions(leading))
-        report.race(leading.choice)
-        report.plan(leading.plan)
-    finished = finish(begun, splits, folder.checkpoints, report.progress)
+    with _history_kept(folder):
+        begun = begin(members, splits, folder.checkpoints, report.progress)
+        if begun.winner is not None:
+            # Those who raced stay in the choice, so that an interrupted run finds its winner again.
+            leading = begun.members[0]
+            from_main_process(lambda: folder.write_decisions(leading))
+            report.race(leading.choice)
+            report.plan(leading.plan)
+        finished = finish(begun, splits, folder.checkpoints, report.progress)
     model = _scored(finished.models, splits, report)
     if finished.members[0] != leading:
         from_main_process(lambda: folder.write_decisions(finished.members[0]))
@@ -162,11 +166,27 @@ def _train(
         work=finished.work,
         options=finished.options,
         note=model.note,
+        verdicts=[
+            verdict
+            for own, member in zip(finished.members, finished.models, strict=True)
+            for verdict in diagnose(member.history, member.plan, own.evidence)
+        ],
     )
     shipped, images = model, splits
     from_main_process(lambda: folder.write_model(shipped, metrics, images, finished.members))
     report.result(metrics, folder.path, model.members if isinstance(model, Ensemble) else ())
     return model
+
+
+@contextmanager
+def _history_kept(folder: RunFolder) -> Iterator[None]:
+    """Leave the history of a training that diverges, and say so."""
+    try:
+        yield
+    except NotFiniteError as error:
+        if is_main_process():
+            folder.write_history(error.history)
+        raise NotFiniteError(f"{error}; more: finetune diagnose {folder.path}", error.history) from None
 
 
 def _scored(members: Sequence[TrainedModel], splits: ImageSplits, report: Report) -> Predictor:

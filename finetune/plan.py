@@ -113,7 +113,7 @@ class Plan(Value):
     """How images are read and sent through the network where no gradient is needed."""
     keep: Literal["last", "best"]
     evaluations: Annotated[int, Field(ge=1)]
-    """How often the held-out images are looked at during a training, where it is not cross-validated."""
+    """How often the held-out images are looked at during a training; of folds, those of the first."""
     patience: Annotated[int, Field(ge=0)]
     """Evaluations without a gain after which a training stops; 0: it takes all its steps."""
     minimum_gain: Annotated[float, Field(ge=0)]

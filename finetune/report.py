@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from finetune.diagnosis import Row, Verdict, looked_at
 from finetune.evidence import Evidence
 from finetune.images import ImageSplits
 from finetune.metrics import Metrics
@@ -190,6 +191,7 @@ class Report:
             self._worst_classes(metrics.test)
         if metrics.note:
             self.console.print(f"  [yellow]{escape(metrics.note)}[/yellow]")
+        self._verdicts(metrics.verdicts)
         seconds = metrics.seconds
         self.console.print(
             f"  {duration(seconds.total)} in all: evidence {duration(seconds.evidence)}, "
@@ -236,6 +238,21 @@ class Report:
                 )
         self.console.print(table)
 
+    def diagnosis(self, title: str, verdicts: Sequence[Verdict], history: Sequence[Row]) -> None:
+        """Print what stands out in a training's history, or that nothing does, and what was looked at."""
+        self._title(title)
+        self._verdicts(verdicts)
+        if not verdicts:
+            self.console.print("  nothing stands out")
+        self.console.print(f"  [dim]looked at: {escape(looked_at(history))}[/dim]")
+
+    def _verdicts(self, verdicts: Sequence[Verdict]) -> None:
+        for verdict in verdicts:
+            name = verdict.kind.replace("_", " ")
+            self.console.print(f"  [yellow]{name}[/yellow]: {escape(verdict.sentence)}", highlight=False)
+            options = [_how_to(change) for change in verdict.changes]
+            self.console.print(f"    try {escape(', or '.join(options))}", highlight=False)
+
     def say(self, text: str) -> None:
         """Print a sentence."""
         self.console.print(escape(text))
@@ -272,6 +289,17 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _how_to(change: str) -> str:
+    """Return where a change of a recipe or of a plan is made.
+
+    >>> _how_to("plan.validation=cross_validation")
+    'validation=cross_validation in plan.json (train it with --plan)'
+    """
+    if change.startswith("plan."):
+        return f"{change.removeprefix('plan.')} in plan.json (train it with --plan)"
+    return f"--set {change}"
 
 
 def _percent(value: float, error: float) -> str:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 
 from finetune.decisions import Decisions, list_members
+from finetune.diagnosis import Row, Verdict, diagnose
 from finetune.errors import RunFolderError
 from finetune.evidence import Evidence, Work
 from finetune.images import ImageSplits, labels_of, paths_of
@@ -64,6 +65,8 @@ class RunMetrics(Value):
     """What could have shipped, where an ensemble was asked for."""
     note: str = ""
     """What a person must know of how the model came about."""
+    verdicts: tuple[Verdict, ...] = ()
+    """What stands out in the training's history; of an ensemble each member has its own."""
 
 
 class Averaged(Value):
@@ -176,6 +179,31 @@ class RunFolder:
         """Return how good the model is."""
         return RunMetrics.load(self.path / "metrics.json")
 
+    @property
+    def members(self) -> tuple["RunFolder", ...]:
+        """The run folders of an ensemble's members, or this one alone."""
+        if not (self.path / "ensemble.json").exists():
+            return (self,)
+        return tuple(RunFolder(self.path / name) for name in Averaged.load(self.path / "ensemble.json").members)
+
+    def write_history(self, history: Sequence[Row]) -> None:
+        """Write a training's history, one row a line."""
+        (self.path / "history.jsonl").write_text("".join(json.dumps(dict(row)) + "\n" for row in history), "utf-8")
+
+    def read_history(self) -> tuple[Row, ...]:
+        """Return the history of a training that was finished, or that diverged.
+
+        Raises:
+            RunFolderError: there is none.
+        """
+        self.read_plan()
+        if not (self.path / "history.jsonl").exists():
+            raise RunFolderError(
+                f"{self.path} holds no history yet, which is written when a training ends or diverges; train it: "
+                f"finetune train --plan {self.path / 'plan.json'}, or, where it was interrupted, --resume {self.path}"
+            )
+        return tuple(json.loads(line) for line in (self.path / "history.jsonl").read_text("utf-8").splitlines())
+
     def write_model(
         self, model: Predictor, metrics: RunMetrics, splits: ImageSplits, members: Sequence[Decisions] = ()
     ) -> None:
@@ -192,8 +220,7 @@ class RunFolder:
         if isinstance(model, TrainedModel):
             self._write_network(model)
         _write_splits(self.path / "splits.csv", model.plan, splits)
-        lines = [json.dumps(row) for row in model.history]
-        (self.path / "history.jsonl").write_text("".join(line + "\n" for line in lines), "utf-8")
+        self.write_history(model.history)
         environment = describe_environment()
         (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", "utf-8")
         metrics.save(self.path / "metrics.json")
@@ -219,6 +246,7 @@ class RunFolder:
                 seconds=seconds,
                 work=member.work,
                 note=member.note,
+                verdicts=diagnose(member.history, member.plan, own.evidence),
             )
             folder.write_model(member, alone, splits)
         Averaged(members=folders, temperature=model.temperature).save(self.path / "ensemble.json")

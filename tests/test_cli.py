@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -278,6 +279,49 @@ def test_unreadable_files_are_listed_once_and_counted(command, image_folder, qui
     assert json.loads((tmp_path / "out" / "evidence.json").read_text())["num_unreadable"] == 7
 
 
+def test_a_runs_learning_curve_is_diagnosed(command, image_folder, quick, tmp_path):
+    image_folder(tmp_path / "images", splits={"train": {"a": 12, "b": 12}, "val": {"a": 3, "b": 3}})
+    _, printed, _ = command("--data", "images", "--output", "out", *quick, "--steps", "20", "--batch-size", "4")
+    status, told, _ = command("diagnose", "out")
+    assert status == 0
+    assert told.splitlines()[1] == "Learning curve of out"
+    (verdict,) = [line for line in told.splitlines() if line.startswith("  noisy validation: 6 images judge")]
+    assert verdict in printed
+    assert "    try validation=cross_validation in plan.json (train it with --plan)" in told
+    assert re.search(
+        r"  looked at: \d+ steps of validation, refit; 4 evaluations on 6 held-out images; update-to", told
+    )
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [found["kind"] for found in metrics["verdicts"]] == ["noisy_validation"]
+
+
+def test_a_run_without_steps_has_nothing_that_stands_out(command, image_folder, quick, tmp_path):
+    image_folder(tmp_path / "images")
+    command("--data", "images", "--output", "out", *quick)
+    _, told, _ = command("diagnose", "out")
+    assert "  nothing stands out\n  looked at: nothing was trained step by step, so there is no curve" in told
+
+
+def test_a_run_that_diverged_is_diagnosed_with_its_step_and_layer(command, image_folder, weights_file, tmp_path):
+    image_folder(tmp_path / "images", splits={"train": {"a": 12, "b": 12}, "val": {"a": 3, "b": 3}})
+    tiny = ("--set", f"weights={weights_file()}", "--strategy", "full", "--steps", "20", "--batch-size", "4")
+    said = mistake(
+        command("--data", "images", "--output", "out", *NETWORK, *tiny, "--set", "training.learning_rate=10")
+    )
+    assert re.search(r"became (nan|inf) at step \d+ of the training 'validation', first in the \w+ ", said)
+    assert said.endswith("; more: finetune diagnose out")
+    step = int(re.search(r"at step (\d+)", said)[1])
+    status, told, _ = command("diagnose", "out")
+    assert status == 0
+    assert f"  diverged: the training 'validation' was no longer finite at step {step}, first in the " in told
+    assert "    try --set training.learning_rate=" in told
+    assert "which is not overwritten" in mistake(command("--data", "images", "--output", "out", *NETWORK, *tiny))
+
+
+def test_a_diagnosis_of_a_folder_without_a_run_says_what_is_expected(command):
+    assert mistake(command("diagnose", "nowhere")).startswith("there is no run in nowhere; expected a folder with plan")
+
+
 def test_what_is_kept_is_listed_and_cleared(command, empty_cache):
     keep_value("measurements", "k", "the speed of something", {"number": 1})
     status, printed, _ = command("cache")
@@ -344,6 +388,7 @@ def test_options_are_frozen():
         "plan": sorted([*recipe_options, "--plot"]),
         "predict": ["--output", "--top-k"],
         "evaluate": ["--data", "--output"],
+        "diagnose": [],
         "cache": ["--clear"],
         "schema": [],
     }

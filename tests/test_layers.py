@@ -17,7 +17,7 @@ LAYERS = (
     ("candidates",),
     ("strategy",),
     ("plan",),
-    ("decisions",),
+    ("decisions", "diagnosis"),
     ("images", "augmentation", "processes"),
     ("network",),
     ("batches", "probing"),
@@ -33,7 +33,7 @@ LAYERS = (
 """From the lowest to the highest; modules of one layer do not import each other."""
 
 PURE = ("errors", "value", "recipe", "preprocessing", "evidence", "metrics", "schedule", "similarity", "workload",
-        "forecast", "selection", "prior", "candidates", "strategy", "plan", "decisions")  # fmt: skip
+        "forecast", "selection", "prior", "candidates", "strategy", "plan", "decisions", "diagnosis")  # fmt: skip
 """Values and decisions, which know nothing of networks and data sets."""
 
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "datasets"}

@@ -372,11 +372,12 @@ def test_a_loss_that_is_not_finite_names_the_step_and_what_to_do(small_network, 
     network, plan, inputs = small_network(), small_plan(strategy="full", batch_size=2), Inputs()
     inputs.tensors[batch_of(plan, 2)[0]] = value
     sentence = (
-        r"the loss became (nan|inf) at step 3 of the training 'validation'; lower the learning rate "
-        r"\(--set training\.learning_rate=\.\.\.\) or train in float32 \(--set training\.precision=float32\)"
+        r"the loss became (nan|inf) at step 3 of the training 'validation', first in the images; lower the learning "
+        r"rate \(--set training\.learning_rate=\.\.\.\) or train in float32 \(--set training\.precision=float32\)"
     )
-    with pytest.raises(NotFiniteError, match=sentence):
+    with pytest.raises(NotFiniteError, match=sentence) as raised:
         train(network, plan, inputs=inputs)
+    assert [row.get("diverged_in") for row in raised.value.history] == [None, None, "the images"]
     assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
 
 
@@ -443,7 +444,43 @@ def test_the_history_has_one_row_a_step_with_its_learning_rate(small_network, sm
     assert [(row["phase"], row["step"]) for row in history] == [("validation", step) for step in range(1, 7)]
     rates = [4e-3 * learning_rate_factor(step, 6, 2) for step in range(6)]
     assert [row["learning_rate"] for row in history] == pytest.approx(rates)
-    assert all(set(row) == {"phase", "step", "train_loss", "learning_rate", "seconds"} for row in history)
+    always = {"phase", "step", "train_loss", "learning_rate", "gradient_norm", "seconds"}
+    assert all({key for key in row if not key.startswith("update_ratio:")} == always for row in history)
+
+
+def test_the_first_step_and_each_tenth_of_the_way_tell_how_far_they_move_each_stages_weights(
+    small_network, small_plan, optimizer_steps
+):
+    network, plan = small_network(), small_plan(steps=20, average_decay=0.0)
+    parameters = dict(network.named_parameters())
+    task = train(network, plan)
+    told = {"update_ratio:blocks.3.0", "update_ratio:blocks.4", "update_ratio:head"}
+    assert [row["step"] for row in task.history if told <= set(row)] == [1, *range(2, 21, 2)]
+    for step in (0, 9):
+        for stage, names in task.groups.items():
+            moves = [optimizer_steps[step][id(parameters[name])] for name in names]
+            change = torch.cat([(after - before).flatten() for before, _, after in moves]).norm()
+            weights = torch.cat([before.flatten() for before, _, _ in moves]).norm()
+            assert task.history[step][f"update_ratio:{stage}"] == pytest.approx(float(change / weights), rel=1e-4)
+
+
+def test_every_step_tells_the_norm_of_its_gradient_before_clipping(small_network, small_plan, optimizer_steps):
+    history = train(small_network(), small_plan(strategy="full", clip_norm=1e9)).history
+    for row, step in zip(history, optimizer_steps, strict=True):
+        whole = torch.cat([gradient.flatten() for _, gradient, _ in step.values()])
+        assert row["gradient_norm"] == pytest.approx(float(whole.norm()), rel=1e-4)
+    clipped = train(small_network(), small_plan(strategy="full", clip_norm=1e-3)).history
+    assert clipped[0]["gradient_norm"] == history[0]["gradient_norm"]
+
+
+def test_an_evaluation_tells_its_details_too(small_network, small_plan):
+    history = train(
+        small_network(),
+        small_plan(evaluations=3),
+        evaluate=evaluator([3.0, 1.0, 2.0]),
+        details=lambda: {"seen_top1": 1},
+    ).history
+    assert [row["step"] for row in history if row.get("seen_top1") == 1] == [2, 4, 6]
 
 
 def test_the_history_tells_every_evaluation_at_its_step(small_network, small_plan):
@@ -516,6 +553,30 @@ def test_with_time_to_spare_every_step_is_taken(small_network, small_plan):
 
 def test_without_time_the_first_step_is_followed_by_the_end(small_network, small_plan):
     assert len(train(small_network(), small_plan(steps=50), seconds=0.0).history) == 2
+
+
+def test_weights_that_are_not_finite_are_told_from_what_comes_of_them(small_network, small_plan):
+    network = small_network()
+    with torch.no_grad():
+        network.blocks[4][0].conv_pw.weight[0, 0] = float("nan")
+    with pytest.raises(
+        NotFiniteError, match=r"at step 1 of .*, first in the weights blocks\.4\.0\.conv_pw\.weight; lower"
+    ):
+        train(network, small_plan())
+
+
+def test_a_gradient_that_is_not_finite_stops_a_training_whose_loss_is(small_network, small_plan):
+    network = small_network()
+    network.classifier.register_full_backward_hook(in_backward)
+    with pytest.raises(
+        NotFiniteError, match=r"the gradient became infinite or not a number at step 1 .*, first in the gradient of bn2"
+    ):
+        train(network, small_plan(strategy="full"))
+    assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
+
+
+def in_backward(_module, gradients, _outputs):
+    return tuple(None if gradient is None else gradient * float("nan") for gradient in gradients)
 
 
 def test_a_training_learns(small_network, small_plan):
@@ -749,6 +810,6 @@ def test_after_a_training_the_number_of_threads_is_that_of_before(small_network,
 def test_a_loss_that_is_not_finite_is_named_with_streams_too(small_network, small_plan):
     plan, inputs = plan_of_streams(small_plan, 2, batch_size=2), Inputs()
     inputs.tensors[batch_of(plan, 2)[0]] = float("nan")
-    with pytest.raises(NotFiniteError, match="the loss became nan at step 3"):
+    with pytest.raises(NotFiniteError, match=r"the loss became nan at step 3 .*, first in the images"):
         train(small_network(), plan, inputs=inputs)
     assert torch.get_num_threads() == 1

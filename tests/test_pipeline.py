@@ -354,6 +354,15 @@ def test_an_ensembles_folder_holds_a_run_folder_for_each_member(averaged):
     assert not (folder / "checkpoints").exists()
 
 
+def test_each_member_of_an_ensemble_is_diagnosed_by_its_own_plan(averaged):
+    _, folder, _ = averaged
+    for member in RunFolder(folder).members:
+        decisions = member.read_decisions()
+        assert member.path.parent == folder / "members"
+        found = finetune.diagnose(member.read_history(), decisions.plan, decisions.evidence)
+        assert member.read_metrics().verdicts == found
+
+
 def test_a_saved_ensemble_predicts_what_the_trained_one_predicts(data, averaged):
     model, folder, _ = averaged
     paths = sorted((data / "test").rglob("*.*"))

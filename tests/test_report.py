@@ -3,6 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
+from finetune.diagnosis import Verdict
 from finetune.evidence import Work
 from finetune.images import ImageSplits, Unreadable, label_paths
 from finetune.metrics import score
@@ -100,6 +101,28 @@ def test_without_a_test_split_the_validation_figures_stand_alone(report, metrics
     report.result(metrics.changed(test=None), tmp_path)
     assert "validation" in printed(report)
     assert "  test" not in printed(report)
+
+
+FLAT = Verdict(
+    kind="flat_start",
+    sentence="the loss [sic] stays where it is",
+    numbers={"loss": 1.1},
+    changes=("training.learning_rate=1e-05", "plan.validation=cross_validation"),
+)
+
+
+def test_a_result_ends_with_what_stands_out_and_how_to_change_it(report, metrics, tmp_path):
+    report.result(metrics.changed(verdicts=[FLAT]), tmp_path)
+    assert (
+        "  flat start: the loss [sic] stays where it is\n    try --set training.learning_rate=1e-05, or "
+        "validation=cross_validation in plan.json (train it with --plan)\n" in printed(report)
+    )
+
+
+def test_a_diagnosis_without_verdicts_says_what_was_looked_at(report):
+    rows = [{"phase": "validation", "step": 1, "train_loss": 1.0, "update_ratio:head": 1e-3}]
+    report.diagnosis("Learning curve of x", (), rows)
+    assert "nothing stands out\n  looked at: 1 steps of validation; update-to-weight ratios of head" in printed(report)
 
 
 def test_a_finished_task_is_told_with_its_time(report):

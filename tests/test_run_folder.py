@@ -90,3 +90,12 @@ def test_the_environment_is_plain_and_names_the_versions():
     environment = json.loads(json.dumps(describe_environment()))
     assert {"date", "command", "python", "platform", "device", "threads", "packages"} == environment.keys()
     assert all(environment["packages"][name] for name in ("torch", "timm", "accelerate", "datasets", "scikit-learn"))
+
+
+def test_a_folder_without_a_history_says_when_there_is_one(folder, small_plan):
+    with pytest.raises(RunFolderError, match="there is no run in"):
+        folder.read_history()
+    folder.path.mkdir()
+    small_plan().save(folder.path / "plan.json")
+    with pytest.raises(RunFolderError, match=r"holds no history yet, .* finetune train --plan .*--resume"):
+        folder.read_history()

@@ -14,7 +14,7 @@ from finetune.features import forward_all, logits, no_progress, pooled
 from finetune.images import Pixels, decoding, groups_of, label_paths, labels_of, load_images
 from finetune.network.backbone import create_network, find_head, find_norms, find_stages, profile_stages
 from finetune.probing import fit_head, log_loss, softmax
-from finetune.training import Checkpoints, Training, kept, plan_phases, session, train
+from finetune.training import Checkpoints, NotFiniteError, Training, kept, plan_phases, session, train
 
 PLAIN = {"horizontal_flip": False, "vertical_flip": False, "smallest_crop": 1.0, "color_jitter": 0.0, "policy": "none"}
 """An augmentation that varies nothing."""
@@ -379,6 +379,46 @@ def test_evaluations_of_a_training_in_bfloat16_are_in_the_precision_of_forward_p
     scores = forward_all(model.network, images, preprocessing, FORWARD, logits, members=phase.held_out.tolist())
     exact = log_loss(scores, labels_of(splits.train)[phase.held_out])
     assert model.history[-1]["validation_loss"] == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("way", ["partial", "full"])
+def test_an_evaluation_judges_as_many_images_that_were_trained_on_in_the_same_manner(make_plan, splits, way):
+    model = train(make_plan(way, evaluations=1), splits)
+    (phase,) = plan_phases(model.plan, splits)
+    row = model.history[-1]
+    assert row["validation_images"] == len(phase.held_out)
+    seen = np.random.default_rng(model.plan.seed).permutation(phase.members)[: len(phase.held_out)]
+    assert not set(seen) & set(phase.held_out)
+    for members, loss in ((seen, "seen_loss"), (phase.held_out, "validation_loss")):
+        scores = model.temperature * np.log(model.probabilities(splits.train.select(members)))
+        losses = [
+            log_loss(one[None], label[None])
+            for one, label in zip(scores, labels_of(splits.train)[members], strict=True)
+        ]
+        assert row[loss] == pytest.approx(np.mean(losses), rel=0.02)
+    assert row["validation_loss_error"] == pytest.approx(np.std(losses) / len(losses) ** 0.5, rel=0.05)
+    assert row["seen_top1"] * len(seen) in range(len(seen) + 1)
+
+
+def test_of_a_cross_validation_the_first_fold_is_looked_at_and_keeps_its_last_weights(make_plan, splits):
+    plan = make_plan("full", validation="cross_validation", keep="best", evaluations=3)
+    model = train(plan, splits)
+    looked_at = [row for row in model.history if "validation_loss" in row]
+    assert [(row["phase"], row["step"]) for row in looked_at] == [("fold-1", 2), ("fold-1", 4), ("fold-1", 6)]
+    assert model.validation == train(plan.changed(keep="last", evaluations=1), splits).validation
+    assert {phase.plan.keep for phase in plan_phases(plan, splits) if len(phase.held_out)} == {"last"}
+
+
+def test_a_training_that_diverges_leaves_the_history_of_all_before_it(make_plan, splits):
+    plan = make_plan("full", validation="cross_validation", folds=2)
+    network = Training(plan, splits)
+    network.look()
+    network.network.register_forward_hook(lambda _module, _inputs, output: output * float("inf"))
+    with pytest.raises(NotFiniteError, match="at step 1 of the training 'refit'") as raised:
+        network.finish()
+    rows = raised.value.history
+    assert [row["phase"] for row in rows] == ["fold-1"] * 6 + ["fold-2"] * 6 + ["refit"]
+    assert "diverged_in" in rows[-1]
 
 
 @pytest.mark.parametrize("validation", ["held_out", "cross_validation"])

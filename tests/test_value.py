@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from finetune.diagnosis import Verdict
 from finetune.errors import RecipeError
 from finetune.evidence import Work
 from finetune.forecast import ASSUMED
@@ -71,6 +72,7 @@ def one_of_each(evidence):
         work,
         seconds,
         RunMetrics(validation=metrics, validation_source="3 folds", test=None, seconds=seconds, work=work),
+        Verdict(kind="flat_start", sentence="flat", numbers={"steps": 9.0}, changes=("training.learning_rate=1e-3",)),
         Averaged(members=("members/1", "members/2"), temperature=0.9),
         WeightsReport(source="a file", matched=3, total=3),
     ]

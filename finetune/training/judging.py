@@ -1,11 +1,12 @@
-"""What a training made of the images that it held out, and whether it did harm."""
+"""What a training makes of the images that it holds out, and whether it did harm."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.prediction import fit_temperature
+from finetune.prediction import Row, fit_temperature
 from finetune.probing import softmax
 from finetune.recipe import Metric
 
@@ -26,6 +27,53 @@ class Look:
     """The same of the weights nearer to the linear probe's (`Training.blend`), where asked for, after the last step."""
     probe: NDArray[np.float32] | None = None
     """The same of the linear probe that the training started from, where it did, after the last step."""
+
+
+class Evaluation:
+    """Looks at held-out images on the way of a training, and at some that it trains on, in the same manner: plain, with
+    the averaged weights and without label smoothing. So the gap between them is that of memory alone."""
+
+    def __init__(
+        self,
+        judge: Callable[[NDArray[np.intp]], NDArray[np.float32]],
+        labels: NDArray[np.int64],
+        held_out: NDArray[np.intp],
+        seen: NDArray[np.intp],
+    ) -> None:
+        """Hold what is judged.
+
+        Args:
+            judge: returns the logits (n_images, num_classes) of the images with these indices.
+            labels: of all images.
+            held_out: indices of the images that the training does not see.
+            seen: indices of some that it does.
+        """
+        self._judge = judge
+        self._labels = labels
+        self._held_out = held_out
+        self._seen = seen
+        self._losses = np.zeros(0)
+
+    def evaluate(self) -> tuple[float, float]:
+        """Return the log-loss and the top-1 accuracy on the held-out images."""
+        self._losses, top1 = self._look(self._held_out)
+        return float(self._losses.mean()), top1
+
+    def details(self) -> Row:
+        """Return how sure the last evaluation is, and what the same weights make of images that they were trained
+        on."""
+        losses, top1 = self._look(self._seen)
+        return {
+            "validation_loss_error": float(self._losses.std() / np.sqrt(len(self._losses))),
+            "validation_images": len(self._losses),
+            "seen_loss": float(losses.mean()),
+            "seen_top1": top1,
+        }
+
+    def _look(self, members: NDArray[np.intp]) -> tuple[NDArray[np.float64], float]:
+        scores, labels = self._judge(members), self._labels[members]
+        losses: NDArray[np.float64] = -np.log(softmax(scores)[np.arange(len(labels)), labels] + 1e-12)
+        return losses, float((scores.argmax(axis=1) == labels).mean())
 
 
 def is_worse(

@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
+from math import isfinite, sqrt
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ from finetune.errors import FinetuneError, RecipeError
 from finetune.features import autocast
 from finetune.network.backbone import set_training_mode
 from finetune.network.depthwise import quick_depthwise_gradients
+from finetune.network.finiteness import first_not_finite
 from finetune.network.folding import FoldedNorms
 from finetune.network.streams import Streams
 from finetune.plan import Plan
@@ -38,6 +41,9 @@ from finetune.training.sharding import (
 
 CHECKPOINTS = 10
 """Checkpoints a training, at equal distances."""
+
+WATCHED = 10
+"""Steps a training, at equal distances, that tell how far they move the weights."""
 
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -65,6 +71,8 @@ class Task:
     on_step: Callable[[int], None]
     evaluate: Callable[[], tuple[float, float]] | None = None
     """Return the log-loss and the top-1 accuracy on the held-out images."""
+    details: Callable[[], Row] = dict
+    """Return what else is to be known of the last evaluation."""
     save: Callable[[dict[str, Any]], None] | None = None
     """Keep a checkpoint."""
     resumed: dict[str, Any] | None = None
@@ -87,6 +95,16 @@ class Reached(NamedTuple):
 
 class NotFiniteError(FinetuneError):
     """A training diverged."""
+
+    def __init__(self, sentence: str, history: Sequence[Row] = ()) -> None:
+        """Say it in a sentence.
+
+        Args:
+            sentence: names the step and the layer.
+            history: what was measured up to there; the last row says where it diverged (`diverged_in`).
+        """
+        super().__init__(sentence)
+        self.history = tuple(history)
 
 
 def make_accelerator(plan: Plan) -> Accelerator:
@@ -120,7 +138,7 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
     before its last step where the held-out images say so for as long as the plan is patient, or where time runs out.
 
     Raises:
-        NotFiniteError: the loss is not a finite number; names the step.
+        NotFiniteError: the loss or a gradient is not a finite number; names the step and the layer.
     """
     own = _begin(task, accelerator)
     optimizer = _make_optimizer(plan, _parameter_groups(task, plan, dict(own.named_parameters())))
@@ -146,9 +164,10 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
             # Of dropout and drop-path.
             torch.manual_seed(plan.noise_seed * 1_000_003 + step * 1_009 + accelerator.process_index)
             loss = _gradients(task, plan, accelerator, module, streams, batches, folded)
-            _check_finite(loss, step, task.name)
             accelerator.unscale_gradients()
-            nn.utils.clip_grad_norm_(trained, plan.clip_norm)
+            length = float(without_shards(nn.utils.clip_grad_norm_(trained, plan.clip_norm)))
+            _check_finite(task, plan, batches, step, loss, [] if isfinite(length) or accelerator.scaler else trained)
+            ratios = _UpdateRatios(task.groups, trained if is_watched(step, plan.steps) else [])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if not accelerator.optimizer_step_was_skipped:
@@ -158,6 +177,8 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
                 "step": step + 1,
                 "train_loss": loss,
                 "learning_rate": plan.head_learning_rate * factor,
+                "gradient_norm": length if isfinite(length) else torch.finfo(torch.float32).max,
+                **ratios.measure(),
             }
             if task.evaluate is not None and pace.is_evaluated():
                 _agree(statistics, plan, accelerator)
@@ -167,6 +188,7 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
                     _in_own_precision(task.module),
                 ):
                     loss_now, row["validation_top1"] = task.evaluate()
+                    row |= task.details()
                 row["validation_loss"] = loss_now
                 if plan.keep == "best" and (best is None or loss_now < best[0]):
                     best = (loss_now, [value.clone() for value in (*average.values(trained), *statistics)])
@@ -325,11 +347,14 @@ class _Batches:
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._batches: Iterator[Any] = iter(loader)
         self._next: Any = None
+        self.taken: tuple[Tensor, Tensor] | None = None
+        """The batch that is computed with."""
 
     def take(self, parts: int) -> list[tuple[Tensor, Tensor]]:
         """Return the next batch in so many parts, or in as many as it has images."""
         inputs, indices = next(self._batches) if self._next is None else self._next
         self._next = None
+        self.taken = inputs, indices
         parts = min(parts, len(indices))
         return list(zip(inputs.tensor_split(parts), indices.tensor_split(parts), strict=True))
 
@@ -368,12 +393,68 @@ def _parameter_groups(task: Task, plan: Plan, parameters: dict[str, nn.Parameter
     return groups
 
 
-def _check_finite(loss: float, step: int, phase: str) -> None:
-    if loss != loss or loss in (float("inf"), float("-inf")):
-        raise NotFiniteError(
-            f"the loss became {loss} at step {step + 1} of the training '{phase}'; lower the learning rate "
-            f"(--set training.learning_rate=...) or train in float32 (--set training.precision=float32)"
-        )
+def is_watched(step: int, num_steps: int) -> bool:
+    """Return whether a step (0 .. num_steps - 1) tells how far it moves the weights: the first and each tenth of the
+    way."""
+    return step == 0 or (step + 1) * WATCHED // num_steps > step * WATCHED // num_steps
+
+
+class _UpdateRatios:
+    """How far a step moves the weights of each stage."""
+
+    def __init__(self, groups: dict[str, list[str]], trained: list[nn.Parameter]) -> None:
+        """Copy the weights before the step, in the order of the groups; none where the step is not watched."""
+        self._groups = groups
+        self._trained = trained
+        self._before = [parameter.detach().clone() for parameter in trained]
+
+    def measure(self) -> Row:
+        """Return, after the step, the norm of each stage's change over the norm of its weights before it."""
+        changes = [(own.detach() - old).norm() ** 2 for own, old in zip(self._trained, self._before, strict=True)]
+        norms = [old.norm() ** 2 for old in self._before]
+        row: Row = {}
+        first = 0
+        for stage, names in self._groups.items() if self._before else ():
+            own = slice(first, first + len(names))
+            moved, length = (float(without_shards(sum(parts[own]))) for parts in (changes, norms))
+            row[f"update_ratio:{stage}"] = sqrt(moved / max(length, 1e-30))
+            first = own.stop
+        return row
+
+
+def _check_finite(
+    task: Task, plan: Plan, batches: "_Batches", step: int, loss: float, suspects: Sequence[nn.Parameter]
+) -> None:
+    """Raise NotFiniteError, which names the layer that is to blame, unless the loss and all gradients of the suspects
+    are finite.
+
+    Where only the gradients' norm overflowed they were clipped to 0. With a scaler, which leaves such steps out, nobody
+    is suspected.
+    """
+    is_finite = all(own.grad is None or bool(torch.isfinite(own.grad).all()) for own in suspects)
+    if isfinite(loss) and is_finite:
+        return
+    what = "gradient" if isfinite(loss) else "loss"
+    value = "infinite or not a number" if isfinite(loss) else str(loss)
+    inputs, indices = batches.taken or (torch.zeros(0), torch.zeros(0))
+    layer = ""
+    is_whole = next(task.module.parameters()).device == task.class_weights.device  # and not sharded elsewhere
+    for part, members in zip(inputs.chunk(plan.accumulation), indices.chunk(plan.accumulation), strict=True):
+        if is_whole and not layer:
+            layer = first_not_finite(task.module, partial(_plain_loss, task, part, members))
+    row: Row = {"phase": task.name, "step": step + 1, "diverged_in": layer or f"the {what}"}
+    raise NotFiniteError(
+        f"the {what} became {value} at step {step + 1} of the training '{task.name}'"
+        + (f", first in {layer}" if layer else "")
+        + "; lower the learning rate (--set training.learning_rate=...) or train in float32 "
+        "(--set training.precision=float32)",
+        [*task.history, row],
+    )
+
+
+def _plain_loss(task: Task, inputs: Tensor, indices: Tensor) -> Tensor:
+    scores = task.module(task.prepare(inputs)).float()
+    return nn.functional.cross_entropy(scores, task.labels[indices].to(scores.device))
 
 
 class _Average:

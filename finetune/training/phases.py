@@ -1,6 +1,6 @@
 """The trainings of a plan: on which images each trains, and which it holds out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,5 +54,9 @@ def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
         stay, held = stratified_holdout(labels, HELD_OUT, plan.seed, groups)
         first = judged("validation", stay, held)
         return [first, refit(first)] if plan.refit else [first]
-    folds = stratified_folds(labels, plan.folds, plan.seed, groups)
-    return [*(judged(f"fold-{number}", stay, held) for number, (stay, held) in enumerate(folds, start=1)), refit(None)]
+    folds = [
+        # The step that does best on a fold's own images would flatter it.
+        replace(judged(f"fold-{number}", stay, held), plan=plan.changed(keep="last"))
+        for number, (stay, held) in enumerate(stratified_folds(labels, plan.folds, plan.seed, groups), start=1)
+    ]
+    return [*folds, refit(None)]
