@@ -13,8 +13,10 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandAugment, RandomResizedCrop, TrivialAugmentWide
 from torchvision.transforms.v2 import functional
 
+from finetune.errors import RecipeError
 from finetune.plan import AugmentationPlan
 from finetune.preprocessing import Preprocessing
+from finetune.recipe import Mixing
 
 Key = tuple[int, int]
 """Which image, and which of its augmented views."""
@@ -24,6 +26,9 @@ ASPECT = (3 / 4, 4 / 3)
 
 GREY = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a pixel's brightness (ITU-R BT.601)."""
+
+CONCENTRATION = {"mixup": 0.2, "cutmix": 1.0}
+"""Both parameters of the beta distribution that the share of an image is drawn from: ImageNet's in the two papers."""
 
 POLICIES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "randaugment": lambda: RandAugment(interpolation=InterpolationMode.BILINEAR),
@@ -73,6 +78,42 @@ class Variation:
         if plan.color_jitter > 0:
             view = _jitter(view, plan.color_jitter)
         return view if self._policy is None else self._policy(view)
+
+
+def mix(inputs: Tensor, mixing: Mixing, seed: Sequence[int]) -> tuple[Tensor, float]:
+    """Return a batch of which each image is mixed with the one before it, and the share that is its own.
+
+    Mixup (Zhang et al. 2018) takes a weighted mean of the two, CutMix (Yun et al. 2019) cuts a box out of the other.
+    Activations that are kept are mixed where they lie (Verma et al. 2019, manifold mixup).
+
+    Args:
+        inputs: (n, channels, height, width) pixels (uint8) or activations; or (n, tokens, width), for mixup.
+        mixing: none returns the inputs.
+        seed: decides what is drawn.
+
+    Raises:
+        RecipeError: a box was to be cut out of tokens, which have no place.
+    """
+    if mixing == "none" or len(inputs) < 2:
+        return inputs, 1.0
+    generator = np.random.default_rng(seed)
+    share = float(generator.beta(CONCENTRATION[mixing], CONCENTRATION[mixing]))
+    others = inputs.roll(1, dims=0)
+    if mixing == "mixup":
+        mixed = inputs.float().lerp(others.float(), 1.0 - share)
+        return (mixed.round() if inputs.dtype == torch.uint8 else mixed).to(inputs.dtype), share
+    if inputs.ndim != 4:
+        raise RecipeError(
+            "cutmix needs images or maps, but this network's activations are tokens; mix by mixup instead"
+        )
+    height, width = inputs.shape[-2:]
+    box = np.sqrt(1.0 - share) * np.array([height, width])
+    centre = generator.uniform(size=2) * np.array([height, width])
+    top, left = np.maximum(np.round(centre - box / 2), 0).astype(int)
+    bottom, right = np.minimum(np.round(centre + box / 2), [height, width]).astype(int)
+    mixed = inputs.clone()
+    mixed[..., top:bottom, left:right] = others[..., top:bottom, left:right]
+    return mixed, 1.0 - float((bottom - top) * (right - left)) / (height * width)
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

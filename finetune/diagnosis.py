@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from finetune.evidence import Evidence
 from finetune.plan import Plan
-from finetune.recipe import SMALL_MODELS, Strategy
+from finetune.recipe import SMALL_MODELS, Mixing, Strategy
 from finetune.value import Value
 
 Row = Mapping[str, float | int | str]
@@ -78,6 +78,10 @@ STILL_FALLS = 0.1
 SURE = 2.0
 """Standard errors of the held-out log-loss that a change must have. Two evaluations judge the same images, so that the
 error of their difference is smaller than that of either: a careful bound."""
+
+MIXED: dict[Mixing, float] = {"none": 0.0, "mixup": 0.23, "cutmix": 0.5}
+"""Mean entropy of the labels of two mixed images of unlike classes, in nats: of a share from Beta(0.2, 0.2), and from
+Beta(1, 1)."""
 
 LEARNED = 0.99
 """Top-1 accuracy on training images from which there is nothing left to learn from them."""
@@ -211,10 +215,12 @@ def _constant_loss(plan: Plan, evidence: Evidence) -> float:
 
 
 def _least_loss(plan: Plan, evidence: Evidence) -> float:
-    """Return the train loss of a network that gives every image its smoothed label."""
+    """Return the train loss of a network that gives every image its smoothed and mixed label."""
     others = plan.label_smoothing / evidence.num_classes
     right = 1 - plan.label_smoothing + others
-    return -right * math.log(right) - ((evidence.num_classes - 1) * others * math.log(others) if others else 0.0)
+    least = -right * math.log(right) - ((evidence.num_classes - 1) * others * math.log(others) if others else 0.0)
+    alike = sum((count / sum(evidence.class_counts.values())) ** 2 for count in evidence.class_counts.values())
+    return least + MIXED[plan.augmentation.mixing] * (1.0 - alike)
 
 
 def _not_finite(ended: Row, history: Sequence[Row], plan: Plan) -> Verdict:

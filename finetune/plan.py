@@ -11,6 +11,7 @@ from finetune.preprocessing import Preprocessing
 from finetune.recipe import (
     BatchNormStatistics,
     Metric,
+    Mixing,
     Optimizer,
     Recipe,
     Schedule,
@@ -60,6 +61,8 @@ class AugmentationPlan(Value):
     """Smallest share of the image's area that a random crop keeps; 1: the centre, as in prediction."""
     color_jitter: Annotated[float, Field(ge=0, le=1)]
     policy: Literal["none", "randaugment", "trivialaugment"]
+    mixing: Mixing
+    """Whether images are mixed with others of their batch, and so are their labels."""
 
 
 class Plan(Value):
@@ -358,6 +361,7 @@ def _augmentation(recipe: Recipe, evidence: Evidence) -> dict[str, object]:
         "smallest_crop": asked.smallest_crop or (0.35 if large else 0.5),
         "color_jitter": _or(asked.color_jitter, 0.1),
         "policy": asked.policy or ("trivialaugment" if evidence.num_images >= 20_000 else "none"),
+        "mixing": asked.mixing or "none",
     }
 
 

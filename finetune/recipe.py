@@ -22,6 +22,8 @@ Preference = Literal["accuracy", "balanced", "speed"]
 
 BatchNormStatistics = Literal["frozen", "re_estimated", "updated"]
 
+Mixing = Literal["none", "mixup", "cutmix"]
+
 Schedule = Literal["cosine", "linear", "step", "inverse_sqrt", "constant"]
 
 ENSEMBLES = r"^(seeds:([2-9]|1\d)|snapshots:([2-9]|1\d)|backbones|auto)$"
@@ -129,6 +131,8 @@ class AugmentationRecipe(Value):
     """Strength of random brightness, contrast and saturation."""
     policy: Literal["none", "randaugment", "trivialaugment"] | None = None
     """A published policy of stronger changes on top."""
+    mixing: Mixing | None = None
+    """Train on pairs of images and of their labels; off unless asked for."""
 
 
 class Recipe(Value):

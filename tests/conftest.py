@@ -168,7 +168,12 @@ def small_plan(small_network):
             batch_norm_statistics="frozen",
             imbalance="none",
             augmentation=AugmentationPlan(
-                horizontal_flip=True, vertical_flip=False, smallest_crop=0.5, color_jitter=0.1, policy="none"
+                horizontal_flip=True,
+                vertical_flip=False,
+                smallest_crop=0.5,
+                color_jitter=0.1,
+                policy="none",
+                mixing="none",
             ),
             test_time_flips=False,
             cached_views=2 if strategy == "partial" else 0,

@@ -17,6 +17,7 @@ NOTHING = {
     "vertical_flip": False,
     "smallest_crop": 1.0,
     "color_jitter": 0.0,
+    "mixing": "none",
     "policy": "none",
 }
 

@@ -16,7 +16,14 @@ from finetune.training import NotFiniteError, train
 
 PAGE = Path(__file__).parent.parent / "docs" / "diagnosis.md"
 
-PLAIN = {"horizontal_flip": False, "vertical_flip": False, "smallest_crop": 1.0, "color_jitter": 0.0, "policy": "none"}
+PLAIN = {
+    "horizontal_flip": False,
+    "vertical_flip": False,
+    "smallest_crop": 1.0,
+    "color_jitter": 0.0,
+    "policy": "none",
+    "mixing": "none",
+}
 """An augmentation that varies nothing."""
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from finetune.augmentation import mix
 from finetune.batches import StepSampler, make_loader
 from finetune.network.backbone import find_stages, set_trainable
 from finetune.schedule import learning_rate_factor
@@ -505,6 +506,34 @@ def test_a_schedule_is_walked_by_steps_however_many_parts_a_batch_has(small_netw
     histories = [train(small_network(), small_plan(accumulation=count)).history for count in (1, 2)]
     whole, parts = ([row["learning_rate"] for row in history] for history in histories)
     assert whole == parts
+
+
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
+def test_a_mixed_batch_has_the_loss_of_both_labels_by_their_shares(small_network, small_plan, mixing):
+    plan = small_plan(strategy="full", steps=1, warmup_steps=0)
+    plan = plan.changed(augmentation=plan.augmentation.changed(mixing=mixing))
+    network = small_network()
+    members = batch_of(plan, 0)
+    mixed, share = mix(Inputs().tensors[members], mixing, (plan.noise_seed, 0))
+    with torch.no_grad():
+        scores = network(mixed)
+    losses = [
+        nn.functional.cross_entropy(scores, LABELS[own], label_smoothing=plan.label_smoothing)
+        for own in (members, members.roll(1))
+    ]
+    (row,) = train(network, plan).history
+    assert 0 < share < 1
+    assert row["train_loss"] == pytest.approx(float(share * losses[0] + (1 - share) * losses[1]), rel=1e-4)
+
+
+def test_a_mixed_batch_in_parts_trains_the_weights_of_a_whole_one(small_network, small_plan):
+    plan = small_plan(strategy="full", precision="float32")
+    plan = plan.changed(augmentation=plan.augmentation.changed(mixing="mixup"))
+    whole, parts = small_network(), small_network()
+    train(whole, plan)
+    train(parts, plan.changed(accumulation=2))
+    for name, tensor in parameters_of(whole).items():
+        torch.testing.assert_close(parameters_of(parts)[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_a_training_stops_where_the_held_out_loss_has_not_fallen_for_the_plans_patience(small_network, small_plan):

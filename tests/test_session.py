@@ -16,7 +16,14 @@ from finetune.network.backbone import create_network, find_head, find_norms, fin
 from finetune.probing import fit_head, log_loss, softmax
 from finetune.training import Checkpoints, NotFiniteError, Training, kept, plan_phases, session, train
 
-PLAIN = {"horizontal_flip": False, "vertical_flip": False, "smallest_crop": 1.0, "color_jitter": 0.0, "policy": "none"}
+PLAIN = {
+    "horizontal_flip": False,
+    "vertical_flip": False,
+    "smallest_crop": 1.0,
+    "color_jitter": 0.0,
+    "policy": "none",
+    "mixing": "none",
+}
 """An augmentation that varies nothing."""
 
 WAYS = {

@@ -60,7 +60,7 @@ FLIPS_CHECKED = 400
 """Images that are looked at mirrored."""
 
 USUAL_AUGMENTATION = AugmentationPlan(
-    horizontal_flip=True, vertical_flip=False, smallest_crop=0.5, color_jitter=0.1, policy="none"
+    horizontal_flip=True, vertical_flip=False, smallest_crop=0.5, color_jitter=0.1, policy="none", mixing="none"
 )
 """What reading images is timed with, before it is planned."""
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from finetune.augmentation import mix
 from finetune.errors import FinetuneError, RecipeError
 from finetune.features import autocast
 from finetune.network.backbone import set_training_mode
@@ -150,7 +151,7 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
     moving = [*trained, *statistics]
     best = None if task.resumed is None else _restore(task, task.resumed, optimizer, average, moving)
     pace = _Pace(task, plan)
-    batches = _Batches(task.make_loader(range(pace.step, pace.end)))
+    batches = _Batches(task.make_loader(range(pace.step, pace.end)), plan, pace.step)
     set_training_mode(own, plan.batch_norm_statistics != "updated")
     streams = Streams(_count_streams(own, plan, accelerator), plan.num_threads)
     clock = time.perf_counter() - float(task.history[-1]["seconds"] if task.history else 0.0)
@@ -233,12 +234,18 @@ def _gradients(
     """Add up the gradients of this process's part of the next batch; return the mean loss over the whole batch."""
     device = accelerator.device
 
-    def loss_of(part: tuple[Tensor, Tensor]) -> Tensor:
-        labels = task.labels[part[1]].to(device, non_blocking=True)
+    def loss_of(part: _Part) -> Tensor:
         with autocast(device, plan.precision), quick_depthwise_gradients(device), folded:
-            scores = module(task.prepare(part[0])).float()
-        losses = nn.functional.cross_entropy(scores, labels, reduction="none", label_smoothing=plan.label_smoothing)
-        return (losses * task.class_weights[labels]).sum() / plan.batch_size
+            scores = module(task.prepare(part.inputs)).float()
+        loss = torch.zeros((), device=device)
+        for indices, share in ((part.indices, batches.share), (part.others, 1.0 - batches.share)):
+            if share > 0.0:
+                labels = task.labels[indices].to(device, non_blocking=True)
+                losses = nn.functional.cross_entropy(
+                    scores, labels, reduction="none", label_smoothing=plan.label_smoothing
+                )
+                loss = loss + share * (losses * task.class_weights[labels]).sum() / plan.batch_size
+        return loss
 
     total = torch.zeros((), device=device)
     share = math.ceil(plan.accumulation / accelerator.num_processes)
@@ -254,7 +261,7 @@ def _gradients(
         return float(accelerator.reduce(total, reduction="sum"))
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
 
-    def gradients_of(part: tuple[Tensor, Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+    def gradients_of(part: _Part) -> tuple[Tensor, Sequence[Tensor]]:
         loss = loss_of(part)
         return loss.detach(), torch.autograd.grad(loss, trained, materialize_grads=True)
 
@@ -341,22 +348,40 @@ class _Pace:
         return from_main_process(lambda: is_time_to_stop(losses, self._plan.patience, self._plan.minimum_gain))
 
 
+class _Part(NamedTuple):
+    """A part of a batch."""
+
+    inputs: Tensor
+    indices: Tensor
+    """(n,), of the images."""
+    others: Tensor
+    """(n,), of those that they are mixed with."""
+
+
 class _Batches:
     """The batches of a loader, of which the next one can be read while another is computed with."""
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
+    def __init__(self, loader: DataLoader[Any], plan: Plan, step: int) -> None:
+        """Mix as planned; `step` is that of the first batch."""
         self._batches: Iterator[Any] = iter(loader)
+        self._plan = plan
+        self._step = step
         self._next: Any = None
+        self.share = 1.0
+        """Of its own in each image of the batch that is computed with."""
         self.taken: tuple[Tensor, Tensor] | None = None
         """The batch that is computed with."""
 
-    def take(self, parts: int) -> list[tuple[Tensor, Tensor]]:
-        """Return the next batch in so many parts, or in as many as it has images."""
+    def take(self, parts: int) -> list[_Part]:
+        """Return the next batch, mixed as planned, in so many parts, or in as many as it has images."""
         inputs, indices = next(self._batches) if self._next is None else self._next
         self._next = None
         self.taken = inputs, indices
+        inputs, self.share = mix(inputs, self._plan.augmentation.mixing, (self._plan.noise_seed, self._step))
+        self._step += 1
         parts = min(parts, len(indices))
-        return list(zip(inputs.tensor_split(parts), indices.tensor_split(parts), strict=True))
+        split = (tensor.tensor_split(parts) for tensor in (inputs, indices, indices.roll(1)))
+        return [_Part(*each) for each in zip(*split, strict=True)]
 
     def peek(self) -> Tensor:
         """Return the inputs (1, ...) of the first image of the next batch."""
