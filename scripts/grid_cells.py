@@ -18,7 +18,10 @@ from finetune.workload import BATCH_SIZE, FOLDS, MOST_VIEWS
 
 PROBE = "linear_probe"
 
-CANDIDATES = tuple(name for name in ARMS if name not in {PROBE, "scratch"})
+SCRATCH = "scratch"
+"""Trained in some cells alone, and never chosen by itself."""
+
+CANDIDATES = tuple(name for name in ARMS if name not in {PROBE, SCRATCH})
 """Besides the linear probe, from the cheapest on."""
 
 ALL = (PROBE, *CANDIDATES)
@@ -33,7 +36,8 @@ class Cell:
     seed: int
     evidence: dict[str, Any]
     accuracy: dict[str, float]
-    """On the test images by the metric of the set: of each candidate, and of the mean probabilities of several."""
+    """On the test images by the metric of the set: of each candidate, of random weights where they were trained, and of
+    the mean probabilities of several."""
     correct: dict[str, NDArray[np.bool_]]
     """Whether each test image was right, by candidate."""
     validation_top1: dict[str, float]
@@ -100,7 +104,7 @@ def _cell(name: str, size: str, seed: int, arms: dict[str, Any]) -> Cell:
         size=size,
         seed=seed,
         evidence=evidence,
-        accuracy={arm: arms[arm]["test"][metric] for arm in ALL}
+        accuracy={arm: arms[arm]["test"][metric] for arm in (*ALL, SCRATCH) if arm in arms}
         | {of: row["test"][metric] for of, row in means.items()},
         correct={arm: _bits(arms[arm]["test"]["correct"], num_test) for arm in ALL},
         validation_top1={arm: arms[arm]["held_out"]["top1"] for arm in ALL} if held else {},

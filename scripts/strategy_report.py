@@ -23,8 +23,9 @@ sys.path[0] = str(ROOT)
 
 from finetune.forecast import NINETY_PERCENT
 from finetune.recipe import Preference
+from finetune.strategy import NEAR
 from finetune.workload import HELD_OUT, SMALL_SET
-from scripts.grid_cells import ALL, CANDIDATES, PROBE, Cell, joined, load
+from scripts.grid_cells import ALL, CANDIDATES, PROBE, SCRATCH, Cell, joined, load
 from scripts.grid_policies import (
     Policy,
     Score,
@@ -133,6 +134,24 @@ def by_size(cells: Sequence[Cell]) -> list[str]:
             score = judge([cell for cell in cells if cell.size == size], policy)
             parts.append(f"{100 * score.regret:.2f} ± {100 * score.error:.2f}, {score.cost:.2f}")
         lines.append(f"| {name} | {' | '.join(parts)} |")
+    return lines
+
+
+def four_cells(cells: Sequence[Cell]) -> list[str]:
+    """Return what every candidate has by size and similarity, as the textbook's quadrants have them."""
+    lines = [
+        "| images | sets | " + " | ".join((*ALL, SCRATCH)) + " |",
+        "|---|---|" + "---|" * (len(ALL) + 1),
+    ]
+    for side in ("near", "far"):
+        for size in ("20", "all"):
+            sized = [cell for cell in cells if cell.size == size]
+            own = [cell for cell in sized if (cell.evidence["domain_similarity"] >= NEAR) == (side == "near")]
+            means = [f"{np.mean([cell.accuracy[name] for cell in own]):.3f}" for name in ALL]
+            tried = [cell for cell in own if SCRATCH in cell.accuracy]
+            scratch = ", ".join(f"{cell.set} {cell.accuracy[SCRATCH]:.3f}" for cell in tried)
+            names = ", ".join(cell.set for cell in own)
+            lines.append(f"| {side}, {SIZES[size]} | {names} | {' | '.join(means)} | {scratch} |")
     return lines
 
 
@@ -305,6 +324,16 @@ def page(cells: Sequence[Cell]) -> str:
         "## By size",
         "",
         *by_size(cells),
+        "",
+        "## The four cells of size and similarity",
+        "",
+        *wrapped(
+            "Accuracy on the test images, by the metric of each set, mean over the sets; of random weights, for five "
+            "times the steps, where they were trained. The textbook has the linear probe win with few near images, and "
+            "training everything with many far ones; here it always pays to train more than the head."
+        ),
+        "",
+        *four_cells(cells),
         "",
         "## What each part is worth",
         "",
