@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from finetune.audit import measure_evidence
     from finetune.classifier import ImageClassifier
-    from finetune.errors import DataError, FinetuneError, ModelError, RecipeError, RunFolderError
+    from finetune.errors import DataError, FinetuneError, ModelError, RecipeError, RunFolderError, TuningError
     from finetune.evidence import Evidence
     from finetune.images import ImageSplits, load_images
     from finetune.metrics import Metrics, score
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from finetune.run_folder import RunFolder
     from finetune.strategy import Choice, choose_strategy
     from finetune.training import train
+    from finetune.tuning import resume_tuning, tune
 
 _HOMES = {
     "measure_evidence": "audit",
@@ -30,6 +31,7 @@ _HOMES = {
     "ModelError": "errors",
     "RecipeError": "errors",
     "RunFolderError": "errors",
+    "TuningError": "errors",
     "Evidence": "evidence",
     "ImageSplits": "images",
     "load_images": "images",
@@ -48,6 +50,8 @@ _HOMES = {
     "Choice": "strategy",
     "choose_strategy": "strategy",
     "train": "training",
+    "resume_tuning": "tuning",
+    "tune": "tuning",
 }
 
 __all__ = [
@@ -65,6 +69,7 @@ __all__ = [
     "RunFolder",
     "RunFolderError",
     "TrainedModel",
+    "TuningError",
     "choose_strategy",
     "load_images",
     "load_recipe",
@@ -72,10 +77,12 @@ __all__ = [
     "measure_evidence",
     "plan_only",
     "resume",
+    "resume_tuning",
     "run",
     "run_plan",
     "score",
     "train",
+    "tune",
 ]
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from finetune.audit import measure_evidence
 from finetune.errors import FinetuneError, RunFolderError
-from finetune.execution import begin, decide, finish
+from finetune.execution import Begun, begin, decide, finish
 from finetune.images import ImageSplits, labels_of, load_images
 from finetune.metrics import score
 from finetune.network.weights import resolve_model
@@ -37,12 +37,13 @@ def run(
         FinetuneError: a mistake in what was asked, in one sentence.
     """
     start = time.perf_counter()
-    folder = _folder(output, recipe.data)
-    with _report(report) as report:
+    folder = claim_folder(output, recipe.data)
+    with reporting(report) as report:
         if folder.path.exists() and folder.holds_only_a_plan():
             report.say(f"{folder.path} holds a plan, which is trained as it is")
             return _train(folder, _as_planned(folder, folder, folder.read_plan()), report, start, splits)
-        splits, decisions = _decide(recipe, folder, report, splits)
+        splits, decisions = decide_all(recipe, report, splits)
+        _settle(folder, decisions)
         return _train(folder, decisions, report, start, splits)
 
 
@@ -52,11 +53,12 @@ def plan_only(recipe: Recipe, output: Path | None = None, report: Report | None 
     Raises:
         FinetuneError: a mistake in what was asked, in one sentence.
     """
-    folder = _folder(output, recipe.data)
+    folder = claim_folder(output, recipe.data)
     if folder.path.exists() and folder.holds_only_a_plan():
         raise RunFolderError(f"{folder.path} holds a plan already; train it with --plan {folder.path / 'plan.json'}")
-    with _report(report) as report:
-        _, decisions = _decide(recipe, folder, report, None)
+    with reporting(report) as report:
+        _, decisions = decide_all(recipe, report, None)
+        _settle(folder, decisions)
         if decisions.choice.racing or decisions.choice.members:
             report.say("\nA plan is trained as it is and alone; races and averages are for a run without --plan-only.")
         report.say(f"\nThe plan is in {folder.path / 'plan.json'}. Edit it if you like, then train it:")
@@ -76,8 +78,8 @@ def run_plan(plan_file: Path, output: Path | None = None, report: Report | None 
     if output is None and source.holds_only_a_plan() and plan_file.name == "plan.json":
         folder = source
     else:
-        folder = _folder(output, plan.data)
-    with _report(report) as report:
+        folder = claim_folder(output, plan.data)
+    with reporting(report) as report:
         return _train(folder, _as_planned(folder, source, plan), report, start, None)
 
 
@@ -90,15 +92,19 @@ def resume(path: Path, report: Report | None = None) -> Predictor:
     start = time.perf_counter()
     folder = RunFolder(path)
     decisions = folder.read_decisions()
-    if folder.is_finished():
-        raise RunFolderError(f"the run in {path} is finished; there is nothing to resume")
-    with _report(report) as report:
+    folder.refuse_if_finished()
+    if folder.holds_tuning():
+        raise RunFolderError(f"{path} holds an interrupted tuning; go on with it: finetune tune --resume {path}")
+    with reporting(report) as report:
         return _train(folder, decisions, report, start, None)
 
 
-def _decide(
-    recipe: Recipe, folder: RunFolder, report: Report, splits: ImageSplits | None
-) -> tuple[ImageSplits, Decisions]:
+def decide_all(recipe: Recipe, report: Report, splits: ImageSplits | None) -> tuple[ImageSplits, Decisions]:
+    """Return the images, loaded where they are not yet, and all that stands before a training.
+
+    Raises:
+        FinetuneError: a mistake in what was asked, in one sentence.
+    """
     for name in recipe.models:
         resolve_model(name, has_accelerator=False)  # a wrong name shows before all images are read
     if splits is None:
@@ -112,9 +118,7 @@ def _decide(
     resolved = recipe.changed(
         model=evidence.model, image_size=evidence.preprocessing.image_size, metric=evidence.metric
     )
-    decisions = Decisions(recipe=resolved, evidence=evidence, choice=choice, plan=plan)
-    from_main_process(lambda: folder.write_decisions(decisions))
-    return splits, decisions
+    return splits, Decisions(recipe=resolved, evidence=evidence, choice=choice, plan=plan)
 
 
 def _train(
@@ -134,6 +138,26 @@ def _train(
         _settle(folder, replace(decisions, choice=begun.choice, plan=begun.trainings[0].plan))
         report.race(begun.choice)
         report.plan(begun.trainings[0].plan)
+    return ship(folder, decisions, begun, splits, report, start)
+
+
+def ship(
+    folder: RunFolder, decisions: Decisions, begun: Begun, splits: ImageSplits, report: Report, start: float
+) -> Predictor:
+    """Finish what was begun, score it on the test split, and leave it in its run folder.
+
+    Args:
+        folder: of the run.
+        decisions: that led to it.
+        begun: its trainings.
+        splits: the images.
+        report: where to print.
+        start: of the clock, when the run began.
+
+    Raises:
+        NotFiniteError: a training diverged.
+    """
+    recipe, evidence = decisions.recipe, decisions.evidence
     finished = finish(begun, recipe, evidence, splits, folder.checkpoints, report.progress)
     model = _scored(finished.models, splits, report)
     if finished.choice != begun.choice:
@@ -210,7 +234,13 @@ def _as_planned(folder: RunFolder, source: RunFolder, plan: Plan) -> Decisions:
     return decisions
 
 
-def _folder(output: Path | None, data: str) -> RunFolder:
+def claim_folder(output: Path | None, data: str) -> RunFolder:
+    """Return the folder of a run, a new one or one that holds only a plan.
+
+    Raises:
+        RunFolderError: it holds something else.
+    """
+
     def claim() -> RunFolder:
         folder = RunFolder(output or default_folder(data))
         folder.refuse_if_taken()
@@ -219,7 +249,8 @@ def _folder(output: Path | None, data: str) -> RunFolder:
     return from_main_process(claim)
 
 
-def _report(report: Report | None) -> Report:
+def reporting(report: Report | None) -> Report:
+    """Return who prints: nobody by default, nor in any process but the main one."""
     if report is None or not is_main_process():
         return Report(Console(quiet=True))
     return report

@@ -17,6 +17,11 @@ def is_main_process() -> bool:
     return bool(_state().is_main_process)
 
 
+def is_alone() -> bool:
+    """Return whether there is no other process."""
+    return bool(_state().num_processes == 1)
+
+
 def from_main_process(make: Callable[[], Made]) -> Made:
     """Return what the main process makes, in every process; its mistakes are raised in every process, too."""
     state = _state()

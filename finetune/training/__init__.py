@@ -2,7 +2,8 @@
 
 from finetune.training.checkpoints import Checkpoints
 from finetune.training.judging import Look, is_worse
+from finetune.training.loop import NotFiniteError
 from finetune.training.phases import plan_phases
 from finetune.training.session import BLEND, Training, train
 
-__all__ = ["BLEND", "Checkpoints", "Look", "Training", "is_worse", "plan_phases", "train"]
+__all__ = ["BLEND", "Checkpoints", "Look", "NotFiniteError", "Training", "is_worse", "plan_phases", "train"]

@@ -137,13 +137,13 @@ class Training:
         that are kept.
 
         Args:
-            share: of the steps, above 0; 1 leaves nothing but the refit.
+            share: of the steps; 0 judges what the training starts from, 1 leaves nothing but the refit.
 
         Raises:
             NotFiniteError: the training diverged.
         """
         start = time.perf_counter()
-        until = max(1, round(share * self.plan.steps)) if self.plan.steps else 0
+        until = max(1, round(share * self.plan.steps)) if self.plan.steps and share else 0
         judged = [(phase, self._run(phase, until)) for phase in self.phases if len(phase.held_out)]
         members = np.concatenate([phase.held_out for phase, _ in judged])
         order = np.argsort(members)
@@ -157,6 +157,11 @@ class Training:
             blended=np.concatenate(blends)[order] if blends else None,
             probe=np.concatenate(probes)[order] if probes else None,
         )
+
+    def rows(self) -> list[Row]:
+        """Return the history so far, with that of trainings that paused."""
+        paused = [self.checkpoints.step(phase.name) for phase in self.phases]
+        return [*self.history, *(row for checkpoint in paused if checkpoint for row in checkpoint["history"])]
 
     def finish(self) -> TrainedModel:
         """Train to the end and return the model that ships: the linear probe, where training it only did harm.
