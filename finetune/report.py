@@ -39,6 +39,14 @@ STEPS = (
 )
 """Of a search for hyper-parameters."""
 
+SHORT = {
+    "learning_rate": "rate",
+    "lowest_rate_fraction": "lowest",
+    "weight_decay": "decay",
+    "label_smoothing": "smoothing",
+}
+"""What searched numbers are called in a table."""
+
 LISTED = 5
 """Unreadable files that are printed; the count tells of the others."""
 
@@ -241,9 +249,9 @@ class Report:
     def tuning(self, tuning: Tuning) -> None:
         """Print all trials of a search, the best last."""
         self._title(f"Trials ({tuning.search})")
-        table = Table(box=None, padding=(0, 2), header_style="dim")
+        table = Table(box=None, padding=(0, 1), header_style="dim")
         names = [dimension.name for dimension in tuning.space]
-        for column in ("trial", "stage", *names, "held-out loss", "accuracy", "time", ""):
+        for column in ("trial", "stage", *(SHORT[name] for name in names), "loss", "accuracy", "time", ""):
             table.add_column(column, justify="left" if column in {"stage", ""} else "right")
         # Losses compare within a stage alone: coarse trials are but a third of a training.
         for trial in sorted(tuning.trials, key=lambda each: (each.stage, -(each.losses or (99.0,))[-1])):
@@ -252,7 +260,7 @@ class Report:
             table.add_row(
                 str(trial.number),
                 trial.stage,
-                *(f"{trial.parameters[name]:.3g}" for name in names),
+                *(f"{trial.parameters[name]:.2g}" for name in names),
                 *figures,
                 duration(trial.seconds),
                 "ships" if is_winner else "" if trial.state == "finished" else trial.state,

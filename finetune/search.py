@@ -37,11 +37,17 @@ RATES = 4
 RATE_STEPS = 100
 """Most steps within which the loss must fall; half of the plan's where those are fewer."""
 
+LEAST_FALL = 0.01
+"""Share of the loss by which it must fall."""
+
+STILL = 1e-9
+"""A learning rate with which nothing is learned."""
+
 SURE = 3.0
 """Standard errors beyond which a difference is not chance."""
 
 START_TOLERANCE = 0.2
-"""How far the initial loss may be from what is expected, as a share of it, beyond chance."""
+"""How far the initial loss may be from what is expected, beyond chance: as a share of it, or of a quarter of a nat."""
 
 NEAR_EDGE = 0.1
 """Share of a range, in logarithms, that is its edge."""
@@ -105,6 +111,10 @@ class Trial(Value):
 class Tuning(Value):
     """A search: what it looks for, what its steps say, and its trials."""
 
+    name: str
+    """Of the search in the storage."""
+    worker: str
+    """Whose trials this folder holds."""
     search: Search
     num_trials: int
     """Asked for, coarse and fine ones together."""
@@ -130,14 +140,28 @@ class Tuning(Value):
         return self.num_trials - self.num_coarse
 
 
-def begin_tuning(recipe: Recipe, choice: Choice, plan: Plan) -> Tuning:
+def begin_tuning(recipe: Recipe, choice: Choice, plan: Plan, name: str, worker: str) -> Tuning:
     """Return the search that a recipe asks for, before its first step.
+
+    Args:
+        recipe: what is asked.
+        choice: whose candidate is tuned.
+        plan: of that candidate.
+        name: of the search in the storage.
+        worker: who does its trials here.
 
     Raises:
         RecipeError: there is nothing to search for.
     """
     asked, space = recipe.tuning, make_space(recipe, choice, plan)
-    return Tuning(search=asked.search or "random", num_trials=asked.trials or TRIALS, asked=space, space=space)
+    return Tuning(
+        name=name,
+        worker=worker,
+        search=asked.search or "random",
+        num_trials=asked.trials or TRIALS,
+        asked=space,
+        space=space,
+    )
 
 
 def make_space(recipe: Recipe, choice: Choice, plan: Plan) -> Space:
@@ -243,7 +267,7 @@ def judge_start(loss: float, error: float, expected: float, whose: str) -> Verdi
         expected: in nats.
         whose: what is expected, for people.
     """
-    holds = abs(loss - expected) <= SURE * error + START_TOLERANCE * expected
+    holds = abs(loss - expected) <= SURE * error + START_TOLERANCE * max(expected, 0.25)
     says = f"the loss before the first step is {loss:.3f} ± {error:.3f}, {whose} is {expected:.3f}"
     if not holds:
         says += (
@@ -275,27 +299,35 @@ class RateTrial(Value):
     """What a learning rate does to the training loss within some steps."""
 
     rate: float
-    first: float
-    """Mean loss of the first fifth of the steps."""
-    last: float
-    """Of the last fifth; infinite where it diverged."""
+    untrained: float
+    """Mean loss over the batches of the last third of the steps, before the first one."""
+    trained: float
+    """Over the same batches, each when its turn came; infinite where it diverged."""
     error: float
     """Standard error of their difference."""
 
     @property
     def falls(self) -> bool:
-        """Whether the loss falls beyond its standard error."""
-        return self.first - self.last > self.error
+        """Whether the loss falls by a standard error or more, and by a hundredth."""
+        # One is little, for a rate that stays by mistake costs a few trials, and one that is lost may be the best.
+        return self.untrained - self.trained > max(self.error, LEAST_FALL * self.untrained)
 
 
-def rate_trial(rate: float, losses: Sequence[float]) -> RateTrial:
-    """Return what a rate did, from the training loss of each step; none: it diverged."""
+def rate_trial(rate: float, losses: Sequence[float], untrained: Sequence[float]) -> RateTrial:
+    """Return what a rate did.
+
+    Args:
+        rate: the learning rate.
+        losses: the training loss of each step's batch; none: it diverged.
+        untrained: the losses of the same batches where nothing is learned.
+    """
+    window = max(1, len(untrained) // 3)
+    before = np.asarray(untrained[-window:])
     if not losses:
-        return RateTrial(rate=rate, first=0.0, last=math.inf, error=0.0)
-    window = max(1, len(losses) // 5)
-    first, last = np.asarray(losses[:window]), np.asarray(losses[-window:])
-    error = math.sqrt((first.var() + last.var()) / window)
-    return RateTrial(rate=rate, first=float(first.mean()), last=float(last.mean()), error=error)
+        return RateTrial(rate=rate, untrained=float(before.mean()), trained=math.inf, error=0.0)
+    fall = before - np.asarray(losses[-window:])
+    error = float(fall.std()) / math.sqrt(window)
+    return RateTrial(rate=rate, untrained=float(before.mean()), trained=float(before.mean() - fall.mean()), error=error)
 
 
 def rates_of(dimension: Dimension) -> tuple[float, ...]:
@@ -311,7 +343,8 @@ def judge_rates(dimension: Dimension, tried: Sequence[RateTrial], steps: int) ->
         tried: what each rate did, ascending.
         steps: how many were taken.
     """
-    told = ", ".join(f"{each.rate:.1e} {_fall(each)}" for each in tried)
+    told = ", ".join(f"{each.rate:.1e} {_outcome(each)}" for each in tried)
+    told = f"from {tried[0].untrained:.2f}: {told}"
     falling = [place for place, each in enumerate(tried) if each.falls]
     if not falling:
         says = (
@@ -319,7 +352,7 @@ def judge_rates(dimension: Dimension, tried: Sequence[RateTrial], steps: int) ->
             f"give another range with --set tuning.learning_rate=[LOW,HIGH], and check the labels"
         )
         return Verdict(step=3, holds=False, says=says), dimension
-    low = high = min(falling, key=lambda place: tried[place].last)
+    low = high = min(falling, key=lambda place: tried[place].trained)
     while low - 1 in falling:
         low -= 1
     while high + 1 in falling:
@@ -327,12 +360,14 @@ def judge_rates(dimension: Dimension, tried: Sequence[RateTrial], steps: int) ->
     # A few steps say which rates are hopeless, not which one is best: the next one on either side stays.
     low, high = max(0, low - 1), min(RATES - 1, high + 1)
     left = dimension.changed(low=tried[low].rate, high=tried[high].rate)
-    says = f"the loss within {steps} steps by learning rate: {told}; {left.low:.1e} to {left.high:.1e} is searched"
+    says = (
+        f"the training loss after {steps} steps by learning rate, {told}; {left.low:.1e} to {left.high:.1e} is searched"
+    )
     return Verdict(step=3, holds=True, says=says), left
 
 
-def _fall(tried: RateTrial) -> str:
-    return "diverges" if math.isinf(tried.last) else f"{tried.first:.2f} to {tried.last:.2f}"
+def _outcome(tried: RateTrial) -> str:
+    return "diverges" if math.isinf(tried.trained) else f"to {tried.trained:.2f}"
 
 
 def judge_coarse(trials: Sequence[Trial], refined: Space) -> Verdict:

@@ -174,6 +174,22 @@ def test_what_was_planned_can_not_be_changed_by_options(command, option):
     assert "so --steps can not be given with it; edit the plan instead" in mistake(command(option, "x", "--steps", "3"))
 
 
+def test_a_search_that_goes_on_takes_no_other_option(command):
+    said = mistake(command("tune", "--resume", "x", "--trials", "3"))
+    assert said == "--resume goes on as it was begun, so --trials can not be given with it; leave it out"
+
+
+def test_a_search_leaves_a_run_that_predicts(command, image_folder, weights_file, tmp_path):
+    image_folder(tmp_path / "images", splits={"train": {"a": 8, "b": 8}, "val": {"a": 6, "b": 6}})
+    options = ("--strategy", "full", "--steps", "4", "--trials", "2", "--search", "grid")
+    weights = ("--set", f"weights={weights_file()}", "--set", "tuning.learning_rate=[1e-3,4e-3]")
+    status, printed, _ = command("tune", "--data", "images", "--output", "out", *NETWORK, *options, *weights)
+    assert status == 0
+    assert [f"Step {number} of 6" in printed for number in range(1, 7)] == [True] * 6
+    assert command("predict", "out", "images/train/a/000.jpg")[0] == 0
+    assert mistake(command("tune", "--resume", "out")) == "the run in out is finished; there is nothing to resume"
+
+
 def test_a_prediction_without_a_run_is_refused(command, image_folder, tmp_path):
     image_folder(tmp_path / "images")
     assert "there is no run in nowhere" in mistake(command("predict", "nowhere", "images"))
@@ -342,6 +358,7 @@ def test_options_are_frozen():
     assert options == {
         "train": sorted([*recipe_options, "--plan", "--plan-only", "--resume"]),
         "plan": recipe_options,
+        "tune": sorted([*recipe_options, "--trials", "--search", "--storage", "--resume"]),
         "predict": ["--output", "--top-k"],
         "evaluate": ["--data", "--output"],
         "cache": ["--clear"],

@@ -16,8 +16,8 @@ from finetune.plan import Plan
 from finetune.probing import softmax
 from finetune.search import (
     RATE_STEPS,
+    STILL,
     Dimension,
-    RateTrial,
     Verdict,
     judge_overfit,
     judge_rates,
@@ -77,21 +77,25 @@ class Checks:
 
     def rates(self, dimension: Dimension) -> tuple[Verdict, Dimension]:
         """Return step 3: with which learning rates the training loss falls, and the range that is left."""
-        tried = []
-        for number, rate in enumerate(rates_of(dimension)):
-            plan = _short(self.plan_with_rate(rate))
-            tried.append(self._try(f"rate-{number}", rate, plan))
-        for number in range(len(tried)):
-            self._end(f"rate-{number}")
+        plan = _short(self.plan_with_rate(STILL))
+        untrained = self._losses("rate-still", plan)
+        rates = rates_of(dimension)
+        losses = [
+            self._losses(f"rate-{number}", _short(self.plan_with_rate(rate))) for number, rate in enumerate(rates)
+        ]
+        tried = [rate_trial(rate, own, untrained) for rate, own in zip(rates, losses, strict=True)]
+        for name in ("still", *range(len(rates))):
+            self._end(f"rate-{name}")
         return judge_rates(dimension, tried, plan.steps)
 
-    def _try(self, name: str, rate: float, plan: Plan) -> RateTrial:
+    def _losses(self, name: str, plan: Plan) -> list[float]:
+        """Return the training loss of each step; none where it diverged."""
         training = self._begin(name, plan, self.splits)
         try:
             training.look()
         except NotFiniteError:
-            return rate_trial(rate, [])
-        return rate_trial(rate, [float(row["train_loss"]) for row in training.rows()])
+            return []
+        return [float(row["train_loss"]) for row in training.rows()]
 
     def _begin(self, name: str, plan: Plan, splits: ImageSplits) -> Training:
         checkpoints = Checkpoints(self.folder / name)

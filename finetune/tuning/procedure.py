@@ -78,7 +78,8 @@ def tune(
         choice = decisions.choice.changed(racing=(), members=(), fallback="")
         asked = decisions.recipe.changed(time_budget=recipe.time_budget)
         decisions = replace(decisions, recipe=asked, choice=choice)
-        tuning = begin_tuning(asked, choice, decisions.plan)
+        path = folder.path.resolve()  # as it is now: a folder may be moved before it is gone on with
+        tuning = begin_tuning(asked, choice, decisions.plan, path.name, f"{socket.gethostname()}:{path}")
         folder.path.mkdir(parents=True, exist_ok=True)
         tuning.save(folder.path / "tuning.json")
         folder.write_decisions(decisions)
@@ -209,11 +210,11 @@ class _Procedure:
         return Stage(
             "coarse" if name == "coarse" else "fine",
             self._storage,
-            self._folder.path.resolve().name,
+            tuning.name,
             about,
             proposer,
             numbers,
-            f"{socket.gethostname()}:{self._folder.path.resolve()}",
+            tuning.worker,
             self._is_shared,
         )
 
@@ -277,6 +278,8 @@ class _Procedure:
         self._report.tuning(self._tuning)
         recipe, choice = with_parameters(self._decisions.recipe, self._decisions.choice, winner.parameters)
         training = self._training(winner.number, self._plan(winner.parameters))
+        for share in RUNGS:
+            training.look(share)  # nothing is trained, but what was is counted
         decisions = replace(self._decisions, recipe=recipe, choice=choice, plan=training.plan)
         self._folder.write_decisions(decisions)
         work = coarse.work(winner.number) + fine.work(winner.number)
