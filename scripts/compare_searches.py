@@ -1,0 +1,242 @@
+"""What random search gains over a grid at equal budget: docs/tuning.md.
+
+`python scripts/compare_searches.py --data DIR` trains a table of learning rates and weight decays (of which the first
+matters and the second hardly does) with several seeds, and replays searches on it: the proposals are those of
+`finetune tune`, the losses between the table's points are interpolated. Rows are kept in `--output`, so that an
+interrupted run goes on.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, get_args
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from finetune.audit import measure_evidence
+from finetune.images import labels_of, load_images
+from finetune.plan import make_plan
+from finetune.prediction import fit_temperature
+from finetune.probing import log_loss
+from finetune.recipe import Recipe, Search, load_recipe
+from finetune.search import Dimension, Parameters, Space, Trial, Tuning, best_of, plan_of_trial, refine
+from finetune.selection import RUNGS
+from finetune.strategy import choose_strategy
+from finetune.training import Checkpoints, Training
+from finetune.tuning.stage import Proposer
+
+RATES = tuple(6.25e-6 * 2**power for power in range(10))
+DECAYS = (1e-3, 0.3)
+SEEDS = (0, 1)
+CENTRES = (5e-5, 4e-4)
+"""Between these lie the middles of the ranges that are searched: nobody knows beforehand where the best rate is."""
+
+FACTOR = 8.0
+"""How far a range goes on either side of its middle: as in `finetune tune`."""
+
+SEARCHES: tuple[Search, ...] = get_args(Search)
+BUDGETS = (4, 9, 16, 25)
+REPLAYS = 200
+
+Row = dict[str, Any]
+Loss = Callable[[Parameters], float]
+
+
+def recipe_of(data: str, seed: int) -> Recipe:
+    """Return what is trained: two stages, for a few seconds."""
+    return load_recipe(
+        data=data, strategy="partial", image_size=64, steps=50, refit=False, training__trainable_stages=2, seed=seed
+    )
+
+
+def measure(data: str, output: Path) -> list[Row]:
+    """Train what the table lacks; return its rows."""
+    rows = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
+    done = {(row["seed"], row["learning_rate"], row["weight_decay"]) for row in rows}
+    for seed in SEEDS:
+        open_rows = [(rate, decay) for rate in RATES for decay in DECAYS if (seed, rate, decay) not in done]
+        if not open_rows:
+            continue
+        recipe = recipe_of(data, seed)
+        splits = load_images(recipe.data, recipe.columns, recipe.limit, seed)
+        evidence = measure_evidence(recipe, splits)
+        choice = choose_strategy(evidence, recipe)
+        for rate, decay in open_rows:
+            parameters = {"learning_rate": rate, "weight_decay": decay}
+            plan = plan_of_trial(recipe, evidence, choice, parameters)
+            with TemporaryDirectory() as folder:
+                training = Training(plan, splits, checkpoints=Checkpoints(Path(folder)))
+                looks = [training.look(share) for share in (RUNGS[0], 1.0)]
+                model = training.finish()
+            losses = [log_loss(each.logits / fit_temperature(each.logits, each.labels), each.labels) for each in looks]
+            row = {"seed": seed, **parameters, "losses": losses, "top1": float(np.mean(_right(looks[1])))}
+            if splits.test is not None:
+                answers = model.probabilities(splits.test)
+                row["test_loss"] = float(
+                    -np.log(answers[np.arange(len(answers)), labels_of(splits.test)] + 1e-12).mean()
+                )
+            row["seconds"] = round(training.seconds, 2)
+            row["usual_rate"] = make_plan(recipe, evidence, choice).head_learning_rate
+            rows.append(row)
+            with output.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
+    return rows
+
+
+def _right(look: Any) -> NDArray[np.bool_]:  # noqa: ANN401  (a Look)
+    right: NDArray[np.bool_] = look.logits.argmax(axis=1) == look.labels
+    return right
+
+
+def surface(rows: Sequence[Row], seed: int, value: Callable[[Row], float]) -> Loss:
+    """Return a function that interpolates a seed's table, in logarithms of its two numbers."""
+    table = {(row["learning_rate"], row["weight_decay"]): value(row) for row in rows if row["seed"] == seed}
+    curves = [[table[rate, decay] for rate in RATES] for decay in DECAYS]
+
+    def loss(parameters: Parameters) -> float:
+        ends = [np.interp(np.log(parameters["learning_rate"]), np.log(RATES), curve) for curve in curves]
+        share = np.log(parameters["weight_decay"] / DECAYS[0]) / np.log(DECAYS[1] / DECAYS[0])
+        return float((1 - share) * ends[0] + share * ends[1])
+
+    return loss
+
+
+def space_at(centre: float) -> Space:
+    """Return the space around a middle."""
+    rate = Dimension(name="learning_rate", low=centre / FACTOR, high=centre * FACTOR)
+    return rate, Dimension(name="weight_decay", low=DECAYS[0], high=DECAYS[1])
+
+
+def tried(proposer: Proposer, loss: Loss, number: int) -> list[tuple[Parameters, float]]:
+    """Return the proposals of a search, and their losses."""
+    found: list[tuple[Parameters, float]] = []
+    before: list[FrozenTrial] = []
+    for place in range(min(number, proposer.num_trials)):
+        parameters = proposer.propose(place, before)
+        found.append((parameters, loss(parameters)))
+        before.append(
+            create_trial(
+                state=TrialState.COMPLETE,
+                params=parameters,
+                distributions=proposer.distributions(),
+                value=found[-1][1],
+            )
+        )
+    return found
+
+
+def one_stage(search: Search, space: Space, budget: int, seed: int, loss: Loss) -> Parameters:
+    """Return the best of a search of whole trainings."""
+    proposer = Proposer(search=search, space=space, count=budget, seed=seed)
+    return min(tried(proposer, loss, budget), key=lambda each: each[1])[0]
+
+
+class Surface(NamedTuple):
+    """The losses of a seed, over the numbers that are searched."""
+
+    early: Loss
+    """Held-out, after a third of the steps."""
+    late: Loss
+    test: Loss
+
+
+def two_stages(search: Search, trials: int, space: Space, seed: int, each: Surface) -> Parameters:
+    """Return the best of a coarse search of thirds of trainings and a fine one of whole ones, without pruning."""
+    tuning = Tuning(name="", worker="", search=search, num_trials=trials, asked=space, space=space)
+    coarse = tuple(
+        Trial(
+            number=number,
+            stage="coarse",
+            parameters=parameters,
+            state="finished",
+            losses=(loss,),
+            accuracy=0.0,
+            seconds=0.0,
+        )
+        for number, (parameters, loss) in enumerate(
+            tried(
+                Proposer(search=search, space=space, count=tuning.num_coarse, seed=seed), each.early, tuning.num_coarse
+            )
+        )
+    )
+    best = best_of(coarse).parameters
+    proposer = Proposer(
+        search=search, space=refine(space, best), count=tuning.num_fine, seed=seed, first=best, shorter=coarse
+    )
+    return min(tried(proposer, each.late, tuning.num_fine), key=lambda found: found[1])[0]
+
+
+def report(rows: Sequence[Row]) -> None:
+    """Print what each search leaves to gain, over all seeds and ranges."""
+    surfaces = [
+        Surface(
+            early=surface(rows, seed, lambda row: float(row["losses"][0])),
+            late=surface(rows, seed, lambda row: float(row["losses"][1])),
+            test=surface(rows, seed, lambda row: float(row["test_loss"])),
+        )
+        for seed in SEEDS
+    ]
+    print("| learning rate |", " | ".join(f"{rate:.1e}" for rate in RATES), "|")
+    for decay in DECAYS:
+        points = [{"learning_rate": rate, "weight_decay": decay} for rate in RATES]
+        means = [np.mean([each.late(point) for each in surfaces]) for point in points]
+        print(f"| weight decay {decay:g} |", " | ".join(f"{mean:.3f}" for mean in means), "|")
+    print("\n| search | trainings | held-out loss above the best, nats | test loss above the best, nats |")
+    for budget in BUDGETS:
+        for search in SEARCHES:
+            _print_row(search, str(budget), surfaces, partial(_whole, search, budget))
+    for search in SEARCHES:
+        _print_row(f"{search}, coarse to fine", "12 thirds and 8", surfaces, partial(two_stages, search, 20))
+    print(f"\n{len(rows)} trainings of {np.mean([row['seconds'] for row in rows]):.1f} s")
+
+
+def _whole(search: Search, budget: int, space: Space, number: int, each: Surface) -> Parameters:
+    return one_stage(search, space, budget, number, each.late)
+
+
+def _print_row(
+    name: str, trainings: str, surfaces: Sequence[Surface], search: Callable[[Space, int, Surface], Parameters]
+) -> None:
+    """Print the mean, the standard error of the mean and the worst twentieth of what is left to gain."""
+    grid = [
+        {"learning_rate": float(rate), "weight_decay": decay}
+        for rate in np.geomspace(RATES[0], RATES[-1], 161)
+        for decay in DECAYS
+    ]
+    low, high = np.log(CENTRES)
+    centres = np.exp(np.random.default_rng(0).uniform(low, high, size=REPLAYS))
+    held, test = [], []
+    for each in surfaces:
+        best, best_test = (min(map(loss, grid)) for loss in (each.late, each.test))
+        for number, centre in enumerate(centres):
+            found = search(space_at(float(centre)), number, each)
+            held.append(each.late(found) - best)
+            test.append(each.test(found) - best_test)
+    figures = [
+        f"{np.mean(left):.4f} ± {np.std(left) / len(left) ** 0.5:.4f}, one in twenty more than "
+        f"{np.quantile(left, 0.95):.3f}"
+        for left in (held, test)
+    ]
+    print(f"| {name} | {trainings} | {' | '.join(figures)} |", flush=True)
+
+
+def main() -> None:
+    """Read the options, train and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="a class-per-folder tree with a test split")
+    parser.add_argument("--output", type=Path, default=Path("searches.jsonl"), help="where the table is kept")
+    options = parser.parse_args()
+    report(measure(options.data, options.output))
+
+
+if __name__ == "__main__":
+    main()
