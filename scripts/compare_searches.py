@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from finetune.audit import measure_evidence
-from finetune.images import labels_of, load_images
+from finetune.images import ImageSplits, labels_of, load_images, stratified_subset
 from finetune.plan import make_plan
 from finetune.prediction import fit_temperature
 from finetune.probing import log_loss
@@ -33,10 +34,15 @@ from finetune.strategy import choose_strategy
 from finetune.training import Checkpoints, Training
 from finetune.tuning.stage import Proposer
 
-RATES = tuple(6.25e-6 * 2**power for power in range(10))
+RATES = tuple(2.5e-5 * 2**power for power in range(10))
 DECAYS = (1e-3, 0.3)
+USUAL_DECAY = 0.02
+"""What a plan has where nothing is searched."""
+
 SEEDS = (0, 1)
-CENTRES = (5e-5, 4e-4)
+TRAINED = 200
+JUDGED = 300
+CENTRES = (2e-4, 1.6e-3)
 """Between these lie the middles of the ranges that are searched: nobody knows beforehand where the best rate is."""
 
 FACTOR = 8.0
@@ -51,10 +57,17 @@ Loss = Callable[[Parameters], float]
 
 
 def recipe_of(data: str, seed: int) -> Recipe:
-    """Return what is trained: two stages, for a few seconds."""
-    return load_recipe(
-        data=data, strategy="partial", image_size=64, steps=50, refit=False, training__trainable_stages=2, seed=seed
-    )
+    """Return what is trained: the last stages, for a few seconds."""
+    return load_recipe(data=data, strategy="partial", image_size=64, steps=30, refit=False, seed=seed)
+
+
+def splits_of(recipe: Recipe) -> ImageSplits:
+    """Return a few training images, and others that judge."""
+    splits = load_images(recipe.data, recipe.columns, recipe.limit, recipe.seed)
+    learned = stratified_subset(labels_of(splits.train), TRAINED, recipe.seed)
+    others = np.setdiff1d(np.arange(len(splits.train)), learned)
+    judged = np.random.default_rng(recipe.seed).permutation(others)[:JUDGED]
+    return replace(splits, train=splits.train.select(learned), validation=splits.train.select(np.sort(judged)))
 
 
 def measure(data: str, output: Path) -> list[Row]:
@@ -66,7 +79,7 @@ def measure(data: str, output: Path) -> list[Row]:
         if not open_rows:
             continue
         recipe = recipe_of(data, seed)
-        splits = load_images(recipe.data, recipe.columns, recipe.limit, seed)
+        splits = splits_of(recipe)
         evidence = measure_evidence(recipe, splits)
         choice = choose_strategy(evidence, recipe)
         for rate, decay in open_rows:
@@ -191,6 +204,9 @@ def report(rows: Sequence[Row]) -> None:
         means = [np.mean([each.late(point) for each in surfaces]) for point in points]
         print(f"| weight decay {decay:g} |", " | ".join(f"{mean:.3f}" for mean in means), "|")
     print("\n| search | trainings | held-out loss above the best, nats | test loss above the best, nats |")
+    print("|---|---|---|---|")
+    usual = {"learning_rate": float(rows[0]["usual_rate"]), "weight_decay": USUAL_DECAY}
+    _print_row("none: the plan's own numbers", "1", surfaces, lambda *_: usual)
     for budget in BUDGETS:
         for search in SEARCHES:
             _print_row(search, str(budget), surfaces, partial(_whole, search, budget))
