@@ -253,7 +253,7 @@ class Report:
         names = [dimension.name for dimension in tuning.space]
         for column in ("trial", "stage", *(SHORT[name] for name in names), "loss", "accuracy", "time", ""):
             table.add_column(column, justify="left" if column in {"stage", ""} else "right")
-        # Losses compare within a stage alone: coarse trials are but a third of a training.
+        # Losses compare within a stage alone: coarse trials are but a part of a training.
         for trial in sorted(tuning.trials, key=lambda each: (each.stage, -(each.losses or (99.0,))[-1])):
             figures = (f"{trial.losses[-1]:.3f}", f"{100 * trial.accuracy:.1f} %") if trial.losses else ("", "")
             is_winner = (trial.number, trial.stage) == (tuning.winner, "fine")

@@ -20,7 +20,7 @@ from finetune.value import Value
 TRIALS = 20
 
 COARSE_SHARE = 0.6
-"""Of the trials that are short and spread over the whole range; the others are long and near the best of them."""
+"""Of the trials that are shorter and spread over the whole range; the others are whole and near the best of them."""
 
 REFINED = 0.5
 """Width of a refined range over that of the range before, in logarithms."""
@@ -100,7 +100,7 @@ class Trial(Value):
     stage: Literal["coarse", "fine"]
     parameters: Parameters
     state: Literal["finished", "pruned", "diverged"]
-    """`finished` is to the first rung in the coarse stage, to the end in the fine one."""
+    """`finished` is to the last rung in the coarse stage, to the end in the fine one."""
     losses: tuple[float, ...]
     """Held-out log-loss at each rung, and at the end, as far as it came; temperatures are fitted."""
     accuracy: float
@@ -380,7 +380,7 @@ def judge_coarse(trials: Sequence[Trial], refined: Space) -> Verdict:
     losses = sorted(trial.losses[-1] for trial in trials if trial.state == "finished")
     where = ", ".join(f"{dimension.name} {dimension.low:.1e} to {dimension.high:.1e}" for dimension in refined)
     says = (
-        f"after a third of the steps trial {best_of(trials).number} has the lowest held-out loss of {len(trials)}, "
+        f"after two thirds of the steps trial {best_of(trials).number} has the lowest held-out loss of {len(trials)}, "
         f"{losses[0]:.3f} (median {losses[len(losses) // 2]:.3f}); it goes on, and others near it: {where}"
     )
     return Verdict(step=4, holds=True, says=says)

@@ -34,7 +34,7 @@ from finetune.strategy import choose_strategy
 from finetune.training import Checkpoints, Training
 from finetune.tuning.stage import Proposer
 
-RATES = tuple(2.5e-5 * 2**power for power in range(10))
+RATES = tuple(5e-5 * 2**power for power in range(8))
 DECAYS = (1e-3, 0.3)
 USUAL_DECAY = 0.02
 """What a plan has where nothing is searched."""
@@ -42,7 +42,7 @@ USUAL_DECAY = 0.02
 SEEDS = (0, 1)
 TRAINED = 200
 JUDGED = 300
-CENTRES = (2e-4, 1.6e-3)
+CENTRES = (4e-4, 8e-4)
 """Between these lie the middles of the ranges that are searched: nobody knows beforehand where the best rate is."""
 
 FACTOR = 8.0
@@ -87,10 +87,10 @@ def measure(data: str, output: Path) -> list[Row]:
             plan = plan_of_trial(recipe, evidence, choice, parameters)
             with TemporaryDirectory() as folder:
                 training = Training(plan, splits, checkpoints=Checkpoints(Path(folder)))
-                looks = [training.look(share) for share in (RUNGS[0], 1.0)]
+                looks = [training.look(share) for share in (*RUNGS, 1.0)]
                 model = training.finish()
             losses = [log_loss(each.logits / fit_temperature(each.logits, each.labels), each.labels) for each in looks]
-            row = {"seed": seed, **parameters, "losses": losses, "top1": float(np.mean(_right(looks[1])))}
+            row = {"seed": seed, **parameters, "losses": losses, "top1": float(np.mean(_right(looks[-1])))}
             if splits.test is not None:
                 answers = model.probabilities(splits.test)
                 row["test_loss"] = float(
@@ -156,14 +156,14 @@ def one_stage(search: Search, space: Space, budget: int, seed: int, loss: Loss) 
 class Surface(NamedTuple):
     """The losses of a seed, over the numbers that are searched."""
 
-    early: Loss
-    """Held-out, after a third of the steps."""
+    rungs: tuple[Loss, ...]
+    """Held-out, after a third and after two thirds of the steps."""
     late: Loss
     test: Loss
 
 
-def two_stages(search: Search, trials: int, space: Space, seed: int, each: Surface) -> Parameters:
-    """Return the best of a coarse search of thirds of trainings and a fine one of whole ones, without pruning."""
+def two_stages(search: Search, trials: int, rung: int, space: Space, seed: int, each: Surface) -> Parameters:
+    """Return the best of a coarse search up to a rung and a fine one of whole trainings, without pruning."""
     tuning = Tuning(name="", worker="", search=search, num_trials=trials, asked=space, space=space)
     coarse = tuple(
         Trial(
@@ -177,7 +177,9 @@ def two_stages(search: Search, trials: int, space: Space, seed: int, each: Surfa
         )
         for number, (parameters, loss) in enumerate(
             tried(
-                Proposer(search=search, space=space, count=tuning.num_coarse, seed=seed), each.early, tuning.num_coarse
+                Proposer(search=search, space=space, count=tuning.num_coarse, seed=seed),
+                each.rungs[rung],
+                tuning.num_coarse,
             )
         )
     )
@@ -188,12 +190,16 @@ def two_stages(search: Search, trials: int, space: Space, seed: int, each: Surfa
     return min(tried(proposer, each.late, tuning.num_fine), key=lambda found: found[1])[0]
 
 
+def _loss_at(rung: int, row: Row) -> float:
+    return float(row["losses"][rung])
+
+
 def report(rows: Sequence[Row]) -> None:
     """Print what each search leaves to gain, over all seeds and ranges."""
     surfaces = [
         Surface(
-            early=surface(rows, seed, lambda row: float(row["losses"][0])),
-            late=surface(rows, seed, lambda row: float(row["losses"][1])),
+            rungs=tuple(surface(rows, seed, partial(_loss_at, rung)) for rung in range(len(RUNGS))),
+            late=surface(rows, seed, partial(_loss_at, len(RUNGS))),
             test=surface(rows, seed, lambda row: float(row["test_loss"])),
         )
         for seed in SEEDS
@@ -201,8 +207,9 @@ def report(rows: Sequence[Row]) -> None:
     print("| learning rate |", " | ".join(f"{rate:.1e}" for rate in RATES), "|")
     for decay in DECAYS:
         points = [{"learning_rate": rate, "weight_decay": decay} for rate in RATES]
-        means = [np.mean([each.late(point) for each in surfaces]) for point in points]
-        print(f"| weight decay {decay:g} |", " | ".join(f"{mean:.3f}" for mean in means), "|")
+        for rung, name in enumerate(("a third of the steps", "two thirds", "all")):
+            means = [np.mean([(*each.rungs, each.late)[rung](point) for each in surfaces]) for point in points]
+            print(f"| after {name}, decay {decay:g} |", " | ".join(f"{mean:.3f}" for mean in means), "|")
     print("\n| search | trainings | held-out loss above the best, nats | test loss above the best, nats |")
     print("|---|---|---|---|")
     usual = {"learning_rate": float(rows[0]["usual_rate"]), "weight_decay": USUAL_DECAY}
@@ -210,8 +217,9 @@ def report(rows: Sequence[Row]) -> None:
     for budget in BUDGETS:
         for search in SEARCHES:
             _print_row(search, str(budget), surfaces, partial(_whole, search, budget))
-    for search in SEARCHES:
-        _print_row(f"{search}, coarse to fine", "12 thirds and 8", surfaces, partial(two_stages, search, 20))
+    for rung, name in enumerate(("12 thirds and 8", "12 two thirds and 8")):
+        for search in SEARCHES:
+            _print_row(f"{search}, coarse to fine", name, surfaces, partial(two_stages, search, 20, rung))
     print(f"\n{len(rows)} trainings of {np.mean([row['seconds'] for row in rows]):.1f} s")
 
 

@@ -165,7 +165,7 @@ def test_every_trial_trained_with_its_own_parameters(finished, make_recipe):
         plan = Plan.load(folder.trial(trial.number) / "plan.json")
         assert plan == plan_of_trial(make_recipe(), decisions.evidence, decisions.choice, trial.parameters)
         rows = [json.loads(line) for line in (folder.trial(trial.number) / "history.jsonl").read_text().splitlines()]
-        assert len(rows) == (plan.steps if trial.stage == "fine" else plan.steps // 3)
+        assert len(rows) == (plan.steps if trial.stage == "fine" else plan.steps * 2 // 3)
         for row in rows:
             factor = learning_rate_factor(row["step"] - 1, plan.steps, plan.warmup_steps)
             assert row["learning_rate"] == trial.parameters["learning_rate"] * factor
@@ -179,7 +179,7 @@ def test_the_winner_has_the_lowest_held_out_loss_and_is_not_trained_anew(finishe
     assert tuning.winner == winner.number
     assert model.plan == Plan.load(folder.trial(winner.number) / "plan.json")
     assert model.validation.log_loss == pytest.approx(winner.losses[-1], abs=1e-4)
-    searched = sum((trial.stage == "fine") * 12 + (trial.stage == "coarse") * 4 for trial in tuning.trials)
+    searched = sum((trial.stage == "fine") * 12 + (trial.stage == "coarse") * 8 for trial in tuning.trials)
     assert folder.read_metrics().work.backward_images == 8 * (searched + model.plan.refit_steps)
 
 
@@ -228,12 +228,12 @@ def test_rates_that_change_nothing_are_found_out(checks):
 
 
 def test_a_search_that_is_interrupted_again_and_again_ends_as_one_that_is_not(begun, tmp_path):
-    folders = [begun(tmp_path / name, is_given=False, search="tpe") for name in ("whole", "parts")]
+    folders = [begun(tmp_path / name, search="tpe") for name in ("whole", "parts")]
     whole = finetune.resume_tuning(folders[0])
     stops = (
-        (r"trial 1: training \(fold-2\)", 1),
-        (r"trial \d: training \(fold-1\)", 9),  # only long trials come so far
-        (r"trial 2: training \(fold-3\)", 5),
+        (r"trial 1: training \(validation\)", 3),
+        (r"trial \d: training \(validation\)", 9),  # only whole ones come so far
+        (r"trial 2: training \(validation\)", 5),
     )
     for stop in stops:
         with pytest.raises(StopError):
@@ -274,11 +274,12 @@ def test_a_storage_that_can_not_be_used_is_told(make_recipe, tmp_path, url):
         finetune.tune(make_recipe(tuning__storage=url), tmp_path / "run")
 
 
-def test_a_time_budget_ends_the_search_early_with_a_winner(make_recipe, tmp_path):
+def test_a_time_budget_ends_a_cross_validated_search_early_with_a_winner(make_recipe, tmp_path):
     fixed = {"training__learning_rate": 1e-3, "tuning__learning_rate": None}
-    model = finetune.tune(make_recipe(trials=1000, time_budget="1s", **fixed), tmp_path / "run")
+    model = finetune.tune(make_recipe(is_given=False, trials=1000, time_budget="1s", **fixed), tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     assert len(tuning_of(folder).trials) < 50
+    assert model.validation.num_images == 44
     assert (model.test, folder.read_decisions().recipe.time_budget) == (folder.read_metrics().test, 1.0)
 
 
@@ -330,11 +331,18 @@ def tell(stage, trial, *losses):
     return False
 
 
-def test_a_trial_above_the_median_at_a_rung_is_stopped_after_three_that_went_to_their_end():
+def test_a_trial_above_the_median_after_two_thirds_is_stopped_after_three_that_went_to_their_end():
     stage = make_stage()
-    stopped = [tell(stage, stage.begin(), loss, loss, loss) for loss in (0.9, 0.5, 0.7, 0.8, 0.6)]
+    stopped = [tell(stage, stage.begin(), 1.0 + loss, loss, loss) for loss in (0.9, 0.5, 0.7, 0.8, 0.6)]
     assert stopped == [False, False, False, True, False]
-    assert [(trial.state, len(trial.losses)) for trial in stage.trials()][3:] == [("pruned", 1), ("finished", 3)]
+    assert [(trial.state, len(trial.losses)) for trial in stage.trials()][3:] == [("pruned", 2), ("finished", 3)]
+
+
+def test_a_trial_above_the_median_after_a_third_goes_on():
+    stage = make_stage()
+    for _ in range(3):
+        tell(stage, stage.begin(), 0.5, 0.5, 0.5)
+    assert not stage.should_stop(stage.begin(), 1, 0.9)
 
 
 def test_an_interrupted_trial_is_found_again_with_its_parameters_and_its_rungs():

@@ -44,6 +44,9 @@ from finetune.tuning.stage import Proposer, Stage, open_storage
 LONGEST_TRIAL = 0.25
 """Share of the time budget that one training may take."""
 
+COARSE_STEPS = RUNGS[-1]
+"""Share of the steps of a coarse trial: after a third, high rates look worse than they are (docs/tuning.md)."""
+
 COARSE_TIME = 0.4
 """Share of the time budget after which no more coarse trials begin."""
 
@@ -233,7 +236,7 @@ class _Procedure:
 
     def _begin(self, stage: Stage, share: float) -> optuna.Trial | None:
         budget, seconds = self._decisions.recipe.time_budget, self._decisions.choice.chosen.expected_seconds
-        expected = seconds * (RUNGS[0] if stage.name == "coarse" else 1.0)
+        expected = seconds * (COARSE_STEPS if stage.name == "coarse" else 1.0)
         is_late = budget is not None and self._tuning.seconds + expected > share * budget
         return None if is_late and stage.trials() else stage.begin()
 
@@ -246,11 +249,10 @@ class _Procedure:
         training = self._training(number, Plan.load(folder / "plan.json"))
         loss, accuracy, has_diverged = None, 0.0, False
         try:
-            for rung, share in enumerate((*RUNGS, 1.0), start=1):
+            # The coarse one that goes on finds both rungs looked at.
+            for rung, share in enumerate(RUNGS if stage.name == "coarse" else (*RUNGS, 1.0), start=1):
                 loss, accuracy = _judge(training, share)
-                if stage.name == "coarse" or share == 1.0:
-                    break
-                if stage.should_stop(trial, rung, loss):
+                if stage.name == "fine" and share < 1.0 and stage.should_stop(trial, rung, loss):
                     loss = None
                     break
         except NotFiniteError:

@@ -20,6 +20,10 @@ from finetune.search import Parameters, Space, Trial, draw, grid
 UNPRUNED = 3
 """Long trials that go to their end before any is stopped early."""
 
+LEAST_RUNG = 2
+"""First rung at which a trial may be stopped: at the one before, high learning rates look worse than they are
+(docs/tuning.md)."""
+
 STARTUP = 5
 """Random trials before the Parzen estimator has something to estimate from."""
 
@@ -85,7 +89,7 @@ class Proposer:
                 state=TrialState.PRUNED,
                 params=trial.parameters,
                 distributions=self.distributions(),
-                intermediate_values={1: trial.losses[0]},
+                intermediate_values={LEAST_RUNG: trial.losses[0]},
             )
             for trial in inside
         ]
@@ -150,7 +154,7 @@ class Stage:
             storage=storage,
             study_name=f"{study}-{name}",
             sampler=_Sampler(proposer),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED, n_warmup_steps=LEAST_RUNG),
             load_if_exists=True,
         )
         if self._study.user_attrs.setdefault("about", about) != about:
