@@ -164,7 +164,7 @@ def tune(
     seed: Seed = None,
     set_: Set = None,
     trials: Annotated[int | None, typer.Option(help="Trainings, short and long ones; 20 by default.")] = None,
-    search: Annotated[SearchOption | None, typer.Option(help="How to search; random by default.")] = None,
+    search: Annotated[SearchOption | None, typer.Option(help="How to search; tpe by default.")] = None,
     storage: Annotated[
         str | None, typer.Option(help="Database URL for several workers; a file in the run folder by default.")
     ] = None,

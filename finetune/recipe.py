@@ -131,7 +131,7 @@ class TuningRecipe(Value):
     trials: Annotated[int, Field(ge=2, le=10_000)] | None = None
     """Short and long trainings in all; by default 20."""
     search: Search | None = None
-    """Grid, random (log-uniform), or Optuna's tree-structured Parzen estimator; by default random."""
+    """Grid, random (log-uniform), or Optuna's tree-structured Parzen estimator (tpe); by default tpe."""
     storage: str | None = None
     """Where Optuna keeps the trials, such as postgresql://HOST/NAME, for several workers; by default a file in the run
     folder."""

@@ -157,7 +157,7 @@ def begin_tuning(recipe: Recipe, choice: Choice, plan: Plan, name: str, worker: 
     return Tuning(
         name=name,
         worker=worker,
-        search=asked.search or "random",
+        search=asked.search or "tpe",
         num_trials=asked.trials or TRIALS,
         asked=space,
         space=space,

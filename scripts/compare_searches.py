@@ -1,7 +1,7 @@
 """What random search gains over a grid at equal budget: docs/tuning.md.
 
 `python scripts/compare_searches.py --data DIR` trains a table of learning rates and weight decays (of which the first
-matters and the second hardly does) with several seeds, and replays searches on it: the proposals are those of
+matters and the second does less) with two seeds, and replays searches on it: the proposals are those of
 `finetune tune`, the losses between the table's points are interpolated. Rows are kept in `--output`, so that an
 interrupted run goes on.
 """
@@ -42,8 +42,9 @@ USUAL_DECAY = 0.02
 SEEDS = (0, 1)
 TRAINED = 200
 JUDGED = 300
-CENTRES = (4e-4, 8e-4)
-"""Between these lie the middles of the ranges that are searched: nobody knows beforehand where the best rate is."""
+CENTRES = (1e-4, 3.2e-3)
+"""Between these lie the middles of the ranges that are searched: nobody knows beforehand where in its range the best
+rate is. Beyond the table its ends are taken, where the loss is that of the probe or of a constant answer."""
 
 FACTOR = 8.0
 """How far a range goes on either side of its middle: as in `finetune tune`."""

@@ -123,7 +123,7 @@ def test_weights_of_another_network_are_refused_with_the_number_of_tensors_that_
             "training.learning_rate: input should be greater than 0, but 0 was given",
         ),
         ("--set", "stratgy=full", "unknown key 'stratgy'; did you mean 'strategy'?"),
-        ("--set", "trainning.steps=3", "unknown key 'trainning'; did you mean 'training'?"),
+        ("--set", "trainning.steps=3", "unknown key 'trainning'; did you mean 'training' or 'tuning'?"),
     ],
 )
 def test_an_impossible_value_or_key_is_named(command, option, value, said):
@@ -182,8 +182,9 @@ def test_a_search_that_goes_on_takes_no_other_option(command):
 def test_a_search_leaves_a_run_that_predicts(command, image_folder, weights_file, tmp_path):
     image_folder(tmp_path / "images", splits={"train": {"a": 8, "b": 8}, "val": {"a": 6, "b": 6}})
     options = ("--strategy", "full", "--steps", "4", "--trials", "2", "--search", "grid")
-    weights = ("--set", f"weights={weights_file()}", "--set", "tuning.learning_rate=[1e-3,4e-3]")
-    status, printed, _ = command("tune", "--data", "images", "--output", "out", *NETWORK, *options, *weights)
+    fixed = ("--set", f"weights={weights_file()}", "--set", "training.learning_rate=1e-3")
+    searched = ("--set", "tuning.weight_decay=[1e-3,1e-1]")
+    status, printed, _ = command("tune", "--data", "images", "--output", "out", *NETWORK, *options, *fixed, *searched)
     assert status == 0
     assert [f"Step {number} of 6" in printed for number in range(1, 7)] == [True] * 6
     assert command("predict", "out", "images/train/a/000.jpg")[0] == 0
