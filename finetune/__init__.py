@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from finetune.audit import measure_evidence
     from finetune.classifier import ImageClassifier
     from finetune.diagnosis import Verdict, diagnose
-    from finetune.errors import DataError, FinetuneError, ModelError, RecipeError, RunFolderError
+    from finetune.errors import DataError, FinetuneError, ModelError, RecipeError, RunFolderError, TuningError
     from finetune.evidence import Evidence
     from finetune.images import ImageSplits, load_images
     from finetune.metrics import Metrics, score
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from finetune.run_folder import RunFolder
     from finetune.strategy import Choice, choose_strategy
     from finetune.training import train
+    from finetune.tuning import resume_tuning, tune
 
 _HOMES = {
     "measure_evidence": "audit",
@@ -33,6 +34,7 @@ _HOMES = {
     "ModelError": "errors",
     "RecipeError": "errors",
     "RunFolderError": "errors",
+    "TuningError": "errors",
     "Evidence": "evidence",
     "ImageSplits": "images",
     "load_images": "images",
@@ -51,6 +53,8 @@ _HOMES = {
     "Choice": "strategy",
     "choose_strategy": "strategy",
     "train": "training",
+    "resume_tuning": "tuning",
+    "tune": "tuning",
 }
 
 __all__ = [
@@ -68,6 +72,7 @@ __all__ = [
     "RunFolder",
     "RunFolderError",
     "TrainedModel",
+    "TuningError",
     "Verdict",
     "choose_strategy",
     "diagnose",
@@ -77,10 +82,12 @@ __all__ = [
     "measure_evidence",
     "plan_only",
     "resume",
+    "resume_tuning",
     "run",
     "run_plan",
     "score",
     "train",
+    "tune",
 ]
 
 

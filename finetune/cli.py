@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-COMMANDS = ("train", "plan", "predict", "evaluate", "diagnose", "cache", "schema")
+COMMANDS = ("train", "plan", "tune", "predict", "evaluate", "diagnose", "cache", "schema")
 
 KEYS = (
     "data", "model", "strategy", "image_size", "epochs", "steps", "batch_size", "limit", "time_budget", "prefer",
@@ -33,6 +33,7 @@ KEYS = (
 
 StrategyOption = Literal["auto", "linear_probe", "norm_tuning", "partial", "full", "scratch"]
 PreferOption = Literal["accuracy", "balanced", "speed"]
+SearchOption = Literal["grid", "random", "tpe"]
 
 Data = Annotated[
     str | None,
@@ -145,6 +146,47 @@ def plan(
     from finetune import pipeline
 
     pipeline.plan_only(_recipe(recipe, asked, set_), output, _report(), plot)
+
+
+@app.command()
+def tune(
+    data: Data = None,
+    recipe: RecipeFile = None,
+    model: Model = None,
+    strategy: Strategy = None,
+    output: Output = None,
+    image_size: ImageSize = None,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    limit: Limit = None,
+    time_budget: Annotated[str | None, typer.Option(help="Time that all of it may take, such as 30m.")] = None,
+    prefer: Prefer = None,
+    seed: Seed = None,
+    set_: Set = None,
+    trials: Annotated[int | None, typer.Option(help="Trainings, short and long ones; 20 by default.")] = None,
+    search: Annotated[SearchOption | None, typer.Option(help="How to search; tpe by default.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Database URL for several workers; a file in the run folder by default.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the interrupted search in this folder.")] = None,
+) -> None:
+    """Search for hyper-parameters in six steps, and leave a run folder with the winner, trained."""
+    asked = _asked(locals())
+    searching = {"trials": trials, "search": search, "storage": storage}
+    searching = {name: value for name, value in searching.items() if value is not None}
+    if resume is not None:
+        fixed = [f"--{name.replace('_', '-')}" for name in [*asked, *searching]]
+        fixed += [*(["--recipe"] if recipe else []), *(["--set"] if set_ else []), *(["--output"] if output else [])]
+        if fixed:
+            raise RecipeError(f"--resume goes on as it was begun, so {fixed[0]} can not be given with it; leave it out")
+    from finetune import tuning
+
+    if resume is not None:
+        tuning.resume_tuning(resume, _report())
+    else:
+        asked |= {f"tuning.{name}": value for name, value in searching.items()}
+        tuning.tune(_recipe(recipe, asked, set_), output, _report())
 
 
 @app.command()
@@ -264,7 +306,8 @@ def main(arguments: list[str] | None = None) -> None:
             typer.echo(f"error: {error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        typer.echo("\ninterrupted; what was trained is kept: go on with finetune train --resume RUN", err=True)
+        command = "tune" if arguments[:1] == ["tune"] else "train"
+        typer.echo(f"\ninterrupted; what was trained is kept: go on with finetune {command} --resume RUN", err=True)
         sys.exit(130)
 
 

@@ -3,6 +3,7 @@
 FinetuneError            a mistake of the person: one sentence that teaches; the command line exits with 2
 ├── RecipeError          a recipe, a plan or an option holds an impossible value or an unknown key
 ├── DataError            the images, their labels or their splits can not be used as they are
+├── TuningError          a search for hyper-parameters would be wasted, or is another one
 ├── ModelError           an unknown network, or weights that are not to be had or do not match
 └── RunFolderError       a run folder is missing, incomplete or already taken
 
@@ -27,6 +28,10 @@ class DataError(FinetuneError):
 
 class ModelError(FinetuneError):
     """An unknown network, or weights that are not to be had or do not match."""
+
+
+class TuningError(FinetuneError):
+    """A search for hyper-parameters would be wasted, or is another one."""
 
 
 class RunFolderError(FinetuneError):

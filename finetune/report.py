@@ -28,7 +28,26 @@ from finetune.plan import Plan
 from finetune.prediction import Predictor
 from finetune.recommendation import Option
 from finetune.run_folder import RunMetrics
+from finetune.search import Finding, Trial, Tuning, describe
 from finetune.strategy import Choice
+
+STEPS = (
+    "the initial loss",
+    "a small sample, learned by heart",
+    "learning rates",
+    "the coarse search",
+    "the fine search",
+    "the curves",
+)
+"""Of a search for hyper-parameters."""
+
+SHORT = {
+    "learning_rate": "rate",
+    "lowest_rate_fraction": "lowest",
+    "weight_decay": "decay",
+    "label_smoothing": "smoothing",
+}
+"""What searched numbers are called in a table."""
 
 LISTED = 5
 """Unreadable files that are printed; the count tells of the others."""
@@ -195,7 +214,7 @@ class Report:
         seconds = metrics.seconds
         self.console.print(
             f"  {duration(seconds.total)} in all: evidence {duration(seconds.evidence)}, "
-            + (f"those who lost the race {duration(seconds.race)}, " if seconds.race else "")
+            + (f"race or search {duration(seconds.race)}, " if seconds.race else "")
             + f"training {duration(seconds.train)}"
         )
         self.console.print(f"  run folder: {escape(str(folder))}")
@@ -252,6 +271,41 @@ class Report:
             self.console.print(f"  [yellow]{name}[/yellow]: {escape(verdict.sentence)}", highlight=False)
             options = [_how_to(change) for change in verdict.changes]
             self.console.print(f"    try {escape(', or '.join(options))}", highlight=False)
+
+    def step(self, finding: Finding) -> None:
+        """Print what one of the six steps of a search says."""
+        self._title(f"Step {finding.step} of {len(STEPS)}: {STEPS[finding.step - 1]}")
+        self.console.print(f"  {escape(finding.says)}")
+
+    def trial(self, trial: Trial) -> None:
+        """Print what a trial came to."""
+        outcome = f"loss {trial.losses[-1]:.3f}, {100 * trial.accuracy:.1f} %" if trial.losses else "no loss"
+        state = "" if trial.state == "finished" else f" ({trial.state})"
+        self.console.print(
+            f"  trial {trial.number}: {describe(trial.parameters)}: {outcome}{state}, {duration(trial.seconds)}"
+        )
+
+    def tuning(self, tuning: Tuning) -> None:
+        """Print all trials of a search, the best last."""
+        self._title(f"Trials ({tuning.search})")
+        table = Table(box=None, padding=(0, 1), header_style="dim")
+        names = [dimension.name for dimension in tuning.space]
+        for column in ("trial", "stage", *(SHORT[name] for name in names), "loss", "accuracy", "time", ""):
+            table.add_column(column, justify="left" if column in {"stage", ""} else "right")
+        # Losses compare within a stage alone: coarse trials are but a part of a training.
+        for trial in sorted(tuning.trials, key=lambda each: (each.stage, -(each.losses or (99.0,))[-1])):
+            figures = (f"{trial.losses[-1]:.3f}", f"{100 * trial.accuracy:.1f} %") if trial.losses else ("", "")
+            is_winner = (trial.number, trial.stage) == (tuning.winner, "fine")
+            table.add_row(
+                str(trial.number),
+                trial.stage,
+                *(f"{trial.parameters[name]:.2g}" for name in names),
+                *figures,
+                duration(trial.seconds),
+                "ships" if is_winner else "" if trial.state == "finished" else trial.state,
+                style="bold green" if is_winner else "",
+            )
+        self.console.print(table)
 
     def say(self, text: str) -> None:
         """Print a sentence."""

@@ -40,7 +40,18 @@ SCHEDULE = "schedule.svg"
 PLAN_FILES = frozenset({"recipe.yaml", "evidence.json", "choice.json", "plan.json", SCHEDULE})
 """What a run folder holds before its training starts."""
 
-PACKAGES = ("finetune", "torch", "torchvision", "timm", "accelerate", "datasets", "scikit-learn", "numpy", "pillow")
+PACKAGES = (
+    "finetune",
+    "torch",
+    "torchvision",
+    "timm",
+    "accelerate",
+    "datasets",
+    "scikit-learn",
+    "numpy",
+    "optuna",
+    "pillow",
+)
 
 
 class Seconds(Value):
@@ -97,6 +108,19 @@ class RunFolder:
     def is_finished(self) -> bool:
         """Return whether there is a model."""
         return (self.path / "metrics.json").exists()
+
+    def holds_tuning(self) -> bool:
+        """Return whether hyper-parameters are, or were, searched for here."""
+        return (self.path / "tuning.json").exists()
+
+    def trial(self, number: int) -> Path:
+        """Return the folder of a trial of a search for hyper-parameters: its plan and its history."""
+        return self.path / "trials" / str(number)
+
+    def refuse_if_finished(self) -> None:
+        """Raise RunFolderError where there is a model."""
+        if self.is_finished():
+            raise RunFolderError(f"the run in {self.path} is finished; there is nothing to resume")
 
     def refuse_if_taken(self) -> None:
         """Raise RunFolderError unless the folder is new, empty, or holds only a plan."""

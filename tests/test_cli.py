@@ -124,7 +124,7 @@ def test_weights_of_another_network_are_refused_with_the_number_of_tensors_that_
             "training.learning_rate: input should be greater than 0, but 0 was given",
         ),
         ("--set", "stratgy=full", "unknown key 'stratgy'; did you mean 'strategy'?"),
-        ("--set", "trainning.steps=3", "unknown key 'trainning'; did you mean 'training'?"),
+        ("--set", "trainning.steps=3", "unknown key 'trainning'; did you mean 'training' or 'tuning'?"),
     ],
 )
 def test_an_impossible_value_or_key_is_named(command, option, value, said):
@@ -173,6 +173,23 @@ def test_resume_of_a_finished_run_is_refused(command, image_folder, quick, tmp_p
 @pytest.mark.parametrize("option", ["--plan", "--resume"])
 def test_what_was_planned_can_not_be_changed_by_options(command, option):
     assert "so --steps can not be given with it; edit the plan instead" in mistake(command(option, "x", "--steps", "3"))
+
+
+def test_a_search_that_goes_on_takes_no_other_option(command):
+    said = mistake(command("tune", "--resume", "x", "--trials", "3"))
+    assert said == "--resume goes on as it was begun, so --trials can not be given with it; leave it out"
+
+
+def test_a_search_leaves_a_run_that_predicts(command, image_folder, weights_file, tmp_path):
+    image_folder(tmp_path / "images", splits={"train": {"a": 8, "b": 8}, "val": {"a": 6, "b": 6}})
+    options = ("--strategy", "full", "--steps", "4", "--trials", "2", "--search", "grid")
+    fixed = ("--set", f"weights={weights_file()}", "--set", "training.learning_rate=1e-3")
+    searched = ("--set", "tuning.weight_decay=[1e-3,1e-1]")
+    status, printed, _ = command("tune", "--data", "images", "--output", "out", *NETWORK, *options, *fixed, *searched)
+    assert status == 0
+    assert [f"Step {number} of 6" in printed for number in range(1, 7)] == [True] * 6
+    assert command("predict", "out", "images/train/a/000.jpg")[0] == 0
+    assert mistake(command("tune", "--resume", "out")) == "the run in out is finished; there is nothing to resume"
 
 
 def test_a_prediction_without_a_run_is_refused(command, image_folder, tmp_path):
@@ -386,6 +403,7 @@ def test_options_are_frozen():
     assert options == {
         "train": sorted([*recipe_options, "--plan", "--plan-only", "--resume"]),
         "plan": sorted([*recipe_options, "--plot"]),
+        "tune": sorted([*set(recipe_options) - {"--ensemble"}, "--trials", "--search", "--storage", "--resume"]),
         "predict": ["--output", "--top-k"],
         "evaluate": ["--data", "--output"],
         "diagnose": [],

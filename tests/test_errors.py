@@ -1,9 +1,17 @@
 import pytest
 
-from finetune.errors import DataError, FinetuneError, ModelError, RecipeError, RunFolderError, nearest_names
+from finetune.errors import (
+    DataError,
+    FinetuneError,
+    ModelError,
+    RecipeError,
+    RunFolderError,
+    TuningError,
+    nearest_names,
+)
 
 
-@pytest.mark.parametrize("kind", [DataError, ModelError, RecipeError, RunFolderError])
+@pytest.mark.parametrize("kind", [DataError, ModelError, RecipeError, RunFolderError, TuningError])
 def test_every_kind_of_mistake_is_caught_as_one(kind):
     with pytest.raises(FinetuneError, match="what to do"):
         raise kind("what to do")

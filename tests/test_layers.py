@@ -17,7 +17,7 @@ LAYERS = (
     ("candidates",),
     ("strategy",),
     ("plan",),
-    ("decisions", "diagnosis"),
+    ("decisions", "diagnosis", "search"),
     ("images", "augmentation", "processes"),
     ("network",),
     ("batches", "probing"),
@@ -28,12 +28,14 @@ LAYERS = (
     ("execution", "run_folder"),
     ("report", "classifier"),
     ("pipeline",),
+    ("tuning",),
     ("cli",),
 )
 """From the lowest to the highest; modules of one layer do not import each other."""
 
 PURE = ("errors", "value", "recipe", "preprocessing", "evidence", "metrics", "schedule", "similarity", "workload",
-        "forecast", "selection", "prior", "candidates", "strategy", "plan", "decisions", "diagnosis")  # fmt: skip
+        "forecast", "selection", "prior", "candidates", "strategy", "plan", "decisions", "diagnosis",
+        "search")  # fmt: skip
 """Values and decisions, which know nothing of networks and data sets."""
 
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "datasets"}
@@ -76,7 +78,7 @@ def test_decisions_import_no_networks_and_no_data_sets(name):
     assert used & HEAVY == set()
 
 
-@pytest.mark.parametrize("name", ["images", "network", "audit", "training"])
+@pytest.mark.parametrize("name", ["images", "network", "audit", "training", "tuning"])
 def test_modules_of_a_room_form_no_cycle(name):
     below = {
         path.stem: {module.split(".")[2] for module in imports(path) if module.startswith(f"finetune.{name}.")}

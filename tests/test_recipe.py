@@ -192,3 +192,27 @@ def test_no_network_or_one_twice_is_refused(model):
 def test_a_file_of_weights_is_for_one_network():
     with pytest.raises(RecipeError, match="a file holds those of one network"):
         Recipe(data="x", model="resnet18,resnet34", weights="w.pt")
+
+
+def test_a_number_is_fixed_or_searched_for_but_not_both():
+    with pytest.raises(RecipeError, match=r"training\.weight_decay fixes what tuning\.weight_decay searches for"):
+        load_recipe(data="x", training__weight_decay=0.1, tuning__weight_decay=[0.01, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("name", "limits", "said"),
+    [
+        ("learning_rate", [1e-2, 1e-4], "expected the lower end first"),
+        ("learning_rate", [0, 1e-4], "greater than 0"),
+        ("lowest_rate_fraction", [0.1, 2], r"2 is more than training\.lowest_rate_fraction may be"),
+    ],
+)
+def test_an_impossible_range_is_named(name, limits, said):
+    with pytest.raises(RecipeError, match=rf"tuning\.{name}.*{said}"):
+        load_recipe(data="x", **{f"tuning__{name}": limits})
+
+
+def test_the_ends_of_a_range_may_have_exponents():
+    assert load_recipe(data="x", tuning__learning_rate=["1e-4", "1e-2"]).tuning.ranges == {
+        "learning_rate": (1e-4, 1e-2)
+    }

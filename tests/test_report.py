@@ -11,6 +11,7 @@ from finetune.plan import make_plan
 from finetune.recipe import Recipe
 from finetune.report import Report, duration
 from finetune.run_folder import RunMetrics, Seconds
+from finetune.search import Dimension, Trial, Tuning
 from finetune.strategy import choose_strategy
 
 
@@ -139,3 +140,20 @@ def test_a_quiet_report_says_nothing(evidence):
         quiet.evidence(evidence)
         quiet.progress("x", 1, 1)
     assert printed(quiet) == ""
+
+
+def test_the_trials_of_a_search_are_listed_the_best_last_and_the_winner_marked(report):
+    space = (Dimension(name="learning_rate", low=1e-4, high=1e-2),)
+    known = {"stage": "fine", "accuracy": 0.9, "seconds": 2.0}
+    trials = (
+        Trial(number=2, parameters={"learning_rate": 2e-3}, state="finished", losses=(0.5, 0.4, 0.31), **known),
+        Trial(number=3, parameters={"learning_rate": 9e-3}, state="pruned", losses=(0.9, 0.8), **known),
+    )
+    report.tuning(
+        Tuning(name="a", worker="b", search="tpe", num_trials=2, asked=space, space=space, trials=trials, winner=2)
+    )
+    rows = [line.split() for line in printed(report).splitlines()[-2:]]
+    assert rows == [
+        ["3", "fine", "0.009", "0.800", "90.0", "%", "2", "s", "pruned"],
+        ["2", "fine", "0.002", "0.310", "90.0", "%", "2", "s", "ships"],
+    ]

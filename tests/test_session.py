@@ -700,6 +700,27 @@ def test_a_look_judges_the_weights_that_an_evaluation_of_that_step_judges(make_p
     assert log_loss(look.logits, look.labels) == pytest.approx(row["validation_loss"], rel=1e-6)
 
 
+@pytest.mark.parametrize("way", ["full", "partial", "scratch"])
+def test_a_look_before_the_first_step_judges_what_the_training_starts_from(make_plan, given, checkpoints, way):
+    plan = make_plan(way, validation="given")
+    training = Training(plan, given, checkpoints=checkpoints)
+    start = training.look(0.0)
+    assert training.rows() == []
+    if way != "scratch":
+        probe = train(plan.changed(strategy="linear_probe", steps=0, warmup_steps=0), given)
+        assert start.logits.argmax(axis=1).tolist() == probe.held_out.probabilities.argmax(axis=1).tolist()
+    assert_same_model(training.finish(), train(plan, given))
+
+
+def test_the_rows_of_a_training_that_paused_go_as_far_as_it(make_plan, splits, checkpoints):
+    plan = make_plan("full", validation="cross_validation", folds=2)
+    training = Training(plan, splits, checkpoints=checkpoints)
+    training.look(0.5)
+    assert [(row["phase"], row["step"]) for row in training.rows()] == [
+        (fold, step) for fold in ("fold-1", "fold-2") for step in range(1, plan.steps // 2 + 1)
+    ]
+
+
 @pytest.mark.parametrize("validation", ["held_out", "cross_validation"])
 def test_a_look_judges_every_held_out_image_once(make_plan, splits, checkpoints, validation):
     plan = make_plan("partial", validation=validation, folds=2)

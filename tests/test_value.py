@@ -13,9 +13,10 @@ from finetune.metrics import score
 from finetune.network.weights import WeightsReport
 from finetune.plan import make_plan
 from finetune.prior import Prior
-from finetune.recipe import AugmentationRecipe, Recipe, TableColumns, TrainingRecipe
+from finetune.recipe import AugmentationRecipe, Recipe, TableColumns, TrainingRecipe, TuningRecipe
 from finetune.recommendation import Option
 from finetune.run_folder import Averaged, RunMetrics, Seconds
+from finetune.search import Dimension, Finding, RateTrial, Trial, Tuning
 from finetune.strategy import Backbone, choose_strategy
 from finetune.value import Value
 from finetune.workload import size_workload
@@ -43,8 +44,36 @@ def one_of_each(evidence):
         predict_milliseconds=2.5, recommended=True,
     )  # fmt: skip
     seconds = Seconds(evidence=1.5, race=0.0, train=20.25, total=22.0)
+    dimension = Dimension(name="learning_rate", low=1e-4, high=1e-2)
+    finding = Finding(step=2, holds=True, says="20 of 20")
+    trial = Trial(
+        number=3,
+        stage="fine",
+        parameters={"learning_rate": 2e-3},
+        state="pruned",
+        losses=(0.5, 0.4),
+        accuracy=0.9,
+        seconds=1.5,
+    )
     values = [
         recipe,
+        TuningRecipe(trials=7, search="tpe", learning_rate=(1e-4, 1e-2)),
+        dimension,
+        finding,
+        RateTrial(rate=1e-3, untrained=1.5, trained=0.5, error=0.1),
+        trial,
+        Tuning(
+            name="run",
+            worker="here",
+            search="grid",
+            num_trials=7,
+            asked=(dimension,),
+            space=(dimension,),
+            findings=(finding,),
+            trials=(trial,),
+            winner=3,
+            seconds=2.5,
+        ),
         recipe.columns,
         recipe.training,
         AugmentationRecipe(vertical_flip=True),

@@ -171,7 +171,7 @@ class Training:
         that are kept.
 
         Args:
-            share: of the steps, above 0; 1 leaves nothing but the refit.
+            share: of the steps; 0 judges what the training starts from, 1 leaves nothing but the refit.
 
         Raises:
             NotFiniteError: the training diverged.
@@ -192,6 +192,11 @@ class Training:
             blended=np.concatenate(blends)[order] if blends else None,
             probe=np.concatenate(probes)[order] if probes else None,
         )
+
+    def rows(self) -> list[Row]:
+        """Return the history so far, with that of trainings that paused."""
+        paused = [self.checkpoints.step(phase.name) for phase in self.phases]
+        return [*self.history, *(row for checkpoint in paused if checkpoint for row in checkpoint["history"])]
 
     def finish(self) -> TrainedModel:
         """Train to the end and return the model that ships: the linear probe, where training it only did harm.
@@ -617,8 +622,8 @@ def _mean(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _part(phase: Phase, share: float) -> int:
-    """Return a share of a phase's steps, at least one where it has any."""
-    return max(1, round(share * phase.plan.steps)) if phase.plan.steps else 0
+    """Return a share of a phase's steps: none of nothing, else at least one where it has any."""
+    return max(1, round(share * phase.plan.steps)) if phase.plan.steps and share else 0
 
 
 def _lerp(network: nn.Module, other: dict[str, Tensor], share: float) -> None:

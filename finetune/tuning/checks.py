@@ -1,0 +1,156 @@
+"""The first three steps, which are cheap: whether a search can succeed, and with which learning rates."""
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.evidence import Evidence
+from finetune.features import Progress
+from finetune.images import ImageSplits, labels_of, paths_of
+from finetune.plan import Plan
+from finetune.probing import softmax
+from finetune.search import (
+    RATE_STEPS,
+    STILL,
+    Dimension,
+    Finding,
+    judge_overfit,
+    judge_rates,
+    judge_start,
+    rate_trial,
+    rates_of,
+)
+from finetune.training import Checkpoints, NotFiniteError, Training
+from finetune.workload import SCRATCH_FACTOR
+
+SAMPLE = 20
+"""Images that are learned by heart."""
+
+SAMPLE_STEPS = 100
+"""Most steps to learn them; more from random weights. It stops as soon as it can."""
+
+LOOKS = (0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checks:
+    """The steps before the search, of one plan on one set of images."""
+
+    evidence: Evidence
+    splits: ImageSplits
+    plan_with_rate: Callable[[float | None], Plan]
+    """The plan at a learning rate; None: at the chosen candidate's."""
+    folder: Path
+    """Where their trainings keep their checkpoints, until each is over."""
+    progress: Progress
+
+    def start(self) -> Finding:
+        """Return step 1: the loss on held-out images before the first step."""
+        plan = self.plan_with_rate(None).changed(imbalance="none")
+        look = self._begin("start", plan, self.splits).look(0.0)
+        losses = _losses(look.logits, look.labels)
+        error = float(losses.std()) / math.sqrt(len(losses))
+        self._end("start")
+        if plan.strategy == "scratch":
+            expected = math.log(self.evidence.num_classes)
+            return judge_start(float(losses.mean()), error, expected, f"ln {self.evidence.num_classes}")
+        return judge_start(float(losses.mean()), error, self.evidence.probe.log_loss, "the linear probe's")
+
+    def overfit(self) -> Finding:
+        """Return step 2: whether a few images are learned by heart with nothing that holds it back."""
+        sample = self.splits.train.select(_spread(labels_of(self.splits.train), self.plan_with_rate(None).seed))
+        plan = _unregularised(self.plan_with_rate(None), len(sample))
+        splits = replace(self.splits, train=sample, validation=sample, stream=None)
+        training = self._begin("overfit", plan, splits)
+        for share in LOOKS:
+            look = training.look(share)
+            right = look.logits.argmax(axis=1) == look.labels
+            if right.all():
+                break
+        self._end("overfit")
+        return judge_overfit(right.tolist(), paths_of(sample), max(1, round(share * plan.steps)))
+
+    def rates(self, dimension: Dimension) -> tuple[Finding, Dimension]:
+        """Return step 3: with which learning rates the training loss falls, and the range that is left."""
+        plan = _short(self.plan_with_rate(STILL))
+        untrained = self._losses("rate-still", plan)
+        rates = rates_of(dimension)
+        losses = [
+            self._losses(f"rate-{number}", _short(self.plan_with_rate(rate))) for number, rate in enumerate(rates)
+        ]
+        tried = [rate_trial(rate, own, untrained) for rate, own in zip(rates, losses, strict=True)]
+        for name in ("still", *range(len(rates))):
+            self._end(f"rate-{name}")
+        return judge_rates(dimension, tried, plan.steps)
+
+    def _losses(self, name: str, plan: Plan) -> list[float]:
+        """Return the training loss of each step; none where it diverged."""
+        training = self._begin(name, plan, self.splits)
+        try:
+            training.look()
+        except NotFiniteError:
+            return []
+        return [float(row["train_loss"]) for row in training.rows()]
+
+    def _begin(self, name: str, plan: Plan, splits: ImageSplits) -> Training:
+        checkpoints = Checkpoints(self.folder / name)
+        checkpoints.begin()
+        return Training(plan, splits, lambda task, *rest: self.progress(f"{name}: {task}", *rest), checkpoints)
+
+    def _end(self, name: str) -> None:
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def _losses(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    losses: NDArray[np.float64] = -np.log(softmax(logits)[np.arange(len(labels)), labels] + 1e-12)
+    return losses
+
+
+def _spread(labels: NDArray[np.int64], seed: int) -> NDArray[np.intp]:
+    """Return the sorted indices of a few images, of as many classes as they can be of."""
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    own = labels[shuffled]
+    rank = np.zeros(len(labels), dtype=np.int64)  # first of its class, second of its class, ...
+    for label in np.unique(own):
+        rank[own == label] = np.arange((own == label).sum())
+    return np.sort(shuffled[np.argsort(rank, kind="stable")[:SAMPLE]])
+
+
+def _unregularised(plan: Plan, count: int) -> Plan:
+    """Return a plan that learns `count` images by heart: nothing is varied, decayed, smoothed or averaged."""
+    steps = SAMPLE_STEPS * (SCRATCH_FACTOR if plan.strategy == "scratch" else 1)
+    still = plan.augmentation.changed(
+        horizontal_flip=False, vertical_flip=False, smallest_crop=1.0, color_jitter=0.0, policy="none", mixing="none"
+    )
+    return plan.changed(
+        steps=steps,
+        warmup_steps=steps // 10,
+        batch_size=min(plan.batch_size, count),
+        weight_decay=0.0,
+        label_smoothing=0.0,
+        average_decay=0.0,
+        imbalance="none",
+        augmentation=still,
+        cached_views=min(plan.cached_views, 1),
+        keep="last",
+        validation="given",
+        refit=False,
+    )
+
+
+def _short(plan: Plan) -> Plan:
+    """Return a plan of at most 100 steps, judged on images held out once."""
+    steps = min(RATE_STEPS, max(plan.steps // 2, min(plan.steps, 10)))
+    longer = plan.steps / steps
+    return plan.changed(
+        steps=steps,
+        warmup_steps=min(round(plan.warmup_steps / longer), steps - 1),
+        average_decay=max(0.0, 1.0 - (1.0 - plan.average_decay) * longer),
+        validation="held_out" if plan.validation == "cross_validation" else plan.validation,
+        refit=False,
+    )

@@ -1,0 +1,346 @@
+"""The six steps from beginning to end, and on after an interruption."""
+
+import json
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import optuna
+
+from finetune.decisions import Decisions
+from finetune.errors import RunFolderError, TuningError
+from finetune.execution import Begun
+from finetune.images import ImageSplits, load_images
+from finetune.metrics import metric_value
+from finetune.pipeline import claim_folder, decide_all, reporting, ship
+from finetune.plan import Plan
+from finetune.prediction import Predictor, fit_temperature
+from finetune.probing import log_loss
+from finetune.processes import num_processes
+from finetune.recipe import Recipe
+from finetune.report import Report
+from finetune.run_folder import RunFolder
+from finetune.search import (
+    Finding,
+    Parameters,
+    Tuning,
+    begin_tuning,
+    best_of,
+    judge_coarse,
+    judge_curves,
+    judge_fine,
+    plan_of_trial,
+    refine,
+    with_parameters,
+)
+from finetune.selection import RUNGS
+from finetune.training import Checkpoints, NotFiniteError, Training
+from finetune.tuning.checks import Checks
+from finetune.tuning.stage import Proposer, Stage, open_storage
+
+LONGEST_TRIAL = 0.25
+"""Share of the time budget that one training may take."""
+
+COARSE_STEPS = RUNGS[-1]
+"""Share of the steps of a coarse trial: after a third, high rates look worse than they are (docs/tuning.md)."""
+
+COARSE_TIME = 0.4
+"""Share of the time budget after which no more coarse trials begin."""
+
+
+def tune(
+    recipe: Recipe, output: Path | None = None, report: Report | None = None, splits: ImageSplits | None = None
+) -> Predictor:
+    """Search for hyper-parameters in six steps; return the winner, trained, and leave it in a run folder.
+
+    The lecture's steps (CS231n): the initial loss, a small sample learned by heart, learning rates that make the loss
+    fall, a coarse search over few epochs, a finer one near its best, the curves. A step that fails ends the procedure
+    with its reason. Held-out images choose; the test split is read once, for the winner.
+
+    Args:
+        recipe: what is asked; its section `tuning` says how to search. A time budget is that of all steps together.
+        output: the run folder; `runs/<data>-<time>` by default. Workers that share a storage share its name.
+        report: where to print; nothing is printed by default.
+        splits: the images, where they are loaded already.
+
+    Raises:
+        TuningError: a step that says that a search would be wasted, or a storage that can not be used.
+        FinetuneError: another mistake in what was asked, in one sentence.
+    """
+    start = time.perf_counter()
+    _refuse_several_processes()
+    folder = claim_folder(output, recipe.data)
+    if folder.path.exists() and folder.holds_only_a_plan():
+        raise RunFolderError(f"{folder.path} holds a plan, which would be another one; give a new folder with --output")
+    with reporting(report) as report:
+        splits, (decisions, *_) = decide_all(_sized(recipe).changed(ensemble=None), report, splits)
+        # One candidate is tuned, alone.
+        choice = decisions.choice.changed(racing=(), members=(), fallback="")
+        asked = decisions.recipe.changed(time_budget=recipe.time_budget)
+        decisions = replace(decisions, recipe=asked, choice=choice)
+        path = folder.path.resolve()  # as it is now: a folder may be moved before it is gone on with
+        tuning = begin_tuning(asked, choice, decisions.plan, path.name, f"{socket.gethostname()}:{path}")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        tuning.save(folder.path / "tuning.json")
+        folder.write_decisions(decisions)
+        return _Procedure(folder, decisions, tuning, splits, report, start).carry_out()
+
+
+def resume_tuning(path: Path, report: Report | None = None) -> Predictor:
+    """Go on with an interrupted search; with one worker it ends as an uninterrupted one would have.
+
+    Raises:
+        RunFolderError: there is no interrupted search.
+        TuningError: a step that says that a search would be wasted.
+    """
+    start = time.perf_counter()
+    _refuse_several_processes()
+    folder = RunFolder(path)
+    decisions = folder.read_decisions()
+    folder.refuse_if_finished()
+    if not folder.holds_tuning():
+        raise RunFolderError(
+            f"{path} holds no search for hyper-parameters; go on with it: finetune train --resume {path}"
+        )
+    with reporting(report) as report:
+        plan = decisions.plan
+        splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed)
+        report.images(splits)
+        tuning = Tuning.load(path / "tuning.json")
+        return _Procedure(folder, decisions, tuning, splits, report, start).carry_out()
+
+
+class _Procedure:
+    """One worker's way through the steps."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        decisions: Decisions,
+        tuning: Tuning,
+        splits: ImageSplits,
+        report: Report,
+        start: float,
+    ) -> None:
+        self._folder = folder
+        self._decisions = decisions
+        self._tuning = tuning
+        self._splits = splits
+        self._report = report
+        self._start = start
+        url = decisions.recipe.tuning.storage
+        self._is_shared = url is not None
+        self._storage = open_storage(url or f"sqlite:///{(folder.path / 'study.db').resolve()}")
+
+    def carry_out(self) -> Predictor:
+        """Take the steps that are not taken yet; return the winner."""
+        for finding in self._tuning.findings:
+            self._report.step(finding)
+        self._check()
+        coarse = self._coarse()
+        self._search(coarse, COARSE_TIME)
+        _refuse_divergence(coarse)
+        fine = self._fine(coarse)
+        self._search(fine, 1.0)
+        _refuse_divergence(fine)
+        return self._deliver(coarse, fine)
+
+    def _check(self) -> None:
+        folder = self._folder.path / "trials" / "checks"
+        checks = Checks(
+            evidence=self._decisions.evidence,
+            splits=self._splits,
+            plan_with_rate=lambda rate: self._plan({} if rate is None else {"learning_rate": rate}),
+            folder=folder,
+            progress=self._report.progress,
+        )
+        steps: tuple[Callable[[], Finding], ...] = (checks.start, checks.overfit, partial(self._narrow, checks))
+        for check in steps[len(self._tuning.findings) :]:
+            began = time.perf_counter()
+            try:
+                finding = check()
+            except NotFiniteError as error:
+                raise TuningError(f"a small sample can not be learned by heart: {error}") from None
+            if not finding.holds:
+                raise TuningError(f"step {finding.step} of 6: {finding.says}")
+            self._keep(findings=(*self._tuning.findings, finding), seconds=self._spent(began))
+            self._report.step(finding)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _narrow(self, checks: Checks) -> Finding:
+        """Take step 3, and leave the learning rates with which the loss falls."""
+        own = {dimension.name: dimension for dimension in self._tuning.asked}
+        if "learning_rate" not in own:
+            return Finding(step=3, holds=True, says="the learning rate is fixed, so none is looked for")
+        finding, left = checks.rates(own["learning_rate"])
+        space = tuple(left if dimension.name == left.name else dimension for dimension in self._tuning.asked)
+        self._keep(space=space)
+        return finding
+
+    def _coarse(self) -> Stage:
+        tuning = self._tuning
+        proposer = Proposer(
+            search=tuning.search, space=tuning.space, count=tuning.num_coarse, seed=self._decisions.recipe.seed
+        )
+        return self._stage("coarse", proposer, (0, 1))
+
+    def _fine(self, coarse: Stage) -> Stage:
+        tuning, best = self._tuning, best_of(coarse.trials())
+        proposer = Proposer(
+            search=tuning.search,
+            space=refine(tuning.space, best.parameters),
+            count=tuning.num_fine,
+            seed=self._decisions.recipe.seed,
+            first=best.parameters,
+            shorter=coarse.trials(),
+        )
+        if len(tuning.findings) < 4:
+            finding = judge_coarse(coarse.trials(), proposer.space)
+            self._keep(findings=(*tuning.findings, finding))
+            self._report.step(finding)
+        return self._stage("fine", proposer, (best.number, tuning.num_coarse))
+
+    def _stage(self, name: str, proposer: Proposer, numbers: tuple[int, int]) -> Stage:
+        plan, tuning = self._decisions.plan, self._tuning
+        names = " ".join(dimension.name for dimension in tuning.space)
+        about = (
+            f"{tuning.search} over {names}, {tuning.num_trials} trials of {plan.steps} steps of {plan.model}, "
+            f"{plan.strategy}, seed {plan.seed}"
+        )
+        return Stage(
+            "coarse" if name == "coarse" else "fine",
+            self._storage,
+            tuning.name,
+            about,
+            proposer,
+            numbers,
+            tuning.worker,
+            self._is_shared,
+        )
+
+    def _search(self, stage: Stage, share: float) -> None:
+        """Train the trials of a stage, as many as there shall be and time allows."""
+        while (trial := stage.interrupted() or self._begin(stage, share)) is not None:
+            began = time.perf_counter()
+            self._train(stage, trial, began)
+            ended = stage.trials()
+            self._report.trial(next(each for each in ended if each.number == stage.number(trial)))
+            others = tuple(each for each in self._tuning.trials if each.number not in {new.number for new in ended})
+            trials = sorted((*others, *ended), key=lambda each: each.number)
+            self._keep(trials=tuple(trials), seconds=self._spent(began))
+            finished = [each for each in stage.trials(own=True) if each.state == "finished"]
+            self._drop_checkpoints({best_of(finished).number} if finished else set())
+
+    def _begin(self, stage: Stage, share: float) -> optuna.Trial | None:
+        budget, seconds = self._decisions.recipe.time_budget, self._decisions.choice.chosen.expected_seconds
+        expected = seconds * (COARSE_STEPS if stage.name == "coarse" else 1.0)
+        is_late = budget is not None and self._tuning.seconds + expected > share * budget
+        return None if is_late and stage.trials() else stage.begin()
+
+    def _train(self, stage: Stage, trial: optuna.Trial, began: float) -> None:
+        """Train a trial as far as it is worth it, from the plan in its folder, and keep what it came to."""
+        number = stage.number(trial)
+        folder = self._folder.trial(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._plan(stage.parameters(trial)).save(folder / "plan.json")
+        training = self._training(number, Plan.load(folder / "plan.json"))
+        loss, accuracy, has_diverged = None, 0.0, False
+        try:
+            # The coarse one that goes on finds both rungs looked at.
+            for rung, share in enumerate(RUNGS if stage.name == "coarse" else (*RUNGS, 1.0), start=1):
+                loss, accuracy = _judge(training, share)
+                if stage.name == "fine" and share < 1.0 and stage.should_stop(trial, rung, loss):
+                    loss = None
+                    break
+        except NotFiniteError:
+            loss, has_diverged = None, True
+        rows = [json.dumps(row) + "\n" for row in training.rows()]
+        (folder / "history.jsonl").write_text("".join(rows), "utf-8")
+        seconds = time.perf_counter() - began
+        stage.end(trial, loss, accuracy, seconds, training.work, has_diverged)
+
+    def _deliver(self, coarse: Stage, fine: Stage) -> Predictor:
+        """Finish the best of this worker's own trials, which goes on from where it is."""
+        everyone = best_of(fine.trials())
+        own = [trial for trial in fine.trials(own=True) if trial.state == "finished"]
+        where = f"trial {everyone.number} with a held-out loss of {everyone.losses[-1]:.3f} is the best"
+        elsewhere = f"{where}; its model is in {fine.worker_of(everyone.number)}"
+        if not own:
+            raise TuningError(f"no trial was left for this worker to finish, so it has no model: {elsewhere}")
+        winner = best_of(own)
+        if winner != everyone:
+            self._report.say(f"\n{elsewhere}")
+        findings = (*self._tuning.findings[:4], judge_fine(fine.trials()), judge_curves(winner, self._tuning.asked))
+        for finding in findings[4:]:
+            self._report.step(finding)
+        self._keep(findings=findings, winner=winner.number)
+        self._report.tuning(self._tuning)
+        recipe, choice = with_parameters(self._decisions.recipe, self._decisions.choice, winner.parameters)
+        training = self._training(winner.number, self._plan(winner.parameters))
+        for share in RUNGS:
+            training.look(share)  # nothing is trained, but what was is counted
+        decisions = replace(self._decisions, recipe=recipe, choice=choice, plan=training.plan)
+        self._folder.write_decisions(decisions)
+        work = coarse.work(winner.number) + fine.work(winner.number)
+        begun = Begun(members=(decisions,), winner=training, work=work, seconds=self._tuning.seconds)
+        model = ship(self._folder, begun, self._splits, self._report, self._start)
+        self._drop_checkpoints(set())
+        return model
+
+    def _plan(self, parameters: Parameters) -> Plan:
+        decisions = self._decisions
+        return plan_of_trial(_sized(decisions.recipe), decisions.evidence, decisions.choice, parameters)
+
+    def _training(self, number: int, plan: Plan) -> Training:
+        checkpoints = Checkpoints(self._folder.trial(number) / "checkpoints")
+        checkpoints.begin()
+        progress = self._report.progress
+        return Training(plan, self._splits, lambda task, *rest: progress(f"trial {number}: {task}", *rest), checkpoints)
+
+    def _drop_checkpoints(self, but: set[int]) -> None:
+        for folder in (self._folder.path / "trials").iterdir():
+            if folder.name not in {str(number) for number in but}:
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+    def _keep(self, **changes: object) -> None:
+        self._tuning = self._tuning.changed(**changes)
+        self._tuning.save(self._folder.path / "tuning.json")
+
+    def _spent(self, began: float) -> float:
+        return round(self._tuning.seconds + time.perf_counter() - began, 2)
+
+
+def _judge(training: Training, share: float) -> tuple[float, float]:
+    """Train up to a share of the steps; return the held-out log-loss, at its best temperature, and the accuracy.
+
+    The loss tells trials apart that the accuracy of a few hundred images does not.
+    """
+    look = training.look(share)
+    loss = log_loss(look.logits / fit_temperature(look.logits, look.labels), look.labels)
+    return loss, metric_value(training.plan.metric, look.logits.argmax(axis=1), look.labels)
+
+
+def _sized(recipe: Recipe) -> Recipe:
+    """Return a recipe whose time budget is that of one training, not of all."""
+    if recipe.time_budget is None:
+        return recipe
+    return recipe.changed(time_budget=LONGEST_TRIAL * recipe.time_budget)
+
+
+def _refuse_divergence(stage: Stage) -> None:
+    if not any(trial.state == "finished" for trial in stage.trials()):
+        raise TuningError(
+            f"no {stage.name} trial went well, {len(stage.trials())} diverged; give lower learning rates with "
+            f"--set tuning.learning_rate=[LOW,HIGH]"
+        )
+
+
+def _refuse_several_processes() -> None:
+    if num_processes() > 1:
+        raise TuningError(
+            "a search runs in one process; start several workers with the same --storage and the same name of --output"
+        )
