@@ -140,6 +140,8 @@ def _unregularised(plan: Plan, count: int) -> Plan:
         keep="last",
         validation="given",
         refit=False,
+        patience=0,
+        time_budget=0.0,
     )
 
 
@@ -153,4 +155,6 @@ def _short(plan: Plan) -> Plan:
         average_decay=max(0.0, 1.0 - (1.0 - plan.average_decay) * longer),
         validation="held_out" if plan.validation == "cross_validation" else plan.validation,
         refit=False,
+        patience=0,
+        time_budget=0.0,
     )
