@@ -13,6 +13,7 @@ from rich.console import Console
 
 import finetune
 from finetune import execution, strategy
+from finetune.decisions import list_members
 from finetune.errors import RunFolderError
 from finetune.evidence import Work
 from finetune.images import labels_of
@@ -435,10 +436,11 @@ def test_an_interrupted_ensemble_that_was_asked_for_ends_with_the_same_models(re
     asked = recipe.changed(ensemble=ensemble, strategy="full")
     whole = finetune.run(asked, tmp_path / "whole")
     report = StoppingRace(Console(quiet=True))
-    second = RunFolder(tmp_path / "whole").member(2).read_decisions()
-    report.stop = (f"{second.name}: training (fold-2)", 2)
+    decisions = RunFolder(tmp_path / "whole").read_decisions()  # another run might time the machine otherwise
+    RunFolder(tmp_path / "run").write_decisions(decisions)
+    report.stop = (f"{list_members(decisions, [])[1].name}: training (fold-2)", 2)
     with pytest.raises(StopError):
-        finetune.run(asked, tmp_path / "run", report)
+        finetune.resume(tmp_path / "run", report)
     resumed = finetune.resume(tmp_path / "run")
     assert len(resumed.members) == 2
     for one, other in zip(whole.members, resumed.members, strict=True):

@@ -87,8 +87,8 @@ def test_every_option_that_is_named_exists():
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "recipes" / "README.md"]
     for page in pages:
         text = re.sub(r"`?python scripts/(?!finetune).*", "", page.read_text("utf-8"))  # other scripts' own options
-        named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - {"--nproc_per_node", "--nproc"}
-        assert named <= known, page
+        named = {option for option in re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text) if "_" not in option}
+        assert named - {"--nnodes"} <= known, page  # options of the launchers have underscores, but for this one
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs", "recipes", "CHANGELOG.md"])
