@@ -226,9 +226,9 @@ class Report:
     def _options(self, options: Sequence[Option]) -> None:
         """Print what could ship, judged on the held-out images."""
         self._title("What could ship, on the held-out images")
-        table = Table(box=None, padding=(0, 2), header_style="dim")
-        for column in ("", "top-1", "log-loss", "calibration error", "training", "ms an image", ""):
-            table.add_column(column, justify="right" if column else "left")
+        table = Table(box=None, padding=(0, 1), header_style="dim")
+        for column in ("", "top-1", "log-loss", "calibration", "training", "ms/image", ""):
+            table.add_column(column, justify="right" if column else "left", no_wrap=True)
         for option in options:
             table.add_row(
                 escape(option.name),
