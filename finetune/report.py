@@ -227,20 +227,20 @@ class Report:
         """Print what could ship, judged on the held-out images."""
         self._title("What could ship, on the held-out images")
         table = Table(box=None, padding=(0, 1), header_style="dim")
-        for column in ("", "top-1", "log-loss", "calibration", "training", "ms/image", ""):
-            table.add_column(column, justify="right" if column else "left", no_wrap=True)
+        for column in ("", "top-1", "log-loss", "ECE", "training", "ms/image"):
+            table.add_column(column, justify="right" if column else "left", min_width=len(column), no_wrap=True)
         for option in options:
             table.add_row(
-                escape(option.name),
+                ("→ " if option.recommended else "  ") + escape(option.name),
                 f"{100 * option.top1:.1f} %",
                 f"{option.log_loss:.3f}",
                 f"{option.calibration_error:.3f}",
                 duration(option.train_seconds),
                 f"{option.predict_milliseconds:.2f}",
-                "[green]ships[/green]" if option.recommended else "",
+                style="bold green" if option.recommended else "",
             )
         self.console.print(table)
-        self.console.print("  The quickest that is within one standard error of the least log-loss ships.")
+        self.console.print("  → ships: the quickest to predict within one standard error of the least log-loss")
 
     def scored(self, metrics: Metrics) -> None:
         """Print the metrics of an evaluation, class by class."""
