@@ -35,7 +35,7 @@ RATES = 4
 """Learning rates that are tried before the search."""
 
 RATE_STEPS = 100
-"""Most steps within which the loss must fall; half of the plan's where those are fewer."""
+"""Most steps within which the loss must fall: all of the plan's where those are fewer."""
 
 LEAST_FALL = 0.01
 """Share of the loss by which it must fall."""

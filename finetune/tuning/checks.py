@@ -147,7 +147,7 @@ def _unregularised(plan: Plan, count: int) -> Plan:
 
 def _short(plan: Plan) -> Plan:
     """Return a plan of at most 100 steps, judged on images held out once."""
-    steps = min(RATE_STEPS, max(plan.steps // 2, min(plan.steps, 10)))
+    steps = min(RATE_STEPS, plan.steps)
     longer = plan.steps / steps
     return plan.changed(
         steps=steps,
