@@ -196,7 +196,7 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
     steps = 0 if choice.strategy == "linear_probe" and recipe.steps is None and recipe.epochs is None else load.steps
     warmup = min(round(steps * (0.1 if asked.warmup_fraction is None else asked.warmup_fraction)), max(steps - 1, 0))
     horizon = 0.05 if asked.average_horizon is None else asked.average_horizon
-    patience = _patience(evidence) if asked.patience is None else asked.patience
+    patience = _patience(evidence, asked)
     keep = asked.keep or ("best" if patience or evidence.num_images >= MANY_IMAGES else "last")
     statistics = asked.batch_norm_statistics or _statistics(choice.strategy)
     optimizer = asked.optimizer or "adamw"
@@ -246,7 +246,7 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "reasons": (
             *_reasons(evidence, load, choice, precision),
             *_rate_reasons(recipe, evidence, load, steps),
-            *_about_stopping(evidence, steps, patience, asked),
+            *_about_stopping(evidence, steps, asked),
         ),
     }
     return Plan.parse(content, origin="plan")
@@ -336,19 +336,26 @@ def _answer_to_imbalance(evidence: Evidence) -> str:
     return max(evidence.probe.answers, key=lambda name: evidence.probe.answers[name])
 
 
-def _patience(evidence: Evidence) -> int:
-    """Return the evaluations to wait for a gain: for ever, where few images judge and noise would stop a training."""
-    return 3 if evidence.num_images >= MANY_IMAGES else 0
+def _patience(evidence: Evidence, asked: TrainingRecipe) -> int:
+    """Return the evaluations to wait for a gain: for ever, where few images judge and noise would stop a training, and
+    where the rate comes down to nothing, which is when the loss falls most."""
+    if asked.patience is not None:
+        return asked.patience
+    return 3 if evidence.num_images >= MANY_IMAGES and asked.schedule in {"constant", "inverse_sqrt"} else 0
 
 
-def _about_stopping(evidence: Evidence, steps: int, patience: int, asked: TrainingRecipe) -> tuple[str, ...]:
+def _about_stopping(evidence: Evidence, steps: int, asked: TrainingRecipe) -> tuple[str, ...]:
+    patience = _patience(evidence, asked)
     if not steps:
         return ()
     if patience:
         return (f"a training stops after {patience} evaluations without a lower held-out log-loss",)
     if asked.patience == 0:
         return ("all steps are taken, as was asked",)
-    return (f"all {steps} steps are taken: to stop early by {num_judged(evidence)} judging images is to stop by noise",)
+    if evidence.num_images < MANY_IMAGES:
+        judging = num_judged(evidence)
+        return (f"all {steps} steps are taken: to stop early by {judging} judging images is to stop by noise",)
+    return (f"all {steps} steps are taken: the loss falls most at the end, where the rate comes down",)
 
 
 def _augmentation(recipe: Recipe, evidence: Evidence) -> dict[str, object]:

@@ -281,11 +281,20 @@ def test_the_reasons_tell_size_flips_speed_and_length(evidence):
     assert views.startswith("6 augmented views of each image")
 
 
-@pytest.mark.parametrize(("images", "patience"), [(240, 0), (4_999, 0), (5_000, 3)])
-def test_a_training_stops_early_only_where_many_images_judge_and_the_plan_says_which(evidence, images, patience):
-    plan = planned(evidence.changed(num_images=images))
-    assert (plan.patience, plan.keep) == (patience, "best" if patience else "last")
-    said = f"after {patience} evaluations without a lower" if patience else f"all {plan.steps} steps are taken: to stop"
+@pytest.mark.parametrize(
+    ("images", "schedule", "patience", "said"),
+    [
+        (240, "constant", 0, "to stop early by 240 judging images is to stop by noise"),
+        (4_999, "constant", 0, "is to stop by noise"),
+        (5_000, "constant", 3, "stops after 3 evaluations without a lower held-out log-loss"),
+        (5_000, None, 0, "the loss falls most at the end, where the rate comes down"),
+    ],
+)
+def test_a_training_stops_early_only_where_many_images_judge_and_the_rate_stays(
+    evidence, images, schedule, patience, said
+):
+    plan = planned(evidence.changed(num_images=images), training=TrainingRecipe(schedule=schedule))
+    assert plan.patience == patience
     assert said in plan.reasons[-1]
 
 
