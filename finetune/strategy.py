@@ -38,7 +38,7 @@ PROBE_SUFFICES = 0.005
 FALLBACK = "full_near"
 """Trained where what was chosen did harm: its rates are the lowest."""
 
-ENSEMBLE = "seeds:3"
+ENSEMBLE = "snapshots:3"
 """What `auto` averages (docs/ensembles.md)."""
 
 LEAST_STEPS = 0.5
