@@ -48,7 +48,10 @@ def test_linear_probes_do_not_differ_by_their_seed_and_are_not_averaged(members,
 def test_auto_says_what_it_averages(members):
     found = members(ensemble="auto")
     assert len(found) > 1
-    assert any("are averaged, if that is better" in reason for reason in found[0].choice.reasons)
+    assert any(
+        "are averaged" in reason and reason.endswith("if that is better on the held-out images")
+        for reason in found[0].choice.reasons
+    )
 
 
 def test_an_ensemble_that_was_asked_for_takes_the_place_of_a_race_and_of_averaged_candidates(members):
