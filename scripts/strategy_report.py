@@ -149,7 +149,8 @@ def four_cells(cells: Sequence[Cell]) -> list[str]:
             own = [cell for cell in sized if (cell.evidence["domain_similarity"] >= NEAR) == (side == "near")]
             means = [f"{np.mean([cell.accuracy[name] for cell in own]):.3f}" for name in ALL]
             tried = [cell for cell in own if SCRATCH in cell.accuracy]
-            scratch = ", ".join(f"{cell.set} {cell.accuracy[SCRATCH]:.3f}" for cell in tried)
+            told = [f"{cell.set} {cell.accuracy[SCRATCH]:.3f} (probe {cell.accuracy[PROBE]:.3f})" for cell in tried]
+            scratch = ", ".join(told)
             names = ", ".join(cell.set for cell in own)
             lines.append(f"| {side}, {SIZES[size]} | {names} | {' | '.join(means)} | {scratch} |")
     return lines
