@@ -1,6 +1,6 @@
 """What stands before a training, and the trainings of an ensemble."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from finetune.evidence import Evidence
@@ -22,26 +22,22 @@ class Decisions:
     @property
     def name(self) -> str:
         """What its files are called; other members of an ensemble have other names."""
-        parts = [self.choice.chosen.name]
-        if self.choice.ensemble == "backbones":
-            parts = [self.plan.model, *parts]
-        if self.plan.training_seed != self.plan.seed:
-            parts.append(f"seed-{self.plan.training_seed}")
-        if self.plan.cycle:
-            parts.append(f"cycle-{self.plan.cycle}")
-        return "-".join(parts)
+        return "-".join(self._marks(self.choice.chosen.name)).replace(" ", "-")
 
     @property
     def label(self) -> str:
         """What people read."""
-        parts = [self.choice.chosen.label]
+        return ", ".join(self._marks(self.choice.chosen.label))
+
+    def _marks(self, candidate: str) -> Iterator[str]:
+        """Yield what tells a member of an ensemble from the others."""
         if self.choice.ensemble == "backbones":
-            parts = [self.plan.model, *parts]
+            yield self.plan.model
+        yield candidate
         if self.plan.training_seed != self.plan.seed:
-            parts.append(f"seed {self.plan.training_seed}")
+            yield f"seed {self.plan.training_seed}"
         if self.plan.cycle:
-            parts.append(f"cycle {self.plan.cycle + 1}")
-        return ", ".join(parts)
+            yield f"cycle {self.plan.cycle + 1}"
 
 
 def plan_choice(recipe: Recipe, evidence: Evidence, choice: Choice) -> Decisions:

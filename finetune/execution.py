@@ -23,7 +23,10 @@ from finetune.recipe import Recipe
 from finetune.recommendation import Offer, Option, recommend
 from finetune.selection import RUNGS, compete
 from finetune.strategy import choose_backbone, choose_strategy, make_contest, settle
-from finetune.training import Checkpoints, Look, Training
+from finetune.training import Checkpoints, Look, Training, soup, with_flips
+
+Trained = tuple[Decisions, TrainedModel]
+"""Why and how something was trained, and what came of it."""
 
 
 def decide(
@@ -108,26 +111,23 @@ class Finished:
 
 
 def finish(begun: Begun, splits: ImageSplits, folder: Path, progress: Progress = no_progress) -> Finished:
-    """Return what ships of trainings that were begun: all, but those that did harm; where all did, another candidate,
-    if the choice has one. Of an ensemble that was asked for, what the held-out images recommend.
+    """Return what ships of trainings that were begun: all, but those that did harm; where all did, those of another
+    candidate, if the choice has one. Of an ensemble that was asked for, what the held-out images recommend.
 
     The arguments and errors are those of `begin`.
     """
-    trained, mixtures = _train_all(begun, splits, folder, progress)
-    kept = [(own, model) for own, model in trained if not model.harm]
     leading = begun.members[0]
+    tried, mixtures = _train_all(begun.members, begun.winner, splits, folder, progress)
+    trained = tried
     fallback = leading.choice.fallback
-    if not kept and fallback not in {"", *(own.choice.chosen.name for own in begun.members)}:
-        choice = leading.choice.led_by(fallback)
-        own = replace(leading, choice=choice, plan=make_plan(leading.recipe, leading.evidence, choice))
-        training = _begin(own, splits, folder, _naming(progress, own.name))
-        training.spend(begun.seconds + sum(model.seconds for _, model in trained))
-        kept = [(own, training.finish())]
-        trained = [*trained, *kept]
-    kept = kept or trained[:1]  # a linear probe, for its training did harm, too
-    if len(kept) < len(begun.members) or kept[0][0].choice.chosen.name != leading.choice.chosen.name:
-        kept = _told(kept, trained)
-    kept, options = _recommended(kept, mixtures)
+    if all(model.harm for _, model in tried) and fallback not in {"", *(own.choice.chosen.name for own, _ in tried)}:
+        seconds = begun.seconds + sum(model.seconds for _, model in tried)
+        tried, mixtures = _train_all(_fall_back(leading, seconds), None, splits, folder, progress)
+        trained = [*trained, *tried]
+    # Where all did harm, each is a linear probe.
+    kept, options = _recommended([each for each in tried if not each[1].harm] or tried[:1], mixtures)
+    lost = [each for each in trained if each[1].harm and all(each[1] is not model for _, model in kept)]
+    kept = _settled(kept, lost)
     return Finished(
         members=tuple(own for own, _ in kept),
         models=tuple(model for _, model in kept),
@@ -137,88 +137,97 @@ def finish(begun: Begun, splits: ImageSplits, folder: Path, progress: Progress =
     )
 
 
+def _fall_back(leading: Decisions, spent: float) -> tuple[Decisions, ...]:
+    """Return what is trained where all that was chosen did harm, in what is left of the time budget."""
+    choice = leading.choice.led_by(leading.choice.fallback).changed(members=())
+    plan = make_plan(budgeted(leading.recipe), leading.evidence, choice)
+    if leading.recipe.time_budget is not None:
+        left = 1.0 - spent / leading.recipe.time_budget
+        plan = plan.changed(time_budget=max(1.0, left * plan.time_budget))
+    return list_members(replace(leading, choice=choice, plan=plan), [])
+
+
 def _train_all(
-    begun: Begun, splits: ImageSplits, folder: Path, progress: Progress
-) -> tuple[list[tuple[Decisions, TrainedModel]], dict[str, TrainedModel]]:
-    """Train every member to its end; snapshots after the training that they go on from, unless it did harm.
+    members: Sequence[Decisions],
+    winner: Training | None,
+    splits: ImageSplits,
+    folder: Path,
+    progress: Progress,
+) -> tuple[list[Trained], dict[str, TrainedModel]]:
+    """Train every member to its end; of an ensemble of one network the first alone, where it did harm: snapshots go on
+    from it, and other seeds go the same way.
 
     Returns:
         the members with their models; of an ensemble of one network, its first member with test-time flips where labels
         allow them, and the soup if it is better than the best member.
     """
-    trained: list[tuple[Decisions, TrainedModel]] = []
+    trained: list[Trained] = []
     trainings: list[Training] = []
-    is_one_network = begun.members[0].choice.ensemble.startswith(("seeds", "snapshots"))
-    for own in begun.members:
-        if own.plan.cycle and trained[0][1].harm:
-            break
-        told = _naming(progress, own.name) if len(begun.members) > 1 else progress
+    is_one_network = members[0].choice.ensemble.startswith(("seeds", "snapshots"))
+    for own in members:
+        told = _naming(progress, own.name) if len(members) > 1 else progress
         earlier = trainings[0] if own.plan.cycle else None
-        training = begun.winner or _begin(own, splits, folder, told, earlier, keeps_weights=is_one_network)
+        training = winner or _begin(own, splits, folder, told, earlier, keeps_weights=is_one_network)
+        trainings.append(training)
         trained.append((own, training.finish()))
-        if not trained[-1][1].harm:
-            trainings.append(training)
-    mixtures: dict[str, TrainedModel] = {}
-    if is_one_network and trainings:
-        plan = trainings[0].plan
-        if plan.augmentation.horizontal_flip and not plan.test_time_flips:
-            mixtures["with test-time flips"] = trainings[0].with_flips()
-        soup = trainings[0].soup(trainings[1:]) if len(trainings) > 1 and plan.strategy != "scratch" else None
-        if soup is not None:
-            mixtures["soup"] = soup
-    return trained, mixtures
+        if is_one_network and trained[0][1].harm:
+            return trained, {}
+    if not is_one_network:
+        return trained, {}
+    finished = [(training, model) for training, (_, model) in zip(trainings, trained, strict=True) if not model.harm]
+    return trained, _mixtures(finished)
 
 
-def _recommended(
-    kept: list[tuple[Decisions, TrainedModel]], mixtures: Mapping[str, TrainedModel]
-) -> tuple[list[tuple[Decisions, TrainedModel]], tuple[Option, ...]]:
+def _mixtures(finished: Sequence[tuple[Training, TrainedModel]]) -> dict[str, TrainedModel]:
+    """Return what else trainings of one network give, by name."""
+    found: dict[str, TrainedModel] = {}
+    training, _ = finished[0]
+    plan = training.plan
+    if plan.augmentation.horizontal_flip and not plan.test_time_flips:
+        found["with test-time flips"] = with_flips(training)
+    mixed = soup(finished) if plan.strategy != "scratch" else None  # random weights have no mean that is good
+    return found if mixed is None else {**found, "soup": mixed}
+
+
+def _recommended(kept: list[Trained], mixtures: Mapping[str, TrainedModel]) -> tuple[list[Trained], tuple[Option, ...]]:
     """Return what ships of an ensemble that was asked for, and what could have."""
     leading = kept[0][0]
-    if not leading.choice.ensemble:
+    if not leading.choice.ensemble or len(kept) + len(mixtures) < 2:
         return kept, ()
     seconds = [model.seconds for _, model in kept]
     latency = [1e3 / own.evidence.speed.forward_images_per_second for own, _ in kept]
-    offers = [
-        Offer(name=own.label, model=model, train_seconds=seconds[place], predict_milliseconds=latency[place])
-        for place, (own, model) in enumerate(kept)
+    entries = [
+        (Offer(name=each[0].label, model=each[1], train_seconds=took, predict_milliseconds=needs), [each])
+        for each, took, needs in zip(kept, seconds, latency, strict=True)
     ]
-    ships = [[each] for each in kept]
     for name, model in mixtures.items():
-        needed, passes = (seconds[0], 2) if model.plan.test_time_flips else (sum(seconds), 1)
-        offers.append(Offer(name=name, model=model, train_seconds=needed, predict_milliseconds=passes * latency[0]))
-        ships.append([(replace(leading, plan=model.plan), model)])
-    mean = average([model for _, model in kept])
-    offers.append(
-        Offer(name=f"mean of {len(kept)}", model=mean, train_seconds=sum(seconds), predict_milliseconds=sum(latency))
-    )
-    ships.append(kept)
-    options = recommend(offers)
-    place = next(place for place, option in enumerate(options) if option.recommended)
-    if len(ships[place]) > 1:
-        return kept, options
-    own, model = ships[place][0]
-    return [(replace(own, choice=own.choice.changed(ensemble="", fallback="")), model)], options
+        took, passes = (seconds[0], 2) if model.plan.test_time_flips else (sum(seconds), 1)
+        offer = Offer(name=name, model=model, train_seconds=took, predict_milliseconds=passes * latency[0])
+        entries.append((offer, [(replace(leading, plan=model.plan), model)]))
+    if len(kept) > 1:
+        mean = average([model for _, model in kept])
+        name = f"mean of {len(kept)}"
+        offer = Offer(name=name, model=mean, train_seconds=sum(seconds), predict_milliseconds=sum(latency))
+        entries.append((offer, kept))
+    options = recommend([offer for offer, _ in entries])
+    ships = next(each for option, (_, each) in zip(options, entries, strict=True) if option.recommended)
+    return ships, options
 
 
-def _told(
-    kept: list[tuple[Decisions, TrainedModel]], trained: list[tuple[Decisions, TrainedModel]]
-) -> list[tuple[Decisions, TrainedModel]]:
-    """Return what ships, with a note of what does not."""
-    shipped = [own.name for own, _ in kept]
-    lost = [(own, model) for own, model in trained if own.name not in shipped]
-    labels = [own.label for own, _ in kept]
-    told = [f"training {own.label} did harm: {model.harm}" for own, model in lost]
-    (leading, model), *rest = kept
-    ships = f"{' and '.join(labels)} {'ships' if len(labels) == 1 else 'ship'} instead"
-    note = "; ".join([*told, f"{ships}. {model.note}".rstrip()]) if told else model.note
-    is_alone = len(kept) == 1
-    choice = leading.choice.changed(
-        members=() if is_alone else [own.choice.chosen.name for own, _ in kept if own.choice.members],
-        ensemble="" if is_alone else leading.choice.ensemble,
-        racing=(),
-        fallback="",
-    )
-    return [(replace(leading, choice=choice), replace(model, note=note)), *rest]
+def _settled(kept: list[Trained], lost: Sequence[Trained]) -> list[Trained]:
+    """Return what ships, with a choice that says so and a note of what did harm and does not ship."""
+    (leading, model), *others = kept
+    choice = leading.choice
+    if not others:
+        choice = choice.changed(members=(), ensemble="")
+    if lost:
+        members = [own.choice.chosen.name for own, _ in kept] if choice.members else ()
+        choice = choice.changed(members=members, racing=(), fallback="")
+        told = "; ".join(f"training {own.label} did harm: {each.harm}" for own, each in lost)
+        labels = " and ".join(own.label for own, _ in kept)
+        ships = "ship" if others else "ships"
+        model = replace(model, note=f"{told}; {labels} {ships} instead. {model.note}".rstrip())
+    return [(replace(leading, choice=choice), model), *others]
 
 
 def _race(leading: Decisions, splits: ImageSplits, folder: Path, progress: Progress) -> Begun:

@@ -256,14 +256,7 @@ def plan_of_refit(plan: Plan) -> Plan:
     """Return the plan of the last training, on all images: shorter and with lower rates, where it goes on."""
     if not plan.steps or not plan.refit_steps or plan.validation == "cross_validation":
         return plan
-    longer = plan.steps / plan.refit_steps
-    return plan.changed(
-        steps=plan.refit_steps,
-        warmup_steps=min(round(plan.warmup_steps / longer), plan.refit_steps - 1),
-        head_learning_rate=plan.head_learning_rate * REFIT_RATE,
-        stages=[stage.changed(learning_rate=stage.learning_rate * REFIT_RATE) for stage in plan.stages],
-        average_decay=max(0.0, 1.0 - (1.0 - plan.average_decay) * longer),
-    )
+    return shortened(plan, plan.refit_steps, REFIT_RATE)
 
 
 def plan_of_cycle(plan: Plan) -> Plan:
@@ -274,13 +267,24 @@ def plan_of_cycle(plan: Plan) -> Plan:
     """
     if not plan.cycle or not plan.steps:
         return plan
-    steps = max(1, round(CYCLE_SHARE * plan.steps))
+    return shortened(plan, max(1, round(CYCLE_SHARE * plan.steps)), CYCLE_RATE)
+
+
+def shortened(plan: Plan, steps: int, rate: float = 1.0) -> Plan:
+    """Return a plan of fewer steps, with its warm-up and the horizon of its average in proportion.
+
+    Args:
+        plan: has at least one step.
+        steps: at least one.
+        rate: what all learning rates are multiplied by.
+    """
+    longer = plan.steps / steps
     return plan.changed(
         steps=steps,
-        warmup_steps=min(round(plan.warmup_steps * CYCLE_SHARE), steps - 1),
-        head_learning_rate=plan.head_learning_rate * CYCLE_RATE,
-        stages=[stage.changed(learning_rate=stage.learning_rate * CYCLE_RATE) for stage in plan.stages],
-        average_decay=max(0.0, 1.0 - (1.0 - plan.average_decay) * plan.steps / steps),
+        warmup_steps=min(round(plan.warmup_steps / longer), steps - 1),
+        head_learning_rate=plan.head_learning_rate * rate,
+        stages=[stage.changed(learning_rate=stage.learning_rate * rate) for stage in plan.stages],
+        average_decay=max(0.0, 1.0 - (1.0 - plan.average_decay) * longer),
     )
 
 

@@ -31,7 +31,7 @@ from finetune.plan import Plan
 from finetune.prediction import Predictor, average
 from finetune.recipe import SMALL_MODELS
 from finetune.recommendation import Offer, recommend
-from finetune.training import Training
+from finetune.training import Training, soup, with_flips
 
 SETS = ("flowers12", "clothing10", "ucmerced21", "brainmri3", "fashion10", "cifar10")
 
@@ -62,10 +62,13 @@ def run_cell(name: str, seed: int, data: Path) -> Row:
     first = Training(plan, splits, keeps_weights=True)
     single = first.finish()
     unaveraged = Training(plan.changed(average_decay=0.0), splits).finish()
-    others = [Training(plan.changed(training_seed=seed + n), splits, keeps_weights=True) for n in range(1, SEEDS)]
-    seeds = [single, *(other.finish() for other in others)]
-    cycles = [Training(plan.changed(cycle=n), splits, earlier=first, keeps_weights=True) for n in range(1, SNAPSHOTS)]
-    snapshots = [single, *(cycle.finish() for cycle in cycles)]
+    seeds, snapshots = [(first, single)], [(first, single)]
+    for number in range(1, SEEDS):
+        other = Training(plan.changed(training_seed=seed + number), splits, keeps_weights=True)
+        seeds.append((other, other.finish()))
+    for number in range(1, SNAPSHOTS):
+        other = Training(plan.changed(cycle=number), splits, earlier=first, keeps_weights=True)
+        snapshots.append((other, other.finish()))
     backbones, slower = [single], latency
     for network in SMALL_MODELS[1:]:
         own, milliseconds = plan_of(recipe.changed(model=network), splits)
@@ -74,14 +77,14 @@ def run_cell(name: str, seed: int, data: Path) -> Row:
     models: dict[str, tuple[Predictor, float]] = {
         "single": (single, latency),
         "without its moving average": (unaveraged, latency),
-        "mean of seeds": (average(seeds), SEEDS * latency),
-        "mean of snapshots": (average(snapshots), SNAPSHOTS * latency),
+        "mean of seeds": (average([model for _, model in seeds]), SEEDS * latency),
+        "mean of snapshots": (average([model for _, model in snapshots]), SNAPSHOTS * latency),
         "mean of backbones": (average(backbones), slower),
     }
-    soups = {"soup of seeds": first.soup(others), "soup of snapshots": first.soup(cycles)}
-    models |= {label: (soup, latency) for label, soup in soups.items() if soup is not None}
+    soups = {"soup of seeds": soup(seeds), "soup of snapshots": soup(snapshots)}
+    models |= {label: (mixed, latency) for label, mixed in soups.items() if mixed is not None}
     if plan.augmentation.horizontal_flip:
-        models["with test-time flips"] = (first.with_flips(), 2 * latency)
+        models["with test-time flips"] = (with_flips(first), 2 * latency)
     row: Row = {"set": name, "seed": seed, "strategy": plan.strategy, "metric": plan.metric, "options": {}}
     for label, (model, milliseconds) in models.items():
         row["options"][label] = judged(model, splits, plan, milliseconds)

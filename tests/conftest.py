@@ -50,6 +50,16 @@ FAMILIES = (
 )
 """One network of each family."""
 
+PLAIN = {
+    "horizontal_flip": False,
+    "vertical_flip": False,
+    "smallest_crop": 1.0,
+    "color_jitter": 0.0,
+    "policy": "none",
+    "mixing": "none",
+}
+"""An augmentation that varies nothing."""
+
 CLASSES = {"a": 6, "b": 6}
 COLOURS = ((220, 40, 40), (40, 200, 60), (50, 70, 220), (220, 200, 40), (180, 60, 200), (60, 200, 200))
 
@@ -198,6 +208,15 @@ def small_plan(small_network):
         return plan.changed(**changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    """A file with the weights that `test_efficientnet` has after `torch.manual_seed(0)`."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "weights.pt"
+    torch.save(timm.create_model("test_efficientnet").state_dict(), path)
+    return path
 
 
 @pytest.fixture

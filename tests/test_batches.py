@@ -3,6 +3,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from conftest import PLAIN
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor, v2
 
@@ -11,15 +12,6 @@ from finetune.batches import PlainImages, StepSampler, VariedImages, make_loader
 from finetune.features import no_progress
 from finetune.images import Pixels, table_of_paths
 from finetune.plan import AugmentationPlan
-
-NOTHING = {
-    "horizontal_flip": False,
-    "vertical_flip": False,
-    "smallest_crop": 1.0,
-    "color_jitter": 0.0,
-    "mixing": "none",
-    "policy": "none",
-}
 
 
 @pytest.fixture
@@ -39,7 +31,7 @@ def preprocessing(small_plan):
 
 
 def varied(table, preprocessing, seed=0, **changes):
-    return VariedImages(Pixels(table, 32), preprocessing, AugmentationPlan(**(NOTHING | changes)), seed)
+    return VariedImages(Pixels(table, 32), preprocessing, AugmentationPlan(**(PLAIN | changes)), seed)
 
 
 def pixels_of(images, keys):
@@ -218,7 +210,7 @@ def test_a_loader_gives_all_images_in_order_or_the_asked_ones(table, preprocessi
 def test_processes_that_read_ahead_give_the_same_batches(table, preprocessing):
     pixels = Pixels(table, 32)
     pixels.keep(no_progress)
-    images = VariedImages(pixels, preprocessing, AugmentationPlan(**NOTHING | {"smallest_crop": 0.3}), 0)
+    images = VariedImages(pixels, preprocessing, AugmentationPlan(**PLAIN | {"smallest_crop": 0.3}), 0)
     keys = [(number % 6, number // 6) for number in range(12)]
     made = [
         [batch for batch, _ in make_loader(images, torch.device("cpu"), workers, batch_size=3, members=keys)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import coloured_image
+from conftest import PLAIN, coloured_image
 from PIL import Image
 
 import finetune
@@ -15,16 +15,6 @@ from finetune.recipe import load_recipe, parse_assignment
 from finetune.training import NotFiniteError, train
 
 PAGE = Path(__file__).parent.parent / "docs" / "diagnosis.md"
-
-PLAIN = {
-    "horizontal_flip": False,
-    "vertical_flip": False,
-    "smallest_crop": 1.0,
-    "color_jitter": 0.0,
-    "policy": "none",
-    "mixing": "none",
-}
-"""An augmentation that varies nothing."""
 
 
 @pytest.fixture

@@ -112,9 +112,10 @@ def carry_out(evidence, image_folder, small_plan, weights_file, tmp_path, monkey
         monkeypatch.setattr(module, "make_plan", planned)
     recipe = Recipe(data="x")
 
-    def make(*names, fallback=""):
+    def make(*names, fallback="", ensemble=""):
         choice = choose_strategy(evidence, recipe).led_by(names[0])
-        choice = choice.changed(racing=(), members=names if len(names) > 1 else (), fallback=fallback)
+        members = names if len(names) > 1 else ()
+        choice = choice.changed(racing=(), members=members, ensemble=ensemble, fallback=fallback)
         plan = planned(recipe, evidence, choice)
         leading = Decisions(recipe=recipe, evidence=evidence, choice=choice, plan=plan)
         begun = begin(list_members(leading, []), splits, tmp_path / "run")
@@ -135,6 +136,29 @@ def test_where_the_fallback_does_harm_too_the_probe_ships(carry_out):
     finished = carry_out("partial", fallback="norm_tuning")
     assert finished.models[0].harm
     assert "so the linear probe ships" in finished.models[0].note
+
+
+@pytest.mark.parametrize("ensemble", ["seeds:2", "snapshots:2"])
+def test_where_the_first_of_an_ensemble_did_harm_the_fallbacks_ensemble_is_trained(carry_out, ensemble):
+    finished = carry_out("partial", fallback="full_near", ensemble=ensemble)
+    names = [option.name for option in finished.options]
+    assert names[0] == "full (rate 4e-04)"
+    assert names[-1] == "mean of 2"
+    assert finished.members[0].choice.chosen.name == "full_near"
+    assert finished.models[0].note.startswith("training partial (3 stages) did harm: ")
+
+
+def test_what_is_recommended_tells_of_a_member_that_did_harm(carry_out, monkeypatch):
+    own = execution.recommend
+
+    def first(offers):
+        return tuple(option.changed(recommended=place == 0) for place, option in enumerate(own(offers)))
+
+    monkeypatch.setattr(execution, "recommend", first)
+    finished = carry_out("partial", fallback="full_near", ensemble="seeds:2")
+    assert len(finished.models) == 1
+    assert (finished.members[0].choice.ensemble, finished.members[0].choice.fallback) == ("", "")
+    assert finished.models[0].note.startswith("training partial (3 stages) did harm: ")
 
 
 def test_a_member_that_did_harm_is_left_out_of_the_average(carry_out):

@@ -23,14 +23,6 @@ from finetune.selection import PRICE, Belief
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "weights.pt"
-    torch.save(timm.create_model("test_efficientnet").state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory):
     from conftest import make_image_folder
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import FORWARD
+from conftest import FORWARD, PLAIN
 
 from finetune import features as forward_passes
 from finetune.batches import PlainImages
@@ -14,17 +14,18 @@ from finetune.features import forward_all, logits, no_progress, pooled
 from finetune.images import Pixels, decoding, groups_of, label_paths, labels_of, load_images
 from finetune.network.backbone import create_network, find_head, find_norms, find_stages, profile_stages
 from finetune.probing import fit_head, log_loss, softmax
-from finetune.training import Checkpoints, NotFiniteError, Training, kept, plan_phases, session, train
-
-PLAIN = {
-    "horizontal_flip": False,
-    "vertical_flip": False,
-    "smallest_crop": 1.0,
-    "color_jitter": 0.0,
-    "policy": "none",
-    "mixing": "none",
-}
-"""An augmentation that varies nothing."""
+from finetune.training import (
+    Checkpoints,
+    NotFiniteError,
+    Training,
+    averages,
+    kept,
+    plan_phases,
+    session,
+    soup,
+    train,
+    with_flips,
+)
 
 WAYS = {
     "linear_probe": {},
@@ -949,30 +950,29 @@ def test_trainings_with_other_seeds_differ_but_hold_the_same_images_out(make_pla
 
 def test_a_soup_has_the_mean_weights_of_those_whose_mean_is_better(make_plan, splits, monkeypatch):
     plans = [make_plan("full", training_seed=seed, refit=True) for seed in (0, 1)]
-    first, second = (Training(plan, splits, keeps_weights=True) for plan in plans)
-    models = [first.finish(), second.finish()]
-    losses = iter([1.0, 2.0, 0.9, 1.0])  # of the two, which are sorted by it, then of the mean and of the best
-    monkeypatch.setattr(session, "log_loss", lambda *_: next(losses))
-    soup = first.soup([second])
+    trainings = [Training(plan, splits, keeps_weights=True) for plan in plans]
+    models = [training.finish() for training in trainings]
+    losses = iter([1.0, 2.0, 1.0, 0.9])  # of the two, which are sorted by it, then of the best and of the mean
+    monkeypatch.setattr(averages, "_loss", lambda _: next(losses))
+    mixed = soup(list(zip(trainings, models, strict=True)))
     own = [dict(model.network.named_parameters()) for model in models]
-    for name, tensor in soup.network.named_parameters():
+    for name, tensor in mixed.network.named_parameters():
         torch.testing.assert_close(tensor, (own[0][name] + own[1][name]) / 2)
 
 
 def test_no_soup_is_made_where_it_is_worse(make_plan, splits, monkeypatch):
     trainings = [Training(make_plan("full", training_seed=seed), splits, keeps_weights=True) for seed in (0, 1)]
-    for training in trainings:
-        training.finish()
-    losses = iter([1.0, 2.0, 1.5, 1.0])
-    monkeypatch.setattr(session, "log_loss", lambda *_: next(losses))
+    models = [training.finish() for training in trainings]
+    losses = iter([1.0, 2.0, 1.0, 1.5])
+    monkeypatch.setattr(averages, "_loss", lambda _: next(losses))
     before = {name: tensor.clone() for name, tensor in trainings[0].network.state_dict().items()}
-    assert trainings[0].soup(trainings[1:]) is None
+    assert soup(list(zip(trainings, models, strict=True))) is None
     assert all(torch.equal(before[name], tensor) for name, tensor in trainings[0].network.state_dict().items())
 
 
 def test_test_time_flips_judge_and_predict_the_mean_of_an_image_and_its_mirrored_copy(make_plan, splits):
     training = Training(make_plan("full"), splits, keeps_weights=True)
-    plain, flipped = training.finish(), training.with_flips()
+    plain, flipped = training.finish(), with_flips(training)
     pixels = Pixels([splits.test], plain.plan.preprocessing.shorter_side)
     parts = []
     for mirrored in (False, True):
@@ -988,4 +988,4 @@ def test_a_plan_with_test_time_flips_judges_as_the_model_with_flips_does(make_pl
     training = Training(make_plan("partial"), splits, keeps_weights=True)
     training.finish()
     planned = train(make_plan("partial", test_time_flips=True), splits)
-    assert planned.validation.log_loss == pytest.approx(training.with_flips().validation.log_loss, abs=1e-4)
+    assert planned.validation.log_loss == pytest.approx(with_flips(training).validation.log_loss, abs=1e-4)

@@ -8,7 +8,6 @@ import shutil
 import numpy as np
 import optuna
 import pytest
-import timm
 import torch
 from PIL import Image
 from rich.console import Console
@@ -53,14 +52,6 @@ def frozen_heap():
     gc.freeze()
     yield
     gc.unfreeze()
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "weights.pt"
-    torch.save(timm.create_model("test_efficientnet").state_dict(), path)
-    return path
 
 
 def make_images(root, counts, shift, noise):

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -46,7 +46,7 @@ from finetune.network.streams import Streams
 from finetune.network.tail import Tail, cut
 from finetune.plan import Plan
 from finetune.prediction import HeldOut, Row, TrainedModel, fit_temperature, scores_of
-from finetune.probing import LinearHead, fit_large_head, log_loss, softmax
+from finetune.probing import LinearHead, fit_large_head, softmax
 from finetune.processes import from_main_process, share_out
 from finetune.training.checkpoints import Checkpoints
 from finetune.training.judging import Evaluation, Look, is_worse
@@ -61,6 +61,9 @@ BUDGETED = 0.95
 BLEND = 0.75
 """Share of its own weights in a blend of a trained network with the linear probe. Half, which Wortsman et al. 2022 take
 for other domains' sake, loses a point at home (docs/log.md, 2026-11-25)."""
+
+MOST_SEEN = 256
+"""Most training images that an evaluation judges, too: the standard error of their accuracy is at most 3 points."""
 
 
 def train(
@@ -79,10 +82,6 @@ def train(
         NotFiniteError: the training diverged.
     """
     return Training(plan, splits, progress, checkpoints).finish()
-
-
-MOST_SEEN = 256
-"""Most training images that an evaluation judges, too: the standard error of their accuracy is at most 3 points."""
 
 
 class Training:
@@ -231,55 +230,24 @@ class Training:
             _lerp(self.network, own, BLEND)
         return self._model(look.blended, look.labels)
 
-    def with_flips(self) -> TrainedModel:
-        """Return the finished model with test-time flips, judged with them; it must have kept its weights."""
-        own, plan = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}, self.plan
-        with self._timed():
-            self.plan = plan.changed(test_time_flips=True)
-            look = self._judge_mean([self])
-            self.network.load_state_dict(own)
-            model = self._model(look.logits, look.labels)
-            self.plan = plan
-        return model
-
-    def soup(self, others: Sequence["Training"]) -> TrainedModel | None:
-        """Return the greedy soup of finished trainings that started from the same weights (Wortsman et al. 2022): from
-        the best on, each is added to the mean of the weights if the held-out images like the mean better.
+    def with_weights(self, weights: Mapping[str, dict[str, Tensor]], plan: Plan | None = None) -> TrainedModel:
+        """Return a model with other weights than the training's own, or one that predicts by another plan, judged on
+        the images that the training held out.
 
         Args:
-            others: of the same plan but for its seed or its cycle; they kept their weights, as this one did.
-
-        Returns:
-            the model with the mean weights, or None where no mean is better than the best alone.
+            weights: what each phase would have left of the network, as `weights`, which must have been kept.
+            plan: by which it predicts; None: the training's.
         """
-        looks = {training: training.look() for training in (self, *others)}
-        with self._timed():
-            own = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
-            ordered = sorted(looks, key=lambda training: log_loss(looks[training].logits, looks[training].labels))
-            mixed, best = ordered[:1], looks[ordered[0]]
-            for training in ordered[1:]:
-                tried = self._judge_mean([*mixed, training])
-                if log_loss(tried.logits, tried.labels) < log_loss(best.logits, best.labels):
-                    mixed, best = [*mixed, training], tried
-            if len(mixed) > 1:
-                self.network.load_state_dict(_mean([each.weights[each.phases[-1].name] for each in mixed]))
-            model = self._model(best.logits, best.labels)
-            model = replace(model, network=copy.deepcopy(self.network))
-            self.network.load_state_dict(own)
-        return model if len(mixed) > 1 else None
-
-    def _judge_mean(self, mixed: Sequence["Training"]) -> Look:
-        """Judge the means of the weights that trainings had where they held the same images out."""
+        plan = plan or self.plan
+        network = copy.deepcopy(self.network)
         judged = []
-        for phase in self.phases:
+        for phase in self.phases:  # of which the last one ships
+            network.load_state_dict(weights[phase.name])
             if len(phase.held_out):
-                self.network.load_state_dict(_mean([each.weights[phase.name] for each in mixed]))
-                judged.append((phase, _Result(share_out(self._send, phase.held_out))))
-        return self._look(judged)
-
-    def _send(self, members: list[int]) -> NDArray[np.float32]:
-        """Return the network's logits of some images."""
-        return scores_of(self.network, self.pixels, self.plan, members)
+                send = partial(scores_of, network, self.pixels, plan)
+                judged.append((phase, _Result(share_out(send, phase.held_out))))
+        look = self._look(judged)
+        return replace(self._model(look.logits, look.labels), network=network.eval(), plan=plan)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -462,7 +430,7 @@ class Training:
         def judge_some(members: list[int]) -> NDArray[np.float32]:
             if tail is not None and self.kept is not None and not plan.test_time_flips:
                 return _tail_logits(tail, self.kept.plain, members, plan)
-            return self._send(members)
+            return scores_of(self.network, self.pixels, self.plan, members)
 
         def judge(judged: NDArray[np.intp] = phase.held_out) -> NDArray[np.float32]:
             return share_out(judge_some, judged)
@@ -611,14 +579,6 @@ class _Result(NamedTuple):
     logits: NDArray[np.float32]
     blended: NDArray[np.float32] | None = None
     probe: NDArray[np.float32] | None = None
-
-
-def _mean(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the mean of several states of one network."""
-    return {
-        name: torch.stack([state[name] for state in states]).mean(dim=0) if first.is_floating_point() else first
-        for name, first in states[0].items()
-    }
 
 
 def _part(phase: Phase, share: float) -> int:

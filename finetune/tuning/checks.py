@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from finetune.evidence import Evidence
 from finetune.features import Progress
 from finetune.images import ImageSplits, labels_of, paths_of
-from finetune.plan import Plan
+from finetune.plan import Plan, shortened
 from finetune.probing import softmax
 from finetune.search import (
     RATE_STEPS,
@@ -147,12 +147,7 @@ def _unregularised(plan: Plan, count: int) -> Plan:
 
 def _short(plan: Plan) -> Plan:
     """Return a plan of at most 100 steps, judged on images held out once."""
-    steps = min(RATE_STEPS, plan.steps)
-    longer = plan.steps / steps
-    return plan.changed(
-        steps=steps,
-        warmup_steps=min(round(plan.warmup_steps / longer), steps - 1),
-        average_decay=max(0.0, 1.0 - (1.0 - plan.average_decay) * longer),
+    return shortened(plan, min(RATE_STEPS, plan.steps)).changed(
         validation="held_out" if plan.validation == "cross_validation" else plan.validation,
         refit=False,
         patience=0,

@@ -1,0 +1,57 @@
+"""Models that are made of finished trainings: with test-time flips, and with the mean of several trainings' weights."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from finetune.prediction import TrainedModel
+from finetune.training.session import Training
+
+Weights = dict[str, dict[str, Tensor]]
+"""What each phase of a training left of the network, by its name."""
+
+
+def with_flips(training: Training) -> TrainedModel:
+    """Return the model of a finished training that kept its weights with test-time flips, and judged with them."""
+    return training.with_weights(training.weights, training.plan.changed(test_time_flips=True))
+
+
+def soup(finished: Sequence[tuple[Training, TrainedModel]]) -> TrainedModel | None:
+    """Return the greedy soup of trainings that started from the same weights (Wortsman et al. 2022): from the best on,
+    each is added to the mean of the weights if the held-out images like the mean better.
+
+    Args:
+        finished: trainings of one plan but for its seed or its cycle, which kept their weights, and their models.
+
+    Returns:
+        the model with the mean weights, or None where no mean is better than the best alone.
+    """
+    ordered = sorted(finished, key=lambda each: _loss(each[1]))
+    first, best = ordered[0]
+    mixed, least, found = [first.weights], _loss(best), None
+    for training, _ in ordered[1:]:
+        tried = first.with_weights(_mean([*mixed, training.weights]))
+        loss = _loss(tried)
+        if loss < least:
+            mixed, least, found = [*mixed, training.weights], loss, tried
+    return found
+
+
+def _loss(model: TrainedModel) -> float:
+    """Return a model's log-loss on the held-out images."""
+    if model.validation is None:
+        raise ValueError("a soup is made of models that were judged on held-out images")
+    return model.validation.log_loss
+
+
+def _mean(several: Sequence[Weights]) -> Weights:
+    """Return the mean of what trainings left of one network, phase by phase."""
+    return {phase: _mean_state([weights[phase] for weights in several]) for phase in several[0]}
+
+
+def _mean_state(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {
+        name: torch.stack([state[name] for state in states]).mean(dim=0) if first.is_floating_point() else first
+        for name, first in states[0].items()
+    }
