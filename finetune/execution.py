@@ -224,9 +224,9 @@ def _settled(kept: list[Trained], lost: Sequence[Trained]) -> list[Trained]:
         members = [own.choice.chosen.name for own, _ in kept] if choice.members else ()
         choice = choice.changed(members=members, racing=(), fallback="")
         told = "; ".join(f"training {own.label} did harm: {each.harm}" for own, each in lost)
-        labels = " and ".join(own.label for own, _ in kept)
-        ships = "ship" if others else "ships"
-        model = replace(model, note=f"{told}; {labels} {ships} instead. {model.note}".rstrip())
+        labels = tuple(dict.fromkeys(own.choice.chosen.label for own, _ in kept))
+        ships = "ships" if len(labels) == 1 else "ship"
+        model = replace(model, note=f"{told}; {' and '.join(labels)} {ships} instead. {model.note}".rstrip())
     return [(replace(leading, choice=choice), model), *others]
 
 

@@ -52,7 +52,7 @@ from finetune.training.checkpoints import Checkpoints
 from finetune.training.judging import Evaluation, Look, is_worse
 from finetune.training.kept import KeptActivations, keep_activations
 from finetune.training.loop import NotFiniteError, Task, make_accelerator, train_steps
-from finetune.training.phases import Phase, plan_phases
+from finetune.training.phases import Phase, plan_phases, seen_by
 from finetune.workload import cost_per_image, tail_share
 
 BUDGETED = 0.95
@@ -61,9 +61,6 @@ BUDGETED = 0.95
 BLEND = 0.75
 """Share of its own weights in a blend of a trained network with the linear probe. Half, which Wortsman et al. 2022 take
 for other domains' sake, loses a point at home (docs/log.md, 2026-11-25)."""
-
-MOST_SEEN = 256
-"""Most training images that an evaluation judges, too: the standard error of their accuracy is at most 3 points."""
 
 
 def train(
@@ -435,7 +432,7 @@ class Training:
         def judge(judged: NDArray[np.intp] = phase.held_out) -> NDArray[np.float32]:
             return share_out(judge_some, judged)
 
-        evaluation = Evaluation(judge, self.labels, phase.held_out, _sample(phase, plan.seed))
+        evaluation = Evaluation(judge, self.labels, phase.held_out, seen_by(phase, plan.seed))
 
         start = {name: tensor.clone() for name, tensor in self.network.state_dict().items()} if self._blends else None
         history: list[Row] = []
@@ -564,13 +561,6 @@ class Training:
 
     def _tail_share(self) -> float:
         return tail_share(profile_stages(self.network, self.plan.preprocessing.image_size), self.plan.trainable_stages)
-
-
-def _sample(phase: Phase, seed: int) -> NDArray[np.intp]:
-    """Return some of the images that a phase trains on, as many as it holds out, to judge them beside those."""
-    count = min(len(phase.held_out), MOST_SEEN)
-    chosen: NDArray[np.intp] = np.random.default_rng(seed).permutation(phase.members)[:count]
-    return chosen
 
 
 class _Result(NamedTuple):
