@@ -4,13 +4,14 @@ Everything works on uint8 tensors: PyTorch resizes them three times as fast as P
 rounding.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, RandAugment, RandomResizedCrop, TrivialAugmentWide
+from torchvision.transforms import InterpolationMode, RandAugment, TrivialAugmentWide
 from torchvision.transforms.v2 import functional
 
 from finetune.errors import RecipeError
@@ -23,6 +24,9 @@ Key = tuple[int, int]
 
 ASPECT = (3 / 4, 4 / 3)
 """Least and greatest width over height of a random crop."""
+
+ATTEMPTS = 10
+"""Random crops that are tried before the middle of the image is taken."""
 
 GREY = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a pixel's brightness (ITU-R BT.601)."""
@@ -37,8 +41,9 @@ POLICIES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
 """Cubuk et al. 2020 and Mueller & Hutter 2021."""
 
 
-def plain_view(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
-    """Return an image as prediction sees it, (3, size, size) uint8: its shorter side resized, the centre cut out."""
+def plain_view(image: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
+    """Return an image (h, w, 3) as prediction sees it, (3, size, size) uint8: its shorter side resized, the centre cut
+    out."""
     return _plain(_to_tensor(image), preprocessing)
 
 
@@ -52,32 +57,36 @@ class Variation:
         self._seed = seed
         self._policy = POLICIES[plan.policy]() if plan.policy != "none" else None
 
-    def __call__(self, images: Sequence[Image.Image], keys: Sequence[Key]) -> list[Tensor]:
-        """Return each image varied, (3, size, size) uint8; the global random state is left as it was."""
+    def __call__(self, images: Sequence[NDArray[np.uint8]], keys: Sequence[Key]) -> list[Tensor]:
+        """Return each image (h, w, 3) varied, (3, size, size) uint8; the global random state is left as it was."""
         state = torch.get_rng_state()
         varied = []
         for image, key in zip(images, keys, strict=True):
-            seed = int(np.random.SeedSequence((self._seed, *key)).generate_state(1)[0])
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds accelerators, too, and takes 10 x
-            varied.append(self._vary(_to_tensor(image)))
+            generator = np.random.default_rng((self._seed, *key))
+            varied.append(self._vary(_to_tensor(image), generator))
         torch.set_rng_state(state)
         return varied
 
-    def _vary(self, image: Tensor) -> Tensor:
+    def _vary(self, image: Tensor, generator: np.random.Generator) -> Tensor:
         plan, size = self._plan, self._preprocessing.image_size
         if plan.smallest_crop < 1.0:
-            box = RandomResizedCrop.get_params(image, [plan.smallest_crop, 1.0], list(ASPECT))
+            height, width = image.shape[-2:]
+            box = _random_box(height, width, plan.smallest_crop, generator)
             view: Tensor = functional.resized_crop(
                 image, *box, [size, size], _interpolation(self._preprocessing), antialias=True
             )
         else:
             view = _plain(image, self._preprocessing)
         for is_on, axis in ((plan.horizontal_flip, -1), (plan.vertical_flip, -2)):
-            if is_on and torch.rand(()) < 0.5:
+            if is_on and generator.random() < 0.5:
                 view = view.flip(axis)
         if plan.color_jitter > 0:
-            view = _jitter(view, plan.color_jitter)
-        return view if self._policy is None else self._policy(view)
+            view = _jitter(view, plan.color_jitter, generator)
+        if self._policy is None:
+            return view
+        # torch.manual_seed seeds accelerators, too, and takes ten times as long.
+        torch.default_generator.manual_seed(int(generator.integers(2**32)))
+        return self._policy(view)
 
 
 def mix(inputs: Tensor, mixing: Mixing, seed: Sequence[int]) -> tuple[Tensor, float]:
@@ -116,9 +125,9 @@ def mix(inputs: Tensor, mixing: Mixing, seed: Sequence[int]) -> tuple[Tensor, fl
     return mixed, 1.0 - float((bottom - top) * (right - left)) / (height * width)
 
 
-def _to_tensor(image: Image.Image) -> Tensor:
+def _to_tensor(image: NDArray[np.uint8]) -> Tensor:
     """Return (3, h, w) with the channels of a pixel beside each other in memory, which resizes fastest."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return torch.from_numpy(image).permute(2, 0, 1)
 
 
 def _plain(image: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -133,15 +142,33 @@ def _interpolation(preprocessing: Preprocessing) -> InterpolationMode:
     return InterpolationMode.BILINEAR if preprocessing.interpolation == "bilinear" else InterpolationMode.BICUBIC
 
 
-def _jitter(view: Tensor, strength: float) -> Tensor:
+def _random_box(height: int, width: int, smallest: float, generator: np.random.Generator) -> tuple[int, int, int, int]:
+    """Return top, left, height and width of a crop with `smallest` to 1 of the area and a ratio of sides in `ASPECT`.
+
+    It is torchvision's RandomResizedCrop (Szegedy et al. 2015) on plain numbers, which takes a quarter of the time.
+    """
+    for _ in range(ATTEMPTS):
+        area = height * width * generator.uniform(smallest, 1.0)
+        ratio = math.exp(generator.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
+        tall, wide = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < tall <= height and 0 < wide <= width:
+            return int(generator.integers(height - tall + 1)), int(generator.integers(width - wide + 1)), tall, wide
+    # The largest crop in the middle that keeps to the ratios.
+    tall, wide = min(height, round(width / ASPECT[0])), min(width, round(height * ASPECT[1]))
+    return (height - tall) // 2, (width - wide) // 2, tall, wide
+
+
+def _jitter(view: Tensor, strength: float, generator: np.random.Generator) -> Tensor:
     """Return a view with brightness, contrast and saturation each changed by a factor within 1 +- `strength`.
 
-    It is torchvision's ColorJitter in this order, in one step instead of three with rounding between them.
+    It is torchvision's ColorJitter in this order, in one step instead of three with rounding between them: a matrix
+    that mixes the colours, and a level that is added.
     """
-    brightness, contrast, saturation = (1.0 + strength * (2.0 * torch.rand(3) - 1.0)).tolist()
-    values = view.float()
-    grey = values[0] * GREY[0] + values[1] * GREY[1] + values[2] * GREY[2]
+    brightness, contrast, saturation = generator.uniform(1.0 - strength, 1.0 + strength, 3).tolist()
     scale = brightness * contrast
-    level = float(grey.mean()) * brightness * (1.0 - contrast)
-    changed = values.mul_(saturation * scale).add_(grey.mul_((1.0 - saturation) * scale).add_(level))
-    return changed.round_().clamp_(0.0, 255.0).to(torch.uint8)
+    values = view.reshape(3, -1).float()
+    level = float(values.mean(dim=1) @ torch.tensor(GREY)) * brightness * (1.0 - contrast)
+    colours = torch.eye(3) * (saturation * scale) + torch.tensor(GREY) * ((1.0 - saturation) * scale)
+    changed = torch.addmm(torch.tensor(level + 0.5), colours, values).clamp_(0.0, 255.0)
+    # By way of integers, which takes half as long as the direct way.
+    return changed.to(torch.int32).to(torch.uint8).view_as(view)

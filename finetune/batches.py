@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
@@ -122,8 +122,8 @@ class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
             varied = self._vary(images, [(position, 0) for position, _ in share])
             yield torch.stack(varied), torch.tensor([label for _, (_, label) in share])
 
-    def _decode(self, source: ImageSource) -> Image.Image:
-        return decode(source, self._shorter_side, "an image of the stream")
+    def _decode(self, source: ImageSource) -> NDArray[np.uint8]:
+        return np.array(decode(source, self._shorter_side, "an image of the stream"))
 
 
 class StepSampler(Sampler[list[Key]]):

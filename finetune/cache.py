@@ -31,7 +31,7 @@ LARGEST = 16 * 2**30
 SHARE_OF_DISK = 0.25
 """And at most this share of what is free on the disk or in the cache already."""
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: a new number forgets what earlier versions kept."""
 
 RELEASED = 64 * 2**20

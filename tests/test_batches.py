@@ -5,9 +5,21 @@ import pytest
 import torch
 from conftest import PLAIN
 from PIL import Image
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor, v2
+from scipy.stats import ks_2samp
+from torchvision.transforms import (
+    CenterCrop,
+    Compose,
+    InterpolationMode,
+    Normalize,
+    RandomResizedCrop,
+    Resize,
+    ToTensor,
+    v2,
+)
+from torchvision.transforms.functional import adjust_brightness, adjust_contrast, adjust_saturation
 
 from finetune import batches
+from finetune.augmentation import ASPECT, _jitter, _random_box
 from finetune.batches import PlainImages, StepSampler, VariedImages, make_loader, normaliser
 from finetune.features import no_progress
 from finetune.images import Pixels, table_of_paths
@@ -131,6 +143,32 @@ def test_without_flips_no_view_is_mirrored(table, preprocessing):
     assert all((view.int() - plain.int()).abs().max() <= 2 for view in views)
 
 
+def test_random_crops_are_spread_as_torchvisions_are():
+    own = np.array([_random_box(120, 160, 0.3, np.random.default_rng(number)) for number in range(4000)])
+    image = torch.zeros(3, 120, 160)
+    torch.manual_seed(0)
+    usual = np.array([RandomResizedCrop.get_params(image, [0.3, 1.0], list(ASPECT)) for _ in range(4000)])
+    assert (own[:, :2] >= 0).all()
+    assert (own[:, 0] + own[:, 2]).max() <= 120
+    assert (own[:, 1] + own[:, 3]).max() <= 160
+    for describe in (lambda box: box[:, 2] * box[:, 3], lambda box: box[:, 3] / box[:, 2], lambda box: box[:, 0]):
+        assert ks_2samp(describe(own), describe(usual)).pvalue > 0.01
+
+
+def test_an_image_too_narrow_for_a_crop_gives_its_middle():
+    assert _random_box(400, 10, 0.9, np.random.default_rng(0)) == (193, 0, 13, 10)
+
+
+def test_colours_are_jittered_as_torchvision_does_it():
+    for seed in range(6):
+        view = torch.randint(90, 160, (3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+        brightness, contrast, saturation = np.random.default_rng(seed).uniform(0.7, 1.3, 3)
+        usual = adjust_contrast(adjust_brightness(view.float() / 255, brightness), contrast)
+        usual = 255 * adjust_saturation(usual, saturation)
+        own = _jitter(view, 0.3, np.random.default_rng(seed))
+        assert (own.float() - usual).abs().max() <= 0.6
+
+
 @pytest.mark.parametrize(("flip", "axis"), [("horizontal_flip", -1), ("vertical_flip", -2)])
 def test_a_flip_gives_the_image_or_its_mirror_image_about_half_of_the_time(table, preprocessing, flip, axis):
     plain = pixels_of(PlainImages(Pixels(table, 32), preprocessing), [0])[0]
@@ -174,7 +212,7 @@ def test_what_the_network_sees_is_what_torchvisions_own_transforms_give(table, p
         ToTensor(),
         Normalize(preprocessing.mean, preprocessing.std),
     ])  # fmt: skip
-    expected = torch.stack([usual(image) for image in pixels.read(range(6))])
+    expected = torch.stack([usual(Image.fromarray(image)) for image in pixels.read(range(6))])
     made = torch.stack(pixels_of(PlainImages(pixels, preprocessing), range(6)))
     normalise = normaliser(preprocessing, torch.device("cpu"), "channels_last")
     one_level = 1 / 255 / min(preprocessing.std)  # Pillow rounds between the two directions
@@ -187,7 +225,7 @@ def test_plain_images_are_torchvisions_own_on_tensors_to_the_last_bit(table, pre
     usual = v2.Compose([v2.Resize(preprocessing.shorter_side, InterpolationMode.BICUBIC), v2.CenterCrop(32)])
     made = pixels_of(PlainImages(pixels, preprocessing), range(6))
     for own, image in zip(made, pixels.read(range(6)), strict=True):
-        assert torch.equal(own, usual(torch.from_numpy(np.array(image)).permute(2, 0, 1)))
+        assert torch.equal(own, usual(torch.from_numpy(image).permute(2, 0, 1)))
 
 
 @pytest.mark.parametrize(("layout", "other"), [("channels_last", "contiguous"), ("contiguous", "channels_last")])

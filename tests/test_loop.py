@@ -780,6 +780,23 @@ def test_the_next_batch_is_read_while_this_one_is_computed_with_and_none_is_left
     assert read == [batch_of(plan, step).tolist() for step in range(6)]
 
 
+def test_a_batch_that_is_read_ahead_is_there_before_anything_else_draws_random_numbers(small_network, small_plan):
+    events = []
+
+    class Slow(Inputs):
+        def __getitems__(self, keys):
+            time.sleep(0.05)
+            events.append("read")
+            return super().__getitems__(keys)
+
+    def evaluate():
+        events.append("evaluated")
+        return 1.0, 0.5
+
+    train(small_network(), plan_of_streams(small_plan, 2, evaluations=6), inputs=Slow(), evaluate=evaluate)
+    assert events == ["read"] + ["read", "evaluated"] * 5 + ["evaluated"]
+
+
 @pytest.mark.parametrize("streams", [1, 2])
 def test_no_batch_is_read_beyond_the_last_step(small_network, small_plan, streams):
     read = []

@@ -30,6 +30,12 @@ def test_a_context_maps_as_often_as_it_is_asked_to(count):
         assert [list(streams.map(str, range(size))) for size in (4, 0, 1)] == [["0", "1", "2", "3"], [], ["0"]]
 
 
+@pytest.mark.parametrize(("count", "elsewhere"), [(1, False), (2, True)])
+def test_work_is_done_by_a_stream_where_there_are_several(count, elsewhere):
+    with Streams(count, 1) as streams:
+        assert (streams.submit(threading.get_ident).result() != threading.get_ident()) == elsewhere
+
+
 def test_streams_can_be_entered_again():
     streams = Streams(2, 1)
     for _ in range(2):

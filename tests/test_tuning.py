@@ -79,7 +79,13 @@ def make_recipe(tmp_path_factory, weights):
     given = make_images(root / "given", counts, shift=30, noise=60)
     alone = make_images(root / "alone", {name: counts[name] for name in ("train", "test")}, shift=0, noise=20)
 
-    tiny = {"steps": 10, "batch_size": 8, "tuning__learning_rate": [1e-4, 4e-3], "tuning__weight_decay": [1e-3, 0.1]}
+    tiny = {
+        "seed": 1,
+        "steps": 10,
+        "batch_size": 8,
+        "tuning__learning_rate": [1e-4, 4e-3],
+        "tuning__weight_decay": [1e-3, 0.1],
+    }
 
     def make(is_given=True, search="random", trials=4, **keys):
         return finetune.load_recipe(

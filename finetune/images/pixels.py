@@ -59,15 +59,15 @@ class Pixels:
         size = sum(int(part.contents["size"].sum()) for part in self._parts)
         return Work(decoded_images=count, decoded_bytes=round(size * count / max(len(self), 1)))
 
-    def read(self, indices: Sequence[int]) -> list[Image.Image]:
-        """Return several images.
+    def read(self, indices: Sequence[int]) -> list[NDArray[np.uint8]]:
+        """Return several images, each (height, width, 3).
 
         Raises:
             DataError: an image that can not be decoded.
         """
         return in_threads(self._read_one, indices) if not self.is_kept else [self._read_one(index) for index in indices]
 
-    def _read_one(self, index: int) -> Image.Image:
+    def _read_one(self, index: int) -> NDArray[np.uint8]:
         number = bisect_right(self._starts, index) - 1
         return self._parts[number].read(index - self._starts[number])
 
@@ -121,13 +121,13 @@ class _Part:
         self.kept = read_arrays("pixels", self._key())
         return Work(decoded_images=count, decoded_bytes=int(self.contents["size"].sum()))
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> NDArray[np.uint8]:
         if self.kept is None:
-            return self._decode(index)
+            return np.array(self._decode(index))
         width, height = map(int, self.kept["sizes"][index])
         end = int(self.kept["ends"][index])
         start = end - 3 * width * height
-        return Image.frombytes("RGB", (width, height), self.kept["pixels"][start:end].data)
+        return self.kept["pixels"][start:end].reshape(height, width, 3)
 
     def _decode(self, index: int) -> Image.Image:
         source = self.sources[index]

@@ -47,6 +47,14 @@ class Streams:
             self._pool = None
         torch.set_num_threads(self._before)
 
+    def submit(self, work: Callable[[], Done]) -> Future[Done]:
+        """Let a stream do `work` when it has nothing else to do; without streams, do it at once."""
+        if self._pool is not None:
+            return self._pool.submit(work)
+        done: Future[Done] = Future()
+        done.set_result(work())
+        return done
+
     def map(self, work: Callable[[Given], Done], given: Iterable[Given]) -> Iterator[Done]:
         """Yield `work` of each in order; the next ones are taken from `given` meanwhile, in this thread."""
         if self._pool is None:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -173,6 +174,7 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
             optimizer.zero_grad(set_to_none=True)
             if not accelerator.optimizer_step_was_skipped:
                 average.update(trained)
+            batches.finish_reading()
             row: Row = {
                 "phase": task.name,
                 "step": step + 1,
@@ -265,7 +267,7 @@ def _gradients(
         loss = loss_of(part)
         return loss.detach(), torch.autograd.grad(loss, trained, materialize_grads=True)
 
-    for loss, gradients in streams.map(gradients_of, chain(parts, batches.read_ahead())):
+    for loss, gradients in streams.map(gradients_of, chain(parts, batches.read_ahead(streams))):
         total += loss
         for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
@@ -366,7 +368,7 @@ class _Batches:
         self._batches: Iterator[Any] = iter(loader)
         self._plan = plan
         self._step = step
-        self._next: Any = None
+        self._next: Future[Any] | None = None
         self.share = 1.0
         """Of its own in each image of the batch that is computed with."""
         self.taken: tuple[Tensor, Tensor] | None = None
@@ -374,7 +376,7 @@ class _Batches:
 
     def take(self, parts: int) -> list[_Part]:
         """Return the next batch, mixed as planned, in so many parts, or in as many as it has images."""
-        inputs, indices = next(self._batches) if self._next is None else self._next
+        inputs, indices = next(self._batches) if self._next is None else self._next.result()
         self._next = None
         self.taken = inputs, indices
         inputs, self.share = mix(inputs, self._plan.augmentation.mixing, (self._plan.noise_seed, self._step))
@@ -386,14 +388,23 @@ class _Batches:
     def peek(self) -> Tensor:
         """Return the inputs (1, ...) of the first image of the next batch."""
         if self._next is None:
-            self._next = next(self._batches)
-        inputs: Tensor = self._next[0]
+            self._next = Future()
+            self._next.set_result(next(self._batches))
+        inputs: Tensor = self._next.result()[0]
         return inputs[:1]
 
-    def read_ahead(self) -> Iterator[Any]:
-        """Read the next batch when this iterator, which yields nothing, is asked for its first item."""
-        self._next = next(self._batches, None)
+    def read_ahead(self, streams: Streams) -> Iterator[Any]:
+        """Let a stream read the next batch once it has nothing else to do; this iterator yields nothing.
+
+        A core that is through with its part reads while the other computes, and while this thread steps the optimizer.
+        """
+        self._next = streams.submit(lambda: next(self._batches, None))
         yield from ()
+
+    def finish_reading(self) -> None:
+        """Wait for the batch that is read ahead: whatever draws random numbers draws them from the same generator."""
+        if self._next is not None:
+            self._next.result()
 
 
 def _make_optimizer(plan: Plan, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
