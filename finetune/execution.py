@@ -23,7 +23,10 @@ from finetune.recipe import Recipe
 from finetune.recommendation import Offer, Option, recommend
 from finetune.selection import RUNGS, compete
 from finetune.strategy import choose_backbone, choose_strategy, make_contest, settle
-from finetune.training import Checkpoints, Look, Training, soup, with_flips
+from finetune.training import Checkpoints, Look, Training, blend, soup, with_flips
+
+FLIPPED, BLENDED, SOUP = "with test-time flips", "blend with the linear probe", "soup"
+"""What else could ship of an ensemble of one network."""
 
 Trained = tuple[Decisions, TrainedModel]
 """Why and how something was trained, and what came of it."""
@@ -159,7 +162,7 @@ def _train_all(
 
     Returns:
         the members with their models; of an ensemble of one network, its first member with test-time flips where labels
-        allow them, and the soup if it is better than the best member.
+        allow them, and with weights nearer to the linear probe's; and the soup if it is better than the best member.
     """
     trained: list[Trained] = []
     trainings: list[Training] = []
@@ -184,9 +187,11 @@ def _mixtures(finished: Sequence[tuple[Training, TrainedModel]]) -> dict[str, Tr
     training, _ = finished[0]
     plan = training.plan
     if plan.augmentation.horizontal_flip and not plan.test_time_flips:
-        found["with test-time flips"] = with_flips(training)
+        found[FLIPPED] = with_flips(training)
+    if plan.strategy not in {"linear_probe", "scratch"}:
+        found[BLENDED] = blend(training)
     mixed = soup(finished) if plan.strategy != "scratch" else None  # random weights have no mean that is good
-    return found if mixed is None else {**found, "soup": mixed}
+    return found if mixed is None else {**found, SOUP: mixed}
 
 
 def _recommended(kept: list[Trained], mixtures: Mapping[str, TrainedModel]) -> tuple[list[Trained], tuple[Option, ...]]:
@@ -201,7 +206,8 @@ def _recommended(kept: list[Trained], mixtures: Mapping[str, TrainedModel]) -> t
         for each, took, needs in zip(kept, seconds, latency, strict=True)
     ]
     for name, model in mixtures.items():
-        took, passes = (seconds[0], 2) if model.plan.test_time_flips else (sum(seconds), 1)
+        passes = 2 if name == FLIPPED else 1
+        took = sum(seconds) if name == SOUP else seconds[0]
         offer = Offer(name=name, model=model, train_seconds=took, predict_milliseconds=passes * latency[0])
         entries.append((offer, [(replace(leading, plan=model.plan), model)]))
     if len(kept) > 1:

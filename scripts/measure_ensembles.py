@@ -5,8 +5,8 @@
 
 DIR holds image sets, each with train and test. The first form trains and appends a row to FOLDER/rows.jsonl for each
 set and seed; what is there already is not repeated. Each row has the single model, without its moving average, with
-test-time flips, and averages of seeds, snapshots and backbones, on the test images. What the held-out images recommend
-is chosen as a run with `--ensemble` chooses; the test images choose nothing.
+test-time flips, with weights nearer to the linear probe's, and averages of seeds, snapshots and backbones, on the test
+images. What the held-out images recommend is chosen as a run with `--ensemble` chooses; the test images choose nothing.
 """
 
 import argparse
@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from finetune import ImageSplits, Recipe, choose_strategy, load_images, make_plan, measure_evidence
+from finetune.execution import BLENDED, FLIPPED
 from finetune.images import labels_of
 from finetune.metrics import metric_value, score
 from finetune.plan import Plan
 from finetune.prediction import Predictor, average
 from finetune.recipe import SMALL_MODELS
 from finetune.recommendation import Offer, recommend
-from finetune.training import Training, soup, with_flips
+from finetune.training import Training, blend, soup, with_flips
 
 SETS = ("flowers12", "clothing10", "ucmerced21", "brainmri3", "fashion10", "cifar10")
 
@@ -77,6 +78,7 @@ def run_cell(name: str, seed: int, data: Path) -> Row:
     models: dict[str, tuple[Predictor, float]] = {
         "single": (single, latency),
         "without its moving average": (unaveraged, latency),
+        BLENDED: (blend(first), latency),
         "mean of seeds": (average([model for _, model in seeds]), SEEDS * latency),
         "mean of snapshots": (average([model for _, model in snapshots]), SNAPSHOTS * latency),
         "mean of backbones": (average(backbones), slower),
@@ -84,7 +86,7 @@ def run_cell(name: str, seed: int, data: Path) -> Row:
     soups = {"soup of seeds": soup(seeds), "soup of snapshots": soup(snapshots)}
     models |= {label: (mixed, latency) for label, mixed in soups.items() if mixed is not None}
     if plan.augmentation.horizontal_flip:
-        models["with test-time flips"] = (with_flips(first), 2 * latency)
+        models[FLIPPED] = (with_flips(first), 2 * latency)
     row: Row = {"set": name, "seed": seed, "strategy": plan.strategy, "metric": plan.metric, "options": {}}
     for label, (model, milliseconds) in models.items():
         row["options"][label] = judged(model, splits, plan, milliseconds)
@@ -115,7 +117,7 @@ def recommendations(models: dict[str, tuple[Predictor, float]]) -> Iterator[tupl
     for kind in ("seeds", "snapshots", "backbones"):
         entered = ["single", f"mean of {kind}"]
         if kind != "backbones":
-            entered += [name for name in ("with test-time flips", f"soup of {kind}") if name in models]
+            entered += [name for name in (FLIPPED, BLENDED, f"soup of {kind}") if name in models]
         offers = [
             Offer(name=name, model=models[name][0], train_seconds=0.0, predict_milliseconds=models[name][1])
             for name in entered

@@ -43,7 +43,7 @@ from finetune.candidates import ARMS
 from finetune.images import labels_of
 from finetune.probing import softmax
 from finetune.selection import RUNGS
-from finetune.training import BLEND, Checkpoints, Training
+from finetune.training import BLEND, Checkpoints, Training, blend
 from finetune.workload import SCRATCH_FACTOR
 
 SETS = (
@@ -216,7 +216,7 @@ def train_arm(
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder))
         checkpoints.begin()
-        training = Training(plan, splits, checkpoints=checkpoints, blends=True)
+        training = Training(plan, splits, checkpoints=checkpoints, keeps_weights=True)
         work = [training.work]
         looks = []
         for share in (1.0,) if is_last_alone or not plan.steps else (*RUNGS, 1.0):
@@ -228,10 +228,11 @@ def train_arm(
         last = looks[-1]
         shipped = last.probe if model.note and last.probe is not None else last.logits
         held = {"held_out": softmax(shipped / model.temperature)}
-        if last.blended is not None and not model.note:
-            blend = training.blend()
-            tested["blended_test"] = blend.probabilities(splits.test)
-            held["blended_held_out"] = softmax(last.blended / blend.temperature)
+        if plan.steps and arm != "scratch" and not model.note:
+            blended = blend(training)
+            tested["blended_test"] = blended.probabilities(splits.test)
+            if blended.held_out is not None:
+                held["blended_held_out"] = blended.held_out.probabilities
     judging: Row = {
         "validation": plan.validation,
         "labels": pack_labels(last.labels),

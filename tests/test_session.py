@@ -19,6 +19,7 @@ from finetune.training import (
     NotFiniteError,
     Training,
     averages,
+    blend,
     kept,
     plan_phases,
     session,
@@ -771,31 +772,32 @@ def test_a_paused_training_costs_the_steps_that_it_took(make_plan, splits, check
 def test_a_blend_lies_between_the_linear_probe_and_the_trained_network(make_plan, splits, way, changes):
     plan = make_plan(way, **changes)
     probe = train(make_plan("linear_probe", probe_strength=plan.probe_strength, **changes), splits)
-    training = Training(plan, splits, blends=True)
-    trained = {name: tensor.clone() for name, tensor in training.finish().network.state_dict().items()}
-    for name, tensor in training.blend().network.state_dict().items():
+    training = Training(plan, splits, keeps_weights=True)
+    trained = training.finish().network.state_dict()
+    for name, tensor in blend(training).network.state_dict().items():
         middle = 0.25 * probe.network.state_dict()[name].double() + 0.75 * trained[name].double()
         torch.testing.assert_close(tensor.double(), middle, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("way", ["partial", "full"])
-def test_a_blend_is_judged_as_itself(make_plan, splits, way):
-    plan = make_plan(way, imbalance="logit_adjustment")
-    training = Training(plan, splits, blends=True)
-    training.finish()
-    blend = training.blend()
-    look = training.look()
-    scores = blend.temperature * np.log(blend.probabilities(splits.train.select(look.members)))
-    assert log_loss(look.blended, look.labels) == pytest.approx(log_loss(scores, look.labels), rel=0.02)
-    assert not np.allclose(look.blended, look.logits, rtol=0.01)
+@pytest.mark.parametrize("changes", [{}, {"validation": "cross_validation", "folds": 2}])
+def test_a_blend_is_judged_as_itself_and_leaves_the_training_as_it_was(make_plan, splits, changes):
+    training = Training(make_plan("full", imbalance="logit_adjustment", **changes), splits, keeps_weights=True)
+    model = training.finish()
+    before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    blended = blend(training)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.network.state_dict().items())
+    assert not np.array_equal(blended.held_out.probabilities, model.held_out.probabilities)
+    if not changes:  # the network that ships is the one that was judged
+        look = training.look()
+        own = blended.probabilities(splits.train.select(look.members))
+        np.testing.assert_allclose(own, blended.held_out.probabilities, rtol=0.02, atol=1e-6)
 
 
-@pytest.mark.parametrize("way", ["linear_probe", "scratch"])
-def test_what_did_not_start_from_a_probe_or_is_one_has_no_blend(make_plan, splits, way):
-    training = Training(make_plan(way), splits, blends=True)
+def test_random_weights_have_no_blend(make_plan, splits):
+    training = Training(make_plan("scratch"), splits, keeps_weights=True)
     training.finish()
     with pytest.raises(ValueError, match="linear probe"):
-        training.blend()
+        blend(training)
 
 
 def harmful(make_plan, **changes):
@@ -816,22 +818,6 @@ def test_a_training_that_did_harm_ships_the_linear_probe_and_says_so(make_plan, 
     for name, tensor in probe.network.state_dict().items():
         torch.testing.assert_close(model.network.state_dict()[name], tensor, rtol=1e-5, atol=1e-5)
     assert model.validation.top1 == probe.validation.top1
-
-
-def test_a_probe_that_ships_instead_has_no_blend(make_plan, image_folder, tmp_path):
-    splits = load_images(str(image_folder(tmp_path / "more", {"a": 20, "b": 20, "c": 20})))
-    training = Training(harmful(make_plan), splits, blends=True)
-    assert training.finish().note
-    with pytest.raises(ValueError, match="linear probe"):
-        training.blend()
-
-
-def test_blends_cost_nothing_where_nobody_asked_for_them(make_plan, splits):
-    training = Training(make_plan("full"), splits)
-    training.finish()
-    assert training.look().blended is None
-    with pytest.raises(ValueError, match="blends"):
-        training.blend()
 
 
 def test_a_training_that_did_no_harm_has_no_note(make_plan, splits):

@@ -1,4 +1,5 @@
-"""Models that are made of finished trainings: with test-time flips, and with the mean of several trainings' weights."""
+"""Models that are made of finished trainings: with test-time flips, with weights between the linear probe's and the
+training's, and with the mean of several trainings' weights."""
 
 from collections.abc import Sequence
 
@@ -8,6 +9,10 @@ from torch import Tensor
 from finetune.prediction import TrainedModel
 from finetune.training.session import Training
 
+BLEND = 0.75
+"""Share of its own weights in a blend of a trained network with the linear probe. Half, which Wortsman et al. 2022 take
+for other domains' sake, loses a point at home (docs/log.md, 2026-11-25)."""
+
 Weights = dict[str, dict[str, Tensor]]
 """What each phase of a training left of the network, by its name."""
 
@@ -15,6 +20,19 @@ Weights = dict[str, dict[str, Tensor]]
 def with_flips(training: Training) -> TrainedModel:
     """Return the model of a finished training that kept its weights with test-time flips, and judged with them."""
     return training.with_weights(training.weights, training.plan.changed(test_time_flips=True))
+
+
+def blend(training: Training) -> TrainedModel:
+    """Return the model of a finished training that kept its weights with weights between the linear probe's and its own
+    (Wortsman et al. 2022, WiSE-FT): where the one errs, the other often does not.
+
+    Raises:
+        ValueError: the training began with random weights.
+    """
+    probe = training.probe_weights()
+    return training.with_weights(
+        {phase: _between(probe[phase], own) for phase, own in training.weights.items() if phase in probe}
+    )
 
 
 def soup(finished: Sequence[tuple[Training, TrainedModel]]) -> TrainedModel | None:
@@ -43,6 +61,12 @@ def _loss(model: TrainedModel) -> float:
     if model.validation is None:
         raise ValueError("a soup is made of models that were judged on held-out images")
     return model.validation.log_loss
+
+
+def _between(probe: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: probe[name].lerp(tensor, BLEND) if tensor.is_floating_point() else tensor for name, tensor in own.items()
+    }
 
 
 def _mean(several: Sequence[Weights]) -> Weights:

@@ -23,8 +23,6 @@ class Look:
     labels: NDArray[np.int64]
     logits: NDArray[np.float32]
     """(n_members, num_classes)"""
-    blended: NDArray[np.float32] | None = None
-    """The same of the weights nearer to the linear probe's (`Training.blend`), where asked for, after the last step."""
     probe: NDArray[np.float32] | None = None
     """The same of the linear probe that the training started from, where it did, after the last step."""
 

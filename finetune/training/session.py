@@ -58,10 +58,6 @@ from finetune.workload import cost_per_image, tail_share
 BUDGETED = 0.95
 """Share of a time budget that training steps may fill: held-out images are judged and the model is kept in the rest."""
 
-BLEND = 0.75
-"""Share of its own weights in a blend of a trained network with the linear probe. Half, which Wortsman et al. 2022 take
-for other domains' sake, loses a point at home (docs/log.md, 2026-11-25)."""
-
 
 def train(
     plan: Plan, splits: ImageSplits, progress: Progress = no_progress, checkpoints: Checkpoints | None = None
@@ -93,7 +89,6 @@ class Training:
         splits: ImageSplits,
         progress: Progress = no_progress,
         checkpoints: Checkpoints | None = None,
-        blends: bool = False,
         earlier: "Training | None" = None,
         keeps_weights: bool = False,
     ) -> None:
@@ -104,7 +99,6 @@ class Training:
             splits: labelled images.
             progress: told what is going on.
             checkpoints: where to keep and find what is needed to go on after an interruption.
-            blends: whether to judge blends with the linear probe, too, for `blend`.
             earlier: the finished training that a further cycle goes on from; None: where the plan is one, that training
                 is done first.
             keeps_weights: whether to keep what every phase leaves of the network, which a further cycle needs.
@@ -116,7 +110,6 @@ class Training:
             self.plan = plan
             self.checkpoints = checkpoints or Checkpoints(None)
             self.progress = progress
-            self._blends = blends
             self._keeps_weights = keeps_weights
             self._prepare(splits)
             self._earlier = earlier
@@ -148,7 +141,7 @@ class Training:
         if plan.batch_norm_statistics == "re_estimated":
             self._re_estimate_statistics()
         self._weights = digest_weights(network, leave_out=find_head(network)[0])
-        self._start = {name: tensor.to("cpu", copy=True) for name, tensor in self.network.state_dict().items()}
+        self._start = self._state()
         # Views that are kept serve trainings with other seeds, too, which see them in another order.
         seed = plan.seed if plan.cached_views else plan.noise_seed
         self.varied = VariedImages(self.pixels, plan.preprocessing, plan.augmentation, seed)
@@ -179,13 +172,11 @@ class Training:
     def _look(self, judged: Sequence[tuple[Phase, "_Result"]]) -> Look:
         members = np.concatenate([phase.held_out for phase, _ in judged])
         order = np.argsort(members)
-        blends = [result.blended for _, result in judged if result.blended is not None]
         probes = [result.probe for _, result in judged if result.probe is not None]
         return Look(
             members=members[order],
             labels=self.labels[members[order]],
             logits=np.concatenate([result.logits for _, result in judged])[order],
-            blended=np.concatenate(blends)[order] if blends else None,
             probe=np.concatenate(probes)[order] if probes else None,
         )
 
@@ -208,24 +199,21 @@ class Training:
                 self._run(phase, phase.plan.steps)
         return self._model(look.logits, look.labels)
 
-    def blend(self) -> TrainedModel:
-        """Return the finished model with weights between the linear probe's and its own, three quarters of the way.
-
-        Wortsman et al. 2022 (WiSE-FT): where the one errs, the other often does not. The weights of the model that
-        `finish` returned become these.
+    def probe_weights(self) -> dict[str, dict[str, Tensor]]:
+        """Return what each phase would leave of the network if it were a linear probe, as `weights`.
 
         Raises:
-            ValueError: blends were not asked for, or there is nothing to blend: the plan trains from random weights, or
-                the head alone, or the linear probe shipped.
+            ValueError: the plan trains from random weights, so that there is no probe.
         """
-        look = self.look()
-        if look.blended is None or self._does_harm(look):
-            raise ValueError("only a training from a linear probe that was told so (blends) can be blended with it")
+        if self.features is None:
+            raise ValueError("a training from random weights has no linear probe")
         own = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
-        with self._timed():
-            self._back_to_probe()
-            _lerp(self.network, own, BLEND)
-        return self._model(look.blended, look.labels)
+        found = {}
+        for phase in self.phases:
+            self._back_to_probe(phase)
+            found[phase.name] = self._state()
+        self.network.load_state_dict(own)
+        return found
 
     def with_weights(self, weights: Mapping[str, dict[str, Tensor]], plan: Plan | None = None) -> TrainedModel:
         """Return a model with other weights than the training's own, or one that predicts by another plan, judged on
@@ -275,16 +263,20 @@ class Training:
         # Processes may differ in the last digit, and must not differ in what they decide.
         return from_main_process(lambda: is_worse(look.logits, probe, look.labels, self.plan.metric))
 
-    def _back_to_probe(self) -> None:
-        """Make the network what a linear probe of the shipping phase's images is."""
+    def _back_to_probe(self, phase: Phase) -> None:
+        """Make the network what a linear probe of the phase's images is."""
         self.network.load_state_dict(self._start)
-        self._start_head(self.phases[-1])
-        self._adjust_head(self.phases[-1])
+        self._start_head(phase)
+        self._adjust_head(phase)
+
+    def _state(self) -> dict[str, Tensor]:
+        """Return a copy of the network's weights."""
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.network.state_dict().items()}
 
     def _probe_instead(
         self, trained: NDArray[np.float32], probe: NDArray[np.float32], labels: NDArray[np.int64]
     ) -> TrainedModel:
-        self._back_to_probe()
+        self._back_to_probe(self.phases[-1])
         top1 = [100 * float((scores.argmax(axis=1) == labels).mean()) for scores in (trained, probe)]
         harm = f"{top1[0]:.1f} % of the held-out images are right with it, {top1[1]:.1f} % before it"
         return replace(
@@ -344,8 +336,7 @@ class Training:
                 },
             )
         if is_kept:
-            state = self.network.state_dict()
-            self.weights[phase.name] = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+            self.weights[phase.name] = self._state()
         self._results[phase.name, until] = result
         return result
 
@@ -433,8 +424,6 @@ class Training:
             return share_out(judge_some, judged)
 
         evaluation = Evaluation(judge, self.labels, phase.held_out, seen_by(phase, plan.seed))
-
-        start = {name: tensor.clone() for name, tensor in self.network.state_dict().items()} if self._blends else None
         history: list[Row] = []
         task = Task(
             name=phase.name,
@@ -462,7 +451,7 @@ class Training:
         self._steps_counted[phase.name] = reached.step
         if until == plan.steps:
             self.history += history
-        result = self._judged(phase, judge, start, reached.is_over)
+        result = self._judged(phase, judge, reached.is_over)
         if tail is not None:
             tail.release()
         return result
@@ -477,33 +466,15 @@ class Training:
         workers = plan.forward.loader_workers if source is self.varied else 0
         return make_loader(source, accelerator.device, workers, StepSampler(phase.members.tolist(), *share))
 
-    def _judged(
-        self, phase: Phase, judge: Callable[[], NDArray[np.float32]], start: dict[str, Tensor] | None, is_over: bool
-    ) -> "_Result":
-        """Return the logits of the held-out images; when it is over those of the probe, too, and of the blend with the
-        weights that the training started from, where they are given."""
+    def _judged(self, phase: Phase, judge: Callable[[], NDArray[np.float32]], is_over: bool) -> "_Result":
+        """Return the logits of the held-out images; when it is over those of the probe, too."""
+        self._adjust_head(phase)
         if not len(phase.held_out):
-            self._adjust_head(phase)
             return _Result(np.zeros((0, self.num_classes), dtype=np.float32))
-        probe = blended = None
+        probe = None
         if is_over and self.features is not None and self._started_from is not None:
             probe = self._started_from.logits_of(self.features, phase.held_out) - self._shift(phase)
-            if start is not None:
-                with self._blended(start):
-                    self._adjust_head(phase)
-                    blended = judge()
-        self._adjust_head(phase)
-        return _Result(judge(), blended, probe)
-
-    @contextmanager
-    def _blended(self, probe: dict[str, Tensor]) -> Iterator[None]:
-        """Put weights between a linear probe's and the network's into it for a while."""
-        own = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
-        _lerp(self.network, probe, 1.0 - BLEND)
-        try:
-            yield
-        finally:
-            self.network.load_state_dict(own)
+        return _Result(judge(), probe)
 
     def _kept_activations(self, tail: Tail) -> KeptActivations:
         """Return what the frozen stages make of the images; all trainings of the plan share it."""
@@ -564,23 +535,15 @@ class Training:
 
 
 class _Result(NamedTuple):
-    """The logits of the images that a training holds out, those of its blend, and those of the probe before it."""
+    """The logits of the images that a training holds out, and those of the probe before it."""
 
     logits: NDArray[np.float32]
-    blended: NDArray[np.float32] | None = None
     probe: NDArray[np.float32] | None = None
 
 
 def _part(phase: Phase, share: float) -> int:
     """Return a share of a phase's steps: none of nothing, else at least one where it has any."""
     return max(1, round(share * phase.plan.steps)) if phase.plan.steps and share else 0
-
-
-def _lerp(network: nn.Module, other: dict[str, Tensor], share: float) -> None:
-    """Move all weights a share of the way to another state's."""
-    for name, tensor in network.state_dict().items():
-        if tensor.is_floating_point():
-            tensor.lerp_(other[name], share)
 
 
 def _tail_logits(tail: Tail, plain: Outputs, members: list[int], plan: Plan) -> NDArray[np.float32]:
