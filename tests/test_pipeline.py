@@ -442,17 +442,22 @@ def test_an_interrupted_ensemble_that_was_asked_for_ends_with_the_same_models(re
             assert torch.equal(other.network.state_dict()[name], tensor)
 
 
-def test_where_one_is_recommended_an_ordinary_run_ships_with_the_table(recipe, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", [0, 2, 3])
+def test_where_one_is_recommended_an_ordinary_run_ships_with_the_table(recipe, data, tmp_path, monkeypatch, place):
     own = execution.recommend
-    first = lambda offers: tuple(  # noqa: E731
-        option.changed(recommended=place == 0) for place, option in enumerate(own(offers))
-    )
-    monkeypatch.setattr(execution, "recommend", first)
-    finetune.run(recipe.changed(ensemble="seeds:2", strategy="full"), tmp_path / "run")
+
+    def recommend(offers):
+        return tuple(option.changed(recommended=number == place) for number, option in enumerate(own(offers)))
+
+    monkeypatch.setattr(execution, "recommend", recommend)
+    model = finetune.run(recipe.changed(ensemble="seeds:2", strategy="full"), tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     assert not (folder.path / "members").exists()
-    assert (folder.path / "model.safetensors").exists()
     assert len(folder.read_metrics().options) >= 3
+    paths = sorted((data / "test").rglob("*.*"))
+    np.testing.assert_allclose(folder.read_model().predict_proba(paths), model.predict_proba(paths), atol=0.02)
+    shipped = folder.read_metrics().options[place]
+    assert folder.read_metrics().validation.log_loss == shipped.log_loss
 
 
 def test_an_ensemble_of_one_backbone_is_refused_with_what_to_do(recipe, tmp_path):
