@@ -5,6 +5,7 @@ rounding.
 """
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -34,6 +35,9 @@ GREY = (0.299, 0.587, 0.114)
 CONCENTRATION = {"mixup": 0.2, "cutmix": 1.0}
 """Both parameters of the beta distribution that the share of an image is drawn from: ImageNet's in the two papers."""
 
+GLOBAL_STATE = threading.Lock()
+"""Held by the thread that draws from PyTorch's global random state."""
+
 POLICIES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "randaugment": lambda: RandAugment(interpolation=InterpolationMode.BILINEAR),
     "trivialaugment": lambda: TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR),
@@ -59,16 +63,11 @@ class Variation:
 
     def __call__(self, images: Sequence[NDArray[np.uint8]], keys: Sequence[Key]) -> list[Tensor]:
         """Return each image (h, w, 3) varied, (3, size, size) uint8; the global random state is left as it was."""
-        state = torch.get_rng_state()
-        varied = []
-        for image, key in zip(images, keys, strict=True):
-            generator = np.random.default_rng((self._seed, *key))
-            varied.append(self._vary(_to_tensor(image), generator))
-        torch.set_rng_state(state)
-        return varied
+        return [self._vary(_to_tensor(image), key) for image, key in zip(images, keys, strict=True)]
 
-    def _vary(self, image: Tensor, generator: np.random.Generator) -> Tensor:
+    def _vary(self, image: Tensor, key: Key) -> Tensor:
         plan, size = self._plan, self._preprocessing.image_size
+        generator = np.random.default_rng((self._seed, *key))
         if plan.smallest_crop < 1.0:
             height, width = image.shape[-2:]
             box = _random_box(height, width, plan.smallest_crop, generator)
@@ -82,11 +81,17 @@ class Variation:
                 view = view.flip(axis)
         if plan.color_jitter > 0:
             view = _jitter(view, plan.color_jitter, generator)
-        if self._policy is None:
-            return view
-        # torch.manual_seed seeds accelerators, too, and takes ten times as long.
-        torch.default_generator.manual_seed(int(generator.integers(2**32)))
-        return self._policy(view)
+        return view if self._policy is None else self._apply_policy(self._policy, view, generator)
+
+    def _apply_policy(self, policy: Callable[[Tensor], Tensor], view: Tensor, generator: np.random.Generator) -> Tensor:
+        """Apply torchvision's policy, which draws from the global random state, one thread at a time."""
+        with GLOBAL_STATE:
+            state = torch.get_rng_state()
+            # torch.manual_seed seeds accelerators, too, and takes ten times as long.
+            torch.default_generator.manual_seed(int(generator.integers(2**32)))
+            varied = policy(view)
+            torch.set_rng_state(state)
+        return varied
 
 
 def mix(inputs: Tensor, mixing: Mixing, seed: Sequence[int]) -> tuple[Tensor, float]:

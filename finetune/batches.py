@@ -2,6 +2,7 @@
 step."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler, default_collate
 
 from finetune.augmentation import Key, Variation, plain_view
 from finetune.evidence import Layout
@@ -188,6 +189,27 @@ def make_loader(
     return DataLoader(source, batch_size=batch_size, sampler=order, num_workers=workers, pin_memory=pinned)
 
 
+def read_in_turn(
+    dataset: Images,
+    device: torch.device,
+    workers: int,
+    batch_size: int,
+    members: Sequence[int] | Sequence[Key] | None = None,
+) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
+    """Yield, for each batch over `members` (all images) in order, the function that returns it.
+
+    Without workers it reads the batch when it is called: threads that compute with batches side by side read them, too,
+    and do not wait for a thread that reads for all of them.
+    """
+    order = list(range(len(dataset)) if members is None else members)
+    if workers and len(order) > 2 * batch_size:
+        loader = make_loader(dataset, device, workers, batch_size=batch_size, members=members)
+        yield from (partial(_itself, batch) for batch in loader)
+        return
+    for start in range(0, len(order), batch_size):
+        yield partial(_read, dataset, order[start : start + batch_size])
+
+
 def make_stream_loader(
     batches: StreamedBatches, device: torch.device, workers: int
 ) -> DataLoader[tuple[Tensor, Tensor]]:
@@ -205,3 +227,12 @@ def normaliser(preprocessing: Preprocessing, device: torch.device, layout: Layou
         return moved.to(torch.float32).sub_(mean).div_(std)
 
     return normalise
+
+
+def _itself(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch
+
+
+def _read(dataset: Images, keys: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    batch: tuple[Tensor, Tensor] = default_collate(dataset.__getitems__(keys))
+    return batch

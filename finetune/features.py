@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from finetune.augmentation import Key
-from finetune.batches import Images, PlainImages, make_loader, normaliser
+from finetune.batches import Images, PlainImages, normaliser, read_in_turn
 from finetune.cache import Kind, Rows, make_key, new_entry, read_arrays
 from finetune.evidence import ForwardSettings, Precision, Work
 from finetune.images import Pixels
@@ -78,17 +78,17 @@ def stream(
     device = next(network.parameters()).device
     normalise = normaliser(preprocessing, device, settings.layout)
     network.eval()
-    loader = make_loader(images, device, settings.loader_workers, batch_size=settings.batch_size, members=keys)
-
+    batches = read_in_turn(images, device, settings.loader_workers, settings.batch_size, keys)
     blank = torch.zeros(1, 3, preprocessing.image_size, preprocessing.image_size, dtype=torch.uint8)
     with Streams(settings.streams, settings.num_threads) as streams:
         folded = FoldedNorms(lambda: compute(network, normalise(blank)))
 
-        def send(batch: tuple[Tensor, Tensor]) -> Tensor:
+        def send(read: Callable[[], tuple[Tensor, Tensor]]) -> Tensor:
+            pixels, _ = read()
             with torch.inference_mode(), autocast(device, settings.precision), folded:
-                return compute(network, normalise(batch[0])).cpu()
+                return compute(network, normalise(pixels)).cpu()
 
-        yield from streams.map(send, loader)
+        yield from streams.map(send, batches)
 
 
 def forward_all(

@@ -1,4 +1,5 @@
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from torchvision.transforms.functional import adjust_brightness, adjust_contrast
 
 from finetune import batches
 from finetune.augmentation import ASPECT, _jitter, _random_box
-from finetune.batches import PlainImages, StepSampler, VariedImages, make_loader, normaliser
+from finetune.batches import PlainImages, StepSampler, VariedImages, make_loader, normaliser, read_in_turn
 from finetune.features import no_progress
 from finetune.images import Pixels, table_of_paths
 from finetune.plan import AugmentationPlan
@@ -256,3 +257,28 @@ def test_processes_that_read_ahead_give_the_same_batches(table, preprocessing):
     ]
     assert len(made[0]) == 4
     assert all(torch.equal(one, other) for one, other in zip(*made, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("members", [None, [5, 0, 3, 2, 1]])
+def test_batches_that_are_read_in_turn_are_the_loaders(table, preprocessing, workers, members):
+    images = PlainImages(Pixels(table, 32), preprocessing)
+    device = torch.device("cpu")
+    expected = list(make_loader(images, device, 0, batch_size=2, members=members))
+    made = [read() for read in read_in_turn(images, device, workers, 2, members)]
+    assert len(made) == len(expected) == 3
+    for (pixels, indices), (own, others) in zip(made, expected, strict=True):
+        assert torch.equal(pixels, own)
+        assert torch.equal(indices, others)
+
+
+@pytest.mark.parametrize("policy", ["none", "randaugment", "trivialaugment"])
+def test_views_are_the_same_where_several_threads_make_them(table, preprocessing, policy):
+    images = varied(table, preprocessing, smallest_crop=0.3, color_jitter=0.4, horizontal_flip=True, policy=policy)
+    keys = [[(index, view)] for view in range(30) for index in range(6)]
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda one: pixels_of(images, one)[0], keys))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(pixels_of(images, one)[0], view) for one, view in zip(keys, made, strict=True))

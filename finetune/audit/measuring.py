@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from finetune.audit.domain import DomainProbe
 from finetune.audit.speed import is_busy, machine_name, measure_speed
-from finetune.batches import MEMORY_FORMATS, PlainImages, VariedImages, make_loader, normaliser
+from finetune.batches import MEMORY_FORMATS, PlainImages, VariedImages, normaliser, read_in_turn
 from finetune.cache import keep_value, make_key, read_value, size_limit
 from finetune.errors import RecipeError
 from finetune.evidence import Evidence, ForwardSettings, LearningCurve, MachineSpeed, ProbeResult, StageProfile, Work
@@ -248,14 +249,15 @@ def _similarity(
         probe = DomainProbe(network)
         device = next(network.parameters()).device
         normalise = normaliser(preprocessing, device, settings.layout)
-        loader = make_loader(images, device, settings.loader_workers, batch_size=settings.batch_size, members=members)
+        batches = read_in_turn(images, device, settings.loader_workers, settings.batch_size, members)
 
-        def measure(batch: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor | None], Tensor]:
+        def measure(read: Callable[[], tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor | None], Tensor]:
+            sample, indices = read()
             with autocast(device, settings.precision):
-                return probe.measure(normalise(batch[0])), torch.from_numpy(labels)[batch[1]]
+                return probe.measure(normalise(sample)), torch.from_numpy(labels)[indices]
 
         with probe.watching(), Streams(settings.streams, settings.num_threads) as streams:
-            for moments, groups in streams.map(measure, loader):
+            for moments, groups in streams.map(measure, batches):
                 probe.collect(moments, groups)
         parts = probe.parts(list(probe.groups.values()))
         keep_value("features", key, f"domain similarity: {len(members)} images", parts)
