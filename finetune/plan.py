@@ -95,6 +95,8 @@ class Plan(Value):
     weight_decay: Annotated[float, Field(ge=0, le=1)]
     """Of the matrices: decoupled for AdamW, part of the gradient for SGD."""
     label_smoothing: Share
+    co_tuning: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the pretrained classifier's own loss (You et al. 2020); 0: it is left behind."""
     clip_norm: Annotated[float, Field(gt=0)]
     average_decay: Share
     """Decay of the weights' exponential moving average, per step; 0: none."""
@@ -219,6 +221,7 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "optimizer": optimizer,
         "weight_decay": _or(asked.weight_decay, WEIGHT_DECAY[optimizer]),
         "label_smoothing": _or(asked.label_smoothing, 0.05),
+        "co_tuning": _co_tuning(choice.strategy, asked),
         "clip_norm": asked.clip_norm or 1.0,
         "average_decay": max(0.0, 1.0 - 1.0 / max(1.0, horizon * steps)),
         "batch_norm_statistics": statistics,
@@ -314,6 +317,14 @@ def _accumulation(evidence: Evidence, load: Workload, statistics: str) -> int:
     """Return into how many parts a batch is split for memory's sake; statistics that move are those of whole
     batches."""
     return 1 if statistics == "updated" else math.ceil(load.batch_size / evidence.speed.micro_batch)
+
+
+def _co_tuning(strategy: Strategy, asked: TrainingRecipe) -> float:
+    """Return the weight of the pretrained classifier's loss; random weights have none, and a probe trains nothing that
+    it would hold."""
+    if strategy in {"linear_probe", "scratch"}:
+        return 0.0
+    return _or(asked.co_tuning, 0.0)
 
 
 def _validation(evidence: Evidence) -> str:

@@ -106,6 +106,8 @@ class TrainingRecipe(Value):
     """Share of the steps in which the learning rate climbs from 0."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Probability mass that the target gives away to all classes."""
+    co_tuning: Annotated[float, Field(ge=0)] | None = None
+    """Weight of a second loss: the pretrained classifier goes on to take each class for what it took it for before."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the gradient."""
     average_horizon: Annotated[float, Field(ge=0, le=1)] | None = None

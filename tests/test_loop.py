@@ -12,6 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from finetune.augmentation import mix
 from finetune.batches import StepSampler, make_loader
 from finetune.network.backbone import find_stages, set_trainable
+from finetune.network.source_head import put_beside
 from finetune.schedule import learning_rate_factor
 from finetune.training.loop import NotFiniteError, Task, make_accelerator, train_steps
 
@@ -286,6 +287,31 @@ def test_the_gradient_is_that_of_torchs_smoothed_and_weighted_loss(
     for own, expected in zip(network.parameters(), reference.parameters(), strict=True):
         scale = expected.grad.abs().max()
         torch.testing.assert_close(optimizer_steps[0][id(own)][1], expected.grad, rtol=1e-4, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_co_tuning_adds_the_pretrained_classifiers_loss_to_what_falls_and_not_to_what_is_told(
+    small_network, small_plan, optimizer_steps, streams
+):
+    plan = plan_of_streams(small_plan, streams, co_tuning=2.0, clip_norm=1e9)
+    relation = torch.rand(NUM_CLASSES, 7, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+    torch.manual_seed(0)
+    source = nn.Linear(256, 7)
+    reference, members = small_network(), batch_of(plan, 0)
+    loss = loss_of(reference, plan, 0, UNLIKE)
+    features = reference.forward_head(reference.forward_features(Inputs().tensors[members]), pre_logits=True)
+    each = -(relation[LABELS[members]] * source(features).log_softmax(dim=1)).sum(dim=1)
+    (loss + 2.0 * (UNLIKE[LABELS[members]] * each).mean()).backward()
+    network = small_network()
+    put_beside(network, "classifier", source)
+    task = train(network, plan, class_weights=UNLIKE, relation=relation)
+    assert task.history[0]["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    expected = dict(reference.named_parameters()) | {
+        f"classifier.source.{name}": parameter for name, parameter in source.named_parameters()
+    }
+    for name, own in network.named_parameters():
+        scale = expected[name].grad.abs().max()
+        torch.testing.assert_close(optimizer_steps[0][id(own)][1], expected[name].grad, rtol=1e-4, atol=1e-4 * scale)
 
 
 def test_a_class_of_weight_0_has_no_say(small_network, small_plan):

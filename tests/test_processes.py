@@ -23,7 +23,7 @@ WAYS = {
     "full": {"strategy": "full"},
     "full-uneven": {"strategy": "full", "batch_size": 5, "accumulation": 2, "imbalance": "class_weights"},
     "full-best": {"strategy": "full", "keep": "best", "evaluations": 3},
-    "partial": {"strategy": "partial", "refit": True},
+    "partial": {"strategy": "partial", "refit": True, "co_tuning": 1.0},
     "norm_tuning": {"strategy": "norm_tuning", "validation": "cross_validation"},
 }
 

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from conftest import FORWARD, PLAIN
+from safetensors.torch import load_file
 
 from finetune import features as forward_passes
 from finetune.batches import PlainImages
@@ -35,6 +36,7 @@ WAYS = {
     "partial": {},
     "partial, nothing kept": {"cached_views": 0},
     "full": {},
+    "full, co-tuned": {"co_tuning": 2.0},
     "scratch": {"batch_norm_statistics": "updated"},
 }
 
@@ -263,6 +265,27 @@ def test_every_strategy_gives_a_judged_model(make_plan, splits, way, name):
     assert len(model.history) == model.plan.steps
     probabilities = model.probabilities(splits.test)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["partial", "full"])
+def test_a_co_tuned_class_is_related_to_what_the_pretrained_classifier_takes_its_images_for(
+    make_plan, splits, monkeypatch, way
+):
+    tasks, own = [], session.train_steps
+    monkeypatch.setattr(session, "train_steps", lambda task, *rest: tasks.append(task) or own(task, *rest))
+    plan = make_plan(way, co_tuning=1.0)
+    training = Training(plan, splits)
+    model = training.finish()
+    pretrained = timm.create_model("test_efficientnet").eval()
+    pretrained.load_state_dict(load_file(plan.weights))
+    images = PlainImages(Pixels(splits.train, plan.preprocessing.shorter_side), plan.preprocessing)
+    taken_for = softmax(forward_all(pretrained, images, plan.preprocessing, plan.forward, logits))
+    members = training.phases[0].members
+    for label in range(3):
+        of_class = members[labels_of(splits.train)[members] == label]
+        mean = torch.from_numpy(taken_for[of_class].mean(axis=0)).float()
+        torch.testing.assert_close(tasks[0].relation[label], mean, rtol=0.05, atol=1e-5)
+    assert model.network.state_dict().keys() == network_of(plan).state_dict().keys()
 
 
 @pytest.mark.parametrize("way", ["linear_probe", "linear_probe, trained"])
@@ -500,7 +523,7 @@ def test_work_is_counted(make_plan, splits, way, changes, forward, backward, equ
     assert (work.decoded_images, work.decoded_bytes, work.cache_hits) == (15, size, 0)
 
 
-@pytest.mark.parametrize("way", ["partial", "full"])
+@pytest.mark.parametrize("way", ["partial", "full", "full, co-tuned"])
 @pytest.mark.parametrize(
     ("changes", "phase", "trained"),
     [

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.errors import ModelError
 from finetune.evidence import StageProfile
+from finetune.network.source_head import put_beside
 from finetune.network.weights import WeightsReport, create_pretrained
 from finetune.plan import Plan
 from finetune.preprocessing import Preprocessing
@@ -32,7 +33,7 @@ class Stage:
 
 
 def create_network(
-    name: str, weights: str, num_classes: int, image_size: int | None
+    name: str, weights: str, num_classes: int, image_size: int | None, keeps_source_head: bool = False
 ) -> tuple[nn.Module, WeightsReport | None]:
     """Return the network with a new head of `num_classes`, in channels-last layout, and where its weights came from.
 
@@ -41,18 +42,30 @@ def create_network(
         weights: `pretrained`, `random`, or a file.
         num_classes: outputs of the new head.
         image_size: side of the input, for networks that are built for one size (position embeddings).
+        keeps_source_head: whether the pretrained classifier stays beside the new head.
 
     Raises:
-        ModelError: the weights are not to be had or do not match, or the network has more than one head.
+        ModelError: the weights are not to be had or do not match, or the network has more than one head, or no
+            pretrained one that could stay.
     """
     arguments: dict[str, Any] = {"img_size": image_size} if image_size and takes_image_size(name) else {}
+    report: WeightsReport | None
+    source: Any
     if weights == "random":
         network: Any = timm.create_model(name, num_classes=num_classes, **arguments)
-        report = None
+        report, source = None, None
     else:
         network, report = create_pretrained(name, None if weights == "pretrained" else weights, **arguments)
+        source = network.get_classifier()
         network.reset_classifier(num_classes)
-    find_head(network)
+    head, _ = find_head(network)
+    if keeps_source_head:
+        if weights == "random" or not isinstance(source, nn.Linear):
+            raise ModelError(
+                f"co-tuning needs the classifier that {name} was pretrained with, which these weights do not have; "
+                f"leave it out: --set training.co_tuning=0"
+            )
+        put_beside(network, head, source)
     made: nn.Module = network.to(memory_format=torch.channels_last)
     return made, report
 

@@ -70,6 +70,9 @@ class Task:
     """(n_images,), of the indices."""
     class_weights: Tensor
     """(num_classes,); the mean over the training images is 1."""
+    relation: Tensor | None = None
+    """(num_classes, source_classes): what the pretrained classifier takes each class for, where it is co-tuned and its
+    logits follow the module's own."""
     on_step: Callable[[int], None]
     evaluate: Callable[[], tuple[float, float]] | None = None
     """Return the log-loss and the top-1 accuracy on the held-out images."""
@@ -236,18 +239,23 @@ def _gradients(
     """Add up the gradients of this process's part of the next batch; return the mean loss over the whole batch."""
     device = accelerator.device
 
-    def loss_of(part: _Part) -> Tensor:
+    def losses_of(part: _Part) -> tuple[Tensor, Tensor]:
+        """Return what is to fall, and the loss of the new head alone, which is what others compare."""
         with autocast(device, plan.precision), quick_depthwise_gradients(device), folded:
-            scores = module(task.prepare(part.inputs)).float()
-        loss = torch.zeros((), device=device)
+            scores, source = _split(module(task.prepare(part.inputs)).float(), task)
+        loss = objective = torch.zeros((), device=device)
         for indices, share in ((part.indices, batches.share), (part.others, 1.0 - batches.share)):
             if share > 0.0:
                 labels = task.labels[indices].to(device, non_blocking=True)
                 losses = nn.functional.cross_entropy(
                     scores, labels, reduction="none", label_smoothing=plan.label_smoothing
                 )
-                loss = loss + share * (losses * task.class_weights[labels]).sum() / plan.batch_size
-        return loss
+                weights = share * task.class_weights[labels] / plan.batch_size
+                loss = loss + (losses * weights).sum()
+                if task.relation is not None:
+                    others = nn.functional.cross_entropy(source, task.relation[labels], reduction="none")
+                    objective = objective + plan.co_tuning * (others * weights).sum()
+        return objective + loss, loss.detach()
 
     total = torch.zeros((), device=device)
     share = math.ceil(plan.accumulation / accelerator.num_processes)
@@ -256,22 +264,28 @@ def _gradients(
     if streams.count == 1:
         for number, part in enumerate(parts, start=1):
             with nullcontext() if number == len(parts) else accelerator.no_sync(module):
-                loss = loss_of(part)
+                objective, loss = losses_of(part)
                 # Processes average their gradients; times their number, the average is the sum over the whole batch.
-                accelerator.backward(loss * accelerator.num_processes)
-            total += loss.detach()
+                accelerator.backward(objective * accelerator.num_processes)
+            total += loss
         return float(accelerator.reduce(total, reduction="sum"))
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
 
     def gradients_of(part: _Part) -> tuple[Tensor, Sequence[Tensor]]:
-        loss = loss_of(part)
-        return loss.detach(), torch.autograd.grad(loss, trained, materialize_grads=True)
+        objective, loss = losses_of(part)
+        return loss, torch.autograd.grad(objective, trained, materialize_grads=True)
 
     for loss, gradients in streams.map(gradients_of, chain(parts, batches.read_ahead(streams))):
         total += loss
         for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
     return float(total)
+
+
+def _split(scores: Tensor, task: Task) -> tuple[Tensor, Tensor]:
+    """Return the logits of the new head, and those of the pretrained classifier beside it."""
+    count = scores.shape[1] - (0 if task.relation is None else task.relation.shape[1])
+    return scores[:, :count], scores[:, count:]
 
 
 def _folded_norms(task: Task, plan: Plan, batches: "_Batches") -> AbstractContextManager[Any]:
@@ -489,7 +503,7 @@ def _check_finite(
 
 
 def _plain_loss(task: Task, inputs: Tensor, indices: Tensor) -> Tensor:
-    scores = task.module(task.prepare(inputs)).float()
+    scores, _ = _split(task.module(task.prepare(inputs)).float(), task)
     return nn.functional.cross_entropy(scores, task.labels[indices].to(scores.device))
 
 

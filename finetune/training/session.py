@@ -42,6 +42,7 @@ from finetune.images import ImageSplits, Pixels, labels_of
 from finetune.metrics import score
 from finetune.network.backbone import check_stages, create_network, find_head, load_head, profile_stages, set_trainable
 from finetune.network.folding import FoldedNorms
+from finetune.network.source_head import without_source
 from finetune.network.streams import Streams
 from finetune.network.tail import Tail, cut
 from finetune.plan import Plan
@@ -54,6 +55,9 @@ from finetune.training.kept import KeptActivations, keep_activations
 from finetune.training.loop import NotFiniteError, Task, make_accelerator, train_steps
 from finetune.training.phases import Phase, plan_phases, seen_by
 from finetune.workload import cost_per_image, tail_share
+
+RELATED_AT_ONCE = 4096
+"""Images whose source classes are looked at together."""
 
 BUDGETED = 0.95
 """Share of a time budget that training steps may fill: held-out images are judged and the model is kept in the rest."""
@@ -127,7 +131,13 @@ class Training:
         self.phases = plan_phases(plan, splits)
         self.class_names = splits.class_names
         torch.manual_seed(plan.training_seed)
-        network, _ = create_network(plan.model, plan.weights, len(splits.class_names), plan.preprocessing.image_size)
+        network, _ = create_network(
+            plan.model,
+            plan.weights,
+            len(splits.class_names),
+            plan.preprocessing.image_size,
+            keeps_source_head=plan.co_tuning > 0,
+        )
         check_stages(network, plan)
         self.network = network.to(best_device()).to(memory_format=MEMORY_FORMATS[plan.forward.layout])
         tables = [splits.train]
@@ -232,6 +242,7 @@ class Training:
                 send = partial(scores_of, network, self.pixels, plan)
                 judged.append((phase, _Result(share_out(send, phase.held_out))))
         look = self._look(judged)
+        network = without_source(network, find_head(network)[0])
         return replace(self._model(look.logits, look.labels), network=network.eval(), plan=plan)
 
     @contextmanager
@@ -290,7 +301,7 @@ class Training:
         temperature = fit_temperature(scores, labels)
         held_out = HeldOut(labels=labels, probabilities=softmax(scores / temperature))
         return TrainedModel(
-            network=self.network.eval(),
+            network=without_source(self.network, find_head(self.network)[0]).eval(),
             plan=self.plan,
             class_names=self.class_names,
             temperature=temperature,
@@ -433,6 +444,7 @@ class Training:
             prepare=prepare,
             labels=torch.from_numpy(self.labels) if self.stream is None else torch.arange(self.num_classes),
             class_weights=self._class_weights(phase).to(accelerator.device),
+            relation=self._relation(phase, accelerator.device),
             on_step=lambda step: self.progress(f"training ({phase.name})", step, plan.steps),
             # Of the folds one is looked at on its way, for its curve.
             evaluate=evaluation.evaluate if phase is self.phases[0] else None,
@@ -501,6 +513,20 @@ class Training:
             return torch.ones(self.num_classes)
         weights = np.where(counts > 0, counts.sum() / np.maximum(counts, 1) / (counts > 0).sum(), 0.0)
         return torch.from_numpy(weights.astype(np.float32))
+
+    def _relation(self, phase: Phase, device: torch.device) -> Tensor | None:
+        """Return what the pretrained classifier takes the phase's classes for, where it is co-tuned."""
+        head, _ = find_head(self.network)
+        if f"{head}.source.weight" not in self._start or self.features is None:
+            return None
+        weight, bias = (self._start[f"{head}.source.{part}"].numpy() for part in ("weight", "bias"))
+        members = phase.members
+        sums = np.zeros((self.num_classes, len(bias)))
+        for part in np.array_split(members, max(1, len(members) // RELATED_AT_ONCE)):
+            taken_for = softmax(LinearHead(weight=weight, bias=bias).logits_of(self.features, part))
+            np.add.at(sums, self.labels[part], taken_for)
+        counts = np.bincount(self.labels[members], minlength=self.num_classes)
+        return torch.from_numpy((sums / np.maximum(counts, 1)[:, None]).astype(np.float32)).to(device)
 
     def _adjust_head(self, phase: Phase, takes_out: bool = True) -> None:
         """Take the classes' frequencies out of the logits, where planned; or put them back, to train on."""
