@@ -1,0 +1,159 @@
+"""Train plans that differ in a few settings on the same images, and compare what they make of others.
+
+    python scripts/compare_plans.py --data DIR --runs FOLDER --settings training.co_tuning=2.3
+        [--sets flowers12 ...] [--seeds 1 ...] [--strategies partial full] [--per-class 20] [--steps 150]
+
+Of each set in DIR, some training images of every class are trained on and up to 700 of the others judge; the test
+split is not looked at. Each setting, as `--set` takes it, is compared with the plan without it. Results are appended to
+FOLDER/plans.jsonl, and what is there already is not repeated; the table at the end is of all that were asked for.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# This script's folder comes first on the path, where finetune.py stands in for the package.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from finetune import choose_strategy, load_images, load_recipe, make_plan, measure_evidence
+from finetune.images import ImageSplits, labels_of
+from finetune.training import Training
+
+SETS = (
+    "flowers12", "clothing10", "scene15", "cifar10", "pacs_cartoon7", "ucmerced21", "brainmri3", "fashion10",
+    "signdigits10",
+)  # fmt: skip
+
+JUDGES = 700
+"""Most images that judge."""
+
+IMAGE_SIZE = 128
+
+Row = dict[str, Any]
+
+
+def divided(folder: Path, per_class: int, seed: int) -> ImageSplits:
+    """Return a set of which `per_class` training images of each class are trained on and others judge."""
+    splits = load_images(str(folder))
+    labels = labels_of(splits.train)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    own = np.concatenate([order[labels[order] == label][:per_class] for label in np.unique(labels)])
+    rest = np.setdiff1d(order, own)
+    judges = np.random.default_rng(seed).permutation(rest)[:JUDGES]
+    train, validation = (splits.train.select(np.sort(members)) for members in (own, judges))
+    return replace(splits, train=train, validation=validation, test=None)
+
+
+def train(name: str, seed: int, strategy: str, setting: str, asked: argparse.Namespace) -> Row:
+    """Return what a plan with a setting ("": none) makes of a set."""
+    splits = divided(asked.data / name, asked.per_class, seed)
+    own = dict([setting.split("=", 1)] if setting else ())
+    recipe = load_recipe(
+        data=name, strategy=strategy, seed=seed, image_size=IMAGE_SIZE, steps=asked.steps, refit=False, **own
+    )
+    evidence = measure_evidence(recipe, splits)
+    plan = make_plan(recipe, evidence, choose_strategy(evidence, recipe)).changed(evaluations=1)
+    start = time.perf_counter()
+    model = Training(plan, splits).finish()
+    if model.validation is None or model.held_out is None:
+        raise ValueError("nothing judges this plan")
+    right = model.held_out.probabilities.argmax(axis=1) == model.held_out.labels
+    return {
+        "set": name,
+        "seed": seed,
+        "strategy": strategy,
+        "per_class": asked.per_class,
+        "steps": asked.steps,
+        "setting": setting,
+        "similarity": evidence.domain_similarity,
+        "probe_top1": evidence.probe.accuracy,
+        "top1": round(model.validation.top1, 4),
+        "log_loss": round(model.validation.log_loss, 4),
+        "right": "".join(map(str, right.astype(int))),
+        "note": model.note,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def interval(values: NDArray[np.float64]) -> str:
+    """Return the mean and its 90 % interval over sets, by bootstrap."""
+    drawn = np.random.default_rng(0).choice(values, (4000, len(values))).mean(axis=1)
+    return f"{values.mean():+.2f} ({np.quantile(drawn, 0.05):+.2f} to {np.quantile(drawn, 0.95):+.2f})"
+
+
+def table(rows: Sequence[Row], asked: argparse.Namespace) -> Iterator[str]:
+    """Yield the lines of the table of one strategy after another."""
+    found = {
+        (row["set"], row["seed"], row["strategy"], row["setting"]): row
+        for row in rows
+        if (row["per_class"], row["steps"]) == (asked.per_class, asked.steps)
+    }
+    for strategy in asked.strategies:
+        yield f"| {strategy}, {asked.per_class} a class | without | " + " | ".join(asked.settings) + " |"
+        yield "|---|---|" + "---|" * len(asked.settings)
+        gains: dict[str, list[float]] = {setting: [] for setting in asked.settings}
+        ratios: dict[str, list[float]] = {setting: [] for setting in asked.settings}
+        for name in asked.sets:
+            plain = [found[name, seed, strategy, ""] for seed in asked.seeds]
+            cells = [_cell(plain)]
+            for setting in asked.settings:
+                own = [found[name, seed, strategy, setting] for seed in asked.seeds]
+                cells.append(_cell(own))
+                gains[setting].append(100 * (_mean(own, "top1") - _mean(plain, "top1")))
+                ratios[setting].append(_mean(own, "log_loss") / _mean(plain, "log_loss"))
+            yield f"| {name} | " + " | ".join(cells) + " |"
+        means = [interval(np.array(gains[setting])) for setting in asked.settings]
+        yield "| points gained (90 % over sets) | | " + " | ".join(means) + " |"
+        yield "| log-loss, of that without | | " + " | ".join(f"{np.mean(r):.3f}" for r in ratios.values()) + " |"
+        yield ""
+
+
+def _mean(rows: Sequence[Row], key: str) -> float:
+    return float(np.mean([row[key] for row in rows]))
+
+
+def _cell(rows: Sequence[Row]) -> str:
+    harm = ", the probe ships" if any(row["note"] for row in rows) else ""
+    return f"{_mean(rows, 'top1'):.3f} / {_mean(rows, 'log_loss'):.3f}{harm}"
+
+
+def main() -> None:
+    """Train what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the image sets")
+    parser.add_argument("--runs", type=Path, required=True, help="where results are kept")
+    parser.add_argument("--settings", nargs="+", required=True, metavar="KEY=VALUE")
+    parser.add_argument("--sets", nargs="+", default=list(SETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--strategies", nargs="+", default=["partial", "full"])
+    parser.add_argument("--per-class", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=150)
+    asked = parser.parse_args()
+    asked.runs.mkdir(parents=True, exist_ok=True)
+    file = asked.runs / "plans.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    keys = ("set", "seed", "strategy", "setting", "per_class", "steps")
+    done = {tuple(row[key] for key in keys) for row in rows}
+    for seed in asked.seeds:
+        for strategy in asked.strategies:
+            for name in asked.sets:
+                for setting in ("", *asked.settings):
+                    if (name, seed, strategy, setting, asked.per_class, asked.steps) in done:
+                        continue
+                    rows.append(train(name, seed, strategy, setting, asked))
+                    with file.open("a") as out:
+                        out.write(json.dumps(rows[-1]) + "\n")
+                    print({key: value for key, value in rows[-1].items() if key != "right"}, flush=True)
+    print("\n".join(table(rows, asked)))
+
+
+if __name__ == "__main__":
+    main()
