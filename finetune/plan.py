@@ -40,6 +40,9 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 WEIGHT_DECAY: dict[Optimizer, float] = {"adamw": 0.02, "sgd": 1e-4}
 
+CO_TUNING = 2.3
+"""Weight of the pretrained classifier's loss over the new head's: that of You et al. 2020."""
+
 HANDED = 0.7
 """Share of pairs told apart from which on images have a left and a right."""
 
@@ -221,7 +224,7 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "optimizer": optimizer,
         "weight_decay": _or(asked.weight_decay, WEIGHT_DECAY[optimizer]),
         "label_smoothing": _or(asked.label_smoothing, 0.05),
-        "co_tuning": _co_tuning(choice.strategy, asked),
+        "co_tuning": _co_tuning(evidence, choice.strategy, asked),
         "clip_norm": asked.clip_norm or 1.0,
         "average_decay": max(0.0, 1.0 - 1.0 / max(1.0, horizon * steps)),
         "batch_norm_statistics": statistics,
@@ -248,6 +251,7 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "cycle": 0,
         "reasons": (
             *_reasons(evidence, load, choice, precision),
+            *_about_co_tuning(_co_tuning(evidence, choice.strategy, asked)),
             *_rate_reasons(recipe, evidence, load, steps),
             *_about_stopping(evidence, steps, asked),
         ),
@@ -319,12 +323,13 @@ def _accumulation(evidence: Evidence, load: Workload, statistics: str) -> int:
     return 1 if statistics == "updated" else math.ceil(load.batch_size / evidence.speed.micro_batch)
 
 
-def _co_tuning(strategy: Strategy, asked: TrainingRecipe) -> float:
-    """Return the weight of the pretrained classifier's loss; random weights have none, and a probe trains nothing that
-    it would hold."""
+def _co_tuning(evidence: Evidence, strategy: Strategy, asked: TrainingRecipe) -> float:
+    """Return the weight of the pretrained classifier's loss; random weights have none, a probe trains nothing that it
+    would hold, and with many images it gained nothing (docs/training.md)."""
     if strategy in {"linear_probe", "scratch"}:
         return 0.0
-    return _or(asked.co_tuning, 0.0)
+    pays = evidence.source_classes > 0 and evidence.num_images < SMALL_SET
+    return _or(asked.co_tuning, CO_TUNING if pays else 0.0)
 
 
 def _validation(evidence: Evidence) -> str:
@@ -421,6 +426,15 @@ def _reasons(evidence: Evidence, load: Workload, choice: Choice, precision: Prec
             f"the largest class has {evidence.imbalance:.1f} x the images of the smallest: balanced accuracy chooses"
         )
     return tuple(reasons)
+
+
+def _about_co_tuning(weight: float) -> tuple[str, ...]:
+    if not weight:
+        return ()
+    return (
+        f"the pretrained classifier goes on to take each class for what it took it for before (co-tuning, weight "
+        f"{weight:g}), which holds the features where they were good",
+    )
 
 
 def _rate_reasons(recipe: Recipe, evidence: Evidence, load: Workload, steps: int) -> tuple[str, ...]:

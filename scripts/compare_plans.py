@@ -55,7 +55,7 @@ def divided(folder: Path, per_class: int, seed: int) -> ImageSplits:
 def train(name: str, seed: int, strategy: str, setting: str, asked: argparse.Namespace) -> Row:
     """Return what a plan with a setting ("": none) makes of a set."""
     splits = divided(asked.data / name, asked.per_class, seed)
-    own = dict([setting.split("=", 1)] if setting else ())
+    own: dict[str, Any] = dict([setting.split("=", 1)] if setting else ())
     recipe = load_recipe(
         data=name, strategy=strategy, seed=seed, image_size=IMAGE_SIZE, steps=asked.steps, refit=False, **own
     )

@@ -269,6 +269,35 @@ def test_balanced_accuracy_takes_the_answer_that_the_probe_did_best_with(evidenc
     assert any("6.0 x the images of the smallest: balanced accuracy chooses" in reason for reason in plan.reasons)
 
 
+@pytest.mark.parametrize("strategy", ["partial", "full", "norm_tuning"])
+def test_where_there_is_a_pretrained_classifier_it_is_co_tuned_and_the_plan_says_so(evidence, strategy):
+    plan = planned(evidence.changed(source_classes=1000), strategy=strategy)
+    assert plan.co_tuning == 2.3
+    assert sum("co-tuning, weight 2.3" in reason for reason in plan.reasons) == 1
+
+
+@pytest.mark.parametrize(
+    ("known", "asked"),
+    [
+        ({"source_classes": 0}, {}),
+        ({}, {"strategy": "scratch"}),
+        ({}, {"strategy": "linear_probe"}),
+        ({}, {"training": {"co_tuning": 0}}),
+        ({"num_images": 600, "images_per_class": 150.0}, {}),
+    ],
+    ids=["no classifier", "scratch", "probe", "not wanted", "many images"],
+)
+def test_nothing_is_co_tuned_where_it_can_not_be_or_does_not_pay_or_is_not_wanted(evidence, known, asked):
+    plan = planned(evidence.changed(**{"source_classes": 1000, **known}), **{"strategy": "partial", **asked})
+    assert plan.co_tuning == 0
+    assert not any("co-tuning" in reason for reason in plan.reasons)
+
+
+def test_with_many_images_co_tuning_can_be_asked_for(evidence):
+    known = of_size(evidence, 5000, source_classes=1000)
+    assert planned(known, strategy="full", training={"co_tuning": 1.5}).co_tuning == 1.5
+
+
 def test_the_reasons_tell_size_flips_speed_and_length(evidence):
     size, flips, forward, training, views, _ = planned(evidence).reasons
     assert size == "128 px: the images have 150 px"

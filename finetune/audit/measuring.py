@@ -84,7 +84,7 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
     side = _native_side(splits)
     size, reason = _image_size(recipe, name, side, has_accelerator=device.type != "cpu")
     network, report = _load(name, recipe, size)
-    head, _ = find_head(network)
+    head, layer = find_head(network)
     network = network.to(device).eval()
     labels, groups = labels_of(splits.train), groups_of(splits.train)
     counts = np.bincount(labels, minlength=len(splits.class_names))
@@ -115,6 +115,7 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
     return Evidence(
         model=name,
         weights=str(report),
+        source_classes=0 if recipe.strategy == "scratch" else layer.out_features,
         num_images=num_images,
         num_held=len(labels),
         num_classes=len(counts),

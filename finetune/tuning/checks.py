@@ -122,7 +122,7 @@ def _spread(labels: NDArray[np.int64], seed: int) -> NDArray[np.intp]:
 
 
 def _unregularised(plan: Plan, count: int) -> Plan:
-    """Return a plan that learns `count` images by heart: nothing is varied, decayed, smoothed or averaged."""
+    """Return a plan that learns `count` images by heart: nothing is varied, decayed, smoothed, co-tuned or averaged."""
     steps = SAMPLE_STEPS * (SCRATCH_FACTOR if plan.strategy == "scratch" else 1)
     still = plan.augmentation.changed(
         horizontal_flip=False, vertical_flip=False, smallest_crop=1.0, color_jitter=0.0, policy="none", mixing="none"
@@ -133,6 +133,7 @@ def _unregularised(plan: Plan, count: int) -> Plan:
         batch_size=min(plan.batch_size, count),
         weight_decay=0.0,
         label_smoothing=0.0,
+        co_tuning=0.0,
         average_decay=0.0,
         imbalance="none",
         augmentation=still,
