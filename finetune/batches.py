@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Sampler, default_collate
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from finetune.augmentation import Key, Variation, plain_view
 from finetune.evidence import Layout
@@ -201,13 +201,11 @@ def read_in_turn(
     Without workers it reads the batch when it is called: threads that compute with batches side by side read them, too,
     and do not wait for a thread that reads for all of them.
     """
-    order = list(range(len(dataset)) if members is None else members)
-    if workers and len(order) > 2 * batch_size:
-        loader = make_loader(dataset, device, workers, batch_size=batch_size, members=members)
+    loader = make_loader(dataset, device, workers, batch_size=batch_size, members=members)
+    if loader.num_workers:
         yield from (partial(_itself, batch) for batch in loader)
-        return
-    for start in range(0, len(order), batch_size):
-        yield partial(_read, dataset, order[start : start + batch_size])
+    else:
+        yield from (partial(_read, loader, keys) for keys in loader.batch_sampler or ())
 
 
 def make_stream_loader(
@@ -233,6 +231,7 @@ def _itself(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return batch
 
 
-def _read(dataset: Images, keys: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    batch: tuple[Tensor, Tensor] = default_collate(dataset.__getitems__(keys))
+def _read(loader: DataLoader[Any], keys: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401  (indices or keys)
+    images: Any = loader.dataset
+    batch: tuple[Tensor, Tensor] = loader.collate_fn(images.__getitems__(keys))
     return batch

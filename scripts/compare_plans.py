@@ -1,10 +1,10 @@
-"""Train plans that differ in a few settings on the same images, and compare what they make of others.
+"""Train plans that differ in a setting on the same images, and compare what they make of others.
 
-    python scripts/compare_plans.py --data DIR --runs FOLDER --settings training.co_tuning=2.3
+    python scripts/compare_plans.py --data DIR --runs FOLDER --settings training.co_tuning=0 training.co_tuning=2.3
         [--sets flowers12 ...] [--seeds 1 ...] [--strategies partial full] [--per-class 20] [--steps 150]
 
 Of each set in DIR, some training images of every class are trained on and up to 700 of the others judge; the test
-split is not looked at. Each setting, as `--set` takes it, is compared with the plan without it. Results are appended to
+split is not looked at. Each setting, as `--set` takes it, is compared with the first one. Results are appended to
 FOLDER/plans.jsonl, and what is there already is not repeated; the table at the end is of all that were asked for.
 """
 
@@ -26,6 +26,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from finetune import choose_strategy, load_images, load_recipe, make_plan, measure_evidence
 from finetune.images import ImageSplits, labels_of
 from finetune.training import Training
+from scripts.measure_ensembles import interval
+from scripts.strategy_grid import few_of_each_class
 
 SETS = (
     "flowers12", "clothing10", "scene15", "cifar10", "pacs_cartoon7", "ucmerced21", "brainmri3", "fashion10",
@@ -44,28 +46,25 @@ def divided(folder: Path, per_class: int, seed: int) -> ImageSplits:
     """Return a set of which `per_class` training images of each class are trained on and others judge."""
     splits = load_images(str(folder))
     labels = labels_of(splits.train)
-    order = np.random.default_rng(seed).permutation(len(labels))
-    own = np.concatenate([order[labels[order] == label][:per_class] for label in np.unique(labels)])
-    rest = np.setdiff1d(order, own)
+    own = few_of_each_class(labels, per_class, seed)
+    rest = np.setdiff1d(np.arange(len(labels)), own)
     judges = np.random.default_rng(seed).permutation(rest)[:JUDGES]
     train, validation = (splits.train.select(np.sort(members)) for members in (own, judges))
     return replace(splits, train=train, validation=validation, test=None)
 
 
 def train(name: str, seed: int, strategy: str, setting: str, asked: argparse.Namespace) -> Row:
-    """Return what a plan with a setting ("": none) makes of a set."""
+    """Return what a plan with a setting makes of a set."""
     splits = divided(asked.data / name, asked.per_class, seed)
-    own: dict[str, Any] = dict([setting.split("=", 1)] if setting else ())
-    recipe = load_recipe(
-        data=name, strategy=strategy, seed=seed, image_size=IMAGE_SIZE, steps=asked.steps, refit=False, **own
-    )
+    key, _, value = setting.partition("=")
+    asked_for: dict[str, Any] = {"image_size": IMAGE_SIZE, "steps": asked.steps, "refit": False, key: value}
+    recipe = load_recipe(data=name, strategy=strategy, seed=seed, **asked_for)
     evidence = measure_evidence(recipe, splits)
     plan = make_plan(recipe, evidence, choose_strategy(evidence, recipe)).changed(evaluations=1)
     start = time.perf_counter()
     model = Training(plan, splits).finish()
-    if model.validation is None or model.held_out is None:
+    if model.validation is None:
         raise ValueError("nothing judges this plan")
-    right = model.held_out.probabilities.argmax(axis=1) == model.held_out.labels
     return {
         "set": name,
         "seed": seed,
@@ -77,16 +76,9 @@ def train(name: str, seed: int, strategy: str, setting: str, asked: argparse.Nam
         "probe_top1": evidence.probe.accuracy,
         "top1": round(model.validation.top1, 4),
         "log_loss": round(model.validation.log_loss, 4),
-        "right": "".join(map(str, right.astype(int))),
         "note": model.note,
         "seconds": round(time.perf_counter() - start, 1),
     }
-
-
-def interval(values: NDArray[np.float64]) -> str:
-    """Return the mean and its 90 % interval over sets, by bootstrap."""
-    drawn = np.random.default_rng(0).choice(values, (4000, len(values))).mean(axis=1)
-    return f"{values.mean():+.2f} ({np.quantile(drawn, 0.05):+.2f} to {np.quantile(drawn, 0.95):+.2f})"
 
 
 def table(rows: Sequence[Row], asked: argparse.Namespace) -> Iterator[str]:
@@ -96,28 +88,31 @@ def table(rows: Sequence[Row], asked: argparse.Namespace) -> Iterator[str]:
         for row in rows
         if (row["per_class"], row["steps"]) == (asked.per_class, asked.steps)
     }
+    first, *others = asked.settings
     for strategy in asked.strategies:
-        yield f"| {strategy}, {asked.per_class} a class | without | " + " | ".join(asked.settings) + " |"
-        yield "|---|---|" + "---|" * len(asked.settings)
-        gains: dict[str, list[float]] = {setting: [] for setting in asked.settings}
-        ratios: dict[str, list[float]] = {setting: [] for setting in asked.settings}
+        yield f"| {strategy}, {asked.per_class} a class | " + " | ".join(asked.settings) + " |"
+        yield "|---|" + "---|" * len(asked.settings)
+        gains: dict[str, list[float]] = {setting: [] for setting in others}
+        ratios: dict[str, list[float]] = {setting: [] for setting in others}
         for name in asked.sets:
-            plain = [found[name, seed, strategy, ""] for seed in asked.seeds]
-            cells = [_cell(plain)]
-            for setting in asked.settings:
-                own = [found[name, seed, strategy, setting] for seed in asked.seeds]
-                cells.append(_cell(own))
-                gains[setting].append(100 * (_mean(own, "top1") - _mean(plain, "top1")))
-                ratios[setting].append(_mean(own, "log_loss") / _mean(plain, "log_loss"))
-            yield f"| {name} | " + " | ".join(cells) + " |"
-        means = [interval(np.array(gains[setting])) for setting in asked.settings]
+            cells = {s: [found[name, seed, strategy, s] for seed in asked.seeds] for s in asked.settings}
+            for setting in others:
+                gains[setting].append(100 * (_mean(cells[setting], "top1") - _mean(cells[first], "top1")))
+                ratios[setting].append(_mean(cells[setting], "log_loss") / _mean(cells[first], "log_loss"))
+            yield f"| {name} | " + " | ".join(map(_cell, cells.values())) + " |"
+        means = [_with_interval(np.array(values)) for values in gains.values()]
         yield "| points gained (90 % over sets) | | " + " | ".join(means) + " |"
-        yield "| log-loss, of that without | | " + " | ".join(f"{np.mean(r):.3f}" for r in ratios.values()) + " |"
+        yield "| log-loss, of the first one's | | " + " | ".join(f"{np.mean(r):.3f}" for r in ratios.values()) + " |"
         yield ""
 
 
 def _mean(rows: Sequence[Row], key: str) -> float:
     return float(np.mean([row[key] for row in rows]))
+
+
+def _with_interval(values: NDArray[np.float64]) -> str:
+    low, high = interval(values)
+    return f"{values.mean():+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def _cell(rows: Sequence[Row]) -> str:
@@ -145,13 +140,13 @@ def main() -> None:
     for seed in asked.seeds:
         for strategy in asked.strategies:
             for name in asked.sets:
-                for setting in ("", *asked.settings):
+                for setting in asked.settings:
                     if (name, seed, strategy, setting, asked.per_class, asked.steps) in done:
                         continue
                     rows.append(train(name, seed, strategy, setting, asked))
                     with file.open("a") as out:
                         out.write(json.dumps(rows[-1]) + "\n")
-                    print({key: value for key, value in rows[-1].items() if key != "right"}, flush=True)
+                    print(rows[-1], flush=True)
     print("\n".join(table(rows, asked)))
 
 

@@ -243,7 +243,7 @@ def _gradients(
         """Return what is to fall, and the loss of the new head alone, which is what others compare."""
         with autocast(device, plan.precision), quick_depthwise_gradients(device), folded:
             scores, source = _split(module(task.prepare(part.inputs)).float(), task)
-        loss = objective = torch.zeros((), device=device)
+        loss = second = torch.zeros((), device=device)
         for indices, share in ((part.indices, batches.share), (part.others, 1.0 - batches.share)):
             if share > 0.0:
                 labels = task.labels[indices].to(device, non_blocking=True)
@@ -254,8 +254,8 @@ def _gradients(
                 loss = loss + (losses * weights).sum()
                 if task.relation is not None:
                     others = nn.functional.cross_entropy(source, task.relation[labels], reduction="none")
-                    objective = objective + plan.co_tuning * (others * weights).sum()
-        return objective + loss, loss.detach()
+                    second = second + plan.co_tuning * (others * weights).sum()
+        return loss + second, loss.detach()
 
     total = torch.zeros((), device=device)
     share = math.ceil(plan.accumulation / accelerator.num_processes)

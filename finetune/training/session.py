@@ -516,9 +516,9 @@ class Training:
 
     def _relation(self, phase: Phase, device: torch.device) -> Tensor | None:
         """Return what the pretrained classifier takes the phase's classes for, where it is co-tuned."""
-        head, _ = find_head(self.network)
-        if f"{head}.source.weight" not in self._start or self.features is None:
+        if not self.plan.co_tuning or self.features is None:
             return None
+        head, _ = find_head(self.network)
         weight, bias = (self._start[f"{head}.source.{part}"].numpy() for part in ("weight", "bias"))
         members = phase.members
         sums = np.zeros((self.num_classes, len(bias)))
