@@ -7,6 +7,7 @@ rounding.
 import math
 import threading
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +21,15 @@ from finetune.plan import AugmentationPlan
 from finetune.preprocessing import Preprocessing
 from finetune.recipe import Mixing
 
-Key = tuple[int, int]
-"""Which image, and which of its augmented views."""
+
+class Key(NamedTuple):
+    """Which image, and which of its augmented views."""
+
+    image: int
+    view: int
+    is_small: bool = False
+    """Whether the view has fewer pixels than prediction sees (`Preprocessing.smaller`)."""
+
 
 ASPECT = (3 / 4, 4 / 3)
 """Least and greatest width over height of a random crop."""
@@ -57,6 +65,7 @@ class Variation:
     def __init__(self, preprocessing: Preprocessing, plan: AugmentationPlan, seed: int) -> None:
         """Vary as planned."""
         self._preprocessing = preprocessing
+        self._smaller = preprocessing.smaller()
         self._plan = plan
         self._seed = seed
         self._policy = POLICIES[plan.policy]() if plan.policy != "none" else None
@@ -66,16 +75,18 @@ class Variation:
         return [self._vary(_to_tensor(image), key) for image, key in zip(images, keys, strict=True)]
 
     def _vary(self, image: Tensor, key: Key) -> Tensor:
-        plan, size = self._plan, self._preprocessing.image_size
-        generator = np.random.default_rng((self._seed, *key))
+        plan = self._plan
+        preprocessing = self._smaller if key.is_small else self._preprocessing
+        size = preprocessing.image_size
+        generator = np.random.default_rng((self._seed, key.image, key.view))
         if plan.smallest_crop < 1.0:
             height, width = image.shape[-2:]
             box = _random_box(height, width, plan.smallest_crop, generator)
             view: Tensor = functional.resized_crop(
-                image, *box, [size, size], _interpolation(self._preprocessing), antialias=True
+                image, *box, [size, size], _interpolation(preprocessing), antialias=True
             )
         else:
-            view = _plain(image, self._preprocessing)
+            view = _plain(image, preprocessing)
         for is_on, axis in ((plan.horizontal_flip, -1), (plan.vertical_flip, -2)):
             if is_on and generator.random() < 0.5:
                 view = view.flip(axis)

@@ -59,7 +59,7 @@ class PlainImages:
 
 
 class VariedImages:
-    """Images as training sees them; an item's key (index, view) and the seed alone decide how it is varied."""
+    """Images as training sees them; an item's key and the seed alone decide how it is varied."""
 
     def __init__(self, pixels: Pixels, preprocessing: Preprocessing, plan: AugmentationPlan, seed: int) -> None:
         """Vary `pixels` as planned."""
@@ -79,7 +79,7 @@ class VariedImages:
 
     def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int]]:
         """Return several varied images with their indices."""
-        indices = [index for index, _ in keys]
+        indices = [key.image for key in keys]
         return list(zip(self._vary(self._pixels.read(indices), keys), indices, strict=True))
 
 
@@ -99,8 +99,9 @@ class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        small_steps: int = 0,
     ) -> None:
-        """Read `batch_size` images a step, over all processes."""
+        """Read `batch_size` images a step, over all processes; the first `small_steps` steps see them small."""
         self._stream = stream
         self._shorter_side = preprocessing.shorter_side
         self._vary = Variation(preprocessing, plan, seed)
@@ -108,6 +109,7 @@ class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
         self._steps = steps
         self._rank = rank
         self._world_size = world_size
+        self._small_steps = small_steps
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the steps' batches.
@@ -120,7 +122,7 @@ class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
             numbered = list(enumerate(islice(examples, self._batch_size), step * self._batch_size))
             share = numbered[self._rank :: self._world_size]
             images = in_threads(self._decode, [source for _, (source, _) in share])
-            varied = self._vary(images, [(position, 0) for position, _ in share])
+            varied = self._vary(images, [Key(position, 0, step < self._small_steps) for position, _ in share])
             yield torch.stack(varied), torch.tensor([label for _, (_, label) in share])
 
     def _decode(self, source: ImageSource) -> NDArray[np.uint8]:
@@ -136,15 +138,23 @@ class StepSampler(Sampler[list[Key]]):
     """
 
     def __init__(
-        self, members: Sequence[int], batch_size: int, steps: range, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        members: Sequence[int],
+        batch_size: int,
+        steps: range,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        small_steps: int = 0,
     ) -> None:
-        """Draw from the images `members`."""
+        """Draw from the images `members`; the first `small_steps` steps see them small."""
         self._members = np.asarray(members)
         self._batch_size = batch_size
         self._steps = steps
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
+        self._small_steps = small_steps
 
     def __len__(self) -> int:
         """Return the number of steps."""
@@ -159,7 +169,7 @@ class StepSampler(Sampler[list[Key]]):
                 number, offset = divmod(position, len(self._members))
                 if number not in passes:
                     passes = {number: self._permutation(number)}
-                batch.append((passes[number][offset], number))
+                batch.append(Key(passes[number][offset], number, step < self._small_steps))
             yield batch[self._rank :: self._world_size]
 
     def _permutation(self, number: int) -> list[int]:

@@ -146,6 +146,8 @@ class Evidence(Value):
     """The network that was measured."""
     weights: str
     """Where its weights came from."""
+    takes_any_size: bool = False
+    """Whether the network can be trained on smaller images than it predicts from."""
     source_classes: int = 0
     """Of the classifier that the network was pretrained with; 0: its weights have none."""
     num_images: int

@@ -21,7 +21,16 @@ from finetune.recipe import (
 )
 from finetune.strategy import Choice
 from finetune.value import Value
-from finetune.workload import FOLDS, SMALL_SET, Workload, default_batch_size, num_judged, size_workload
+from finetune.workload import (
+    FOLDS,
+    SMALL_SET,
+    Workload,
+    default_batch_size,
+    num_judged,
+    size_workload,
+    small_cost,
+    small_views,
+)
 
 REFIT_RATE = 0.25
 """Peak rates of a refit that goes on from the weights that were judged, over those of the training."""
@@ -88,6 +97,8 @@ class Plan(Value):
     steps: Annotated[int, Field(ge=0)]
     """Optimizer steps; 0: the head stays the linear probe's."""
     warmup_steps: Annotated[int, Field(ge=0)]
+    small_steps: Annotated[int, Field(ge=0)] = 0
+    """First steps, which see smaller images (progressive resizing: Howard 2018; Tan & Le 2021)."""
     schedule: Schedule
     """How the rates go on after the warm-up."""
     batch_size: Annotated[int, Field(ge=1)]
@@ -151,6 +162,10 @@ class Plan(Value):
     def _fits_together(self) -> Self:
         if self.steps and self.warmup_steps >= self.steps:
             raise ValueError(f"a warm-up of {self.warmup_steps} steps does not fit into {self.steps} steps")
+        if self.small_steps >= max(self.steps, 1):
+            raise ValueError(f"of {self.steps} steps the last must see whole images; set small_steps to less")
+        if self.small_steps and self.cached_views == 1:
+            raise ValueError("one cached view can not be small and whole; set small_steps to 0, or cached_views to 2")
         if self.refit and self.steps and not self.refit_steps:
             raise ValueError("a refit needs at least one step; set refit_steps, or refit to false")
         if self.cycle and not self.steps:
@@ -174,6 +189,11 @@ class Plan(Value):
     def noise_seed(self) -> int:
         """Seed of what differs between trainings that are averaged: each cycle has its own."""
         return self.training_seed + self.cycle
+
+    @property
+    def small_views(self) -> int:
+        """How many of the cached views are small."""
+        return small_views(self.cached_views, self.small_steps, self.steps)
 
     @property
     def trainable_stages(self) -> int:
@@ -218,6 +238,7 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "probe_strength": evidence.probe.strength,
         "steps": steps,
         "warmup_steps": warmup,
+        "small_steps": load.small_steps if steps else 0,
         "schedule": asked.schedule or "cosine",
         "batch_size": load.batch_size,
         "accumulation": asked.accumulation or _accumulation(evidence, load, statistics),
@@ -263,7 +284,7 @@ def plan_of_refit(plan: Plan) -> Plan:
     """Return the plan of the last training, on all images: shorter and with lower rates, where it goes on."""
     if not plan.steps or not plan.refit_steps or plan.validation == "cross_validation":
         return plan
-    return shortened(plan, plan.refit_steps, REFIT_RATE)
+    return shortened(plan, plan.refit_steps, REFIT_RATE).changed(small_steps=0)
 
 
 def plan_of_cycle(plan: Plan) -> Plan:
@@ -274,7 +295,7 @@ def plan_of_cycle(plan: Plan) -> Plan:
     """
     if not plan.cycle or not plan.steps:
         return plan
-    return shortened(plan, max(1, round(CYCLE_SHARE * plan.steps)), CYCLE_RATE)
+    return shortened(plan, max(1, round(CYCLE_SHARE * plan.steps)), CYCLE_RATE).changed(small_steps=0)
 
 
 def shortened(plan: Plan, steps: int, rate: float = 1.0) -> Plan:
@@ -289,6 +310,7 @@ def shortened(plan: Plan, steps: int, rate: float = 1.0) -> Plan:
     return plan.changed(
         steps=steps,
         warmup_steps=min(round(plan.warmup_steps / longer), steps - 1),
+        small_steps=min(round(plan.small_steps / longer), steps - 1),
         head_learning_rate=plan.head_learning_rate * rate,
         stages=[stage.changed(learning_rate=stage.learning_rate * rate) for stage in plan.stages],
         average_decay=max(0.0, 1.0 - (1.0 - plan.average_decay) * longer),
@@ -416,6 +438,12 @@ def _reasons(evidence: Evidence, load: Workload, choice: Choice, precision: Prec
         reasons.append(
             f"{precision} training at {fastest.images_per_second:.0f} images/s: {load.trainings} x {load.steps} steps"
             + (f" and {load.refit_steps} on all images" if load.refit_steps else "")
+        )
+    if load.small_steps:
+        side = evidence.preprocessing.smaller().image_size
+        reasons.append(
+            f"the first {load.small_steps} steps see images of {side} px (progressive resizing): "
+            f"{100 * (1 - small_cost(evidence.preprocessing)):.0f} % less work each, for no accuracy that could be told"
         )
     if load.cached_views:
         reasons.append(

@@ -4,6 +4,9 @@ from finetune.value import Value
 
 PLAIN_SIZES = (96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
 
+STRIDE = 32
+"""Pixels of the image to one of the last map, in most networks."""
+
 SLOW_FORWARD = 300.0
 """Below so many images a second, a network is too slow here for more pixels than the images need."""
 
@@ -23,6 +26,11 @@ class Preprocessing(Value):
     def shorter_side(self) -> int:
         """Shorter side of the resized image, in pixels."""
         return max(self.image_size, int(self.image_size / self.crop_fraction))
+
+    def smaller(self) -> "Preprocessing":
+        """Return that of about three quarters of the side, for the beginning of a training; small squares stay."""
+        side = max(STRIDE * round(0.75 * self.image_size / STRIDE), PLAIN_SIZES[0])
+        return self.changed(image_size=min(side, self.image_size))
 
 
 def choose_image_size(native_side: int, network_side: int, has_accelerator: bool) -> tuple[int, str]:

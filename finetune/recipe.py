@@ -102,6 +102,8 @@ class TrainingRecipe(Value):
     """Weight decay of the matrices, decoupled for AdamW, part of the gradient for SGD; biases and norms have none."""
     schedule: Schedule | None = None
     """How the learning rate goes on after its warm-up; by default along a cosine towards 0."""
+    progressive_resizing: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the steps, from the first, that see images of three quarters of the side; 0: all see them whole."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of the steps in which the learning rate climbs from 0."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None

@@ -2,7 +2,9 @@
 
 import math
 
+from finetune.errors import RecipeError
 from finetune.evidence import Evidence, StageProfile
+from finetune.preprocessing import Preprocessing
 from finetune.recipe import Recipe, Strategy
 from finetune.value import Value
 
@@ -22,6 +24,9 @@ SMALL_SET = 600
 
 HELD_OUT = 0.2
 """Share of the training images that judge, where there are enough of them and no validation split."""
+
+SMALL_SHARE = 0.5
+"""Share of the steps that see smaller images, where there are enough images."""
 
 FOLDS = 3
 """Folds of a cross-validated fine-tuning: each costs a training."""
@@ -53,6 +58,8 @@ class Workload(Value):
     """Steps of the last training, on all images; 0: there is none."""
     cached_views: int
     """Augmented views whose activations at the frozen boundary are kept; 0: nothing is kept."""
+    small_steps: int
+    """First steps, which see smaller images."""
 
 
 def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy, stages: int | None = None) -> Workload:
@@ -63,6 +70,9 @@ def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy, stages
         evidence: the measured images and machine.
         strategy: how much is trained.
         stages: how many of the last stages `partial` trains, where the recipe does not say; None: as many as usual.
+
+    Raises:
+        RecipeError: the recipe asks for smaller images than the network takes.
     """
     batch_size = recipe.batch_size or default_batch_size(evidence.num_images)
     refit = evidence.num_images < REFIT_SET if recipe.refit is None else recipe.refit
@@ -90,6 +100,7 @@ def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy, stages
             trainings=trainings,
             refit_steps=math.ceil(refit_share * steps),
             cached_views=views,
+            small_steps=0 if views == 1 else small_steps(recipe, evidence, strategy, steps),
         )
 
     load = with_steps(steps)
@@ -153,6 +164,38 @@ def cached_views(num_images: int, steps: int, batch_size: int, values: int | Non
     return views if views >= min(2, passes) else 0
 
 
+def small_steps(recipe: Recipe, evidence: Evidence, strategy: Strategy, steps: int) -> int:
+    """Return how many of the steps, from the first, see smaller images.
+
+    Half of them cost nothing that could be told from 180 to 900 images on (docs/training.md), and save most where there
+    is most to do; whoever wants accuracy alone gets none.
+
+    Raises:
+        RecipeError: they were asked for, but the network takes images of one size alone, or none that are smaller.
+    """
+    share = recipe.training.progressive_resizing
+    is_possible = evidence.takes_any_size and evidence.preprocessing.smaller() != evidence.preprocessing
+    if share and not is_possible:
+        raise RecipeError(
+            f"training.progressive_resizing: {evidence.model} can not be trained on images of less than "
+            f"{evidence.preprocessing.image_size} px here; leave it out"
+        )
+    if share is None:
+        pays = strategy in {"partial", "full"} and evidence.num_images >= SMALL_SET and recipe.prefer != "accuracy"
+        share = SMALL_SHARE if is_possible and pays else 0.0
+    return min(round(share * steps), max(steps - 1, 0))
+
+
+def small_views(views: int, small: int, steps: int) -> int:
+    """Return how many of the cached views are small, where `small` of the steps are: both kinds have at least one."""
+    return min(max(round(views * small / steps), 1), views - 1) if small and views else 0
+
+
+def small_cost(preprocessing: Preprocessing) -> float:
+    """Return the work of a smaller image over that of a whole one."""
+    return float((preprocessing.smaller().image_size / preprocessing.image_size) ** 2)
+
+
 def num_judged(evidence: Evidence) -> int:
     """Return about how many images judge a training: all where they are cross-validated, else some held-out ones."""
     if evidence.num_images < SMALL_SET and not evidence.has_validation:
@@ -195,17 +238,24 @@ def expected_seconds(strategy: Strategy, workload: Workload, evidence: Evidence)
     if strategy == "linear_probe":
         return features + 0.5
     measured = speed.fastest(strategy, workload.trainable_stages)
-    per_image = 1 / measured.images_per_second
+    saved = 1.0 - small_cost(evidence.preprocessing)
+    computing, reading = 1 / measured.images_per_second, 0.0
     prefix = 0.0
     if strategy == "partial" and workload.cached_views:
         rate = measured.prefix_images_per_second or speed.forward_images_per_second
-        views = evidence.num_images * (workload.cached_views + 1)
-        prefix = views * (1 / rate + 1 / speed.reading_images_per_second)
+        views, small = (
+            workload.cached_views + 1,
+            small_views(workload.cached_views, workload.small_steps, workload.steps),
+        )
+        prefix = evidence.num_images * ((views - saved * small) / rate + views / speed.reading_images_per_second)
     else:
-        per_image += 1 / speed.reading_images_per_second
+        reading = 1 / speed.reading_images_per_second
         if strategy == "partial" and measured.prefix_images_per_second:
-            per_image += 1 / measured.prefix_images_per_second
+            computing += 1 / measured.prefix_images_per_second
     if strategy == "scratch":
         features = 0.0
     steps = workload.trainings * workload.steps + workload.refit_steps
-    return features + (prefix + steps * workload.batch_size * per_image) / together
+    # A refit of as many steps starts anew, as the trainings did; a shorter one goes on and sees whole images.
+    starts = workload.trainings + (workload.refit_steps == workload.steps)
+    whole = steps - saved * starts * min(workload.small_steps, workload.steps)
+    return features + (prefix + workload.batch_size * (whole * computing + steps * reading)) / together

@@ -79,6 +79,8 @@ def ours(
     fixed: dict[str, Any] = {"steps": steps} if steps else {}
     if stages:
         fixed["training__trainable_stages"] = stages
+    if strategy != "auto":
+        fixed["training__progressive_resizing"] = 0.0  # so that an image is as much work as one of the bare network's
     recipe = finetune.load_recipe(data=str(data), strategy=strategy, seed=seed, image_size=image_size, **fixed)
     splits = load_images(recipe.data, limit=limit)
     evidence = measure_evidence(recipe, splits)

@@ -20,7 +20,7 @@ from torchvision.transforms import (
 from torchvision.transforms.functional import adjust_brightness, adjust_contrast, adjust_saturation
 
 from finetune import batches
-from finetune.augmentation import ASPECT, _jitter, _random_box
+from finetune.augmentation import ASPECT, Key, _jitter, _random_box
 from finetune.batches import PlainImages, StepSampler, VariedImages, make_loader, normaliser, read_in_turn
 from finetune.features import no_progress
 from finetune.images import Pixels, table_of_paths
@@ -48,7 +48,7 @@ def varied(table, preprocessing, seed=0, **changes):
 
 
 def pixels_of(images, keys):
-    return [pixels for pixels, _ in images.__getitems__(keys)]
+    return [pixels for pixels, _ in images.__getitems__([key if isinstance(key, int) else Key(*key) for key in keys])]
 
 
 def test_every_batch_is_full_even_where_the_images_do_not_divide_by_it():
@@ -57,26 +57,26 @@ def test_every_batch_is_full_even_where_the_images_do_not_divide_by_it():
 
 def test_each_pass_is_a_permutation_and_passes_run_into_each_other():
     keys = [key for batch in StepSampler(range(10), 4, range(5), seed=0) for key in batch]
-    assert sorted(index for index, view in keys if view == 0) == list(range(10))
-    assert sorted(index for index, view in keys if view == 1) == list(range(10))
-    assert [view for _, view in keys] == [0] * 10 + [1] * 10
+    assert sorted(key.image for key in keys if key.view == 0) == list(range(10))
+    assert sorted(key.image for key in keys if key.view == 1) == list(range(10))
+    assert [key.view for key in keys] == [0] * 10 + [1] * 10
 
 
 def test_passes_differ_in_their_order_and_so_do_seeds():
-    first = [index for batch in StepSampler(range(10), 10, range(2), seed=0) for index, _ in batch]
-    other = [index for batch in StepSampler(range(10), 10, range(1), seed=1) for index, _ in batch]
+    first = [index for batch in StepSampler(range(10), 10, range(2), seed=0) for index, *_ in batch]
+    other = [index for batch in StepSampler(range(10), 10, range(1), seed=1) for index, *_ in batch]
     assert first[:10] != first[10:]
     assert first[:10] != other
 
 
 def test_a_batch_larger_than_the_set_takes_several_passes():
     (batch,) = StepSampler([3, 7], 5, range(1), seed=0)
-    assert sorted(index for index, _ in batch[:2]) == sorted(index for index, _ in batch[2:4]) == [3, 7]
-    assert [view for _, view in batch] == [0, 0, 1, 1, 2]
+    assert sorted(index for index, *_ in batch[:2]) == sorted(index for index, *_ in batch[2:4]) == [3, 7]
+    assert [view for _, view, _ in batch] == [0, 0, 1, 1, 2]
 
 
 def test_only_members_are_drawn():
-    drawn = {index for batch in StepSampler([2, 5, 11], 4, range(6), seed=0) for index, _ in batch}
+    drawn = {index for batch in StepSampler([2, 5, 11], 4, range(6), seed=0) for index, *_ in batch}
     assert drawn == {2, 5, 11}
 
 
@@ -93,6 +93,30 @@ def test_the_processes_share_every_batch_among_them(world_size):
         shared = [key for part in parts for key in part[step]]
         assert sorted(shared) == sorted(batch)
         assert {len(part[step]) for part in parts} == {6 // world_size}
+
+
+def test_the_first_steps_see_the_images_of_others_small():
+    small, others = ([*StepSampler(range(10), 4, range(6), 0, small_steps=steps)] for steps in (4, 0))
+    assert [[key.is_small for key in batch] for batch in small] == [[True] * 4] * 4 + [[False] * 4] * 2
+    assert [[key[:2] for key in batch] for batch in small] == [[key[:2] for key in batch] for batch in others]
+
+
+def test_steps_that_are_resumed_see_images_of_the_size_that_they_would_have_seen():
+    whole = list(StepSampler(range(10), 4, range(9), 3, small_steps=6))
+    assert list(StepSampler(range(10), 4, range(4, 9), 3, small_steps=6)) == whole[4:]
+
+
+@pytest.mark.parametrize("crop", [0.5, 1.0])
+def test_a_small_view_is_the_same_view_with_fewer_pixels(tmp_path, preprocessing, crop):
+    slope = np.add.outer(np.arange(200), np.arange(240))[..., None] * np.array([0.5, 0.3, 0.1])
+    Image.fromarray(slope.astype(np.uint8)).save(tmp_path / "slope.png")
+    table, larger = table_of_paths([str(tmp_path / "slope.png")]), preprocessing.changed(image_size=128)
+    plan = AugmentationPlan(**(PLAIN | {"smallest_crop": crop, "horizontal_flip": True}))
+    images = VariedImages(Pixels(table, larger.shorter_side), larger, plan, 0)
+    ((usual, _), (small, _)) = images.__getitems__([Key(0, 5), Key(0, 5, is_small=True)])
+    assert (usual.shape, small.shape) == ((3, 128, 128), (3, 96, 96))
+    shrunk = v2.functional.resize(usual, [96, 96])
+    assert (shrunk.float() - small.float()).abs().mean() < (2.0 if crop < 1 else 12.0)
 
 
 def test_a_varied_image_is_a_function_of_seed_index_and_view(table, preprocessing):
@@ -134,7 +158,7 @@ def test_the_global_random_states_are_left_as_they_were(table, preprocessing, po
     random.seed(7)
     np.random.seed(7)
     torch.manual_seed(7)
-    images.__getitems__([(0, 0), (1, 0)])
+    images.__getitems__([Key(0, 0), Key(1, 0)])
     assert (random.random(), np.random.random(), torch.rand(1)) == expected
 
 
@@ -193,7 +217,7 @@ def test_a_plan_that_varies_nothing_gives_the_plain_images(table, preprocessing)
 
 
 def test_varied_images_have_the_networks_size_and_carry_their_index(table, preprocessing):
-    made = varied(table, preprocessing, smallest_crop=0.3).__getitems__([(5, 0), (2, 1)])
+    made = varied(table, preprocessing, smallest_crop=0.3).__getitems__([Key(5, 0), Key(2, 1)])
     assert [index for _, index in made] == [5, 2]
     assert all(pixels.shape == (3, 32, 32) and pixels.dtype == torch.uint8 for pixels, _ in made)
 
@@ -250,7 +274,7 @@ def test_processes_that_read_ahead_give_the_same_batches(table, preprocessing):
     pixels = Pixels(table, 32)
     pixels.keep(no_progress)
     images = VariedImages(pixels, preprocessing, AugmentationPlan(**PLAIN | {"smallest_crop": 0.3}), 0)
-    keys = [(number % 6, number // 6) for number in range(12)]
+    keys = [Key(number % 6, number // 6) for number in range(12)]
     made = [
         [batch for batch, _ in make_loader(images, torch.device("cpu"), workers, batch_size=3, members=keys)]
         for workers in (0, 2)

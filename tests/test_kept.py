@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from finetune.augmentation import Key
 from finetune.batches import PlainImages, VariedImages, normaliser
 from finetune.features import no_progress
 from finetune.images import Pixels, table_of_paths
@@ -24,7 +25,7 @@ def kept(tmp_path_factory, small_network, small_plan):
     varied = VariedImages(pixels, plan.preprocessing, plan.augmentation, seed=0)
     plain = PlainImages(pixels, plan.preprocessing)
     tail = cut(small_network(), 2, 32)
-    made = keep_activations(tail, varied, plain, VIEWS, plan.preprocessing, plan.forward, "weights", no_progress)
+    made = keep_activations(tail, varied, plain, VIEWS, 0, plan.preprocessing, plan.forward, "weights", no_progress)
     return made, varied, plain, tail, normaliser(plan.preprocessing, torch.device("cpu"), "channels_last")
 
 
@@ -43,15 +44,15 @@ def test_the_plain_activations_are_those_of_the_images_as_prediction_sees_them(k
 def test_a_pass_sees_the_activations_of_its_own_view(kept):
     made, varied, _, tail, normalise = kept
     for index, view in ((0, 0), (5, 1), (66, 1)):
-        expected = activation(tail, normalise, varied.__getitems__([(index, view)])[0][0])
-        (held, number), *_ = made.__getitems__([(index, view)])
+        expected = activation(tail, normalise, varied.__getitems__([Key(index, view)])[0][0])
+        (held, number), *_ = made.__getitems__([Key(index, view)])
         assert number == index
         torch.testing.assert_close(held.float(), expected, rtol=0.01, atol=0.01)
 
 
 def test_later_passes_take_turns_with_the_views(kept):
     made = kept[0]
-    (third, _), (first, _), (second, _) = made.__getitems__([(3, 2), (3, 0), (3, 1)])
+    (third, _), (first, _), (second, _) = made.__getitems__([Key(3, 2), Key(3, 0), Key(3, 1)])
     assert torch.equal(third, first)
     assert not torch.equal(second, first)
 
@@ -70,7 +71,7 @@ def test_activations_that_were_kept_are_found_bit_for_bit_and_nothing_is_sent_fo
     made, varied, plain, tail, _ = kept
     plan, sent = small_plan(), []
     handle = tail.network.conv_stem.register_forward_pre_hook(lambda _, inputs: sent.append(len(inputs[0])))
-    again = keep_activations(tail, varied, plain, VIEWS, plan.preprocessing, plan.forward, "weights", no_progress)
+    again = keep_activations(tail, varied, plain, VIEWS, 0, plan.preprocessing, plan.forward, "weights", no_progress)
     handle.remove()
     assert sent == []
     assert [outputs.found for outputs in (*again.views, again.plain)] == [True] * (VIEWS + 1)
@@ -91,7 +92,7 @@ def test_only_what_was_not_kept_before_is_sent_forward(kept, small_plan, weights
     _, _, plain, tail, _ = kept
     plan = small_plan()
     varied = VariedImages(plain.pixels, plan.preprocessing, plan.augmentation, seed)
-    made = keep_activations(tail, varied, plain, views, plan.preprocessing, plan.forward, weights, no_progress)
+    made = keep_activations(tail, varied, plain, views, 0, plan.preprocessing, plan.forward, weights, no_progress)
     assert [outputs.found for outputs in (*made.views, made.plain)] == found
 
 
@@ -99,6 +100,23 @@ def test_activations_are_the_same_where_batches_are_computed_side_by_side(kept, 
     made, varied, plain, tail, _ = kept
     plan = small_plan()
     settings = plan.forward.changed(streams=2, batch_size=9)
-    other = keep_activations(tail, varied, plain, VIEWS, plan.preprocessing, settings, "side by side", no_progress)
+    other = keep_activations(tail, varied, plain, VIEWS, 0, plan.preprocessing, settings, "side by side", no_progress)
     for one, two in zip((*made.views, made.plain), (*other.views, other.plain), strict=True):
         torch.testing.assert_close(two[:].float(), one[:].float(), rtol=0.01, atol=0.01)
+
+
+def test_small_images_see_views_of_their_own_size(kept, small_plan):
+    _, _, plain, tail, _ = kept
+    preprocessing = small_plan().preprocessing.changed(image_size=128)
+    varied = VariedImages(plain.pixels, preprocessing, small_plan().augmentation, seed=0)
+    larger = PlainImages(plain.pixels, preprocessing)
+    arguments = preprocessing, small_plan().forward, "weights", no_progress
+    made = keep_activations(tail, varied, larger, 3, 2, *arguments)
+    normalise = normaliser(preprocessing, torch.device("cpu"), "channels_last")
+    for view, is_small, number in ((0, True, 0), (3, True, 1), (1, False, 2), (2, False, 2)):
+        ((held, _),) = made.__getitems__([Key(5, view, is_small)])
+        expected = activation(tail, normalise, varied.__getitems__([Key(5, number, is_small)])[0][0])
+        assert held.shape == expected.shape
+        torch.testing.assert_close(held.float(), expected, rtol=0.01, atol=0.01)
+    again = keep_activations(tail, varied, larger, 3, 1, *arguments)
+    assert [outputs.found for outputs in (*again.views, again.plain)] == [True, False, True, True]

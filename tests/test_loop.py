@@ -33,7 +33,7 @@ class Inputs:
         return NUM_IMAGES
 
     def __getitems__(self, keys):
-        return [(self.tensors[index], index) for index, _ in keys]
+        return [(self.tensors[index], index) for index, *_ in keys]
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def differing(first, second):
 
 def batch_of(plan, step):
     (keys,) = StepSampler(range(NUM_IMAGES), plan.batch_size, range(step, step + 1), plan.seed)
-    return torch.tensor([index for index, _ in keys])
+    return torch.tensor([index for index, *_ in keys])
 
 
 def loss_of(network, plan, step, class_weights=None):
@@ -797,7 +797,7 @@ def test_the_next_batch_is_read_while_this_one_is_computed_with_and_none_is_left
 
     class Told(Inputs):
         def __getitems__(self, keys):
-            events.append(("read", [index for index, _ in keys]))
+            events.append(("read", [index for index, *_ in keys]))
             return super().__getitems__(keys)
 
     train(small_network(), plan, inputs=Told(), on_step=lambda step: events.append(("step", step)))

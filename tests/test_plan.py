@@ -4,7 +4,7 @@ import math
 import pytest
 
 from finetune.errors import FinetuneError, RecipeError
-from finetune.plan import Plan, flips_are_safe, make_plan, plan_of_refit
+from finetune.plan import Plan, flips_are_safe, make_plan, plan_of_cycle, plan_of_refit, shortened
 from finetune.recipe import STRATEGIES, AugmentationRecipe, Recipe, TableColumns, TrainingRecipe
 from finetune.strategy import choose_strategy
 
@@ -350,6 +350,24 @@ def test_the_refit_takes_a_quarter_of_the_steps_at_a_quarter_of_the_rates(eviden
     assert refit.head_learning_rate == plan.head_learning_rate / 4
     assert [stage.learning_rate for stage in refit.stages] == [stage.learning_rate / 4 for stage in plan.stages]
     assert 1 / (1 - refit.average_decay) == pytest.approx(0.05 * refit.steps, rel=0.05)
+
+
+def test_a_plan_with_small_images_says_so_and_its_refit_and_further_cycles_see_none(evidence):
+    plan = planned(of_size(evidence, 900, takes_any_size=True), strategy="full")
+    assert plan.small_steps == round(plan.steps / 2)
+    assert sum(f"the first {plan.small_steps} steps see images of 96 px" in reason for reason in plan.reasons) == 1
+    assert plan_of_refit(plan).small_steps == plan_of_cycle(plan.changed(cycle=1)).small_steps == 0
+    assert shortened(plan, plan.steps // 2).small_steps == pytest.approx(plan.small_steps / 2, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [({"small_steps": 150}, "small_steps"), ({"small_steps": 5, "cached_views": 1}, "cached_views")],
+)
+def test_a_plan_whose_images_are_never_whole_is_refused(evidence, changes, match):
+    plan = planned(of_size(evidence, 900), strategy="partial", steps=150)
+    with pytest.raises(FinetuneError, match=match):
+        plan.changed(**changes)
 
 
 @pytest.mark.parametrize("images", [300, 5_000])

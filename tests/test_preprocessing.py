@@ -9,6 +9,12 @@ def test_the_shorter_side_is_the_square_over_the_crop(crop, side):
     assert Preprocessing(image_size=224, crop_fraction=crop, **values).shorter_side == side
 
 
+@pytest.mark.parametrize(("side", "smaller"), [(224, 160), (160, 128), (128, 96), (96, 96), (32, 32)])
+def test_smaller_images_have_about_three_quarters_of_the_side_but_not_less_than_96_pixels(side, smaller):
+    values = {"crop_fraction": 0.875, "interpolation": "bicubic", "mean": (0, 0, 0), "std": (1, 1, 1)}
+    assert Preprocessing(image_size=side, **values).smaller() == Preprocessing(image_size=smaller, **values)
+
+
 @pytest.mark.parametrize("native", [32, 150, 2000])
 def test_a_network_for_small_images_keeps_its_size(native):
     assert choose_image_size(native, 160, has_accelerator=True)[0] == 160

@@ -10,6 +10,7 @@ from conftest import run_two_processes
 from finetune.images import labels_of, load_images
 from finetune.metrics import score
 from finetune.network.backbone import create_network
+from finetune.preprocessing import Preprocessing
 from finetune.run_folder import RunFolder
 from finetune.training import train
 
@@ -19,10 +20,15 @@ USUAL = {"batch_size": 6, "steps": 5, "clip_norm": 10.0}
 STRAY = 20
 """Parameters, of all, that may differ by more than rounding."""
 
+AT_128 = Preprocessing(
+    image_size=128, crop_fraction=1.0, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+)
+
 WAYS = {
     "full": {"strategy": "full"},
     "full-uneven": {"strategy": "full", "batch_size": 5, "accumulation": 2, "imbalance": "class_weights"},
     "full-best": {"strategy": "full", "keep": "best", "evaluations": 3},
+    "full-small": {"strategy": "full", "preprocessing": AT_128, "small_steps": 3},
     "partial": {"strategy": "partial", "refit": True, "co_tuning": 1.0},
     "norm_tuning": {"strategy": "norm_tuning", "validation": "cross_validation"},
 }

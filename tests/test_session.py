@@ -14,6 +14,7 @@ from finetune.evidence import Work
 from finetune.features import forward_all, logits, no_progress, pooled
 from finetune.images import Pixels, decoding, groups_of, label_paths, labels_of, load_images
 from finetune.network.backbone import create_network, find_head, find_norms, find_stages, profile_stages
+from finetune.preprocessing import Preprocessing
 from finetune.probing import fit_head, log_loss, softmax
 from finetune.training import (
     Checkpoints,
@@ -29,6 +30,10 @@ from finetune.training import (
     with_flips,
 )
 
+AT_128 = Preprocessing(
+    image_size=128, crop_fraction=1.0, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+)
+
 WAYS = {
     "linear_probe": {},
     "linear_probe, trained": {"steps": 4, "warmup_steps": 1},
@@ -38,6 +43,8 @@ WAYS = {
     "full": {},
     "full, co-tuned": {"co_tuning": 2.0},
     "scratch": {"batch_norm_statistics": "updated"},
+    "full, small first": {"preprocessing": AT_128, "small_steps": 3},
+    "partial, small first": {"preprocessing": AT_128, "small_steps": 3},
 }
 
 
@@ -288,6 +295,28 @@ def test_a_co_tuned_class_is_related_to_what_the_pretrained_classifier_takes_its
     assert model.network.state_dict().keys() == network_of(plan).state_dict().keys()
 
 
+@pytest.mark.parametrize("way", ["partial, small first", "partial, nothing kept", "full, small first"])
+@pytest.mark.parametrize("streams", [1, 2])
+def test_the_first_steps_see_small_images_and_prediction_full_ones(make_plan, splits, monkeypatch, way, streams):
+    sides, own = [], session.train_steps
+
+    def train_steps(task, *rest):
+        handle = task.module.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
+        reached = own(task, *rest)
+        handle.remove()
+        return reached
+
+    monkeypatch.setattr(session, "train_steps", train_steps)
+    plan = make_plan(way, preprocessing=AT_128, small_steps=3, evaluations=1, streams=streams, refit=True)
+    model = train(plan, splits)
+    per_pixel = 128 // max(sides)
+    assert [side for side in sides if side < max(sides)]
+    assert set(sides) == {96 // per_pixel, 128 // per_pixel}
+    assert sides == sorted(sides)
+    whole = train(plan.changed(small_steps=0), splits).work.forward_equivalents
+    assert model.work.forward_equivalents < whole
+
+
 @pytest.mark.parametrize("way", ["linear_probe", "linear_probe, trained"])
 def test_a_linear_probe_leaves_the_backbone_as_it_was(make_plan, splits, way):
     plan = make_plan(way)
@@ -523,7 +552,7 @@ def test_work_is_counted(make_plan, splits, way, changes, forward, backward, equ
     assert (work.decoded_images, work.decoded_bytes, work.cache_hits) == (15, size, 0)
 
 
-@pytest.mark.parametrize("way", ["partial", "full", "full, co-tuned"])
+@pytest.mark.parametrize("way", ["partial", "full", "full, co-tuned", "full, small first", "partial, small first"])
 @pytest.mark.parametrize(
     ("changes", "phase", "trained"),
     [

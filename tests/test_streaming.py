@@ -159,6 +159,13 @@ def batches(name, small_plan):
     return make
 
 
+def test_the_first_steps_of_a_stream_see_small_images(name, small_plan):
+    stream, plan = load_images(name).stream, small_plan()
+    larger = plan.preprocessing.changed(image_size=128)
+    made = StreamedBatches(stream, larger, plan.augmentation, 6, range(1, 4), 0, small_steps=2)
+    assert [images.shape[-1] for images, _ in made] == [96, 128, 128]
+
+
 def test_processes_share_each_batch(batches):
     whole = batches(range(3))
     parts = [batches(range(3), rank=rank, world_size=2) for rank in (0, 1)]

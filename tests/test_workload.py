@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from finetune.errors import RecipeError
 from finetune.recipe import Recipe, TrainingRecipe
 from finetune.workload import (
     boundary_values,
@@ -12,6 +13,8 @@ from finetune.workload import (
     default_trainable_stages,
     expected_seconds,
     size_workload,
+    small_cost,
+    small_views,
     steps_at,
     tail_share,
 )
@@ -209,3 +212,75 @@ def test_processes_share_the_time_of_a_training_but_not_of_the_features(evidence
         for count in (1, 8)
     )
     assert eight - features == pytest.approx((alone - features) / 8)
+
+
+@pytest.mark.parametrize("strategy", ["partial", "full"])
+def test_from_600_images_on_half_of_the_steps_see_smaller_ones(evidence, strategy):
+    load = size_workload(RECIPE, of_size(evidence, 600, takes_any_size=True), strategy)
+    assert load.small_steps == round(load.steps / 2)
+
+
+@pytest.mark.parametrize(
+    ("known", "asked", "strategy"),
+    [
+        ({"num_images": 599}, {}, "full"),
+        ({"takes_any_size": False}, {}, "full"),
+        ({"image_size": 96}, {}, "full"),
+        ({}, {"prefer": "accuracy"}, "partial"),
+        ({}, {}, "norm_tuning"),
+        ({}, {}, "scratch"),
+        ({}, {"training": TrainingRecipe(progressive_resizing=0)}, "full"),
+    ],
+    ids=["few", "one size", "no smaller", "accuracy", "norms", "scratch", "not wanted"],
+)
+def test_no_step_sees_smaller_images_where_they_can_not_or_are_not_known_to_pay(evidence, known, asked, strategy):
+    side = evidence.preprocessing.changed(image_size=known.pop("image_size", 128))
+    known = {"num_images": 900, "takes_any_size": True, "preprocessing": side} | known
+    assert size_workload(RECIPE.changed(**asked), evidence.changed(**known), strategy).small_steps == 0
+
+
+def test_a_share_of_small_images_that_is_asked_for_stays_and_leaves_a_step(evidence):
+    known = evidence.changed(takes_any_size=True)
+    for steps, share, small in ((40, 0.25, 10), (2, 0.9, 1), (1, 0.9, 0)):
+        recipe = RECIPE.changed(steps=steps, training=TrainingRecipe(progressive_resizing=share))
+        assert size_workload(recipe, known, "full").small_steps == small
+
+
+@pytest.mark.parametrize("known", [{"takes_any_size": False}, {"image_size": 96}])
+def test_small_images_that_a_network_does_not_take_are_refused_with_what_to_do(evidence, known):
+    side = evidence.preprocessing.changed(image_size=known.pop("image_size", 128))
+    known = evidence.changed(**{"takes_any_size": True, "preprocessing": side} | known)
+    recipe = RECIPE.changed(training=TrainingRecipe(progressive_resizing=0.5))
+    with pytest.raises(RecipeError, match=r"progressive_resizing.* leave it out"):
+        size_workload(recipe, known, "full")
+
+
+@pytest.mark.parametrize("strategy", ["partial", "full"])
+def test_smaller_images_take_less_time_by_their_area(evidence, strategy):
+    known = of_size(evidence, 900, takes_any_size=True)
+    usual, small = (
+        size_workload(RECIPE.changed(training=TrainingRecipe(progressive_resizing=share)), known, strategy)
+        for share in (0.0, 0.5)
+    )
+    rate = 100 if strategy == "partial" else 50
+    steps = small.small_steps * 32 * (1 - small_cost(known.preprocessing)) / rate
+    views = 3 * 900 * (1 - small_cost(known.preprocessing)) / 400 if strategy == "partial" else 0.0
+    saved = expected_seconds(strategy, usual, known) - expected_seconds(strategy, small, known)
+    assert small_cost(known.preprocessing) == (96 / 128) ** 2
+    assert saved == pytest.approx(steps + views)
+
+
+def test_a_refit_that_starts_anew_sees_small_images_as_the_folds_did(evidence):
+    recipe = RECIPE.changed(training=TrainingRecipe(progressive_resizing=0.5))
+    known = evidence.changed(takes_any_size=True)
+    usual, small = (size_workload(asked, known, "full") for asked in (RECIPE, recipe))
+    saved = expected_seconds("full", usual, known) - expected_seconds("full", small, known)
+    assert saved == pytest.approx(4 * 50 * 32 * (1 - (96 / 128) ** 2) / 50)
+
+
+@pytest.mark.parametrize(
+    ("views", "small", "steps", "expected"),
+    [(6, 50, 100, 3), (6, 1, 100, 1), (2, 99, 100, 1), (6, 0, 100, 0), (0, 5, 9, 0)],
+)
+def test_each_size_has_a_share_of_the_views_and_at_least_one(views, small, steps, expected):
+    assert small_views(views, small, steps) == expected

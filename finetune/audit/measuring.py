@@ -115,6 +115,7 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
     return Evidence(
         model=name,
         weights=str(report),
+        takes_any_size=not takes_image_size(name),
         source_classes=0 if recipe.strategy == "scratch" else layer.out_features,
         num_images=num_images,
         num_held=len(labels),

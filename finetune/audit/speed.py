@@ -15,6 +15,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from finetune.augmentation import Key
 from finetune.batches import MEMORY_FORMATS, VariedImages, make_loader, normaliser
 from finetune.evidence import ForwardSettings, MachineSpeed, Precision, TrainingSpeed
 from finetune.features import autocast, pooled, stream
@@ -152,7 +153,7 @@ def _measure_speed(
 
 def _real_batch(images: VariedImages, count: int, preprocessing: Preprocessing, device: torch.device) -> Tensor:
     """Return `count` normalised images; few images come several times, each varied in its own way."""
-    keys = [(number % len(images), number // len(images)) for number in range(count)]
+    keys = [Key(number % len(images), number // len(images)) for number in range(count)]
     pixels, _ = next(iter(make_loader(images, device, 0, batch_size=count, members=keys)))
     return normaliser(preprocessing, device, "channels_last")(pixels)
 
@@ -264,7 +265,7 @@ def _time_reading(
 ) -> float:
     """Return the images a second of what reading images adds to sending them forward."""
     count = READ_BATCHES * settings.batch_size
-    keys = [(number % len(images), number // len(images)) for number in range(count)]
+    keys = [Key(number % len(images), number // len(images)) for number in range(count)]
     start = time.perf_counter()
     for _ in stream(network, images, preprocessing, settings, pooled, keys):
         pass

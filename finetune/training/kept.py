@@ -17,25 +17,27 @@ from finetune.processes import own_turns, wait_for_everyone
 class KeptActivations:
     """What the frozen part makes of every image: some augmented views for training, the plain one for judging."""
 
-    def __init__(self, views: list[Outputs], plain: Outputs) -> None:
-        """Hold activations (n_images, ...), for each view."""
+    def __init__(self, views: list[Outputs], plain: Outputs, num_small: int = 0) -> None:
+        """Hold activations (n_images, ...), for each view; the first `num_small` are those of small images."""
         self.views = views
         """(n_images, ...) each."""
         self.plain = plain
         """(n_images, ...), of the images as prediction sees them."""
+        self._by_size = {True: views[:num_small], False: views[num_small:]}
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.plain)
 
     def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int]]:
-        """Return the activations of (index, pass over the images); passes take turns with the views."""
+        """Return the activations of each key; passes over the images take turns with the views of a size."""
         made: dict[Key, Tensor] = {}
-        for number in sorted({number for _, number in keys}):
-            indices = [index for index, other in keys if other == number]
-            rows = self.views[number % len(self.views)][indices]
-            made |= {(index, number): row for index, row in zip(indices, rows, strict=True)}
-        return [(made[key], key[0]) for key in keys]
+        for number, is_small in sorted({key[1:] for key in keys}):
+            indices = [key.image for key in keys if key[1:] == (number, is_small)]
+            views = self._by_size[is_small]
+            rows = views[number % len(views)][indices]
+            made |= {Key(index, number, is_small): row for index, row in zip(indices, rows, strict=True)}
+        return [(made[key], key.image) for key in keys]
 
 
 def keep_activations(
@@ -43,6 +45,7 @@ def keep_activations(
     varied: VariedImages,
     plain: PlainImages,
     num_views: int,
+    num_small: int,
     preprocessing: Preprocessing,
     settings: ForwardSettings,
     weights: str,
@@ -58,6 +61,7 @@ def keep_activations(
         varied: the images as training sees them.
         plain: the images as prediction sees them.
         num_views: how many varied views of each.
+        num_small: how many of those, from the first, are small.
         preprocessing: of the network.
         settings: how images are sent forward.
         weights: a digest of the frozen weights.
@@ -65,8 +69,9 @@ def keep_activations(
     """
 
     def collect(images: Images, described: str, view: int | None) -> Outputs:
-        key = make_key(tail.boundary, weights, described, view, settings.precision)
-        keys: list[Key] | None = None if view is None else [(index, view) for index in range(len(images))]
+        is_small = view is not None and view < num_small
+        key = make_key(tail.boundary, weights, described, view, is_small, settings.precision)
+        keys = None if view is None else [Key(index, view, is_small) for index in range(len(images))]
         name = "plain images" if view is None else f"view {view + 1} of {num_views}"
         return kept_outputs(
             "activations",
@@ -85,4 +90,4 @@ def keep_activations(
     own = {number: collect_view(number) for number in own_turns(num_views + 1)}
     wait_for_everyone()
     *views, last = [own[number] if number in own else collect_view(number) for number in range(num_views + 1)]
-    return KeptActivations(views, last)
+    return KeptActivations(views, last, num_small)

@@ -54,7 +54,7 @@ from finetune.training.judging import Evaluation, Look, is_worse
 from finetune.training.kept import KeptActivations, keep_activations
 from finetune.training.loop import NotFiniteError, Task, make_accelerator, train_steps
 from finetune.training.phases import Phase, plan_phases, seen_by
-from finetune.workload import cost_per_image, tail_share
+from finetune.workload import cost_per_image, small_cost, tail_share
 
 RELATED_AT_ONCE = 4096
 """Images whose source classes are looked at together."""
@@ -459,7 +459,7 @@ class Training:
             reached = train_steps(task, plan, accelerator)
         except NotFiniteError as error:
             raise NotFiniteError(str(error), [*self.history, *error.history]) from None
-        self._count_training(plan, reached.step - self._steps_counted.get(phase.name, 0))
+        self._count_training(plan, range(self._steps_counted.get(phase.name, 0), reached.step))
         self._steps_counted[phase.name] = reached.step
         if until == plan.steps:
             self.history += history
@@ -471,7 +471,8 @@ class Training:
     def _loader(self, phase: Phase, source: Images, accelerator: Accelerator, steps: range) -> DataLoader[Any]:
         """Return this process's share of the batches of some steps."""
         plan = phase.plan
-        share = plan.batch_size, steps, plan.noise_seed, accelerator.process_index, accelerator.num_processes
+        process = accelerator.process_index, accelerator.num_processes
+        share = plan.batch_size, steps, plan.noise_seed, *process, plan.small_steps
         if self.stream is not None:
             batches = StreamedBatches(self.stream, plan.preprocessing, plan.augmentation, *share)
             return make_stream_loader(batches, accelerator.device, plan.forward.loader_workers)
@@ -497,13 +498,15 @@ class Training:
                 self.varied,
                 self.plain,
                 plan.cached_views,
+                plan.small_views,
                 plan.preprocessing,
                 plan.forward,
                 self._weights,
                 self.progress,
             )
-            for view in (*self.kept.views, self.kept.plain):
-                self.work += count_work(view, self.pixels, share=1.0 - self._tail_share())
+            for number, view in enumerate((*self.kept.views, self.kept.plain)):
+                size = small_cost(plan.preprocessing) if number < plan.small_views else 1.0
+                self.work += count_work(view, self.pixels, share=size * (1.0 - self._tail_share()))
         return self.kept
 
     def _class_weights(self, phase: Phase) -> Tensor:
@@ -544,13 +547,15 @@ class Training:
         shift: NDArray[np.float32] = np.log(np.maximum(counts, 1) / counts.sum()).astype(np.float32)
         return shift
 
-    def _count_training(self, plan: Plan, steps: int) -> None:
-        images = steps * plan.batch_size
+    def _count_training(self, plan: Plan, steps: range) -> None:
+        images = len(steps) * plan.batch_size
+        small = len(range(steps.start, min(steps.stop, plan.small_steps))) * plan.batch_size
+        whole = images - small * (1.0 - small_cost(plan.preprocessing))
         tail = self._tail_share() if plan.strategy == "partial" else 1.0
         cost = cost_per_image(plan.strategy, tail, cached=self.kept is not None)
         if plan.strategy == "linear_probe":
             cost = 1.0  # the frozen network runs in every step, the head's own work is nothing beside it
-        self.work += Work(forward_images=images, backward_images=images, forward_equivalents=round(images * cost, 1))
+        self.work += Work(forward_images=images, backward_images=images, forward_equivalents=round(whole * cost, 1))
         if self.stream is not None:
             self.work += Work(decoded_images=images)
         elif self.kept is None and not self.pixels.is_kept:

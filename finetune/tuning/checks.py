@@ -130,6 +130,7 @@ def _unregularised(plan: Plan, count: int) -> Plan:
     return plan.changed(
         steps=steps,
         warmup_steps=steps // 10,
+        small_steps=0,
         batch_size=min(plan.batch_size, count),
         weight_decay=0.0,
         label_smoothing=0.0,
