@@ -75,11 +75,13 @@ def ours(
         if task.startswith("training ("):
             marks.setdefault("training", time.perf_counter())
 
+    beside_bare = strategy in {"partial", "full"}
+    before = bare_training(image_size) if beside_bare else 0.0
     start = time.perf_counter()
     fixed: dict[str, Any] = {"steps": steps} if steps else {}
     if stages:
         fixed["training__trainable_stages"] = stages
-    if strategy != "auto":
+    if beside_bare:
         fixed["training__progressive_resizing"] = 0.0  # so that an image is as much work as one of the bare network's
     recipe = finetune.load_recipe(data=str(data), strategy=strategy, seed=seed, image_size=image_size, **fixed)
     splits = load_images(recipe.data, limit=limit)
@@ -102,6 +104,7 @@ def ours(
         "until_trained": trained - start,
         "train_images": len(splits.train),
         "training_images_per_second": plan.batch_size / float(np.median(durations)) if len(durations) else None,
+        "bare_training": (before + bare_training(image_size)) / 2 if beside_bare else None,
         "correct": by_path(paths_of(splits.test), predicted == labels_of(splits.test)),
         "strategy": plan.strategy,
         "work": (evidence.work + model.work).model_dump(),
@@ -284,6 +287,24 @@ def bare(data: Path, image_size: int) -> Result:
         "tutorial_forward": network_rate(network, image_size, tutorial, nullcontext, False),
         "tutorial_training": network_rate(network, image_size, tutorial, nullcontext, True),
     }
+
+
+def bare_training(image_size: int) -> float:
+    """Return the images a second of the bare forward and backward pass, the better of float32 and bfloat16, now: what a
+    machine that others share, too, can do changes within minutes."""
+    from finetune.network.depthwise import quick_depthwise_gradients
+
+    cores = os.cpu_count() or 1
+    return max(
+        network_rate(
+            pretrained(12),
+            image_size,
+            (precision, torch.channels_last, cores, BATCH // cores),
+            lambda: quick_depthwise_gradients(torch.device("cpu")),
+            True,
+        )
+        for precision in ("bfloat16", "float32")
+    )
 
 
 def network_rate(
