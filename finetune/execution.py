@@ -111,6 +111,8 @@ class Finished:
     """Of the trainings that went to their end."""
     options: tuple[Option, ...]
     """What could have shipped, where an ensemble was asked for."""
+    lost: tuple[Trained, ...]
+    """What did harm and does not ship, for who wants to know why."""
 
 
 def finish(begun: Begun, splits: ImageSplits, folder: Path, progress: Progress = no_progress) -> Finished:
@@ -137,6 +139,7 @@ def finish(begun: Begun, splits: ImageSplits, folder: Path, progress: Progress =
         options=options,
         work=_sum((begun.work, *(model.work for _, model in trained))),
         seconds=sum(model.seconds for _, model in trained),
+        lost=tuple(lost),
     )
 
 

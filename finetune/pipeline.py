@@ -14,7 +14,7 @@ from finetune.audit import measure_evidence
 from finetune.decisions import Decisions
 from finetune.diagnosis import diagnose
 from finetune.errors import FinetuneError, RunFolderError
-from finetune.execution import Begun, begin, decide, finish
+from finetune.execution import Begun, Trained, begin, decide, finish
 from finetune.images import ImageSplits, labels_of, load_images
 from finetune.metrics import score
 from finetune.network.weights import resolve_model
@@ -176,6 +176,7 @@ def ship(folder: RunFolder, begun: Begun, splits: ImageSplits, report: Report, s
     model = _scored(finished.models, splits, report)
     if finished.members[0] != leading:
         from_main_process(lambda: folder.write_decisions(finished.members[0]))
+    curves = from_main_process(lambda: _write_lost(folder, finished.lost))
     metrics = RunMetrics(
         validation=model.validation,
         validation_source=_validation_source(model.plan),
@@ -188,7 +189,7 @@ def ship(folder: RunFolder, begun: Begun, splits: ImageSplits, report: Report, s
         ),
         work=finished.work,
         options=finished.options,
-        note=model.note,
+        note=f"{model.note} {curves}".strip(),
         verdicts=[
             verdict
             for own, member in zip(finished.members, finished.models, strict=True)
@@ -199,6 +200,17 @@ def ship(folder: RunFolder, begun: Begun, splits: ImageSplits, report: Report, s
     from_main_process(lambda: folder.write_model(shipped, metrics, images, finished.members))
     report.result(metrics, folder.path, model.members if isinstance(model, Ensemble) else ())
     return model
+
+
+def _write_lost(folder: RunFolder, lost: Sequence[Trained]) -> str:
+    """Leave the decisions and the histories of trainings that do not ship; return how they can be looked at."""
+    commands = []
+    for own, model in lost:
+        place = folder.did_harm(own.name)
+        place.write_decisions(own)
+        place.write_history(model.history)
+        commands.append(f"finetune diagnose {place.path}")
+    return f"The learning curve: {'; '.join(commands)}" if commands else ""
 
 
 @contextmanager

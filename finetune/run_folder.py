@@ -167,6 +167,10 @@ class RunFolder:
         """Return the folder of an ensemble's member; they are numbered from 1 on."""
         return RunFolder(self.path / "members" / str(number))
 
+    def did_harm(self, name: str) -> "RunFolder":
+        """Return the folder of a training that did harm and does not ship: what was decided and its history."""
+        return RunFolder(self.path / "did_harm" / name)
+
     def write_schedule(self, plan: Plan) -> None:
         """Draw the plan's learning rates."""
         from finetune.plots import plot_schedule  # matplotlib takes a second to import

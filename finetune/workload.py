@@ -167,8 +167,8 @@ def cached_views(num_images: int, steps: int, batch_size: int, values: int | Non
 def small_steps(recipe: Recipe, evidence: Evidence, strategy: Strategy, steps: int) -> int:
     """Return how many of the steps, from the first, see smaller images.
 
-    Half of them cost nothing that could be told from 180 to 900 images on (docs/training.md), and save most where there
-    is most to do; whoever wants accuracy alone gets none.
+    Half of them cost `full` nothing that could be told with 180 to 900 images (docs/training.md), and save most where
+    there is most to do; the last stages, whose maps are small anyway, hardly gain. Who wants accuracy alone gets none.
 
     Raises:
         RecipeError: they were asked for, but the network takes images of one size alone, or none that are smaller.
@@ -181,7 +181,7 @@ def small_steps(recipe: Recipe, evidence: Evidence, strategy: Strategy, steps: i
             f"{evidence.preprocessing.image_size} px here; leave it out"
         )
     if share is None:
-        pays = strategy in {"partial", "full"} and evidence.num_images >= SMALL_SET and recipe.prefer != "accuracy"
+        pays = strategy == "full" and evidence.num_images >= SMALL_SET and recipe.prefer != "accuracy"
         share = SMALL_SHARE if is_possible and pays else 0.0
     return min(round(share * steps), max(steps - 1, 0))
 

@@ -168,10 +168,24 @@ def test_other_convolutions_in_bfloat16_are_left_alone(weight_shape, options):
     assert torch.equal(output, nn.functional.conv2d(images, weight, **options))
 
 
-@pytest.mark.parametrize(("side", "stride"), [(3, 2), (7, 1), (9, 3)])
-def test_convolutions_in_float32_are_left_alone(side, stride):
-    output = convolve(*arguments(side, dtype=torch.float32), stride=stride)
+@pytest.mark.parametrize(("side", "dtype"), [(3, torch.float32), (3, torch.float64), (7, torch.float64)])
+def test_convolutions_whose_gradients_are_fast_or_not_known_to_be_slow_are_left_alone(side, dtype):
+    output = convolve(*arguments(side, dtype=dtype), stride=2)
     assert output.grad_fn.name() == TORCHS
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("side", "stride", "padding"), CASES)
+def test_the_gradients_of_wide_kernels_in_float32_are_the_exact_ones_but_for_rounding(side, stride, padding, layout):
+    options = {"stride": stride, "padding": padding_of(padding, side)}
+    inputs = arguments(side, layout=layout, dtype=torch.float32)
+    output = convolve(*inputs, **options)
+    upstream = upstream_of(output)
+    assert output.grad_fn.name() == OURS
+    for own, exact in zip(
+        torch.autograd.grad(output, inputs, upstream), exact_gradients(inputs, upstream, **options), strict=True
+    ):
+        torch.testing.assert_close(own.double(), exact, rtol=1e-5, atol=1e-5 * exact.abs().max().item())
 
 
 def test_outside_the_context_every_convolution_is_plain():

@@ -130,6 +130,9 @@ def test_where_training_did_harm_the_fallback_is_trained_and_ships(carry_out):
     assert finished.models[0].note.startswith("training partial (3 stages) did harm: ")
     assert finished.models[0].note.endswith("full (rate 4e-04) ships instead.")
     assert finished.work.backward_images > finished.models[0].work.backward_images
+    ((lost, model),) = finished.lost
+    assert (lost.name, len(model.history)) == ("partial", model.plan.steps)
+    assert model.history != finished.models[0].history
 
 
 def test_where_the_fallback_does_harm_too_the_probe_ships(carry_out):
@@ -172,6 +175,7 @@ def test_members_that_did_no_harm_stay_together(carry_out):
     finished = carry_out("full_far", "full_near", fallback="norm_tuning")
     assert finished.members[0].choice.members == ("full_far", "full_near")
     assert [model.note for model in finished.models] == ["", ""]
+    assert finished.lost == ()
 
 
 def test_a_choice_without_a_fallback_ships_the_probe_where_training_did_harm(carry_out):

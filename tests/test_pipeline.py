@@ -20,6 +20,7 @@ from finetune.images import labels_of
 from finetune.report import Report
 from finetune.run_folder import RunFolder
 from finetune.selection import PRICE, Belief
+from finetune.training import judging
 
 
 @pytest.fixture(scope="module")
@@ -334,6 +335,20 @@ def test_where_accuracy_is_preferred_the_mean_of_two_ships_and_says_so(averaged)
     assert model.members[0].plan.strategy == choice.strategy
     assert "picking is a gamble" in printed
     assert f"member 2 ({model.members[1].plan.strategy}) alone: validation " in printed
+
+
+def test_a_training_that_did_harm_leaves_its_learning_curve_and_how_to_look_at_it(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(strategy, "PROBE_SUFFICES", -1.0)
+    monkeypatch.setattr(strategy, "believe_all", two_alike)
+    monkeypatch.setattr(judging, "SURE", -float("inf"))  # whatever a training does is harm
+    finetune.run(recipe, tmp_path / "run")
+    (place,) = (tmp_path / "run" / "did_harm").iterdir()
+    own, ships = RunFolder(place), RunFolder(tmp_path / "run")
+    assert own.read_plan() != ships.read_plan()
+    assert own.read_decisions().choice.chosen.name == place.name
+    assert len([row for row in own.read_history() if row["phase"] == "fold-1"]) == own.read_plan().steps
+    assert own.read_history() != ships.read_history()
+    assert f"finetune diagnose {place}" in ships.read_metrics().note
 
 
 def test_an_ensembles_folder_holds_a_run_folder_for_each_member(averaged):

@@ -1,10 +1,10 @@
-"""Gradients of depthwise convolutions in bfloat16 on a CPU, put together from parts that it has fast kernels for.
+"""Gradients of depthwise convolutions on a CPU, put together from parts that it has fast kernels for.
 
-On a CPU PyTorch hands convolutions to oneDNN, which computes two bfloat16 gradients of depthwise ones in its slow
-reference kernels: that of weights larger than 3 x 3, and that of the input of strided ones. They took most of a step of
-an EfficientNet and made bfloat16 slower than float32 (docs/log.md, 2026-11-24). Here the first is put together from the
-weight gradients of 3 x 3 windows of the kernel, each over a shifted input, and the second from convolutions of stride
-one. Both are exact but for rounding.
+On a CPU PyTorch hands convolutions to oneDNN, which computes two gradients of depthwise ones slowly: that of weights
+wider than 3, and, in bfloat16, that of the input of strided ones. They took most of a step of an EfficientNet and made
+bfloat16 slower than float32 (docs/log.md, 2026-11-24 and -26). Here the first is put together from the weight gradients
+of windows of the kernel that are 3 wide, each over a shifted input, and the second from convolutions of stride one.
+Both are exact but for rounding.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from finetune.network.interception import Interception
 
 WINDOW = 3
-"""Side of the largest depthwise kernel whose weight gradient is fast."""
+"""Width of the largest depthwise kernel whose weight gradient is fast."""
 
 Pair = tuple[int, int]
 
@@ -52,7 +52,8 @@ def _convolve(
     steps = _pair(stride)
     is_plain = input.ndim == 4 and _pair(dilation) == (1, 1) and weight.shape[-2] == side and side % 2
     is_depthwise = weight.shape[0] == groups and weight.shape[1] == 1
-    has_slow_gradient = dtype == torch.bfloat16 and (side > WINDOW or max(steps) > 1)
+    is_wide = side > WINDOW and dtype in {torch.bfloat16, torch.float32}
+    has_slow_gradient = is_wide or (dtype == torch.bfloat16 and max(steps) > 1)
     if isinstance(padding, str) or not (is_plain and is_depthwise and has_slow_gradient):
         return nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
     cast = None if bias is None else bias.to(dtype)
@@ -96,7 +97,7 @@ class _Depthwise(torch.autograd.Function):
 def _input_gradient(gradient: Tensor, images: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
     """Return the gradient (n, c, h, w): that of every stride-th row and column is a convolution of stride one, with
     every stride-th row and column of the kernel."""
-    if max(stride) == 1:
+    if max(stride) == 1 or images.dtype != torch.bfloat16:
         return _gradients(gradient, images, weight, stride, padding, (True, False, False))[0]
     height, width = (count + 2 * margin for count, margin in zip(images.shape[2:], padding, strict=True))
     padded = torch.empty(
@@ -119,22 +120,19 @@ def _input_gradient(gradient: Tensor, images: Tensor, weight: Tensor, stride: Pa
 
 
 def _weight_gradient(gradient: Tensor, images: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-    """Return the gradient (c, 1, k, k): each 3 x 3 window of it is that of a 3 x 3 convolution over a shifted input."""
+    """Return the gradient (c, 1, k, k): each k x 3 window of it is that of a k x 3 convolution over a shifted input."""
     side = weight.shape[-1]
     if side <= WINDOW:
         return _gradients(gradient, images, weight, stride, padding, (False, True, False))[1]
-    padded = nn.functional.pad(images, (padding[1], padding[1], padding[0], padding[0]))
-    height, width = (
-        (count - 1) * step + WINDOW for count, step in zip(gradient.shape[2:], stride, strict=True)
-    )  # what the windows of one position see
+    width = (gradient.shape[3] - 1) * stride[1] + WINDOW  # what the windows of one position see
     result = torch.empty_like(weight)
-    corner = weight[:, :, :WINDOW, :WINDOW].contiguous()
-    for top in range(0, side - WINDOW + 1, WINDOW - 1):
-        for left in range(0, side - WINDOW + 1, WINDOW - 1):
-            seen = padded[:, :, top : top + height, left : left + width]
-            seen = seen.contiguous(memory_format=torch.channels_last)
-            window = _gradients(gradient, seen, corner, stride, (0, 0), (False, True, False))[1]
-            result[:, :, top : top + WINDOW, left : left + WINDOW] = window
+    columns = weight[:, :, :, :WINDOW].contiguous()
+    for left in range(0, side - WINDOW + 1, WINDOW - 1):
+        first = left - padding[1]
+        # A margin of zeros, as oneDNN's own is slow where it is as high as the windows are apart.
+        seen = nn.functional.pad(images, (-first, first + width - images.shape[3], padding[0], padding[0]))
+        window = _gradients(gradient, seen, columns, stride, (0, 0), (False, True, False))[1]
+        result[:, :, :, left : left + WINDOW] = window
     return result
 
 
