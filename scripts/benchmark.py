@@ -188,10 +188,11 @@ def compare_limits(results: Results, seeds: Sequence[int]) -> list[str]:
         ("bare forward pass, best of all ways", f"{of('bare', 'forward'):.0f} images/s"),
         ("bare forward pass, the tutorials' way", f"{of('bare', 'tutorial_forward'):.0f} images/s"),
         (
-            "bare forward + backward pass, best of all ways, with our depthwise gradients",
+            "bare forward + backward pass, best of all ways, with our gradients of convolutions",
             f"{of('bare', 'training'):.0f} images/s",
         ),
-        ("the same with nothing of ours", f"{of('bare', 'unaided_training'):.0f} images/s"),
+        ("the same with batches of 64 instead of 32", f"{of('bare', 'larger_training'):.0f} images/s"),
+        ("with batches of 32, but nothing of ours", f"{of('bare', 'unaided_training'):.0f} images/s"),
         ("bare forward + backward pass, the tutorials' way", f"{of('bare', 'tutorial_training'):.0f} images/s"),
         (f"evidence + linear probe on {images} images, all in all", f"{whole:.2f} s"),
         (f"of it fixed, by the line through {some} and {images} images", f"{fixed:.2f} s"),

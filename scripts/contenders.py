@@ -238,14 +238,14 @@ def fastai(data: Path, seed: int, image_size: int) -> Result:
 def bare(data: Path, image_size: int) -> Result:
     """Return the images a second of decoding alone, and of the network alone on ready tensors: the limits.
 
-    "Unaided" is without this toolkit's gradients of depthwise convolutions, which the limit has.
+    "Unaided" is without this toolkit's quick gradients of convolutions, which the limit has.
 
     The network's rates are the best of float32 and bfloat16, both layouts, several batch sizes, and one batch on all
     cores or one on each core; and those of the tutorials' way.
     """
     from PIL import Image
 
-    from finetune.network.depthwise import quick_depthwise_gradients
+    from finetune.network.convolutions import quick_gradients
 
     files = [str(file) for file in sorted((data / "train").rglob("*.*"))]
     cores = os.cpu_count() or 1
@@ -264,11 +264,11 @@ def bare(data: Path, image_size: int) -> Result:
             list(pool.map(decode, files))
 
     def quick() -> AbstractContextManager[Any]:
-        return quick_depthwise_gradients(torch.device("cpu"))
+        return quick_gradients(torch.device("cpu"))
 
     network = pretrained(12)
     decoding = max(rate(partial(decode_all, threads), len(files)) for threads in (1, cores))
-    forward, training, unaided = [], [], []
+    forward, training, unaided, larger = [], [], [], []
     for precision in ("bfloat16", "float32"):
         for layout in (torch.channels_last, torch.contiguous_format):
             for streams in (1, cores):
@@ -278,12 +278,15 @@ def bare(data: Path, image_size: int) -> Result:
                 way = (precision, layout, streams, BATCH // streams)
                 unaided.append(network_rate(network, image_size, way, nullcontext, True))
                 training.append(network_rate(network, image_size, way, quick, True))
+                way = (precision, layout, streams, 2 * BATCH // streams)
+                larger.append(network_rate(network, image_size, way, quick, True))
     tutorial = ("float32", torch.contiguous_format, 1, BATCH)
     return {
         "decoding": decoding,
         "forward": max(forward),
         "training": max(*training, *unaided),
         "unaided_training": max(unaided),
+        "larger_training": max(larger),
         "tutorial_forward": network_rate(network, image_size, tutorial, nullcontext, False),
         "tutorial_training": network_rate(network, image_size, tutorial, nullcontext, True),
     }
@@ -292,7 +295,7 @@ def bare(data: Path, image_size: int) -> Result:
 def bare_training(image_size: int) -> float:
     """Return the images a second of the bare forward and backward pass, the better of float32 and bfloat16, now: what a
     machine that others share, too, can do changes within minutes."""
-    from finetune.network.depthwise import quick_depthwise_gradients
+    from finetune.network.convolutions import quick_gradients
 
     cores = os.cpu_count() or 1
     return max(
@@ -300,7 +303,7 @@ def bare_training(image_size: int) -> float:
             pretrained(12),
             image_size,
             (precision, torch.channels_last, cores, BATCH // cores),
-            lambda: quick_depthwise_gradients(torch.device("cpu")),
+            lambda: quick_gradients(torch.device("cpu")),
             True,
         )
         for precision in ("bfloat16", "float32")

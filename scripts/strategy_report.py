@@ -321,7 +321,7 @@ def page(cells: Sequence[Cell]) -> str:
             "Not tested: more than 1,200 training images, other networks, and races where there are few images per "
             "class (most of those trainings were not judged on held-out images). The grid was trained without "
             f"co-tuning, which runs of fewer than {SMALL_SET} training images have now, and without smaller images "
-            "first, which larger sets see now."
+            "first, which `full` sees on larger sets."
         ),
         "",
         "## By size",

@@ -20,7 +20,7 @@ from finetune.batches import MEMORY_FORMATS, VariedImages, make_loader, normalis
 from finetune.evidence import ForwardSettings, MachineSpeed, Precision, TrainingSpeed
 from finetune.features import autocast, pooled, stream
 from finetune.network.backbone import find_head, find_norms, find_stages
-from finetune.network.depthwise import quick_depthwise_gradients
+from finetune.network.convolutions import quick_gradients
 from finetune.network.folding import FoldedNorms
 from finetune.network.streams import Streams
 from finetune.network.tail import cut
@@ -286,7 +286,7 @@ def _time_training(module: nn.Module, inputs: Tensor, threads: int) -> tuple[Pre
     optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0, fused=True)  # moves nothing, in the usual time
 
     def gradients(precision: Precision, part: tuple[Tensor, Tensor]) -> Sequence[Tensor]:
-        with quick_depthwise_gradients(device), folded, autocast(device, precision):
+        with quick_gradients(device), folded, autocast(device, precision):
             loss = nn.functional.cross_entropy(module(part[0]).float(), part[1], reduction="sum") / len(inputs)
         return torch.autograd.grad(loss, trained, materialize_grads=True)
 

@@ -5,14 +5,15 @@ take over (Jacob et al. 2018, section 3.2). Where the convolution is trained, it
 and the norm's parameters in every pass, so that gradients reach all of them; elsewhere it is computed once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from finetune.network.interception import Interception
+from finetune.network.interception import BATCH_NORM, CONVOLUTION, Function, Interception
 
 MARK = "_finetune_folded_norm"
 """Attribute of a convolution's output that has been through the norm already: the norm's running mean."""
@@ -26,7 +27,6 @@ class FoldedNorms(Interception):
 
     def __init__(self, forward: Callable[[], object]) -> None:
         """Find out what belongs together in `forward`: one pass of the network, in evaluation mode."""
-        super().__init__()
         with torch.no_grad(), _Finder() as finder:
             forward()
         self._norms = {id(found.weight): found for found in finder.found()}
@@ -36,17 +36,16 @@ class FoldedNorms(Interception):
         """Return how many norms are folded."""
         return len(self._norms)
 
-    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:  # noqa: ANN401
-        """Take over convolutions and the norms that are folded into them; leave everything else alone."""
-        if function is torch.conv2d:
+    def call(self, function: Function, arguments: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
+        """Take over convolutions, and the norms that are folded into them."""
+        if function is CONVOLUTION:
             return self._convolve(*arguments, **options)
-        if function is nn.functional.batch_norm:
-            norm = _Norm(*arguments, **options)
-            if getattr(norm.input, MARK, None) is norm.running_mean is not None:
-                if norm.training:
-                    raise RuntimeError("a norm that was folded into its convolution is asked for new statistics")
-                return norm.input
-        return function(*arguments, **options)
+        norm = _Norm(*arguments, **options)
+        if getattr(norm.input, MARK, None) is norm.running_mean is not None:
+            if norm.training:
+                raise RuntimeError("a norm that was folded into its convolution is asked for new statistics")
+            return norm.input
+        return self.hand_on(function, *arguments, **options)
 
     def _convolve(
         self,
@@ -59,7 +58,7 @@ class FoldedNorms(Interception):
         found = self._norms.get(id(weight))
         # The gradient of a weight costs far more than a norm, so it is not computed for the norm's sake.
         if found is None or (_is_trained(found.norm.weight, found.norm.bias) and not _is_trained(weight)):
-            return torch.conv2d(input, weight, bias, *arguments, **options)
+            return self.hand_on(CONVOLUTION, input, weight, bias, *arguments, **options)
         if _is_trained(weight):
             folded = _fold(weight, bias, found.norm)
         else:
@@ -70,7 +69,7 @@ class FoldedNorms(Interception):
                 new, shift = _fold(weight, bias, found.norm)
                 self._constant[key] = (new.to(dtype), shift.to(dtype))
             folded = self._constant[key]
-        output = torch.conv2d(input, *folded, *arguments, **options)
+        output = self.hand_on(CONVOLUTION, input, *folded, *arguments, **options)
         setattr(output, MARK, found.norm.running_mean)
         return output
 
@@ -94,8 +93,8 @@ class _Found(NamedTuple):
     norm: _Norm
 
 
-class _Finder(Interception):
-    """Watches a forward pass."""
+class _Finder(TorchFunctionMode):
+    """Watches a forward pass, and so every call of a function of PyTorch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,8 +105,15 @@ class _Finder(Interception):
         self._calls: dict[int, int] = {}
         """How often each weight convolves."""
 
-    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:  # noqa: ANN401
-        if function is nn.functional.batch_norm:
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        arguments: tuple[Any, ...] = (),
+        options: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401  (torch's protocol)
+        options = options or {}
+        if function is BATCH_NORM:
             norm = _Norm(*arguments, **options)
             if id(norm.input) in self._convolved and not norm.training and norm.running_mean is not None:
                 self._norms[id(norm.input)] = norm
@@ -119,7 +125,7 @@ class _Finder(Interception):
             for given in tree_leaves((arguments, options)):
                 if isinstance(given, Tensor) and id(given) in self._convolved:
                     self._uses[id(given)] = self._uses.get(id(given), 0) + 1
-        if function is torch.conv2d:
+        if function is CONVOLUTION:
             weight = arguments[1] if len(arguments) > 1 else options["weight"]
             self._convolved[id(output)] = (output, weight)
             self._calls[id(weight)] = self._calls.get(id(weight), 0) + 1

@@ -22,7 +22,7 @@ from finetune.augmentation import mix
 from finetune.errors import FinetuneError, RecipeError
 from finetune.features import autocast
 from finetune.network.backbone import set_training_mode
-from finetune.network.depthwise import quick_depthwise_gradients
+from finetune.network.convolutions import quick_gradients
 from finetune.network.finiteness import first_not_finite
 from finetune.network.folding import FoldedNorms
 from finetune.network.streams import Streams
@@ -241,7 +241,7 @@ def _gradients(
 
     def losses_of(part: _Part) -> tuple[Tensor, Tensor]:
         """Return what is to fall, and the loss of the new head alone, which is what others compare."""
-        with autocast(device, plan.precision), quick_depthwise_gradients(device), folded:
+        with autocast(device, plan.precision), quick_gradients(device), folded:
             scores, source = _split(module(task.prepare(part.inputs)).float(), task)
         loss = second = torch.zeros((), device=device)
         for indices, share in ((part.indices, batches.share), (part.others, 1.0 - batches.share)):

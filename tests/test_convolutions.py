@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.network import depthwise
-from finetune.network.depthwise import quick_depthwise_gradients
+from finetune.network import convolutions
+from finetune.network.convolutions import quick_gradients
 
 CPU = torch.device("cpu")
 OURS, TORCHS = "_DepthwiseBackward", "ConvolutionBackward0"
@@ -33,7 +33,7 @@ def arguments(side, seed=0, shape=(13, 11), layout="contiguous", dtype=torch.bfl
 
 
 def convolve(images, weight, bias=None, **options):
-    with quick_depthwise_gradients(CPU):
+    with quick_gradients(CPU):
         return nn.functional.conv2d(images, weight, bias, groups=len(weight), **options)
 
 
@@ -139,7 +139,7 @@ def test_under_autocast_the_forward_values_are_those_of_a_plain_convolution():
 
 def test_a_layer_of_a_network_is_taken_over_too():
     layer = nn.Conv2d(4, 4, 5, padding=2, groups=4)
-    with torch.autocast("cpu", torch.bfloat16), quick_depthwise_gradients(CPU):
+    with torch.autocast("cpu", torch.bfloat16), quick_gradients(CPU):
         output = layer(torch.ones(1, 4, 8, 8))
     assert output.grad_fn.name() == OURS
 
@@ -162,7 +162,7 @@ def test_a_layer_of_a_network_is_taken_over_too():
 def test_other_convolutions_in_bfloat16_are_left_alone(weight_shape, options):
     images = torch.ones(1, CHANNELS, 9, 9, dtype=torch.bfloat16)
     weight = torch.ones(weight_shape, dtype=torch.bfloat16, requires_grad=True)
-    with quick_depthwise_gradients(CPU):
+    with quick_gradients(CPU):
         output = nn.functional.conv2d(images, weight, **options)
     assert output.grad_fn.name() == TORCHS
     assert torch.equal(output, nn.functional.conv2d(images, weight, **options))
@@ -196,8 +196,8 @@ def test_outside_the_context_every_convolution_is_plain():
 
 def test_a_pass_without_gradients_is_left_alone(monkeypatch):
     taken = []
-    own = depthwise._convolve
-    monkeypatch.setattr(depthwise, "_convolve", lambda *args, **kwargs: (taken.append(1), own(*args, **kwargs))[1])
+    own = convolutions._convolve
+    monkeypatch.setattr(convolutions, "_convolve", lambda *args, **kwargs: (taken.append(1), own(*args, **kwargs))[1])
     with torch.no_grad():
         convolve(*arguments(7))
     assert taken == []
@@ -208,7 +208,7 @@ def test_a_pass_without_gradients_is_left_alone(monkeypatch):
 def test_arguments_by_keyword_mean_what_they_mean_in_torch():
     images, weight, bias = arguments(5)
     options = {"stride": 2, "padding": 2, "groups": CHANNELS}
-    with quick_depthwise_gradients(CPU):
+    with quick_gradients(CPU):
         output = torch.conv2d(input=images, weight=weight, bias=bias, **options)
     assert torch.equal(output, torch.conv2d(images, weight, bias, **options))
 
@@ -225,8 +225,74 @@ def test_an_image_without_a_batch_has_its_gradients_too():
 
 @pytest.mark.parametrize("device", ["cuda", "mps", "meta"])
 def test_where_the_network_is_not_on_a_cpu_nothing_is_taken_over(device):
-    context = quick_depthwise_gradients(torch.device(device))
+    context = quick_gradients(torch.device(device))
     assert isinstance(context, nullcontext)
     with context:
         output = nn.functional.conv2d(*arguments(7)[:2], groups=CHANNELS)
     assert output.grad_fn.name() == TORCHS
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("padding", [0, (0, 0)])
+def test_pointwise_convolutions_with_large_weights_are_products_with_the_exact_gradients(dtype, biased, padding):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(3, 64, 2, 3, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(80, 64, 1, 1, generator=generator).to(dtype)
+    bias = torch.randn(80, generator=generator).to(dtype)
+    inputs = [tensor.requires_grad_() for tensor in ((images, weight, bias) if biased else (images, weight))]
+    with quick_gradients(CPU):
+        output = nn.functional.conv2d(*inputs, padding=padding)
+    assert output.grad_fn.name() == "_ProductBackward"
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    exact = nn.functional.conv2d(*wide)
+    upstream = upstream_of(output)
+    gradients = torch.autograd.grad(output, inputs, upstream), torch.autograd.grad(exact, wide, upstream.double())
+    rounding = ROUNDING if dtype == torch.bfloat16 else 1e-5
+    for own, other in zip((output, *gradients[0]), (exact, *gradients[1]), strict=True):
+        torch.testing.assert_close(own.double(), other, rtol=rounding, atol=rounding * other.abs().max().item())
+
+
+def test_an_activation_in_place_keeps_the_gradient_of_a_product():
+    images = torch.randn(2, 64, 2, 2).contiguous(memory_format=torch.channels_last).requires_grad_()
+    layer = nn.Conv2d(64, 64, 1)
+    with quick_gradients(CPU):
+        output = nn.functional.relu(layer(images), inplace=True)
+    upstream = upstream_of(output)
+    plain = nn.functional.relu(layer(images))
+    for own, exact in zip(
+        torch.autograd.grad(output, (images, layer.weight), upstream),
+        torch.autograd.grad(plain, (images, layer.weight), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, exact, rtol=1e-4, atol=1e-5)
+
+
+def test_only_what_is_frozen_has_no_gradient_of_a_product():
+    images = torch.randn(1, 64, 2, 2).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(64, 64, 1, 1, requires_grad=True), torch.randn(64)
+    with quick_gradients(CPU):
+        nn.functional.conv2d(images, weight, bias).sum().backward()
+        frozen = nn.functional.conv2d(images, weight.detach(), bias)
+    assert weight.grad is not None
+    assert frozen.grad_fn is None
+
+
+@pytest.mark.parametrize(
+    ("side", "options"),
+    [(40, {}), (2, {"stride": 2}), (2, {"padding": 1}), (2, {"groups": 2})],
+    ids=["many pixels", "strided", "padded", "grouped"],
+)
+def test_other_pointwise_convolutions_are_left_alone(side, options):
+    images = torch.ones(1, 64, side, side).contiguous(memory_format=torch.channels_last)
+    weight = torch.ones(64, 64 // options.get("groups", 1), 1, 1, requires_grad=True)
+    with quick_gradients(CPU):
+        output = nn.functional.conv2d(images, weight, **options)
+    assert output.grad_fn.name() == TORCHS
+
+
+def test_pointwise_convolutions_of_images_that_are_not_channels_last_are_left_alone():
+    images, weight = torch.ones(1, 64, 2, 2), torch.ones(64, 64, 1, 1, requires_grad=True)
+    with quick_gradients(CPU):
+        assert nn.functional.conv2d(images, weight).grad_fn.name() == TORCHS
