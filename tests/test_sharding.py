@@ -164,7 +164,7 @@ class Inputs:
         return 10
 
     def __getitems__(self, keys):
-        return [(self.tensors[index], index) for index, _ in keys]
+        return [(self.tensors[index], index) for index, *_ in keys]
 
 
 def train_in_turn(folder, rank, count):

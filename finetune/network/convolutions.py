@@ -110,7 +110,7 @@ class _Product(torch.autograd.Function):
             torch.mm(rows, weight.flatten(1), out=_rows(result))
         return (
             result,
-            torch.mm(rows.t(), _rows(images)).view_as(weight) if of_weight else None,
+            torch.mm(rows.t(), _rows(images)).as_strided(weight.shape, weight.stride()) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )
 
