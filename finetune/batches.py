@@ -2,9 +2,10 @@
 step."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from finetune.plan import AugmentationPlan
 from finetune.preprocessing import Preprocessing
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+
+Item = TypeVar("Item")
 
 
 class Images(Protocol):
@@ -83,33 +87,37 @@ class VariedImages:
         return list(zip(self._vary(self._pixels.read(indices), keys), indices, strict=True))
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a process takes of the batches of a training."""
+
+    batch_size: int
+    """Images a step, over all processes."""
+    steps: range
+    seed: int
+    """Of the order of the images and how they are varied."""
+    rank: int = 0
+    world_size: int = 1
+    small_steps: int = 0
+    """First steps of the training, which see small images."""
+
+    def own(self, batch: list[Item]) -> list[Item]:
+        """Return this process's part of a whole batch."""
+        return batch[self.rank :: self.world_size]
+
+
 class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
     """This process's share of the batches of some steps, varied, from a stream: (n, 3, size, size) uint8, classes (n,).
 
     The batch of a step depends on the seed and the step alone: a resumed training passes over what it has seen.
     """
 
-    def __init__(
-        self,
-        stream: ImageStream,
-        preprocessing: Preprocessing,
-        plan: AugmentationPlan,
-        batch_size: int,
-        steps: range,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        small_steps: int = 0,
-    ) -> None:
-        """Read `batch_size` images a step, over all processes; the first `small_steps` steps see them small."""
+    def __init__(self, stream: ImageStream, preprocessing: Preprocessing, plan: AugmentationPlan, share: Share) -> None:
+        """Read from `stream`."""
         self._stream = stream
         self._shorter_side = preprocessing.shorter_side
-        self._vary = Variation(preprocessing, plan, seed)
-        self._batch_size = batch_size
-        self._steps = steps
-        self._rank = rank
-        self._world_size = world_size
-        self._small_steps = small_steps
+        self._vary = Variation(preprocessing, plan, share.seed)
+        self._share = share
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the steps' batches.
@@ -117,13 +125,13 @@ class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
         Raises:
             DataError: an image that can not be decoded.
         """
-        examples = self._stream.read(self._steps.start * self._batch_size)
-        for step in self._steps:
-            numbered = list(enumerate(islice(examples, self._batch_size), step * self._batch_size))
-            share = numbered[self._rank :: self._world_size]
-            images = in_threads(self._decode, [source for _, (source, _) in share])
-            varied = self._vary(images, [Key(position, 0, step < self._small_steps) for position, _ in share])
-            yield torch.stack(varied), torch.tensor([label for _, (_, label) in share])
+        size = self._share.batch_size
+        examples = self._stream.read(self._share.steps.start * size)
+        for step in self._share.steps:
+            own = self._share.own(list(enumerate(islice(examples, size), step * size)))
+            images = in_threads(self._decode, [source for _, (source, _) in own])
+            varied = self._vary(images, [Key(position, 0, step < self._share.small_steps) for position, _ in own])
+            yield torch.stack(varied), torch.tensor([label for _, (_, label) in own])
 
     def _decode(self, source: ImageSource) -> NDArray[np.uint8]:
         return np.array(decode(source, self._shorter_side, "an image of the stream"))
@@ -137,43 +145,30 @@ class StepSampler(Sampler[list[Key]]):
     have. With several processes each one takes its share of every batch.
     """
 
-    def __init__(
-        self,
-        members: Sequence[int],
-        batch_size: int,
-        steps: range,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        small_steps: int = 0,
-    ) -> None:
-        """Draw from the images `members`; the first `small_steps` steps see them small."""
+    def __init__(self, members: Sequence[int], share: Share) -> None:
+        """Draw from the images `members`."""
         self._members = np.asarray(members)
-        self._batch_size = batch_size
-        self._steps = steps
-        self._seed = seed
-        self._rank = rank
-        self._world_size = world_size
-        self._small_steps = small_steps
+        self._share = share
 
     def __len__(self) -> int:
         """Return the number of steps."""
-        return len(self._steps)
+        return len(self._share.steps)
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Yield this process's keys of each step."""
         passes: dict[int, list[int]] = {}
-        for step in self._steps:
+        size = self._share.batch_size
+        for step in self._share.steps:
             batch: list[Key] = []
-            for position in range(step * self._batch_size, (step + 1) * self._batch_size):
+            for position in range(step * size, (step + 1) * size):
                 number, offset = divmod(position, len(self._members))
                 if number not in passes:
                     passes = {number: self._permutation(number)}
-                batch.append(Key(passes[number][offset], number, step < self._small_steps))
-            yield batch[self._rank :: self._world_size]
+                batch.append(Key(passes[number][offset], number, step < self._share.small_steps))
+            yield self._share.own(batch)
 
     def _permutation(self, number: int) -> list[int]:
-        generator = np.random.default_rng((self._seed, number))
+        generator = np.random.default_rng((self._share.seed, number))
         return [int(index) for index in generator.permutation(self._members)]
 
 

@@ -163,9 +163,11 @@ class Plan(Value):
         if self.steps and self.warmup_steps >= self.steps:
             raise ValueError(f"a warm-up of {self.warmup_steps} steps does not fit into {self.steps} steps")
         if self.small_steps >= max(self.steps, 1):
-            raise ValueError(f"of {self.steps} steps the last must see whole images; set small_steps to less")
+            raise ValueError(f"of {self.steps} steps the last must see full-size images; set small_steps to less")
         if self.small_steps and self.cached_views == 1:
-            raise ValueError("one cached view can not be small and whole; set small_steps to 0, or cached_views to 2")
+            raise ValueError(
+                "one cached view can not be small and full-size; set small_steps to 0, or cached_views to 2"
+            )
         if self.refit and self.steps and not self.refit_steps:
             raise ValueError("a refit needs at least one step; set refit_steps, or refit to false")
         if self.cycle and not self.steps:
@@ -443,7 +445,7 @@ def _reasons(evidence: Evidence, load: Workload, choice: Choice, precision: Prec
         side = evidence.preprocessing.smaller().image_size
         reasons.append(
             f"the first {load.small_steps} steps see images of {side} px (progressive resizing): "
-            f"{100 * (1 - small_cost(evidence.preprocessing)):.0f} % less work each, for no accuracy that could be told"
+            f"{100 * (1 - small_cost(evidence.preprocessing)):.0f} % less work each"
         )
     if load.cached_views:
         reasons.append(

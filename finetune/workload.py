@@ -192,7 +192,7 @@ def small_views(views: int, small: int, steps: int) -> int:
 
 
 def small_cost(preprocessing: Preprocessing) -> float:
-    """Return the work of a smaller image over that of a whole one."""
+    """Return the work of a smaller image over that of a full-size one."""
     return float((preprocessing.smaller().image_size / preprocessing.image_size) ** 2)
 
 
@@ -243,10 +243,8 @@ def expected_seconds(strategy: Strategy, workload: Workload, evidence: Evidence)
     prefix = 0.0
     if strategy == "partial" and workload.cached_views:
         rate = measured.prefix_images_per_second or speed.forward_images_per_second
-        views, small = (
-            workload.cached_views + 1,
-            small_views(workload.cached_views, workload.small_steps, workload.steps),
-        )
+        views = workload.cached_views + 1
+        small = small_views(workload.cached_views, workload.small_steps, workload.steps)
         prefix = evidence.num_images * ((views - saved * small) / rate + views / speed.reading_images_per_second)
     else:
         reading = 1 / speed.reading_images_per_second
@@ -255,7 +253,7 @@ def expected_seconds(strategy: Strategy, workload: Workload, evidence: Evidence)
     if strategy == "scratch":
         features = 0.0
     steps = workload.trainings * workload.steps + workload.refit_steps
-    # A refit of as many steps starts anew, as the trainings did; a shorter one goes on and sees whole images.
+    # A refit of as many steps starts anew, as the trainings did; a shorter one goes on and sees full-size images.
     starts = workload.trainings + (workload.refit_steps == workload.steps)
     whole = steps - saved * starts * min(workload.small_steps, workload.steps)
     return features + (prefix + workload.batch_size * (whole * computing + steps * reading)) / together

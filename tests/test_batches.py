@@ -21,7 +21,7 @@ from torchvision.transforms.functional import adjust_brightness, adjust_contrast
 
 from finetune import batches
 from finetune.augmentation import ASPECT, Key, _jitter, _random_box
-from finetune.batches import PlainImages, StepSampler, VariedImages, make_loader, normaliser, read_in_turn
+from finetune.batches import PlainImages, Share, StepSampler, VariedImages, make_loader, normaliser, read_in_turn
 from finetune.features import no_progress
 from finetune.images import Pixels, table_of_paths
 from finetune.plan import AugmentationPlan
@@ -52,43 +52,43 @@ def pixels_of(images, keys):
 
 
 def test_every_batch_is_full_even_where_the_images_do_not_divide_by_it():
-    assert [len(batch) for batch in StepSampler(range(10), 4, range(7), seed=0)] == [4] * 7
+    assert [len(batch) for batch in StepSampler(range(10), Share(4, range(7), seed=0))] == [4] * 7
 
 
 def test_each_pass_is_a_permutation_and_passes_run_into_each_other():
-    keys = [key for batch in StepSampler(range(10), 4, range(5), seed=0) for key in batch]
+    keys = [key for batch in StepSampler(range(10), Share(4, range(5), seed=0)) for key in batch]
     assert sorted(key.image for key in keys if key.view == 0) == list(range(10))
     assert sorted(key.image for key in keys if key.view == 1) == list(range(10))
     assert [key.view for key in keys] == [0] * 10 + [1] * 10
 
 
 def test_passes_differ_in_their_order_and_so_do_seeds():
-    first = [index for batch in StepSampler(range(10), 10, range(2), seed=0) for index, *_ in batch]
-    other = [index for batch in StepSampler(range(10), 10, range(1), seed=1) for index, *_ in batch]
+    first = [index for batch in StepSampler(range(10), Share(10, range(2), seed=0)) for index, *_ in batch]
+    other = [index for batch in StepSampler(range(10), Share(10, range(1), seed=1)) for index, *_ in batch]
     assert first[:10] != first[10:]
     assert first[:10] != other
 
 
 def test_a_batch_larger_than_the_set_takes_several_passes():
-    (batch,) = StepSampler([3, 7], 5, range(1), seed=0)
+    (batch,) = StepSampler([3, 7], Share(5, range(1), seed=0))
     assert sorted(index for index, *_ in batch[:2]) == sorted(index for index, *_ in batch[2:4]) == [3, 7]
     assert [view for _, view, _ in batch] == [0, 0, 1, 1, 2]
 
 
 def test_only_members_are_drawn():
-    drawn = {index for batch in StepSampler([2, 5, 11], 4, range(6), seed=0) for index, *_ in batch}
+    drawn = {index for batch in StepSampler([2, 5, 11], Share(4, range(6), seed=0)) for index, *_ in batch}
     assert drawn == {2, 5, 11}
 
 
 def test_a_resumed_sampler_goes_on_with_the_same_batches():
-    whole = list(StepSampler(range(10), 4, range(9), seed=3))
-    assert list(StepSampler(range(10), 4, range(5, 9), seed=3)) == whole[5:]
+    whole = list(StepSampler(range(10), Share(4, range(9), seed=3)))
+    assert list(StepSampler(range(10), Share(4, range(5, 9), seed=3))) == whole[5:]
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_the_processes_share_every_batch_among_them(world_size):
-    whole = list(StepSampler(range(10), 6, range(4), seed=0))
-    parts = [list(StepSampler(range(10), 6, range(4), 0, rank, world_size)) for rank in range(world_size)]
+    whole = list(StepSampler(range(10), Share(6, range(4), seed=0)))
+    parts = [list(StepSampler(range(10), Share(6, range(4), 0, rank, world_size))) for rank in range(world_size)]
     for step, batch in enumerate(whole):
         shared = [key for part in parts for key in part[step]]
         assert sorted(shared) == sorted(batch)
@@ -96,14 +96,14 @@ def test_the_processes_share_every_batch_among_them(world_size):
 
 
 def test_the_first_steps_see_the_images_of_others_small():
-    small, others = ([*StepSampler(range(10), 4, range(6), 0, small_steps=steps)] for steps in (4, 0))
+    small, others = ([*StepSampler(range(10), Share(4, range(6), 0, small_steps=steps))] for steps in (4, 0))
     assert [[key.is_small for key in batch] for batch in small] == [[True] * 4] * 4 + [[False] * 4] * 2
     assert [[key[:2] for key in batch] for batch in small] == [[key[:2] for key in batch] for batch in others]
 
 
 def test_steps_that_are_resumed_see_images_of_the_size_that_they_would_have_seen():
-    whole = list(StepSampler(range(10), 4, range(9), 3, small_steps=6))
-    assert list(StepSampler(range(10), 4, range(4, 9), 3, small_steps=6)) == whole[4:]
+    whole = list(StepSampler(range(10), Share(4, range(9), 3, small_steps=6)))
+    assert list(StepSampler(range(10), Share(4, range(4, 9), 3, small_steps=6))) == whole[4:]
 
 
 @pytest.mark.parametrize("crop", [0.5, 1.0])

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from finetune.augmentation import mix
-from finetune.batches import StepSampler, make_loader
+from finetune.batches import Share, StepSampler, make_loader
 from finetune.network.backbone import find_stages, set_trainable
 from finetune.network.source_head import put_beside
 from finetune.schedule import learning_rate_factor
@@ -60,7 +60,7 @@ def make_task(network, plan, inputs=None, **changes):
     inputs = inputs or Inputs()
 
     def loader(steps):
-        return make_loader(inputs, CPU, 0, StepSampler(range(NUM_IMAGES), plan.batch_size, steps, plan.seed))
+        return make_loader(inputs, CPU, 0, StepSampler(range(NUM_IMAGES), Share(plan.batch_size, steps, plan.seed)))
 
     content = {
         "name": "validation",
@@ -100,7 +100,7 @@ def differing(first, second):
 
 
 def batch_of(plan, step):
-    (keys,) = StepSampler(range(NUM_IMAGES), plan.batch_size, range(step, step + 1), plan.seed)
+    (keys,) = StepSampler(range(NUM_IMAGES), Share(plan.batch_size, range(step, step + 1), plan.seed))
     return torch.tensor([index for index, *_ in keys])
 
 

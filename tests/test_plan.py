@@ -364,7 +364,7 @@ def test_a_plan_with_small_images_says_so_and_its_refit_and_further_cycles_see_n
     ("changes", "match"),
     [({"small_steps": 150}, "small_steps"), ({"small_steps": 5, "cached_views": 1}, "cached_views")],
 )
-def test_a_plan_whose_images_are_never_whole_is_refused(evidence, changes, match):
+def test_a_plan_whose_images_are_never_full_size_is_refused(evidence, changes, match):
     plan = planned(of_size(evidence, 900), strategy="partial", steps=150)
     with pytest.raises(FinetuneError, match=match):
         plan.changed(**changes)

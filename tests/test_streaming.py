@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
 
 import finetune
-from finetune.batches import StreamedBatches
+from finetune.batches import Share, StreamedBatches
 from finetune.errors import DataError
 from finetune.images import labels_of, load_images, read_image, streaming
 from finetune.recipe import TableColumns
@@ -154,7 +154,7 @@ def batches(name, small_plan):
     stream, plan = load_images(name).stream, small_plan()
 
     def make(steps, **share):
-        return list(StreamedBatches(stream, plan.preprocessing, plan.augmentation, 6, steps, 0, **share))
+        return list(StreamedBatches(stream, plan.preprocessing, plan.augmentation, Share(6, steps, 0, **share)))
 
     return make
 
@@ -162,7 +162,7 @@ def batches(name, small_plan):
 def test_the_first_steps_of_a_stream_see_small_images(name, small_plan):
     stream, plan = load_images(name).stream, small_plan()
     larger = plan.preprocessing.changed(image_size=128)
-    made = StreamedBatches(stream, larger, plan.augmentation, 6, range(1, 4), 0, small_steps=2)
+    made = StreamedBatches(stream, larger, plan.augmentation, Share(6, range(1, 4), 0, small_steps=2))
     assert [images.shape[-1] for images, _ in made] == [96, 128, 128]
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 Function = Callable[..., Tensor]
-"""One of these two:"""
+"""`CONVOLUTION` or `BATCH_NORM`."""
 
 CONVOLUTION: Function = torch.conv2d
 BATCH_NORM: Function = nn.functional.batch_norm

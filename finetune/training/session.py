@@ -20,6 +20,7 @@ from finetune.batches import (
     MEMORY_FORMATS,
     Images,
     PlainImages,
+    Share,
     StepSampler,
     StreamedBatches,
     VariedImages,
@@ -472,12 +473,12 @@ class Training:
         """Return this process's share of the batches of some steps."""
         plan = phase.plan
         process = accelerator.process_index, accelerator.num_processes
-        share = plan.batch_size, steps, plan.noise_seed, *process, plan.small_steps
+        share = Share(plan.batch_size, steps, plan.noise_seed, *process, plan.small_steps)
         if self.stream is not None:
-            batches = StreamedBatches(self.stream, plan.preprocessing, plan.augmentation, *share)
+            batches = StreamedBatches(self.stream, plan.preprocessing, plan.augmentation, share)
             return make_stream_loader(batches, accelerator.device, plan.forward.loader_workers)
         workers = plan.forward.loader_workers if source is self.varied else 0
-        return make_loader(source, accelerator.device, workers, StepSampler(phase.members.tolist(), *share))
+        return make_loader(source, accelerator.device, workers, StepSampler(phase.members.tolist(), share))
 
     def _judged(self, phase: Phase, judge: Callable[[], NDArray[np.float32]], is_over: bool) -> "_Result":
         """Return the logits of the held-out images; when it is over those of the probe, too."""
