@@ -174,8 +174,9 @@ class Evidence(Value):
     probe_accuracy: float
     probe_accuracy_error: float
     probe: ProbeResult
-    handedness: float
-    """Share of pairs in which a linear classifier tells an image from its mirrored copy; 0.5: they look alike."""
+    handedness: float | None
+    """Share of pairs in which a linear classifier tells an image from its mirrored copy; 0.5: they look alike. None
+    where nothing is to be trained on varied images."""
     forward_images_per_second: float
     train_images_per_second: float
     """Training every layer."""

@@ -422,19 +422,22 @@ def flips_are_safe(evidence: Evidence) -> bool:
     Photographs do (0.50 to 0.55 of the pairs are told apart); digits, signing hands and packshots do not (0.73 to
     0.87), and there a mirrored image may be another thing, or one that never occurs.
     """
-    return evidence.handedness < HANDED
+    return evidence.handedness is not None and evidence.handedness < HANDED
 
 
 def _reasons(evidence: Evidence, load: Workload, choice: Choice, precision: Precision) -> tuple[str, ...]:
     speed = evidence.speed
-    reasons = [
-        evidence.image_size_reason,
-        f"mirrored copies are told from originals in {100 * evidence.handedness:.0f} % of pairs, so flips are "
-        f"{'on' if flips_are_safe(evidence) else 'off'}",
+    reasons = [evidence.image_size_reason]
+    if evidence.handedness is not None:
+        reasons.append(
+            f"mirrored copies are told from originals in {100 * evidence.handedness:.0f} % of pairs, so flips are "
+            f"{'on' if flips_are_safe(evidence) else 'off'}"
+        )
+    reasons.append(
         f"{describe_forward(speed.forward)}: {speed.forward_images_per_second:.0f} images/s on {speed.device}, the "
         f"fastest of what was timed; its arithmetic changes {100 * speed.forward_error:.1f} % of the features' "
-        f"variance",
-    ]
+        f"variance"
+    )
     if choice.strategy != "linear_probe":
         fastest = speed.fastest(choice.strategy, load.trainable_stages)
         reasons.append(

@@ -168,6 +168,13 @@ def test_only_some_images_are_sent_forward_for_the_domain_and_mirrored(measured,
 
 
 @pytest.mark.usefixtures("empty_cache")
+def test_a_linear_probe_looks_at_no_mirrored_image(measured):
+    evidence = measured({"train": {"a": 8, "b": 6}}, strategy="linear_probe")
+    assert evidence.handedness is None
+    assert evidence.work.forward_images == 2 * 14
+
+
+@pytest.mark.usefixtures("empty_cache")
 def test_of_many_images_only_the_probes_sample_is_decoded(measured, monkeypatch):
     monkeypatch.setattr(measuring, "PROBE_SAMPLE", 12)
     evidence = measured({"train": {"a": 15, "b": 15}})

@@ -47,8 +47,8 @@ SIZES_READ = 200
 PROBE_SAMPLE = 5000
 """Most images that the probe is cross-validated on: its error is below half a point then."""
 
-DOMAIN_SAMPLE = 400
-"""Images that the domain similarity is measured on: its scale was fitted so."""
+DOMAIN_SAMPLE = 200
+"""Images that the domain similarity is measured on: other ones change it by .02 (`docs/similarity.md`)."""
 
 DOMAIN_SIZE = 128
 """And at so many pixels, whatever the training's image size."""
@@ -101,12 +101,17 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
     weights = digest_weights(network, leave_out=head)
     network.reset_classifier(len(counts))
     network = network.to(device).to(memory_format=MEMORY_FORMATS[speed.forward.layout])
-    checked = _even_sample(labels_seen, FLIPS_CHECKED, recipe.seed)
-    plain, mirrored = (PlainImages(pixels, preprocessing, mirrored=mirrored) for mirrored in (False, True))
+    plain = PlainImages(pixels, preprocessing)
     seen = frozen_features(network, plain, preprocessing, speed.forward, weights, progress)
-    flipped = frozen_features(network, mirrored, preprocessing, speed.forward, weights, members=checked.tolist())
-    work = sum((count_work(outputs, pixels) for outputs in (seen, flipped)), work + domain.work)
     features = seen.numpy()
+    work += domain.work + count_work(seen, pixels)
+    told_apart = None
+    if recipe.strategy != "linear_probe":  # which sees no image mirrored
+        checked = _even_sample(labels_seen, FLIPS_CHECKED, recipe.seed)
+        mirrored = PlainImages(pixels, preprocessing, mirrored=True)
+        flipped = frozen_features(network, mirrored, preprocessing, speed.forward, weights, members=checked.tolist())
+        work += count_work(flipped, pixels)
+        told_apart = handedness(features[checked], flipped.numpy(), recipe.seed)
     imbalance = float(counts.max() / counts.min())
     metric: Metric = recipe.metric or ("balanced_accuracy" if imbalance >= IMBALANCED else "top1")
     progress("cross-validating the linear probe", 0, 1)
@@ -136,7 +141,7 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
         probe_accuracy=probe.accuracy,
         probe_accuracy_error=probe.accuracy_error,
         probe=probe,
-        handedness=handedness(features[checked], flipped.numpy(), recipe.seed),
+        handedness=told_apart,
         forward_images_per_second=speed.forward_images_per_second,
         train_images_per_second=speed.fastest("full", 0).images_per_second,
         stages=stages,
