@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from finetune.images import ImageSplits, load_images
     from finetune.metrics import Metrics, score
     from finetune.pipeline import plan_only, resume, run, run_plan
-    from finetune.plan import Plan, make_plan
+    from finetune.plan import Plan
+    from finetune.planning import make_plan
     from finetune.prediction import TrainedModel
     from finetune.recipe import Recipe, load_recipe
     from finetune.run_folder import RunFolder
@@ -45,7 +46,7 @@ _HOMES = {
     "run": "pipeline",
     "run_plan": "pipeline",
     "Plan": "plan",
-    "make_plan": "plan",
+    "make_plan": "planning",
     "TrainedModel": "prediction",
     "Recipe": "recipe",
     "load_recipe": "recipe",

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from finetune.evidence import Evidence
-from finetune.plan import CYCLE_SHARE, Plan, make_plan
+from finetune.plan import CYCLE_SHARE, Plan
+from finetune.planning import make_plan
 from finetune.recipe import Recipe
 from finetune.strategy import ENSEMBLE, Choice
 

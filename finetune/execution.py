@@ -15,7 +15,7 @@ from finetune.errors import RecipeError
 from finetune.evidence import Evidence, Work
 from finetune.features import Progress, no_progress
 from finetune.images import ImageSplits
-from finetune.plan import make_plan
+from finetune.planning import make_plan
 from finetune.prediction import TrainedModel, average
 from finetune.probing import softmax
 from finetune.processes import from_main_process, is_main_process

@@ -12,7 +12,8 @@ import numpy as np
 
 from finetune.errors import RecipeError
 from finetune.evidence import Evidence
-from finetune.plan import Plan, make_plan
+from finetune.plan import Plan
+from finetune.planning import make_plan
 from finetune.recipe import TUNED, Recipe, Search
 from finetune.strategy import Choice
 from finetune.value import Value

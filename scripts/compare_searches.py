@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from finetune.audit import measure_evidence
 from finetune.images import ImageSplits, labels_of, load_images, stratified_subset
-from finetune.plan import make_plan
+from finetune.planning import make_plan
 from finetune.prediction import fit_temperature
 from finetune.probing import log_loss
 from finetune.recipe import Recipe, Search, load_recipe

@@ -17,6 +17,7 @@ LAYERS = (
     ("candidates",),
     ("strategy",),
     ("plan",),
+    ("planning",),
     ("decisions", "diagnosis", "search"),
     ("images", "augmentation", "processes"),
     ("network",),
@@ -34,8 +35,8 @@ LAYERS = (
 """From the lowest to the highest; modules of one layer do not import each other."""
 
 PURE = ("errors", "value", "recipe", "preprocessing", "evidence", "metrics", "schedule", "similarity", "workload",
-        "forecast", "selection", "prior", "candidates", "strategy", "plan", "decisions", "diagnosis",
-        "search")  # fmt: skip
+        "forecast", "selection", "prior", "candidates", "strategy", "plan", "planning", "decisions",
+        "diagnosis", "search")  # fmt: skip
 """Values and decisions, which know nothing of networks and data sets."""
 
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "datasets"}

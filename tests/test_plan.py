@@ -4,7 +4,8 @@ import math
 import pytest
 
 from finetune.errors import FinetuneError, RecipeError
-from finetune.plan import Plan, flips_are_safe, make_plan, plan_of_cycle, plan_of_refit, shortened
+from finetune.plan import Plan, plan_of_cycle, plan_of_refit, shortened
+from finetune.planning import flips_are_safe, make_plan
 from finetune.recipe import STRATEGIES, AugmentationRecipe, Recipe, TableColumns, TrainingRecipe
 from finetune.strategy import choose_strategy
 

@@ -7,7 +7,7 @@ from finetune.diagnosis import Verdict
 from finetune.evidence import Work
 from finetune.images import ImageSplits, Unreadable, label_paths
 from finetune.metrics import score
-from finetune.plan import make_plan
+from finetune.planning import make_plan
 from finetune.recipe import Recipe
 from finetune.report import Report, duration
 from finetune.run_folder import RunMetrics, Seconds

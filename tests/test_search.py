@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from finetune.errors import RecipeError
-from finetune.plan import make_plan
+from finetune.planning import make_plan
 from finetune.recipe import Recipe
 from finetune.search import (
     Dimension,

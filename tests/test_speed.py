@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from finetune.audit import speed as speed_module
-from finetune.audit.speed import measure_speed, precisions
+from finetune.audit.speed import REPETITIONS, Rate, measure_speed, precisions, time_rate
 from finetune.batches import VariedImages
 from finetune.images import Pixels, table_of_paths
 
@@ -25,6 +25,15 @@ def measured(request, small_network, small_plan, images):
         parameter.requires_grad_(number % 2 == 0)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     return network, before, measure_speed(network, small_plan().preprocessing, 4, (2, 4), images)
+
+
+@pytest.mark.parametrize(
+    ("best", "times"), [(Rate(), 1 + REPETITIONS), (Rate(1e3, 1e3), 1 + REPETITIONS), (Rate(1e12, 1e12), 2)]
+)
+def test_the_first_way_is_timed_as_often_as_those_that_come_near_the_best_and_hopeless_ones_once(best, times):
+    calls = []
+    time_rate(lambda: calls.append(1), 1, torch.device("cpu"), best)
+    assert len(calls) == times
 
 
 def test_every_way_of_training_is_timed(measured):

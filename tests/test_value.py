@@ -11,7 +11,7 @@ from finetune.evidence import Work
 from finetune.forecast import ASSUMED
 from finetune.metrics import score
 from finetune.network.weights import WeightsReport
-from finetune.plan import make_plan
+from finetune.planning import make_plan
 from finetune.prior import Prior
 from finetune.recipe import AugmentationRecipe, Recipe, TableColumns, TrainingRecipe, TuningRecipe
 from finetune.recommendation import Option

@@ -158,7 +158,7 @@ def _real_batch(images: VariedImages, count: int, preprocessing: Preprocessing, 
     return normaliser(preprocessing, device, "channels_last")(pixels)
 
 
-class _Rate(NamedTuple):
+class Rate(NamedTuple):
     """Images a second."""
 
     fastest: float = 0.0
@@ -167,10 +167,10 @@ class _Rate(NamedTuple):
     """Their median: what to expect."""
 
 
-NOTHING_YET = _Rate()
+NOTHING_YET = Rate()
 
 
-def _rate(work: Callable[[], object], count: int, device: torch.device, best: _Rate = NOTHING_YET) -> _Rate:
+def time_rate(work: Callable[[], object], count: int, device: torch.device, best: Rate = NOTHING_YET) -> Rate:
     """Return how many of `count` a second `work` does; once is enough where that is far below the `best` rate."""
 
     def timed() -> float:
@@ -182,9 +182,9 @@ def _rate(work: Callable[[], object], count: int, device: torch.device, best: _R
 
     timed()
     seconds = [timed()]
-    if seconds[0] <= HOPELESS * count / (best.fastest or math.inf):
+    if seconds[0] * best.fastest <= HOPELESS * count:
         seconds += [timed() for _ in range(REPETITIONS - 1)]
-    return _Rate(round(count / min(seconds), 1), round(count / statistics.median(seconds), 1))
+    return Rate(round(count / min(seconds), 1), round(count / statistics.median(seconds), 1))
 
 
 def _side_by_side(device: torch.device, threads: int) -> tuple[int, ...]:
@@ -229,8 +229,8 @@ def _fastest_forward(
 
 
 def _time_forward(
-    network: nn.Module, image_size: int, settings: ForwardSettings, device: torch.device, best: _Rate
-) -> _Rate:
+    network: nn.Module, image_size: int, settings: ForwardSettings, device: torch.device, best: Rate
+) -> Rate:
     memory_format = MEMORY_FORMATS[settings.layout]
     network.to(memory_format=memory_format)
     inputs = torch.randn(settings.batch_size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
@@ -247,7 +247,7 @@ def _time_forward(
             pass
 
     with Streams(settings.streams, settings.num_threads) as streams:
-        return _rate(work, settings.streams * settings.batch_size, device, best)
+        return time_rate(work, settings.streams * settings.batch_size, device, best)
 
 
 def _feature_error(network: nn.Module, images: Tensor, precision: Precision) -> float:
@@ -307,7 +307,7 @@ def _time_training(module: nn.Module, inputs: Tensor, threads: int) -> tuple[Pre
             continue
         for count in _side_by_side(device, threads) if len(inputs) >= threads else (1,):
             with Streams(count, threads // count) as streams:
-                rate = _rate(partial(step, precision, streams), len(inputs), device, best_rate)
+                rate = time_rate(partial(step, precision, streams), len(inputs), device, best_rate)
             if rate.fastest > best_rate.fastest * (LEAD if best[0] == precision else 1.0):
                 best, best_rate = (precision, count, rate.usual, error), rate
     return best
@@ -375,6 +375,6 @@ def _time_partial(
         parameter.requires_grad_(name not in frozen)
     measured = _time_training(tail, send(inputs).float().clone(), threads)
     with Streams(settings.streams, settings.num_threads) as streams:
-        rate = _rate(work, settings.streams * len(inputs), device)
+        rate = time_rate(work, settings.streams * len(inputs), device)
     tail.release()
     return _speed("partial", stages, measured, rate.usual)
