@@ -73,9 +73,9 @@ class VariedImages:
         self._plain = PlainImages(pixels, preprocessing)
         self._vary = Variation(preprocessing, plan, seed)
 
-    def describe(self) -> str:
-        """Return all that a view of the images depends on, but for its number."""
-        return f"{self._plain.describe()} {self._plan} {self._seed}"
+    def describe(self, members: Sequence[int] | None = None) -> str:
+        """Return all that a view of the images (of `members`) depends on, but for its number."""
+        return f"{self._plain.describe(members)} {self._plan} {self._seed}"
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -243,9 +243,13 @@ def expected_seconds(strategy: Strategy, workload: Workload, evidence: Evidence)
     prefix = 0.0
     if strategy == "partial" and workload.cached_views:
         rate = measured.prefix_images_per_second or speed.forward_images_per_second
-        views = workload.cached_views + 1
-        small = small_views(workload.cached_views, workload.small_steps, workload.steps)
-        prefix = evidence.num_images * ((views - saved * small) / rate + views / speed.reading_images_per_second)
+        views = workload.cached_views
+        small = small_views(views, workload.small_steps, workload.steps)
+        is_kept_back = workload.trainings == 1 and not workload.refit_steps and not evidence.has_validation
+        trained = evidence.num_images * (1.0 - HELD_OUT if is_kept_back else 1.0)
+        judged = min(evidence.num_images, 2 * num_judged(evidence))  # and as many that are trained on
+        prefix = (trained * (views - saved * small) + judged) / rate
+        prefix += (trained * views + judged) / speed.reading_images_per_second
     else:
         reading = 1 / speed.reading_images_per_second
         if strategy == "partial" and measured.prefix_images_per_second:

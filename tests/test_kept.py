@@ -11,6 +11,7 @@ from finetune.network.tail import cut
 from finetune.training.kept import keep_activations
 
 NUM_IMAGES, VIEWS = 70, 2
+ALL = np.arange(NUM_IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,9 @@ def kept(tmp_path_factory, small_network, small_plan):
     varied = VariedImages(pixels, plan.preprocessing, plan.augmentation, seed=0)
     plain = PlainImages(pixels, plan.preprocessing)
     tail = cut(small_network(), 2, 32)
-    made = keep_activations(tail, varied, plain, VIEWS, 0, plan.preprocessing, plan.forward, "weights", no_progress)
+    made = keep_activations(
+        tail, varied, plain, ALL, ALL, VIEWS, 0, plan.preprocessing, plan.forward, "weights", no_progress
+    )
     return made, varied, plain, tail, normaliser(plan.preprocessing, torch.device("cpu"), "channels_last")
 
 
@@ -38,7 +41,7 @@ def test_the_plain_activations_are_those_of_the_images_as_prediction_sees_them(k
     made, _, plain, tail, normalise = kept
     for index in (0, 66):
         expected = activation(tail, normalise, plain.__getitems__([index])[0][0])
-        torch.testing.assert_close(made.plain[index].float(), expected, rtol=0.01, atol=0.01)
+        torch.testing.assert_close(made.plain.of([index])[0].float(), expected, rtol=0.01, atol=0.01)
 
 
 def test_a_pass_sees_the_activations_of_its_own_view(kept):
@@ -58,25 +61,27 @@ def test_later_passes_take_turns_with_the_views(kept):
 
 
 def test_activations_are_kept_in_two_bytes_a_number(kept):
-    assert kept[0].plain[:3].dtype == torch.bfloat16
+    assert kept[0].plain.of([0, 1]).dtype == torch.bfloat16
 
 
 def test_every_view_and_the_plain_images_have_a_row_for_each_image(kept):
     made = kept[0]
     assert len(made) == NUM_IMAGES
-    assert [len(outputs) for outputs in (*made.views, made.plain)] == [NUM_IMAGES] * (VIEWS + 1)
+    assert [len(each.outputs) for each in (*made.views, made.plain)] == [NUM_IMAGES] * (VIEWS + 1)
 
 
 def test_activations_that_were_kept_are_found_bit_for_bit_and_nothing_is_sent_forward(kept, small_plan):
     made, varied, plain, tail, _ = kept
     plan, sent = small_plan(), []
     handle = tail.network.conv_stem.register_forward_pre_hook(lambda _, inputs: sent.append(len(inputs[0])))
-    again = keep_activations(tail, varied, plain, VIEWS, 0, plan.preprocessing, plan.forward, "weights", no_progress)
+    again = keep_activations(
+        tail, varied, plain, ALL, ALL, VIEWS, 0, plan.preprocessing, plan.forward, "weights", no_progress
+    )
     handle.remove()
     assert sent == []
-    assert [outputs.found for outputs in (*again.views, again.plain)] == [True] * (VIEWS + 1)
+    assert [each.outputs.found for each in (*again.views, again.plain)] == [True] * (VIEWS + 1)
     for one, other in zip((*made.views, made.plain), (*again.views, again.plain), strict=True):
-        assert torch.equal(one[:], other[:])
+        assert torch.equal(one.of(ALL), other.of(ALL))
 
 
 @pytest.mark.parametrize(
@@ -92,17 +97,37 @@ def test_only_what_was_not_kept_before_is_sent_forward(kept, small_plan, weights
     _, _, plain, tail, _ = kept
     plan = small_plan()
     varied = VariedImages(plain.pixels, plan.preprocessing, plan.augmentation, seed)
-    made = keep_activations(tail, varied, plain, views, 0, plan.preprocessing, plan.forward, weights, no_progress)
-    assert [outputs.found for outputs in (*made.views, made.plain)] == found
+    made = keep_activations(
+        tail, varied, plain, ALL, ALL, views, 0, plan.preprocessing, plan.forward, weights, no_progress
+    )
+    assert [each.outputs.found for each in (*made.views, made.plain)] == found
 
 
 def test_activations_are_the_same_where_batches_are_computed_side_by_side(kept, small_plan):
     made, varied, plain, tail, _ = kept
     plan = small_plan()
     settings = plan.forward.changed(streams=2, batch_size=9)
-    other = keep_activations(tail, varied, plain, VIEWS, 0, plan.preprocessing, settings, "side by side", no_progress)
+    other = keep_activations(
+        tail, varied, plain, ALL, ALL, VIEWS, 0, plan.preprocessing, settings, "side by side", no_progress
+    )
     for one, two in zip((*made.views, made.plain), (*other.views, other.plain), strict=True):
-        torch.testing.assert_close(two[:].float(), one[:].float(), rtol=0.01, atol=0.01)
+        torch.testing.assert_close(two.of(ALL).float(), one.of(ALL).float(), rtol=0.01, atol=0.01)
+
+
+def test_only_images_that_are_trained_on_have_views_and_only_judged_ones_a_plain_one(kept, small_plan):
+    whole, varied, plain, tail, _ = kept
+    trained, judged = np.array([3, 5, 66]), np.array([5, 20])
+    plan = small_plan()
+    arguments = 0, plan.preprocessing, plan.forward, "weights", no_progress
+    made = keep_activations(tail, varied, plain, trained, judged, VIEWS, *arguments)
+    assert [len(each.outputs) for each in (*made.views, made.plain)] == [len(trained)] * VIEWS + [len(judged)]
+    keys = [Key(66, 1), Key(3, 0), Key(66, 0)]
+    for (own, _), (other, _) in zip(made.__getitems__(keys), whole.__getitems__(keys), strict=True):
+        torch.testing.assert_close(own.float(), other.float(), rtol=0.01, atol=0.01)
+    torch.testing.assert_close(made.plain.of([20, 5]).float(), whole.plain.of([20, 5]).float(), rtol=0.01, atol=0.01)
+    for missing in (lambda: made.__getitems__([Key(20, 0)]), lambda: made.plain.of([67])):
+        with pytest.raises(IndexError, match="no activations were kept"):
+            missing()
 
 
 def test_small_images_see_views_of_their_own_size(kept, small_plan):
@@ -111,12 +136,12 @@ def test_small_images_see_views_of_their_own_size(kept, small_plan):
     varied = VariedImages(plain.pixels, preprocessing, small_plan().augmentation, seed=0)
     larger = PlainImages(plain.pixels, preprocessing)
     arguments = preprocessing, small_plan().forward, "weights", no_progress
-    made = keep_activations(tail, varied, larger, 3, 2, *arguments)
+    made = keep_activations(tail, varied, larger, ALL, ALL, 3, 2, *arguments)
     normalise = normaliser(preprocessing, torch.device("cpu"), "channels_last")
     for view, is_small, number in ((0, True, 0), (3, True, 1), (1, False, 2), (2, False, 2)):
         ((held, _),) = made.__getitems__([Key(5, view, is_small)])
         expected = activation(tail, normalise, varied.__getitems__([Key(5, number, is_small)])[0][0])
         assert held.shape == expected.shape
         torch.testing.assert_close(held.float(), expected, rtol=0.01, atol=0.01)
-    again = keep_activations(tail, varied, larger, 3, 1, *arguments)
-    assert [outputs.found for outputs in (*again.views, again.plain)] == [True, False, True, True]
+    again = keep_activations(tail, varied, larger, ALL, ALL, 3, 1, *arguments)
+    assert [each.outputs.found for each in (*again.views, again.plain)] == [True, False, True, True]

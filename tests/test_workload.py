@@ -180,6 +180,16 @@ def test_kept_views_are_read_and_sent_through_the_frozen_stages_once(evidence):
     )
 
 
+def test_views_of_images_that_are_held_out_are_not_kept_without_a_refit(evidence):
+    known = of_size(evidence, 1200, num_held=1200)
+    load = size_workload(RECIPE, known, "partial")
+    assert (load.trainings, load.refit_steps, load.cached_views) == (1, 0, 6)
+    views = (960 * 6 + 2 * 240) * (1 / 400 + 1 / 500)
+    assert expected_seconds("partial", load, known) == pytest.approx(
+        known.num_held * (1 / 200 + 1 / 500) + views + load.steps * 32 / 100
+    )
+
+
 @pytest.mark.parametrize("batch_size", [8, 16, 32, 48, 64])
 def test_another_batch_takes_the_steps_that_look_at_as_many_images(evidence, batch_size):
     more = evidence.changed(num_images=2_400)

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.augmentation import Key
@@ -14,20 +16,40 @@ from finetune.preprocessing import Preprocessing
 from finetune.processes import own_turns, wait_for_everyone
 
 
-class KeptActivations:
-    """What the frozen part makes of every image: some augmented views for training, the plain one for judging."""
+class Activations:
+    """What the frozen part makes of some images."""
 
-    def __init__(self, views: list[Outputs], plain: Outputs, num_small: int = 0) -> None:
-        """Hold activations (n_images, ...), for each view; the first `num_small` are those of small images."""
+    def __init__(self, outputs: Outputs, members: NDArray[np.intp]) -> None:
+        """Hold the rows of the images with the indices `members`, ascending."""
+        self.outputs = outputs
+        self._members = members
+
+    def of(self, images: Sequence[int] | NDArray[np.intp]) -> Tensor:
+        """Return the activations (n, ...) of images.
+
+        Raises:
+            IndexError: an image that none were kept of.
+        """
+        rows = np.searchsorted(self._members, images).clip(max=len(self._members) - 1)
+        if not np.array_equal(self._members[rows], images):
+            raise IndexError("no activations were kept of some of these images")
+        return self.outputs[rows]
+
+
+class KeptActivations:
+    """What the frozen part makes of the images: some augmented views of those that are trained on, and the plain one of
+    those that are judged."""
+
+    def __init__(self, views: list[Activations], plain: Activations, num_small: int = 0) -> None:
+        """Hold activations for each view; the first `num_small` are those of small images."""
         self.views = views
-        """(n_images, ...) each."""
         self.plain = plain
-        """(n_images, ...), of the images as prediction sees them."""
+        """Of the images as prediction sees them."""
         self._by_size = {True: views[:num_small], False: views[num_small:]}
 
     def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.plain)
+        """Return the number of images that are trained on."""
+        return len(self.views[0].outputs)
 
     def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int]]:
         """Return the activations of each key; passes over the images take turns with the views of a size."""
@@ -35,7 +57,7 @@ class KeptActivations:
         for number, is_small in sorted({key[1:] for key in keys}):
             indices = [key.image for key in keys if key[1:] == (number, is_small)]
             views = self._by_size[is_small]
-            rows = views[number % len(views)][indices]
+            rows = views[number % len(views)].of(indices)
             made |= {Key(index, number, is_small): row for index, row in zip(indices, rows, strict=True)}
         return [(made[key], key.image) for key in keys]
 
@@ -44,6 +66,8 @@ def keep_activations(
     tail: Tail,
     varied: VariedImages,
     plain: PlainImages,
+    trained: NDArray[np.intp],
+    judged: NDArray[np.intp],
     num_views: int,
     num_small: int,
     preprocessing: Preprocessing,
@@ -51,7 +75,7 @@ def keep_activations(
     weights: str,
     progress: Progress,
 ) -> KeptActivations:
-    """Send `num_views` views of every image, and the plain one, through the part below the boundary.
+    """Send images through the part below the boundary.
 
     Views that an earlier training sent through the same weights are read from the disk. Several processes take turns
     with the views, and find those of the others on the disk, too; where they do not, each makes its own.
@@ -60,6 +84,8 @@ def keep_activations(
         tail: the network above the boundary, and below.
         varied: the images as training sees them.
         plain: the images as prediction sees them.
+        trained: ascending indices of the images of which varied views are kept.
+        judged: of those of which the plain one is kept.
         num_views: how many varied views of each.
         num_small: how many of those, from the first, are small.
         preprocessing: of the network.
@@ -68,24 +94,26 @@ def keep_activations(
         progress: told what is going on.
     """
 
-    def collect(images: Images, described: str, view: int | None) -> Outputs:
-        is_small = view is not None and view < num_small
-        key = make_key(tail.boundary, weights, described, view, is_small, settings.precision)
-        keys = None if view is None else [Key(index, view, is_small) for index in range(len(images))]
-        name = "plain images" if view is None else f"view {view + 1} of {num_views}"
-        return kept_outputs(
+    def collect(
+        images: Images, described: str, keys: Sequence[int] | Sequence[Key], members: NDArray[np.intp], name: str
+    ) -> Activations:
+        outputs = kept_outputs(
             "activations",
-            key,
+            make_key(tail.boundary, weights, described, keys, settings.precision),
             f"{name} through the frozen stages",
             lambda: stream(tail, images, preprocessing, settings, Tail.prefix, keys),
-            len(images),
+            len(members),
             progress,
         )
+        return Activations(outputs, members)
 
-    def collect_view(number: int) -> Outputs:
+    def collect_view(number: int) -> Activations:
         if number == num_views:
-            return collect(plain, plain.describe(), None)
-        return collect(varied, varied.describe(), number)
+            members: list[int] = judged.tolist()
+            return collect(plain, plain.describe(members), members, judged, "plain images")
+        keys = [Key(index, number, number < num_small) for index in trained.tolist()]
+        described = varied.describe(trained.tolist())
+        return collect(varied, described, keys, trained, f"view {number + 1} of {num_views}")
 
     own = {number: collect_view(number) for number in own_turns(num_views + 1)}
     wait_for_everyone()

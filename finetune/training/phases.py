@@ -65,6 +65,11 @@ def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
     return [*folds, refit(None)]
 
 
+def judged_by(phase: Phase, seed: int) -> NDArray[np.intp]:
+    """Return the images that a phase judges."""
+    return np.concatenate([phase.held_out, seen_by(phase, seed)])
+
+
 def seen_by(phase: Phase, seed: int) -> NDArray[np.intp]:
     """Return some of the images that a phase trains on, as many as it holds out, to judge them beside those."""
     count = min(len(phase.held_out), MOST_SEEN)

@@ -52,9 +52,9 @@ from finetune.probing import LinearHead, fit_large_head, softmax
 from finetune.processes import from_main_process, share_out
 from finetune.training.checkpoints import Checkpoints
 from finetune.training.judging import Evaluation, Look, is_worse
-from finetune.training.kept import KeptActivations, keep_activations
+from finetune.training.kept import Activations, KeptActivations, keep_activations
 from finetune.training.loop import NotFiniteError, Task, make_accelerator, train_steps
-from finetune.training.phases import Phase, plan_phases, seen_by
+from finetune.training.phases import Phase, judged_by, plan_phases, seen_by
 from finetune.workload import cost_per_image, small_cost, tail_share
 
 RELATED_AT_ONCE = 4096
@@ -498,6 +498,8 @@ class Training:
                 tail,
                 self.varied,
                 self.plain,
+                np.unique(np.concatenate([phase.members for phase in self.phases])),
+                np.unique(np.concatenate([judged_by(phase, plan.seed) for phase in self.phases])),
                 plan.cached_views,
                 plan.small_views,
                 plan.preprocessing,
@@ -505,9 +507,9 @@ class Training:
                 self._weights,
                 self.progress,
             )
-            for number, view in enumerate((*self.kept.views, self.kept.plain)):
+            for number, kept in enumerate((*self.kept.views, self.kept.plain)):
                 size = small_cost(plan.preprocessing) if number < plan.small_views else 1.0
-                self.work += count_work(view, self.pixels, share=size * (1.0 - self._tail_share()))
+                self.work += count_work(kept.outputs, self.pixels, share=size * (1.0 - self._tail_share()))
         return self.kept
 
     def _class_weights(self, phase: Phase) -> Tensor:
@@ -578,16 +580,16 @@ def _part(phase: Phase, share: float) -> int:
     return max(1, round(share * phase.plan.steps)) if phase.plan.steps and share else 0
 
 
-def _tail_logits(tail: Tail, plain: Outputs, members: list[int], plan: Plan) -> NDArray[np.float32]:
+def _tail_logits(tail: Tail, plain: Activations, members: list[int], plan: Plan) -> NDArray[np.float32]:
     device = next(tail.parameters()).device
     tail.eval()
     parts = np.array_split(np.asarray(members, dtype=np.intp), max(1, -(-len(members) // plan.forward.batch_size)))
     with Streams(plan.forward.streams, plan.forward.num_threads) as streams:
-        folded = FoldedNorms(lambda: tail(plain[[0]].to(device, torch.float32)))
+        folded = FoldedNorms(lambda: tail(plain.of(members[:1]).to(device, torch.float32)))
 
         def send(part: NDArray[np.intp]) -> NDArray[np.float32]:
             with torch.inference_mode(), autocast(device, plan.forward.precision), folded:
-                scores: NDArray[np.float32] = tail(plain[part].to(device, torch.float32)).float().cpu().numpy()
+                scores: NDArray[np.float32] = tail(plain.of(part).to(device, torch.float32)).float().cpu().numpy()
                 return scores
 
         return np.concatenate(list(streams.map(send, parts)))
