@@ -166,3 +166,48 @@ def test_several_threads_can_compute_at_once(network, images):
     with Streams(2, 1) as streams:
         for output in streams.map(send, [images] * 6):
             torch.testing.assert_close(output, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, 2])
+def test_weights_that_are_folded_once_give_the_gradients_of_all_passes(network, images, dtype, count):
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    folded = FoldedNorms(lambda: network(images[:1]))
+
+    def one_pass(leaves, part):
+        with folded, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            return torch.autograd.grad(network(part).float().square().sum(), leaves, materialize_grads=True)
+
+    expected = [one_pass(trained, part) for part in images.split(1)]
+    with Streams(count, 1) as streams, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with folded.once(trained, streams) as weights:
+            for found in streams.map(lambda part: one_pass(weights.leaves, part), images.split(1)):
+                weights.add(found)
+            gradients = weights.gradients()
+    for parameter, own, *parts in zip(trained, gradients, *expected, strict=True):
+        assert own.dtype == parameter.dtype
+        exact = torch.stack(parts).sum(0)
+        assert (own - exact).norm() <= (1e-3 if dtype == torch.float32 else 0.05) * exact.norm() + 1e-4
+
+
+def test_weights_are_folded_once_for_several_passes_and_anew_after_them(images):
+    module = with_random_norms(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    folded = FoldedNorms(lambda: module(images))
+    before = module(images)
+    with Streams(1, 1) as streams, folded:
+        with folded.once(list(module.parameters()), streams):
+            with torch.no_grad():
+                module[0].weight.mul_(2.0)
+            torch.testing.assert_close(module(images), before)
+        after = module(images)
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, module(images))
+
+
+def test_what_is_not_folded_is_differentiated_by_itself(images):
+    module = with_random_norms(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3)))
+    module[0].weight.requires_grad_(False)  # a trained norm above a frozen convolution is left alone
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    folded = FoldedNorms(lambda: module(images))
+    with Streams(1, 1) as streams, folded, folded.once(trained, streams) as weights:
+        assert {id(leaf) for leaf in weights.leaves} == {id(parameter) for parameter in trained}

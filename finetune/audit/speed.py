@@ -285,24 +285,26 @@ def _time_training(module: nn.Module, inputs: Tensor, threads: int) -> tuple[Pre
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0, fused=True)  # moves nothing, in the usual time
 
-    def gradients(precision: Precision, part: tuple[Tensor, Tensor]) -> Sequence[Tensor]:
+    def gradients(precision: Precision, leaves: Sequence[Tensor], part: tuple[Tensor, Tensor]) -> Sequence[Tensor]:
         with quick_gradients(device), folded, autocast(device, precision):
             loss = nn.functional.cross_entropy(module(part[0]).float(), part[1], reduction="sum") / len(inputs)
-        return torch.autograd.grad(loss, trained, materialize_grads=True)
+        return torch.autograd.grad(loss, leaves, materialize_grads=True)
 
     def step(precision: Precision, streams: Streams) -> None:
         parts = zip(inputs.chunk(streams.count), labels.chunk(streams.count), strict=True)
-        for found in streams.map(partial(gradients, precision), parts):
-            for parameter, gradient in zip(trained, found, strict=True):
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        with autocast(device, precision), folded.once(trained, streams) as weights:
+            for found in streams.map(partial(gradients, precision, weights.leaves), parts):
+                weights.add(found)
+            for parameter, gradient in zip(trained, weights.gradients(), strict=True):
+                parameter.grad = gradient
         optimizer.step()
         optimizer.zero_grad()
 
-    exact = gradients("float32", (inputs, labels))
+    exact = gradients("float32", trained, (inputs, labels))
     best: tuple[Precision, int, float, float] = ("float32", 1, 0.0, 0.0)
     best_rate = NOTHING_YET
     for precision in precisions(device):
-        error = _direction_error(gradients(precision, (inputs, labels)), exact)
+        error = _direction_error(gradients(precision, trained, (inputs, labels)), exact)
         if error > LARGEST_ERROR:
             continue
         for count in _side_by_side(device, threads) if len(inputs) >= threads else (1,):

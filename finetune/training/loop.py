@@ -160,7 +160,7 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
     streams = Streams(_count_streams(own, plan, accelerator), plan.num_threads)
     clock = time.perf_counter() - float(task.history[-1]["seconds"] if task.history else 0.0)
     with streams:
-        folded = nullcontext() if pace.is_over or own is not task.module else _folded_norms(task, plan, batches)
+        folded = None if pace.is_over or own is not task.module else _folded_norms(task, plan, batches)
         while not pace.is_over:
             step = pace.step
             factor = learning_rate_factor(pace.position, plan.steps, plan.warmup_steps, plan.schedule)
@@ -234,34 +234,15 @@ def _gradients(
     module: nn.Module,
     streams: Streams,
     batches: "_Batches",
-    folded: AbstractContextManager[Any],
+    folded: FoldedNorms | None,
 ) -> float:
     """Add up the gradients of this process's part of the next batch; return the mean loss over the whole batch."""
-    device = accelerator.device
-
-    def losses_of(part: _Part) -> tuple[Tensor, Tensor]:
-        """Return what is to fall, and the loss of the new head alone, which is what others compare."""
-        with autocast(device, plan.precision), quick_gradients(device), folded:
-            scores, source = _split(module(task.prepare(part.inputs)).float(), task)
-        loss = second = torch.zeros((), device=device)
-        for indices, share in ((part.indices, batches.share), (part.others, 1.0 - batches.share)):
-            if share > 0.0:
-                labels = task.labels[indices].to(device, non_blocking=True)
-                losses = nn.functional.cross_entropy(
-                    scores, labels, reduction="none", label_smoothing=plan.label_smoothing
-                )
-                weights = share * task.class_weights[labels] / plan.batch_size
-                loss = loss + (losses * weights).sum()
-                if task.relation is not None:
-                    others = nn.functional.cross_entropy(source, task.relation[labels], reduction="none")
-                    second = second + plan.co_tuning * (others * weights).sum()
-        return loss + second, loss.detach()
-
-    total = torch.zeros((), device=device)
+    total = torch.zeros((), device=accelerator.device)
     share = math.ceil(plan.accumulation / accelerator.num_processes)
     # As many parts in every process: where weights are sharded, all of them are needed for each.
     parts = batches.take(min(share * streams.count, plan.batch_size // accelerator.num_processes))
-    if streams.count == 1:
+    losses_of = partial(_losses, task, plan, module, batches.share, folded or nullcontext())
+    if streams.count == 1 or folded is None:
         for number, part in enumerate(parts, start=1):
             with nullcontext() if number == len(parts) else accelerator.no_sync(module):
                 objective, loss = losses_of(part)
@@ -270,16 +251,46 @@ def _gradients(
             total += loss
         return float(accelerator.reduce(total, reduction="sum"))
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    with autocast(accelerator.device, plan.precision), folded.once(trained, streams) as weights:
 
-    def gradients_of(part: _Part) -> tuple[Tensor, Sequence[Tensor]]:
-        objective, loss = losses_of(part)
-        return loss, torch.autograd.grad(objective, trained, materialize_grads=True)
+        def gradients_of(part: _Part) -> tuple[Tensor, Sequence[Tensor]]:
+            objective, loss = losses_of(part)
+            return loss, torch.autograd.grad(objective, weights.leaves, materialize_grads=True)
 
-    for loss, gradients in streams.map(gradients_of, chain(parts, batches.read_ahead(streams))):
-        total += loss
-        for parameter, gradient in zip(trained, gradients, strict=True):
-            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        for loss, gradients in streams.map(gradients_of, chain(parts, batches.read_ahead(streams))):
+            total += loss
+            weights.add(gradients)
+        for parameter, gradient in zip(trained, weights.gradients(), strict=True):
+            parameter.grad = gradient
     return float(total)
+
+
+def _losses(
+    task: Task,
+    plan: Plan,
+    module: nn.Module,
+    share: float,
+    folded: AbstractContextManager[Any],
+    part: "_Part",
+) -> tuple[Tensor, Tensor]:
+    """Return what is to fall, and the loss of the new head alone, which is what others compare.
+
+    `share` is what an image of a part has of its own, where images are mixed.
+    """
+    device = task.class_weights.device
+    with autocast(device, plan.precision), quick_gradients(device), folded:
+        scores, source = _split(module(task.prepare(part.inputs)).float(), task)
+    loss = second = torch.zeros((), device=device)
+    for indices, weight in ((part.indices, share), (part.others, 1.0 - share)):
+        if weight > 0.0:
+            labels = task.labels[indices].to(device, non_blocking=True)
+            losses = nn.functional.cross_entropy(scores, labels, reduction="none", label_smoothing=plan.label_smoothing)
+            weights = weight * task.class_weights[labels] / plan.batch_size
+            loss = loss + (losses * weights).sum()
+            if task.relation is not None:
+                others = nn.functional.cross_entropy(source, task.relation[labels], reduction="none")
+                second = second + plan.co_tuning * (others * weights).sum()
+    return loss + second, loss.detach()
 
 
 def _split(scores: Tensor, task: Task) -> tuple[Tensor, Tensor]:
@@ -288,10 +299,10 @@ def _split(scores: Tensor, task: Task) -> tuple[Tensor, Tensor]:
     return scores[:, :count], scores[:, count:]
 
 
-def _folded_norms(task: Task, plan: Plan, batches: "_Batches") -> AbstractContextManager[Any]:
-    """Return the context in which convolutions do the work of frozen batch norms."""
+def _folded_norms(task: Task, plan: Plan, batches: "_Batches") -> FoldedNorms | None:
+    """Return the context in which convolutions do the work of frozen batch norms, if they are frozen."""
     if plan.batch_norm_statistics == "updated":
-        return nullcontext()
+        return None
     return FoldedNorms(lambda: task.module(task.prepare(batches.peek())))
 
 
