@@ -179,11 +179,11 @@ def test_weights_that_are_folded_once_give_the_gradients_of_all_passes(network, 
             return torch.autograd.grad(network(part).float().square().sum(), leaves, materialize_grads=True)
 
     expected = [one_pass(trained, part) for part in images.split(1)]
-    with Streams(count, 1) as streams, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        with folded.once(trained, streams) as weights:
-            for found in streams.map(lambda part: one_pass(weights.leaves, part), images.split(1)):
-                weights.add(found)
-            gradients = weights.gradients()
+    computing = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+    with Streams(count, 1) as streams, computing, folded.once(trained, streams) as weights:
+        for found in streams.map(lambda part: one_pass(weights.leaves, part), images.split(1)):
+            weights.add(found)
+        gradients = weights.gradients()
     for parameter, own, *parts in zip(trained, gradients, *expected, strict=True):
         assert own.dtype == parameter.dtype
         exact = torch.stack(parts).sum(0)
@@ -211,3 +211,11 @@ def test_what_is_not_folded_is_differentiated_by_itself(images):
     folded = FoldedNorms(lambda: module(images))
     with Streams(1, 1) as streams, folded, folded.once(trained, streams) as weights:
         assert {id(leaf) for leaf in weights.leaves} == {id(parameter) for parameter in trained}
+
+
+def test_gradients_that_are_one_tensor_are_added_up_apart():
+    one, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    with Streams(1, 1) as streams, FoldedNorms(lambda: None).once([one, other], streams) as weights:
+        for factor in (1.0, 10.0):
+            weights.add(torch.autograd.grad(((one + other) * factor).square().sum(), weights.leaves))
+        assert [gradient.tolist() for gradient in weights.gradients()] == [[4.0 + 400.0] * 3] * 2

@@ -118,7 +118,8 @@ class FoldedWeights:
         """Add the gradients of a pass by the leaves to those of the passes before it, in float32."""
         for own, more in zip(self._sums, gradients, strict=bool(self._sums)):
             own.add_(more)
-        self._sums = self._sums or [gradient.float() for gradient in gradients]
+        # A copy: the gradients of leaves that are added to each other are one tensor.
+        self._sums = self._sums or [gradient.to(torch.float32, copy=True) for gradient in gradients]
 
     def gradients(self) -> list[Tensor]:
         """Return the gradients of the trained parameters, in their order, from those that were added."""
