@@ -3,9 +3,10 @@
     python scripts/compare_plans.py --data DIR --runs FOLDER --settings training.co_tuning=0 training.co_tuning=2.3
         [--sets flowers12 ...] [--seeds 1 ...] [--strategies partial full] [--per-class 20] [--steps 150]
 
-Of each set in DIR, some training images of every class are trained on and up to 700 of the others judge; the test
-split is not looked at. Each setting, as `--set` takes it, is compared with the first one. Results are appended to
-FOLDER/plans.jsonl, and what is there already is not repeated; the table at the end is of all that were asked for.
+Of each set in DIR, some training images of every class are trained on and up to 700 of the others judge; the test split
+is not looked at. Each setting, as `--set` takes it, or several with commas, is compared with the first one. Results are
+appended to FOLDER/plans.jsonl, and what is there already is not repeated; the table at the end is of all that were
+asked for.
 """
 
 import argparse
@@ -56,8 +57,8 @@ def divided(folder: Path, per_class: int, seed: int) -> ImageSplits:
 def train(name: str, seed: int, strategy: str, setting: str, asked: argparse.Namespace) -> Row:
     """Return what a plan with a setting makes of a set."""
     splits = divided(asked.data / name, asked.per_class, seed)
-    key, _, value = setting.partition("=")
-    asked_for: dict[str, Any] = {"image_size": IMAGE_SIZE, "steps": asked.steps, "refit": False, key: value}
+    asked_for: dict[str, Any] = {"image_size": IMAGE_SIZE, "steps": asked.steps, "refit": False}
+    asked_for |= dict(pair.split("=", 1) for pair in setting.split(","))
     recipe = load_recipe(data=name, strategy=strategy, seed=seed, **asked_for)
     evidence = measure_evidence(recipe, splits)
     plan = make_plan(recipe, evidence, choose_strategy(evidence, recipe)).changed(evaluations=1)
@@ -125,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the image sets")
     parser.add_argument("--runs", type=Path, required=True, help="where results are kept")
-    parser.add_argument("--settings", nargs="+", required=True, metavar="KEY=VALUE")
+    parser.add_argument("--settings", nargs="+", required=True, metavar="KEY=VALUE[,KEY=VALUE]")
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--strategies", nargs="+", default=["partial", "full"])
