@@ -48,7 +48,7 @@ PROBE_SAMPLE = 5000
 """Most images that the probe is cross-validated on: its error is below half a point then."""
 
 DOMAIN_SAMPLE = 200
-"""Images that the domain similarity is measured on: other ones change it by .02 (`docs/similarity.md`)."""
+"""Images that the domain similarity is measured on: other ones change it by about .02 (docs/log.md, 2026-11-26)."""
 
 DOMAIN_SIZE = 128
 """And at so many pixels, whatever the training's image size."""
