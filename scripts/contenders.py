@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -340,6 +341,17 @@ def network_rate(
         return rate(lambda: list(pool.map(lambda _: work(), range(streams))), streams * batch)
 
 
+def show_help(repetitions: int = 5) -> Result:
+    """Return the median seconds that the command takes to show its help, the interpreter's start included."""
+    command = [sys.executable, str(Path(__file__).with_name("finetune.py")), "--help"]
+    seconds = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": statistics.median(seconds)}
+
+
 def rate(work: Callable[[], object], count: int, repetitions: int = 5) -> float:
     """Return how many of `count` a second `work` does: the median after one that is not timed."""
     work()
@@ -373,8 +385,8 @@ CONTENDERS: dict[str, Callable[[Path, int, int], Result]] = {
     "partial, not cached": lambda data, seed, size: ours("partial", data, seed, size, cached=False),
     "partial, 2 stages": lambda data, seed, size: ours("partial", data, seed, size, stages=2),
     "partial, 2 stages, not cached": lambda data, seed, size: ours("partial", data, seed, size, cached=False, stages=2),
+    "linear_probe, 60": lambda data, seed, size: ours("linear_probe", data, seed, size, limit=60),
     "linear_probe, 400": lambda data, seed, size: ours("linear_probe", data, seed, size, limit=400),
-    "full": lambda data, seed, size: ours("full", data, seed, size),
     "full, short": lambda data, seed, size: ours("full", data, seed, size, steps=40),
     "fastai": fastai,
     "script, probe": lambda data, seed, size: script("tutorial", data, seed, size, train_layers=False),
@@ -382,6 +394,7 @@ CONTENDERS: dict[str, Callable[[Path, int, int], Result]] = {
     "script": lambda data, seed, size: script("tutorial", data, seed, size, train_layers=True),
     "script, tuned": lambda data, seed, size: script("tuned", data, seed, size, train_layers=True),
     "bare": lambda data, _, size: bare(data, size),
+    "help": lambda _data, _seed, _size: show_help(),
 }
 
 

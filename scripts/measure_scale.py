@@ -79,7 +79,7 @@ def measure(tree: Path, image_size: int) -> dict[str, float]:
     mark("linear probe")
     recipe = recipe.changed(strategy="full", steps=STEPS)
     train(finetune.make_plan(recipe, evidence, finetune.choose_strategy(evidence, recipe)), splits)
-    mark(f"{STEPS} steps of all layers, twice judged")
+    mark(f"{STEPS} steps of all layers and their evaluations")
     return figures
 
 
