@@ -64,7 +64,9 @@ def list_members(leading: Decisions, others: Sequence[Decisions]) -> tuple[Decis
         seeds = range(leading.plan.training_seed, leading.plan.training_seed + int(count))
         return tuple(_with(leading, training_seed=seed) for seed in seeds)
     if kind == "snapshots":
-        return tuple(_with(leading, cycle=cycle) for cycle in range(int(count)))
+        shorter = CYCLE_SHARE * leading.plan.time_budget
+        cycles = [_with(leading, cycle=cycle, time_budget=shorter) for cycle in range(1, int(count))]
+        return leading, *cycles
     if kind == "backbones":
         return (leading, *others)
     return (leading,)
@@ -89,5 +91,5 @@ def _candidate(leading: Decisions, name: str) -> Decisions:
     return replace(leading, choice=choice, plan=plan)
 
 
-def _with(leading: Decisions, **changes: int) -> Decisions:
+def _with(leading: Decisions, **changes: float) -> Decisions:
     return replace(leading, plan=leading.plan.changed(**changes))

@@ -23,7 +23,7 @@ from finetune.recipe import Recipe
 from finetune.recommendation import Offer, Option, recommend
 from finetune.selection import RUNGS, compete
 from finetune.strategy import choose_backbone, choose_strategy, make_contest, settle
-from finetune.training import Checkpoints, Look, Training, blend, soup, with_flips
+from finetune.training import Checkpoints, NotFiniteError, Training, blend, soup, with_flips
 
 FLIPPED, BLENDED, SOUP = "with test-time flips", "blend with the linear probe", "soup"
 """What else could ship of an ensemble of one network."""
@@ -254,7 +254,9 @@ def _race(leading: Decisions, splits: ImageSplits, folder: Path, progress: Progr
         for name in contest.named(places):
             if name not in trainings:
                 trainings[name] = _begin(entries[name], splits, folder, _naming(progress, name))
-            seen.append(_right(trainings[name].look(RUNGS[rung])))
+            training = trainings[name]
+            training.spend(sum(other.seconds for other in trainings.values() if other is not training))
+            seen.append(_right(training, RUNGS[rung]))
         # Processes may differ in the last digit, and must not differ in what they decide.
         return from_main_process(lambda: np.stack(seen))
 
@@ -286,7 +288,12 @@ def _naming(progress: Progress, name: str) -> Progress:
     return lambda task, done, total: progress(f"{name}: {task}", done, total)
 
 
-def _right(look: Look) -> NDArray[np.float64]:
+def _right(training: Training, share: float) -> NDArray[np.float64]:
+    """Return each held-out image's probability of its class after a share of the steps: 0, where they diverged."""
+    try:
+        look = training.look(share)
+    except NotFiniteError:
+        return np.zeros(sum(len(phase.held_out) for phase in training.phases))
     probabilities: NDArray[np.float64] = softmax(look.logits)[np.arange(len(look.labels)), look.labels]
     return probabilities
 

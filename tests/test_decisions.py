@@ -33,6 +33,12 @@ def test_snapshots_have_the_same_plan_but_for_the_cycle(members):
     assert all(own.plan.changed(cycle=0) == first.plan for own in others)
 
 
+def test_snapshots_share_the_time_budget_by_their_steps(members):
+    first, *others = members(ensemble="snapshots:3", time_budget="90s")
+    assert first.plan.time_budget == pytest.approx(50.0)
+    assert [own.plan.time_budget for own in others] == pytest.approx([20.0, 20.0])
+
+
 @pytest.mark.parametrize("ensemble", ["seeds:3", "snapshots:3"])
 def test_every_member_has_a_name_of_its_own(members, ensemble):
     found = members(ensemble=ensemble)

@@ -8,7 +8,7 @@ from finetune.images import load_images
 from finetune.recipe import Recipe
 from finetune.selection import Belief
 from finetune.strategy import choose_strategy
-from finetune.training import train
+from finetune.training import NotFiniteError, train
 
 NAMES = ("partial_short", "partial", "full_far")
 
@@ -25,8 +25,10 @@ def run(evidence, splits, small_plan, weights_file, monkeypatch):
     rates = {"linear_probe": 1e-3} | dict(zip(NAMES, (1e-7, 2e-3, 3.0), strict=True))
     path = str(weights_file())
 
+    made = {"steps": 6}
+
     def planned(_recipe, _evidence, choice):
-        return small_plan(strategy="full", weights=path, head_learning_rate=rates[choice.chosen.name], steps=6)
+        return small_plan(strategy="full", weights=path, head_learning_rate=rates[choice.chosen.name], **made)
 
     def believed(names, _evidence):
         return Belief(mean=np.full(len(names), 0.6), covariance=np.eye(len(names)) * 0.3**2)
@@ -36,6 +38,7 @@ def run(evidence, splits, small_plan, weights_file, monkeypatch):
     recipe = Recipe(data="x", prefer="accuracy")
 
     def make(folder, entered=NAMES, **rest):
+        made.update(rest.pop("planned", {}))
         choice = choose_strategy(evidence, recipe).changed(racing=entered)
         plan = planned(recipe, evidence, choice)
         return begin([Decisions(recipe=recipe, evidence=evidence, choice=choice, plan=plan)], splits, folder, **rest)
@@ -69,6 +72,25 @@ def test_who_lost_took_no_more_steps_than_to_the_last_rung(run, tmp_path):
     most = 2 * (plan.steps * 2 // 3) * plan.batch_size
     assert 0 < outcome.work.backward_images <= most
     assert outcome.seconds > 0
+
+
+def test_a_race_and_its_winner_together_keep_the_time_budget(run, tmp_path):
+    outcome = run(tmp_path, planned={"steps": 3_000, "time_budget": 8.0})
+    assert outcome.seconds + outcome.winner.finish().seconds <= 1.25 * 8.0  # a busy machine stalls
+
+
+def test_what_is_no_number_any_more_loses_and_the_others_race_on(run, tmp_path, monkeypatch):
+    look = execution.Training.look
+
+    def diverging(training, share):
+        if training.plan.head_learning_rate == 2e-3:
+            raise NotFiniteError("the loss is not a finite number at step 2")
+        return look(training, share)
+
+    monkeypatch.setattr(execution.Training, "look", diverging)
+    outcome = run(tmp_path)
+    assert outcome.members[0].choice.chosen.name != "partial"
+    assert outcome.members[0].choice.reasons[1].startswith("race after 33 % of the steps")
 
 
 def test_an_interrupted_race_goes_on_to_the_same_end(run, tmp_path):

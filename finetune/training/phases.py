@@ -59,7 +59,7 @@ def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
         return [first, refit(first)] if plan.refit else [first]
     folds = [
         # The step that does best on a fold's own images would flatter it.
-        replace(judged(f"fold-{number}", stay, held), plan=plan.changed(keep="last"))
+        replace(judged(f"fold-{number}", stay, held), plan=plan_of_cycle(plan).changed(keep="last"))
         for number, (stay, held) in enumerate(stratified_folds(labels, plan.folds, plan.seed, groups), start=1)
     ]
     return [*folds, refit(None)]

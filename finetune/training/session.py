@@ -259,10 +259,17 @@ class Training:
         """Return the seconds that the rest of a phase may take: its share, by steps, of what the budget leaves."""
         if not self.plan.time_budget:
             return None
-        spent = self.seconds + time.perf_counter() - self._since
-        left = {each.name: each.plan.steps - self._steps_counted.get(each.name, 0) for each in self.phases}
+        left = {
+            each.name: each.plan.steps - self._steps_counted.get(each.name, 0)
+            for each in self.phases
+            if (each.name, each.plan.steps) not in self._results  # which may have ended in fewer steps
+        }
         budget = BUDGETED * self.plan.time_budget - self._others
-        return (budget - spent) * left[phase.name] / max(sum(left.values()), 1)
+        return (budget - self._spent()) * left[phase.name] / max(sum(left.values()), 1)
+
+    def _spent(self) -> float:
+        """Return the seconds up to now, inside `_timed`."""
+        return self.seconds + time.perf_counter() - self._since
 
     def spend(self, seconds: float) -> None:
         """Count what others took against the time budget."""
@@ -328,11 +335,12 @@ class Training:
                 self.network.load_state_dict(finished["network"])
             self.history += finished["history"]
             self.work += Work(**finished["work"])
+            self.seconds += finished["seconds"]
             self._steps_counted[phase.name] = finished["steps"]
             parts = {name: part.numpy() for name, part in finished["result"].items()}
             result = _Result(**parts)
         else:
-            before, rows = self.work, len(self.history)
+            before, rows, spent = self.work, len(self.history), self._spent()
             self._go_on_from(phase)
             result = self._fit(phase, until) if self.plan.steps else self._probe(phase)
             self.checkpoints.finish(
@@ -341,6 +349,7 @@ class Training:
                     "network": self.network.state_dict() if is_kept else {},
                     "history": self.history[rows:],
                     "work": (self.work - before).model_dump(),
+                    "seconds": self._spent() - spent,
                     "steps": self._steps_counted.get(phase.name, 0),
                     "result": {
                         name: torch.from_numpy(part) for name, part in result._asdict().items() if part is not None
@@ -437,6 +446,8 @@ class Training:
 
         evaluation = Evaluation(judge, self.labels, phase.held_out, seen_by(phase, plan.seed))
         history: list[Row] = []
+        resumed = self.checkpoints.step(phase.name)
+        self.seconds += self._before_interruption(phase, resumed)
         task = Task(
             name=phase.name,
             module=module,
@@ -451,7 +462,7 @@ class Training:
             evaluate=evaluation.evaluate if phase is self.phases[0] else None,
             details=evaluation.details,
             save=partial(self.checkpoints.save_step, phase.name),
-            resumed=self.checkpoints.step(phase.name),
+            resumed=resumed,
             until=until,
             seconds=self._allowance(phase),
             history=history,
@@ -468,6 +479,13 @@ class Training:
         if tail is not None:
             tail.release()
         return result
+
+    def _before_interruption(self, phase: Phase, resumed: dict[str, Any] | None) -> float:
+        """Return the seconds that an earlier process trained for, up to the checkpoint that this one goes on from."""
+        if resumed is None:
+            return 0.0
+        seconds = [0.0, *(float(row["seconds"]) for row in resumed["history"])]
+        return seconds[-1] - seconds[self._steps_counted.get(phase.name, 0)]
 
     def _loader(self, phase: Phase, source: Images, accelerator: Accelerator, steps: range) -> DataLoader[Any]:
         """Return this process's share of the batches of some steps."""
