@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -241,15 +241,6 @@ def keep_value(kind: Kind, key: str, about: str, value: dict[str, Any]) -> None:
         pass
 
 
-def remember(kind: Kind, key: str, about: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the value that is kept under `key`, or make and keep it."""
-    value = read_value(kind, key)
-    if value is None:
-        value = make()
-        keep_value(kind, key, about, value)
-    return value
-
-
 def list_entries() -> list[Entry]:
     """Return what is kept, the least recently used first."""
     entries: list[Entry] = []
@@ -282,10 +273,10 @@ def _read_about(kind: Kind, key: str) -> dict[str, Any] | None:
     path = cache_folder() / kind / key / ABOUT
     try:
         about: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except OSError:
+    except (FileNotFoundError, ValueError):
+        _discard(path.parent)  # what was being removed when something was killed, or was not written whole
         return None
-    except ValueError:
-        _discard(path.parent)
+    except OSError:
         return None
     with suppress(OSError):  # a cache that can be read alone is still a cache
         os.utime(path)

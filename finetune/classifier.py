@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
+from finetune.errors import RecipeError
 from finetune.execution import begin, decide, finish
 from finetune.images import label_paths
 from finetune.prediction import Predictor, average
@@ -50,6 +51,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             FinetuneError: a mistake in the images, the labels or the parameters, in one sentence.
         """
+        for name in {"data", "model", "strategy", "prefer", "seed"} & (self.settings or {}).keys():
+            raise RecipeError(f"{name} is not one of the settings: it is given by itself")
         names = {str(label): label for label in labels}
         recipe = load_recipe(
             data="the given paths",
@@ -71,12 +74,14 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.model_ = average(finished.models)
         self.evidence_, self.choice_ = finished.members[0].evidence, finished.members[0].choice
         self.plan_ = self.model_.plan
-        self.classes_ = np.asarray([names[name] for name in splits.class_names])
+        classes = np.asarray([names[name] for name in splits.class_names])
+        self.columns_ = np.argsort(classes)  # scikit-learn's scorers take classes to be sorted
+        self.classes_ = classes[self.columns_]
         return self
 
     def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
         """Return the probabilities (n_paths, n_classes) in the order of `classes_`."""
-        return self._fitted().predict_proba(paths)
+        return self._fitted().predict_proba(paths)[:, self.columns_]
 
     def predict(self, paths: Sequence[str | Path]) -> NDArray[Any]:
         """Return the most probable label of each image file."""

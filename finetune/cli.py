@@ -5,13 +5,14 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from finetune.errors import DataError, FinetuneError, RecipeError, RunFolderError
+from finetune.errors import FinetuneError, RecipeError, RunFolderError
 
 if TYPE_CHECKING:
     from finetune.recipe import Recipe
@@ -22,8 +23,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-COMMANDS = ("train", "plan", "tune", "predict", "evaluate", "diagnose", "cache", "schema")
 
 KEYS = (
     "data", "model", "strategy", "image_size", "epochs", "steps", "batch_size", "limit", "time_budget", "prefer",
@@ -103,6 +102,7 @@ def train(
         option = "--plan" if plan is not None else "--resume"
         fixed = [f"--{name.replace('_', '-')}" for name in asked]
         fixed += [*(["--recipe"] if recipe else []), *(["--set"] if set_ else [])]
+        fixed += ["--plan-only"] if plan_only else []
         if fixed or (plan is not None and resume is not None) or (resume is not None and output is not None):
             other = fixed[0] if fixed else "--resume" if plan is not None else "--output"
             raise RecipeError(
@@ -110,14 +110,15 @@ def train(
             )
     from finetune import pipeline
 
-    if resume is not None:
-        pipeline.resume(resume, _report())
-    elif plan is not None:
-        pipeline.run_plan(plan, output, _report())
-    elif plan_only:
-        pipeline.plan_only(_recipe(recipe, asked, set_), output, _report())
-    else:
-        pipeline.run(_recipe(recipe, asked, set_), output, _report())
+    with _resumable("train"):
+        if resume is not None:
+            pipeline.resume(resume, _report())
+        elif plan is not None:
+            pipeline.run_plan(plan, output, _report())
+        elif plan_only:
+            pipeline.plan_only(_recipe(recipe, asked, set_), output, _report())
+        else:
+            pipeline.run(_recipe(recipe, asked, set_), output, _report())
 
 
 @app.command()
@@ -182,11 +183,12 @@ def tune(
             raise RecipeError(f"--resume goes on as it was begun, so {fixed[0]} can not be given with it; leave it out")
     from finetune import tuning
 
-    if resume is not None:
-        tuning.resume_tuning(resume, _report())
-    else:
-        asked |= {f"tuning.{name}": value for name, value in searching.items()}
-        tuning.tune(_recipe(recipe, asked, set_), output, _report())
+    with _resumable("tune"):
+        if resume is not None:
+            tuning.resume_tuning(resume, _report())
+        else:
+            asked |= {f"tuning.{name}": value for name, value in searching.items()}
+            tuning.tune(_recipe(recipe, asked, set_), output, _report())
 
 
 @app.command()
@@ -233,8 +235,7 @@ def evaluate(
     folder = RunFolder(run)
     model = folder.read_model()
     splits = load_scored_images(data, model.class_names, model.plan.columns)
-    if splits.test is None:
-        raise DataError(f"{data} has no images to score")
+    assert splits.test is not None
     report = _report()
     with report:
         probabilities = model.probabilities(splits.test, report.progress)
@@ -305,10 +306,17 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
             typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+
+
+@contextmanager
+def _resumable(command: str) -> Iterator[None]:
+    """Say how to go on after an interruption."""
+    try:
+        yield
     except KeyboardInterrupt:
-        command = "tune" if arguments[:1] == ["tune"] else "train"
-        typer.echo(f"\ninterrupted; what was trained is kept: go on with finetune {command} --resume RUN", err=True)
-        sys.exit(130)
+        if os.environ.get("RANK", "0") == "0":
+            typer.echo(f"\ninterrupted; what was trained is kept: go on with finetune {command} --resume RUN", err=True)
+        raise typer.Exit(130) from None
 
 
 def _asked(options: Mapping[str, object]) -> dict[str, Any]:
@@ -319,7 +327,10 @@ def _asked(options: Mapping[str, object]) -> dict[str, Any]:
 def _recipe(path: Path | None, asked: dict[str, Any], assignments: list[str] | None) -> "Recipe":
     from finetune.recipe import load_recipe, parse_assignment
 
-    return load_recipe(path, **dict(map(parse_assignment, assignments or [])), **asked)
+    set_ = dict(map(parse_assignment, assignments or []))
+    for name in asked.keys() & set_.keys():
+        raise RecipeError(f"{name} is given twice: as an option and with --set; leave one of them out")
+    return load_recipe(path, **set_, **asked)
 
 
 def _report() -> "Report":

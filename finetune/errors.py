@@ -25,6 +25,10 @@ class RecipeError(FinetuneError):
 class DataError(FinetuneError):
     """The images, their labels or their splits can not be used as they are."""
 
+    def __str__(self) -> str:
+        """Return the sentence, without the traceback that torch's loader wraps around what a worker of it raised."""
+        return super().__str__().rpartition("DataError: ")[2].strip()
+
 
 class ModelError(FinetuneError):
     """An unknown network, or weights that are not to be had or do not match."""

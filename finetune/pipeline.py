@@ -49,7 +49,7 @@ def run(
             report.say(f"{folder.path} holds a plan, which is trained as it is")
             return _train(folder, (_as_planned(folder, folder, folder.read_plan()),), report, start, splits)
         splits, members = decide_all(recipe, report, splits)
-        from_main_process(lambda: folder.write_decisions(members[0]))
+        from_main_process(lambda: folder.begin(members[0]))
         if len(members) > 1:
             from_main_process(lambda: folder.write_members(members))
         return _train(folder, members, report, start, splits)
@@ -72,7 +72,7 @@ def plan_only(recipe: Recipe, output: Path | None = None, report: Report | None 
         raise RunFolderError(f"{folder.path} holds a plan already; train it with --plan {folder.path / 'plan.json'}")
     with reporting(report) as report:
         _, (decisions, *others) = decide_all(recipe, report, None)
-        from_main_process(lambda: folder.write_decisions(decisions))
+        from_main_process(lambda: folder.begin(decisions))
         if decisions.choice.racing or others:
             report.say("\nA plan is trained as it is and alone; races and averages are for a run without --plan-only.")
         if plot:

@@ -7,9 +7,6 @@ PLAIN_SIZES = (96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
 STRIDE = 32
 """Pixels of the image to one of the last map, in most networks."""
 
-SLOW_FORWARD = 300.0
-"""Below so many images a second, a network is too slow here for more pixels than the images need."""
-
 
 class Preprocessing(Value):
     """Resize the shorter side, cut the centre, scale to the network's range."""

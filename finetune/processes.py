@@ -1,6 +1,7 @@
 """Several processes that do one thing: what one of them decides, all of them know, and what takes long they share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -68,6 +69,13 @@ def share_out(make: Callable[[list[int]], Rows], members: Sequence[int] | NDArra
 def wait_for_everyone() -> None:
     """Wait until every process is here."""
     _state().wait_for_everyone()
+
+
+@contextmanager
+def first_alone() -> Iterator[None]:
+    """Let one process of each machine go first, so that the others find what it kept."""
+    with _state().local_main_process_first():
+        yield
 
 
 def is_so_everywhere(is_so: Callable[[], bool]) -> bool:

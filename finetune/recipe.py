@@ -277,7 +277,7 @@ class Recipe(Value):
         return self
 
 
-def load_recipe(path: Path | None = None, **overrides: Any) -> Recipe:  # noqa: ANN401  (checked by the model)
+def load_recipe(path: Path | None = None, /, **overrides: Any) -> Recipe:  # noqa: ANN401  (checked by the model)
     """Return the recipe of a YAML file with `overrides` laid over it; dots or `__` reach into sections.
 
     Args:

@@ -46,7 +46,8 @@ def recommend(offers: Sequence[Offer]) -> tuple[Option, ...]:
     losses = np.stack([_losses(offer.model.held_out) for offer in offers])
     best = int(losses.mean(axis=1).argmin())
     behind = losses - losses[best]
-    errors = behind.std(axis=1, ddof=1) / np.sqrt(losses.shape[1])
+    count = losses.shape[1]
+    errors = behind.std(axis=1, ddof=1) / np.sqrt(count) if count > 1 else np.zeros(len(offers))
     good = [place for place in range(len(offers)) if behind[place].mean() <= errors[place]]
     chosen = min(good, key=lambda place: (offers[place].predict_milliseconds, losses[place].mean()))
     return tuple(_option(offer, place == chosen) for place, offer in enumerate(offers))

@@ -23,6 +23,7 @@ from finetune.decisions import Decisions, list_members
 from finetune.diagnosis import Row, Verdict, diagnose
 from finetune.errors import RunFolderError
 from finetune.evidence import Evidence, Work
+from finetune.features import best_device
 from finetune.images import ImageSplits, labels_of, paths_of
 from finetune.metrics import Metrics
 from finetune.network.backbone import takes_image_size
@@ -138,6 +139,11 @@ class RunFolder:
             )
         if any(self.path.iterdir()):
             raise RunFolderError(f"{self.path} is not empty and no run folder; give a new folder with --output")
+
+    def begin(self, decisions: Decisions) -> None:
+        """Write what was asked, measured, chosen and planned, unless another run took the folder meanwhile."""
+        self.refuse_if_taken()
+        self.write_decisions(decisions)
 
     def write_decisions(self, decisions: Decisions) -> None:
         """Write what was asked, measured, chosen and planned."""
@@ -336,7 +342,7 @@ class RunFolder:
         network = timm.create_model(plan.model, num_classes=len(config["label_names"]), **arguments)
         network.load_state_dict(state, strict=True)
         return TrainedModel(
-            network=network.to(memory_format=torch.channels_last).eval(),
+            network=network.to(best_device()).to(memory_format=torch.channels_last).eval(),
             plan=plan,
             class_names=tuple(config["label_names"]),
             temperature=float(config["temperature"]),
@@ -383,5 +389,7 @@ def _write_splits(path: Path, plan: Plan, splits: ImageSplits) -> None:
             rows: Sequence[tuple[str, int]] = list(zip(paths_of(table), labels_of(table).tolist(), strict=True))
             for number, (image, label) in enumerate(rows):
                 held = held_out_by.get(offset + number, "") if name != "test" else ""
-                writer.writerow([image, splits.class_names[label], name, held])
+                # A relative path would be looked for beside this file.
+                place = str(Path(image).resolve()) if Path(image).exists() else image
+                writer.writerow([place, splits.class_names[label], name, held])
             offset += len(table) if name != "test" else 0

@@ -7,6 +7,7 @@ import torch
 from conftest import PLAIN
 from PIL import Image
 from scipy.stats import ks_2samp
+from torch.utils.data import DataLoader
 from torchvision.transforms import (
     CenterCrop,
     Compose,
@@ -22,6 +23,7 @@ from torchvision.transforms.functional import adjust_brightness, adjust_contrast
 from finetune import batches
 from finetune.augmentation import ASPECT, Key, _jitter, _random_box
 from finetune.batches import PlainImages, Share, StepSampler, VariedImages, make_loader, normaliser, read_in_turn
+from finetune.errors import DataError
 from finetune.features import no_progress
 from finetune.images import Pixels, table_of_paths
 from finetune.plan import AugmentationPlan
@@ -134,6 +136,14 @@ def test_views_and_seeds_vary_an_image_differently(table, preprocessing):
     first, second = pixels_of(images, [(1, 0), (1, 1)])
     assert not torch.equal(first, second)
     assert not torch.equal(first, pixels_of(other, [(1, 0)])[0])
+
+
+@pytest.mark.parametrize("policy", ["randaugment", "trivialaugment"])
+def test_a_policy_changes_most_views(table, preprocessing, policy):
+    keys = [(number, view) for number in range(6) for view in range(4)]
+    plain = pixels_of(varied(table, preprocessing), keys)
+    changed = pixels_of(varied(table, preprocessing, policy=policy), keys)
+    assert sum(not torch.equal(first, second) for first, second in zip(plain, changed, strict=True)) > len(keys) / 2
 
 
 @pytest.mark.parametrize("policy", ["none", "randaugment", "trivialaugment"])
@@ -306,3 +316,20 @@ def test_views_are_the_same_where_several_threads_make_them(table, preprocessing
         made = list(pool.map(lambda one: pixels_of(images, one)[0], keys))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(pixels_of(images, one)[0], view) for one, view in zip(keys, made, strict=True))
+
+
+class Broken:
+    """Images of which none can be read."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, _index):
+        raise DataError("a.png can not be read: it is cut short")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside threads
+def test_what_a_worker_can_not_read_is_told_in_the_same_sentence():
+    with pytest.raises(DataError) as told:
+        next(iter(DataLoader(Broken(), num_workers=1)))
+    assert str(told.value) == "a.png can not be read: it is cut short"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from finetune import cache
-from finetune.cache import Rows, keep_value, list_entries, make_key, new_entry, read_arrays, read_value, remember
+from finetune.cache import Rows, keep_value, list_entries, make_key, new_entry, read_arrays, read_value
 from finetune.errors import FinetuneError, RecipeError
 
 ROWS = np.arange(300, dtype=np.int16).reshape(100, 3)
@@ -217,7 +217,7 @@ def test_a_folder_that_can_not_be_made_keeps_nothing_and_stops_nothing(tmp_path,
     (tmp_path / "file").touch()
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "file" / "cache"))
     assert not keep("k")
-    assert remember("measurements", "v", "a value", lambda: {"number": 1}) == {"number": 1}
+    keep_value("measurements", "v", "a value", {"number": 1})
     assert rows_of("k") is None
     assert list_entries() == []
 
@@ -279,16 +279,18 @@ def test_rows_that_are_being_read_survive_a_clearing():
     assert np.array_equal(arrays["rows"][:], ROWS)
 
 
-def test_a_value_is_made_once_and_then_remembered():
-    made = []
+def test_a_value_is_read_as_it_was_kept():
+    value = {"rate": 0.1 + 0.2, "names": ["ä", "b"], "inner": {"none": None}}
+    keep_value("measurements", "v", "a value", value)
+    assert read_value("measurements", "v") == value
 
-    def make():
-        made.append("called")
-        return {"rate": 0.1 + 0.2, "names": ["ä", "b"], "inner": {"none": None}}
 
-    first, second = (remember("measurements", "v", "a value", make) for _ in range(2))
-    assert first == second == make()
-    assert made == ["called"] * 2  # once here
+def test_an_entry_that_was_removed_by_half_is_made_anew(empty_cache):
+    keep("k")
+    (empty_cache / "features" / "k" / "about.json").unlink()
+    assert rows_of("k") is None
+    assert keep("k")
+    assert rows_of("k") is not None
 
 
 def test_a_value_of_another_kind_or_key_is_another():

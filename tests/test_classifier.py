@@ -45,6 +45,18 @@ def test_labels_keep_their_type(settings, images):
     assert set(fitted.predict(paths).tolist()) <= {9, 10}
 
 
+def test_classes_are_sorted_as_scikit_learns_scorers_take_them_to_be(settings, images):
+    paths, labels = images
+    fitted = classifier(settings).fit(paths, [10 if label == "a" else 9 for label in labels])
+    assert fitted.classes_.tolist() == [9, 10]
+    assert (fitted.predict_proba(paths).argmax(axis=1) == (fitted.predict(paths) == 10)).all()
+
+
+def test_a_parameter_among_the_settings_is_refused(settings, images):
+    with pytest.raises(RecipeError, match="seed is not one of the settings"):
+        classifier({**settings, "seed": 3}).fit(*images)
+
+
 def test_what_was_decided_can_be_looked_at(settings, images):
     fitted = classifier(settings).fit(*images)
     assert fitted.evidence_.num_images == 20

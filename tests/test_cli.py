@@ -170,6 +170,29 @@ def test_resume_of_a_finished_run_is_refused(command, image_folder, quick, tmp_p
     assert mistake(command("--resume", "out")) == "the run in out is finished; there is nothing to resume"
 
 
+def test_a_key_that_is_given_twice_is_refused(command):
+    assert mistake(command("--data", "x", "--epochs", "3", "--set", "epochs=5")).startswith("epochs is given twice")
+
+
+def test_a_key_that_is_a_parameter_of_the_code_is_unknown_like_any_other(command):
+    assert "path" in mistake(command("--data", "x", "--set", "path=5"))
+
+
+@pytest.mark.parametrize("option", ["--plan", "--resume"])
+def test_what_was_planned_is_not_planned_again(command, option):
+    assert "--plan-only can not be given with it" in mistake(command("train", option, "run", "--plan-only"))
+
+
+def test_who_interrupts_a_training_is_told_how_to_go_on(command, monkeypatch):
+    def interrupted(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("finetune.pipeline.run", interrupted)
+    status, _, said = command("--data", "x")
+    assert status == 130
+    assert "go on with finetune train --resume RUN" in said
+
+
 @pytest.mark.parametrize("option", ["--plan", "--resume"])
 def test_what_was_planned_can_not_be_changed_by_options(command, option):
     assert "so --steps can not be given with it; edit the plan instead" in mistake(command(option, "x", "--steps", "3"))

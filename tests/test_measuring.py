@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from finetune.audit import measure_evidence, measuring
 from finetune.audit.measuring import handedness
@@ -55,6 +57,17 @@ def test_from_five_to_one_on_balanced_accuracy_chooses(measured, largest, metric
 
 def test_an_asked_metric_chooses(measured):
     assert measured({"train": {"a": 6, "b": 6}}, metric="balanced_accuracy").metric == "balanced_accuracy"
+
+
+def test_a_network_without_norms_and_source_classes_that_tell_the_domain_is_neither_near_nor_far(
+    image_folder, tmp_path
+):
+    root = image_folder(tmp_path / "images", {"a": 6, "b": 6})
+    network = timm.create_model("test_convnext", num_classes=2)
+    save_file(network.state_dict(), tmp_path / "own.safetensors")
+    recipe = Recipe(data=str(root), model="test_convnext", weights=str(tmp_path / "own.safetensors"), image_size=32)
+    evidence = measure_evidence(recipe, load_images(str(root)))
+    assert (evidence.domain_similarity, evidence.similarity_calibrated) == (0.5, False)
 
 
 def test_the_similarity_lies_between_0_and_1_and_is_uncalibrated_for_other_networks(measured):

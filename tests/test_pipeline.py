@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 import finetune
-from finetune import execution, strategy
+from finetune import execution, pipeline, strategy
 from finetune.decisions import list_members
 from finetune.errors import RunFolderError
 from finetune.evidence import Work
@@ -152,6 +152,28 @@ def test_the_written_splits_are_a_table_that_makes_the_same_splits(data, finishe
         table, folder = getattr(from_table, split), getattr(splits, split)
         assert [row["path"] for row in table["image"]] == [row["path"] for row in folder["image"]]
         assert np.array_equal(labels_of(table), labels_of(folder))
+
+
+def test_the_written_splits_of_a_relative_path_are_a_table_too(data, recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(data.parent)
+    finetune.run(recipe.changed(data=data.name, strategy="linear_probe", steps=None), tmp_path / "run")
+    assert len(finetune.load_images(str(tmp_path / "run" / "splits.csv")).train) == 44
+
+
+def test_a_folder_that_another_run_took_while_this_one_measured_is_not_written_to(recipe, tmp_path, monkeypatch):
+    decide = pipeline.decide_all
+
+    def meanwhile(*arguments):
+        decided = decide(*arguments)
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "plan.json").write_text("{}")
+        (tmp_path / "run" / "history.jsonl").touch()
+        return decided
+
+    monkeypatch.setattr(pipeline, "decide_all", meanwhile)
+    with pytest.raises(RunFolderError, match="holds an interrupted run, which is not overwritten"):
+        finetune.run(recipe.changed(strategy="linear_probe", steps=None), tmp_path / "run")
+    assert (tmp_path / "run" / "plan.json").read_text() == "{}"
 
 
 def test_the_written_splits_say_which_training_held_an_image_out(finished):

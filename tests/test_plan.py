@@ -152,7 +152,9 @@ def test_a_given_validation_split_is_used(evidence, images):
 
 TRAINING = {
     "optimizer": "sgd",
+    "schedule": "inverse_sqrt",
     "weight_decay": 0.0,
+    "evaluations": 7,
     "label_smoothing": 0.0,
     "clip_norm": 3.0,
     "accumulation": 4,
@@ -184,6 +186,7 @@ AUGMENTATION = {
     "smallest_crop": 1.0,
     "color_jitter": 0.0,
     "policy": "randaugment",
+    "mixing": "cutmix",
 }
 
 
@@ -192,6 +195,19 @@ def test_what_the_recipe_fixes_of_the_augmentation_stays_fixed(evidence, key, va
     plan = planned(evidence, augmentation=AugmentationRecipe(**{key: value}))
     assert getattr(plan.augmentation, key) == value
     assert getattr(planned(evidence).augmentation, key) != value
+
+
+@pytest.mark.parametrize(
+    ("images", "crop", "policy"), [(4_999, 0.5, "none"), (5_000, 0.35, "none"), (20_000, 0.35, "trivialaugment")]
+)
+def test_more_images_are_varied_more(evidence, images, crop, policy):
+    augmentation = planned(of_size(evidence, images)).augmentation
+    assert (augmentation.smallest_crop, augmentation.policy) == (crop, policy)
+
+
+def test_test_time_flips_are_planned_where_they_were_asked_for(evidence):
+    assert planned(evidence, augmentation=AugmentationRecipe(test_time_flips=True)).test_time_flips
+    assert not planned(evidence).test_time_flips
 
 
 @pytest.mark.parametrize(("optimizer", "decay"), [("adamw", 0.02), ("sgd", 1e-4)])

@@ -49,6 +49,13 @@ def test_a_balanced_head_gives_the_probabilities_of_scikit_learns_balanced_weigh
     assert np.abs(plain - expected).max() > 0.1
 
 
+def test_a_fold_that_leaves_one_class_to_learn_from_always_answers_it():
+    features, labels = blobs(2)
+    groups = np.where(labels == 1, "one patient", np.arange(len(labels)).astype(str))
+    folds = cross_validate(features, labels, 2, 0, groups)
+    assert (folds.logits[labels == 1].argmax(axis=1) == 0).all()
+
+
 def test_a_feature_that_never_varies_counts_for_nothing():
     features, labels = blobs()
     with_dead = np.concatenate([features, np.full((len(features), 1), 4.0, dtype=np.float32)], axis=1)

@@ -79,6 +79,16 @@ def test_of_equals_the_quicker_ships(offer):
     assert shipped(recommend([offer("quick", 0.5, 1.0), offer("good", 1.5, 2.0), offer("slow", 1.5, 3.0)])) == "good"
 
 
+def test_one_held_out_image_is_enough_to_recommend(offer):
+    offers = [offer("one", 1.0, 2.0), offer("mean", 2.0, 6.0)]
+    single = []
+    for offered in offers:
+        held_out = offered.model.held_out
+        first = HeldOut(labels=held_out.labels[:1], probabilities=held_out.probabilities[:1])
+        single.append(replace(offered, model=replace(offered.model, held_out=first)))
+    assert shipped(recommend(single)) in {"one", "mean"}
+
+
 def test_an_option_tells_what_was_judged(offer):
     offered = offer("one", 1.5, 2.0)
     (option,) = recommend([offered])

@@ -587,6 +587,20 @@ def test_an_interrupted_training_goes_on_to_the_model_of_an_uninterrupted_one(
     assert steps[0] == (f"training ({phase})", 4)
 
 
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("before", [0, 2])
+def test_what_kept_activations_began_may_go_on_without_them_and_the_other_way_round(
+    make_plan, splits, checkpoints, before, keep
+):
+    plan = make_plan("partial", keep=keep, evaluations=6)
+    with pytest.raises(KeyboardInterrupt):
+        train(plan.changed(cached_views=before), splits, interrupter("validation", 3)[0], checkpoints)
+    progress, told = interrupter("none", 0)
+    train(plan.changed(cached_views=2 - before), splits, progress, checkpoints)
+    assert ("training (validation)", 4) in told
+    assert ("training (validation)", 3) not in told
+
+
 def test_an_interrupted_training_goes_on_with_the_best_weights_that_it_had(make_plan, splits, tmp_path):
     plan = make_plan("full", keep="best", evaluations=6, batch_norm_statistics="updated")
     expected = train(plan, splits)
@@ -1055,8 +1069,9 @@ def test_test_time_flips_judge_and_predict_the_mean_of_an_image_and_its_mirrored
     assert flipped.validation.log_loss != plain.validation.log_loss
 
 
-def test_a_plan_with_test_time_flips_judges_as_the_model_with_flips_does(make_plan, splits):
-    training = Training(make_plan("partial"), splits, keeps_weights=True)
+@pytest.mark.parametrize("way", ["linear_probe", "partial"])
+def test_a_plan_with_test_time_flips_judges_as_the_model_with_flips_does(make_plan, splits, way):
+    training = Training(make_plan(way), splits, keeps_weights=True)
     training.finish()
-    planned = train(make_plan("partial", test_time_flips=True), splits)
+    planned = train(make_plan(way, test_time_flips=True), splits)
     assert planned.validation.log_loss == pytest.approx(with_flips(training).validation.log_loss, abs=1e-4)

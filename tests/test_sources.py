@@ -142,6 +142,15 @@ def test_a_flat_tree_may_have_classes_called_train_and_test(image_folder, root):
     assert splits.test_was_made
 
 
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_a_folder_that_may_be_a_split_or_a_class_with_folders_is_refused_with_what_to_do(image_folder, root, name):
+    image_folder(root, {"plane/old": 3, "ship/old": 3, f"{name}/old": 3, f"{name}/new": 3})
+    with pytest.raises(
+        DataError, match=rf"{name}, with classes in it, beside 'plane', 'ship'; .* --data .*{name}; .* rename"
+    ):
+        load_images(str(root))
+
+
 def test_images_in_folders_below_a_class_belong_to_the_class(image_folder, root):
     image_folder(root, {"a": 5, "b": 5})
     image_folder(root / "a", {"2021": 3, "2022": 4})

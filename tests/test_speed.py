@@ -6,6 +6,7 @@ from PIL import Image
 from finetune.audit import speed as speed_module
 from finetune.audit.speed import REPETITIONS, Rate, measure_speed, precisions, time_rate
 from finetune.batches import VariedImages
+from finetune.errors import ModelError
 from finetune.images import Pixels, table_of_paths
 
 
@@ -55,6 +56,42 @@ def test_no_more_images_are_trained_on_at_once_than_memory_should_hold(
     measured = measure_speed(small_network("test_efficientnet"), small_plan().preprocessing, batch_size, (4,), images)
     assert seen == {most}
     assert measured.micro_batch == most
+
+
+@pytest.fixture
+def small_memory(monkeypatch, small_network, small_plan, images):
+    """Measure a network where no more than some images fit into memory, in training and in forward passes."""
+
+    def measure(in_training, forward):
+        def holds(name, most, count):
+            own = getattr(speed_module, name)
+
+            def guarded(*arguments):
+                if count(*arguments) > most:
+                    raise torch.OutOfMemoryError
+                return own(*arguments)
+
+            monkeypatch.setattr(speed_module, name, guarded)
+
+        holds("_time_training", in_training, lambda _module, inputs, _threads: len(inputs))
+        holds("_time_forward", forward, lambda _network, _size, settings, *_: settings.batch_size)
+        return measure_speed(small_network("test_efficientnet"), small_plan().preprocessing, 20, (4,), images)
+
+    return measure
+
+
+def test_what_does_not_fit_into_memory_is_trained_on_in_halves(small_memory):
+    assert small_memory(in_training=7, forward=1_000).micro_batch == 5
+
+
+def test_forward_batches_that_do_not_fit_into_memory_are_not_used(small_memory):
+    assert small_memory(in_training=20, forward=16).forward.batch_size <= 16
+
+
+@pytest.mark.parametrize(("in_training", "forward"), [(0, 1_000), (20, 0)])
+def test_a_network_that_does_not_fit_with_one_image_is_refused_with_what_to_do(small_memory, in_training, forward):
+    with pytest.raises(ModelError, match=r"does not fit into the memory of .*; give a smaller --image-size"):
+        small_memory(in_training, forward)
 
 
 def test_all_rates_are_positive(measured):

@@ -270,7 +270,8 @@ def _similarity(
         keep_value("features", key, f"domain similarity: {len(members)} images", parts)
         work = Work(forward_images=len(members), forward_equivalents=float(len(members)))
         work += Work() if pixels.is_kept else pixels.reading(len(members))
-    value, is_calibrated = similarity(parts, name)
+    # Without batch norms and a classifier of many classes nothing tells near from far.
+    value, is_calibrated = similarity(parts, name) if parts else (0.5, False)
     return _Domain(similarity=value, parts=parts, is_calibrated=is_calibrated, work=work)
 
 

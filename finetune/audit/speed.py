@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from finetune.augmentation import Key
 from finetune.batches import MEMORY_FORMATS, VariedImages, make_loader, normaliser
+from finetune.errors import ModelError
 from finetune.evidence import ForwardSettings, MachineSpeed, Precision, TrainingSpeed
 from finetune.features import autocast, pooled, stream
 from finetune.network.backbone import find_head, find_norms, find_stages
@@ -91,10 +92,11 @@ def precisions(device: torch.device) -> tuple[Precision, ...]:
 def measure_speed(
     network: nn.Module, preprocessing: Preprocessing, batch_size: int, depths: Sequence[int], images: VariedImages
 ) -> MachineSpeed:
-    """Return how `network` (with its new head) runs fastest here, and its images a second: medians.
+    """Return how `network` runs fastest here, and its images a second: medians.
 
     Arithmetic, layout, batch and streams are tried one after another, each with the best of those before. What is far
-    slower than another is timed once; an arithmetic that changes features or gradients is not used.
+    slower than another is timed once; an arithmetic that changes features or gradients is not used. What does not fit
+    into an accelerator's memory is timed with half of the batch, and so on.
 
     Args:
         network: on its device; it is left in the layout that is fastest.
@@ -102,27 +104,38 @@ def measure_speed(
         batch_size: images a training step.
         depths: how many of the last stages `partial` is timed with.
         images: some real ones, to see what reading costs and whether an arithmetic is exact enough.
+
+    Raises:
+        ModelError: a training on one image does not fit into the accelerator's memory.
     """
     device = next(network.parameters()).device
     threads = torch.get_num_threads()
     # Alone, one thread is a little slower; beside another program, several that wait for each other take many times
     # as long. So they are used only where they are what is timed.
     name = device_name(device)
+    micro_batch = min(batch_size, MICRO_BATCH) if device.type == "cpu" else batch_size
     with Streams(1, 1 if device.type == "cpu" else threads):
-        measured = _measure_speed(network, preprocessing, batch_size, depths, images, threads)
-    return measured.changed(device=name)
+        while micro_batch:
+            with suppress(torch.OutOfMemoryError):
+                measured = _measure_speed(network, preprocessing, micro_batch, depths, images, threads)
+                return measured.changed(device=name)
+            torch.cuda.empty_cache()
+            micro_batch //= 2
+    raise ModelError(
+        f"training the network on one image of {preprocessing.image_size} px does not fit into the memory of {name}; "
+        f"give a smaller --image-size or another --model"
+    )
 
 
 def _measure_speed(
     network: nn.Module,
     preprocessing: Preprocessing,
-    batch_size: int,
+    micro_batch: int,
     depths: Sequence[int],
     images: VariedImages,
     threads: int,
 ) -> MachineSpeed:
     device = next(network.parameters()).device
-    micro_batch = min(batch_size, MICRO_BATCH) if device.type == "cpu" else batch_size
     real = _real_batch(images, micro_batch, preprocessing, device)
     settings, rate, error = _fastest_forward(network, preprocessing.image_size, real, threads)
     network.to(memory_format=MEMORY_FORMATS[settings.layout])
@@ -221,10 +234,14 @@ def _fastest_forward(
         start = best
         for change in step:
             settings = start.changed(**change)
-            measured = _time_forward(network, image_size, settings, device, rate)
+            measured = NOTHING_YET
+            with suppress(torch.OutOfMemoryError):  # a smaller batch may fit
+                measured = _time_forward(network, image_size, settings, device, rate)
             lead = LEAD if settings.streams < start.streams else 1.0
             if measured.fastest > lead * rate.fastest:
                 best, rate = settings, measured
+    if rate is NOTHING_YET:
+        raise torch.OutOfMemoryError
     return best, rate.usual, errors[best.precision]
 
 

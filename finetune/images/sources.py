@@ -220,10 +220,17 @@ def _split_folders(root: Path) -> dict[str, Path]:
                 raise DataError(f"{root} has two folders for the {split} split: {found[split].name} and {entry.name}")
             found[split] = entry
     if found and "train" not in found:
-        if all(_is_class_folder(entry) for entry in found.values()) and len(found) == 1:
-            found = {"test": next(iter(found.values()))} if "test" in found else {}
-        else:
+        if len(found) > 1:
             raise DataError(f"{root} has {_listed(sorted(found))} but no train folder")
+        found = {"test": next(iter(found.values()))} if "test" in found else {}
+    others = [entry.name for entry in sorted(root.iterdir()) if _is_class_folder(entry) and files_below(entry)]
+    others = [name for name in others if name.lower() not in SPLIT_NAMES]
+    if len(found) == 1 and others:
+        (alone,) = found.values()
+        raise DataError(
+            f"{root} has the folder {alone.name}, with classes in it, beside {_listed(others)}; if {alone.name} is a "
+            f"split, give it alone: --data {alone}; if it is a class, rename it"
+        )
     return found
 
 

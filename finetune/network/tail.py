@@ -31,9 +31,7 @@ class Tail(nn.Module):
         self._carried = threading.local()
         self._handle = network.get_submodule(boundary).register_forward_hook(self._at_boundary)
         device = next(network.parameters()).device
-        self.register_buffer("_stand_in", torch.zeros(1, 3, image_size, image_size, device=device), persistent=False)
-
-    _stand_in: Tensor
+        self._stand_in = torch.zeros(1, 3, image_size, image_size, device=device)
 
     def forward(self, activation: Tensor) -> Tensor:
         """Return logits (n, num_classes) of activations (n, ...) at the boundary."""
@@ -54,6 +52,14 @@ class Tail(nn.Module):
         finally:
             del self._carried.is_caught
         raise RuntimeError(f"the network never came to its boundary {self.boundary}")
+
+    def state_dict(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+        """Return the whole network's, under its own names: whoever goes on from it may cut it or not."""
+        return self.network.state_dict(*arguments, **options)
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+        """Load the whole network's."""
+        return self.network.load_state_dict(*arguments, **options)
 
     def release(self) -> None:
         """Give the network back as it was."""

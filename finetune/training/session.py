@@ -49,7 +49,7 @@ from finetune.network.tail import Tail, cut
 from finetune.plan import Plan
 from finetune.prediction import HeldOut, Row, TrainedModel, fit_temperature, scores_of
 from finetune.probing import LinearHead, fit_large_head, softmax
-from finetune.processes import from_main_process, share_out
+from finetune.processes import first_alone, from_main_process, share_out
 from finetune.training.checkpoints import Checkpoints
 from finetune.training.judging import Evaluation, Look, is_worse
 from finetune.training.kept import Activations, KeptActivations, keep_activations
@@ -147,7 +147,8 @@ class Training:
         self.labels = np.concatenate([labels_of(table) for table in tables])
         self.stream = splits.stream
         self.pixels = Pixels(tables, plan.preprocessing.shorter_side)
-        self.work += self.pixels.keep(progress)
+        with first_alone():
+            self.work += self.pixels.keep(progress)
         self.plain = PlainImages(self.pixels, plan.preprocessing)
         if plan.batch_norm_statistics == "re_estimated":
             self._re_estimate_statistics()
@@ -156,7 +157,8 @@ class Training:
         # Views that are kept serve trainings with other seeds, too, which see them in another order.
         seed = plan.seed if plan.cached_views else plan.noise_seed
         self.varied = VariedImages(self.pixels, plan.preprocessing, plan.augmentation, seed)
-        self.features = None if plan.strategy == "scratch" else self._features()
+        with first_alone():
+            self.features = None if plan.strategy == "scratch" else self._features()
         self.kept: KeptActivations | None = None
         self._results: dict[tuple[str, int], _Result] = {}
         self._steps_counted: dict[str, int] = {}
@@ -414,6 +416,8 @@ class Training:
         if self.features is None:
             raise ValueError("a plan without steps needs features")
         self._adjust_head(phase)
+        if self.plan.test_time_flips:
+            return _Result(share_out(partial(scores_of, self.network, self.pixels, self.plan), phase.held_out))
         _, layer = find_head(self.network)
         head = LinearHead(weight=layer.weight.detach().cpu().numpy(), bias=layer.bias.detach().cpu().numpy())
         return _Result(head.logits_of(self.features, phase.held_out))
