@@ -76,7 +76,9 @@ def test_who_lost_took_no_more_steps_than_to_the_last_rung(run, tmp_path):
 
 def test_a_race_and_its_winner_together_keep_the_time_budget(run, tmp_path):
     outcome = run(tmp_path, planned={"steps": 3_000, "time_budget": 8.0})
-    assert outcome.seconds + outcome.winner.finish().seconds <= 1.25 * 8.0  # a busy machine stalls
+    assert (
+        outcome.seconds + outcome.winner.finish().seconds <= 1.5 * 8.0
+    )  # networks are made, and a busy machine stalls
 
 
 def test_what_is_no_number_any_more_loses_and_the_others_race_on(run, tmp_path, monkeypatch):
