@@ -303,8 +303,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=arguments, prog_name="finetune", standalone_mode=True)
     except FinetuneError as error:
-        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-            typer.echo(f"error: {error}", err=True)
+        _say(f"error: {error}")
         sys.exit(2)
 
 
@@ -314,9 +313,14 @@ def _resumable(command: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":
-            typer.echo(f"\ninterrupted; what was trained is kept: go on with finetune {command} --resume RUN", err=True)
+        _say(f"\ninterrupted; what was trained is kept: go on with finetune {command} --resume RUN")
         raise typer.Exit(130) from None
+
+
+def _say(sentence: str) -> None:
+    """Tell the person what went wrong; of several processes one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(sentence, err=True)
 
 
 def _asked(options: Mapping[str, object]) -> dict[str, Any]:

@@ -306,9 +306,9 @@ class _Path:
 
     def at(self, strength: float) -> LinearHead:
         if len(np.unique(self._labels)) == 1:  # the groups that are left may all be of one class
-            never = np.full(self._num_classes, -20.0, dtype=np.float32)
-            never[self._labels[0]] = 0.0
-            return LinearHead(weight=np.zeros((self._num_classes, len(self.mean)), dtype=np.float32), bias=never)
+            constant = np.full(self._num_classes, -20.0, dtype=np.float32)
+            constant[self._labels[0]] = 0.0
+            return LinearHead(weight=np.zeros((self._num_classes, len(self.mean)), dtype=np.float32), bias=constant)
         self._model.C = strength
         self._model.fit(self._features, self._labels)
         weight = self._model.coef_ / self.scale

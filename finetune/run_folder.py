@@ -390,6 +390,6 @@ def _write_splits(path: Path, plan: Plan, splits: ImageSplits) -> None:
             for number, (image, label) in enumerate(rows):
                 held = held_out_by.get(offset + number, "") if name != "test" else ""
                 # A relative path would be looked for beside this file.
-                place = str(Path(image).resolve()) if Path(image).exists() else image
+                place = str(Path(image).absolute()) if Path(image).exists() else image
                 writer.writerow([place, splits.class_names[label], name, held])
             offset += len(table) if name != "test" else 0

@@ -67,6 +67,9 @@ for file in sorted((folder / "plans").iterdir()):
     content |= {"history": list(model.history), "temperature": model.temperature}
     torch.save(content | {"state": model.network.state_dict()}, folder / f"{file.stem}-{rank}.pt")
 torch.save = save
+os.environ["FINETUNE_CACHE"] = str(folder / "empty cache")
+plan = Plan.load(folder / "plans" / "full.json")
+(folder / f"first-{rank}.json").write_text(train(plan, load_images(plan.data)).work.model_dump_json())
 recipe = finetune.load_recipe(folder / "recipe.yaml")
 finetune.run(recipe, folder / "run")
 (folder / f"written-{rank}.json").write_text(json.dumps(written))
@@ -183,6 +186,13 @@ def test_the_work_of_both_processes_together_is_that_of_one(alone, together, way
         return work["forward_images"] + work["decoded_images"] + work["cache_hits"], work["backward_images"]
 
     assert [looked_at(result["work"]) for result in together[way]] == [looked_at(alone[way].work.model_dump())] * 2
+
+
+def test_one_process_alone_decodes_and_computes_features_and_the_other_finds_them(folder, together):
+    assert together
+    first, second = (json.loads((folder / f"first-{rank}.json").read_text()) for rank in (0, 1))
+    assert (first["decoded_images"], second["decoded_images"]) == (18, 0)
+    assert first["forward_images"] - second["forward_images"] == 18
 
 
 def test_one_process_alone_writes_checkpoints(folder, together):

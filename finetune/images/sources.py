@@ -223,14 +223,15 @@ def _split_folders(root: Path) -> dict[str, Path]:
         if len(found) > 1:
             raise DataError(f"{root} has {_listed(sorted(found))} but no train folder")
         found = {"test": next(iter(found.values()))} if "test" in found else {}
-    others = [entry.name for entry in sorted(root.iterdir()) if _is_class_folder(entry) and files_below(entry)]
-    others = [name for name in others if name.lower() not in SPLIT_NAMES]
-    if len(found) == 1 and others:
+    if len(found) == 1:
         (alone,) = found.values()
-        raise DataError(
-            f"{root} has the folder {alone.name}, with classes in it, beside {_listed(others)}; if {alone.name} is a "
-            f"split, give it alone: --data {alone}; if it is a class, rename it"
-        )
+        beside = [entry for entry in sorted(root.iterdir()) if entry != alone and _is_class_folder(entry)]
+        others = [entry.name for entry in beside if entry.name.lower() not in SPLIT_NAMES and files_below(entry)]
+        if others:
+            raise DataError(
+                f"{root} has the folder {alone.name}, with classes in it, beside {_listed(others)}; if {alone.name} is "
+                f"a split, give it alone: --data {alone}; if it is a class, rename it"
+            )
     return found
 
 
