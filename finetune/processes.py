@@ -58,7 +58,7 @@ def share_out(make: Callable[[list[int]], Rows], members: Sequence[int] | NDArra
         outcome[0] = make([int(member) for member in own])
     except FinetuneError as error:
         outcome[1] = error
-    outcomes = gather_object([outcome])
+    outcomes = of_all_processes(outcome)
     for _, mistake in outcomes:
         if mistake is not None:
             raise mistake
@@ -78,12 +78,18 @@ def first_alone() -> Iterator[None]:
         yield
 
 
+def of_all_processes(own: Made) -> list[Made]:
+    """Return what each process has, in their order; all of them must call this."""
+    found: list[Made] = gather_object([own])
+    return found
+
+
 def is_so_everywhere(is_so: Callable[[], bool]) -> bool:
     """Return whether something is so in every process once all of them are here; one alone is not asked."""
     if num_processes() == 1:
         return True
     wait_for_everyone()
-    return all(gather_object([is_so()]))
+    return all(of_all_processes(is_so()))
 
 
 def own_turns(count: int) -> range:

@@ -31,6 +31,7 @@ WAYS = {
     "full-small": {"strategy": "full", "preprocessing": AT_128, "small_steps": 3},
     "partial": {"strategy": "partial", "refit": True, "co_tuning": 1.0},
     "norm_tuning": {"strategy": "norm_tuning", "validation": "cross_validation"},
+    "full-patient": {"strategy": "full", "steps": 8, "evaluations": 8, "patience": 2, "minimum_gain": 9.0},
 }
 
 SCRIPT = """
@@ -58,7 +59,7 @@ from finetune import strategy
 from finetune.images import load_images
 from finetune.plan import Plan
 from finetune.selection import Belief
-from finetune.training import judging, train
+from finetune.training import Checkpoints, judging, loop, train
 
 for file in sorted((folder / "plans").iterdir()):
     plan = Plan.load(file)
@@ -66,6 +67,44 @@ for file in sorted((folder / "plans").iterdir()):
     content = {"validation": model.validation.model_dump(), "work": model.work.model_dump()}
     content |= {"history": list(model.history), "temperature": model.temperature}
     torch.save(content | {"state": model.network.state_dict()}, folder / f"{file.stem}-{rank}.pt")
+
+interrupted = Plan.load(folder / "plans" / "full-best.json")
+kept = Checkpoints(folder / "interrupted", writes=rank == "0")
+kept.begin()
+
+
+def interrupt(task, done, _total):
+    if (task, done) == ("training (validation)", 3):
+        raise KeyboardInterrupt
+
+
+try:
+    train(interrupted, load_images(interrupted.data), interrupt, kept)
+except KeyboardInterrupt:
+    resumed = train(interrupted, load_images(interrupted.data), checkpoints=kept)
+    torch.save(resumed.network.state_dict(), folder / f"resumed-{rank}.pt")
+
+hurried = Plan.load(folder / "plans" / "full.json").changed(steps=5000, time_budget=4.0)
+own_look = loop.first_not_finite
+clock = loop.time.perf_counter
+begun = clock()
+if rank == "1":  # whose clock runs twice as fast
+    loop.time.perf_counter = lambda: begun + 2.0 * (clock() - begun)
+model = train(hurried, load_images(hurried.data))
+loop.time.perf_counter = clock
+torch.save({"history": list(model.history), "state": model.network.state_dict()}, folder / f"hurried-{rank}.pt")
+
+diverging = Plan.load(folder / "plans" / "full.json").changed(head_learning_rate=10.0, clip_norm=1e30, optimizer="sgd")
+diverging = diverging.changed(
+    stages=[stage.changed(learning_rate=10.0) for stage in diverging.stages], steps=60, warmup_steps=0
+)
+if rank == "0":  # as if the image that is to blame were one of the other process's
+    loop.first_not_finite = lambda *_: ""
+try:
+    train(diverging, load_images(diverging.data))
+except loop.NotFiniteError as error:
+    (folder / f"diverged-{rank}.txt").write_text(str(error))
+loop.first_not_finite = own_look
 torch.save = save
 os.environ["FINETUNE_CACHE"] = str(folder / "empty cache")
 plan = Plan.load(folder / "plans" / "full.json")
@@ -186,6 +225,34 @@ def test_the_work_of_both_processes_together_is_that_of_one(alone, together, way
         return work["forward_images"] + work["decoded_images"] + work["cache_hits"], work["backward_images"]
 
     assert [looked_at(result["work"]) for result in together[way]] == [looked_at(alone[way].work.model_dump())] * 2
+
+
+def test_both_processes_stop_early_at_the_same_step(together):
+    steps = [[row["step"] for row in result["history"]] for result in together["full-patient"]]
+    assert steps == [[1, 2, 3], [1, 2, 3]]
+
+
+def test_two_processes_interrupted_and_resumed_end_with_the_weights_of_an_uninterrupted_training(folder, together):
+    for rank, result in enumerate(together["full-best"]):
+        resumed = torch.load(folder / f"resumed-{rank}.pt", weights_only=True)
+        assert {name for name, tensor in result["state"].items() if not torch.equal(tensor, resumed[name])} == set()
+
+
+def test_two_processes_whose_clocks_differ_walk_a_time_budget_in_the_same_steps(folder, together):
+    assert together
+    one, two = (torch.load(folder / f"hurried-{rank}.pt", weights_only=True) for rank in (0, 1))
+    rates = [[row["learning_rate"] for row in result["history"]] for result in (one, two)]
+    assert rates[0] == rates[1]
+    assert 2 < len(rates[0]) < 5000
+    assert rates[0][-1] < 0.01 * max(rates[0])
+    assert {name for name in one["state"] if not torch.equal(one["state"][name], two["state"][name])} == set()
+
+
+def test_where_a_training_diverged_is_known_if_another_process_has_the_image(folder, together):
+    assert together
+    one, two = ((folder / f"diverged-{rank}.txt").read_text() for rank in (0, 1))
+    assert one == two
+    assert ", first in the " in one
 
 
 def test_one_process_alone_decodes_and_computes_features_and_the_other_finds_them(folder, together):

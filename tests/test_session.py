@@ -561,7 +561,19 @@ def test_work_is_counted(make_plan, splits, way, changes, forward, backward, equ
     assert (work.decoded_images, work.decoded_bytes, work.cache_hits) == (15, size, 0)
 
 
-@pytest.mark.parametrize("way", ["partial", "full", "full, co-tuned", "full, small first", "partial, small first"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "partial",
+        "full",
+        "norm_tuning",
+        "scratch",
+        "full, co-tuned",
+        "linear_probe, trained",
+        "full, small first",
+        "partial, small first",
+    ],
+)
 @pytest.mark.parametrize(
     ("changes", "phase", "trained"),
     [
@@ -585,6 +597,29 @@ def test_an_interrupted_training_goes_on_to_the_model_of_an_uninterrupted_one(
     steps = [(task, done) for task, done in told if task.startswith("training")]
     assert {task for task, _ in steps} == {f"training ({name})" for name in trained}
     assert steps[0] == (f"training ({phase})", 4)
+
+
+class StoppingCheckpoints(Checkpoints):
+    """Ends the program when the first fold is over."""
+
+    def finish(self, phase, content):
+        super().finish(phase, content)
+        if phase == "fold-1":
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("way", ["linear_probe", "norm_tuning", "scratch"])
+def test_a_cross_validation_interrupted_between_its_folds_goes_on_with_the_next(make_plan, splits, tmp_path, way):
+    plan = make_plan(way, validation="cross_validation", folds=3)
+    expected = train(plan, splits)
+    checkpoints = StoppingCheckpoints(tmp_path / "checkpoints")
+    checkpoints.begin()
+    with pytest.raises(KeyboardInterrupt):
+        train(plan, splits, no_progress, checkpoints)
+    progress, told = interrupter("none", 0)
+    assert_same_model(train(plan, splits, progress, Checkpoints(tmp_path / "checkpoints")), expected)
+    trained = {"training (fold-2)", "training (fold-3)", "training (refit)"} if plan.steps else set()
+    assert {task for task, _ in told if task.startswith("training")} == trained
 
 
 @pytest.mark.parametrize("keep", ["last", "best"])

@@ -28,7 +28,7 @@ from finetune.network.folding import FoldedNorms
 from finetune.network.streams import Streams
 from finetune.plan import Plan
 from finetune.prediction import Row
-from finetune.processes import from_main_process
+from finetune.processes import from_main_process, of_all_processes
 from finetune.schedule import is_time_to_stop, learning_rate_factor, stride
 from finetune.training.sharding import (
     assemble,
@@ -182,7 +182,7 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
                 "phase": task.name,
                 "step": step + 1,
                 "train_loss": loss,
-                "learning_rate": plan.head_learning_rate * factor,
+                "learning_rate": optimizer.param_groups[-1]["lr"],  # the head's, as it was used
                 "gradient_norm": length if isfinite(length) else torch.finfo(torch.float32).max,
                 **ratios.measure(),
             }
@@ -503,6 +503,7 @@ def _check_finite(
     for part, members in zip(inputs.chunk(plan.accumulation), indices.chunk(plan.accumulation), strict=True):
         if is_whole and not layer:
             layer = first_not_finite(task.module, partial(_plain_loss, task, part, members))
+    layer = next(filter(None, of_all_processes(layer)), "")  # which may show in another process's images alone
     row: Row = {"phase": task.name, "step": step + 1, "diverged_in": layer or f"the {what}"}
     raise NotFiniteError(
         f"the {what} became {value} at step {step + 1} of the training '{task.name}'"
