@@ -4,12 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pandas as pd
 import pytest
 from PIL import Image
 
 from finetune.cache import keep_value, list_entries
 from finetune.cli import main
+from finetune.training import Checkpoints
 
 ROOT = Path(__file__).parent.parent
 NETWORK = ("--model", "test_efficientnet", "--image-size", "32")
@@ -215,6 +217,16 @@ def test_a_search_leaves_a_run_that_predicts(command, image_folder, weights_file
     assert mistake(command("tune", "--resume", "out")) == "the run in out is finished; there is nothing to resume"
 
 
+def test_a_search_keeps_its_trials_where_it_is_told(command, image_folder, weights_file, tmp_path):
+    image_folder(tmp_path / "images", splits={"train": {"a": 8, "b": 8}, "val": {"a": 6, "b": 6}})
+    options = (*NETWORK, "--strategy", "full", "--steps", "4", "--trials", "2", "--storage", "sqlite:///shared.db")
+    fixed = ("--set", f"weights={weights_file()}")
+    assert command("tune", "--data", "images", "--output", "out", *options, *fixed)[0] == 0
+    (coarse, fine) = optuna.get_all_study_summaries("sqlite:///shared.db")
+    assert coarse.n_trials + fine.n_trials >= 2
+    assert not list((tmp_path / "out").glob("*.db"))
+
+
 def test_a_prediction_without_a_run_is_refused(command, image_folder, tmp_path):
     image_folder(tmp_path / "images")
     assert "there is no run in nowhere" in mistake(command("predict", "nowhere", "images"))
@@ -289,6 +301,57 @@ def test_the_command_plan_is_train_with_plan_only(command, image_folder, quick, 
     image_folder(tmp_path / "images")
     assert command("plan", "--data", "images", "--output", "out", *quick)[0] == 0
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_plans_learning_rates_are_drawn_where_asked(command, image_folder, weights_file, tmp_path):
+    image_folder(tmp_path / "images")
+    options = (*NETWORK, "--strategy", "partial", "--set", f"weights={weights_file()}", "--steps", "5", "--plot")
+    status, printed, _ = command("plan", "--data", "images", "--output", "out", *options)
+    assert status == 0
+    assert "Its learning rates are drawn in out/schedule.svg." in printed
+    assert "stroke" in (tmp_path / "out" / "schedule.svg").read_text()
+
+
+def test_a_time_budget_is_planned_for(command, image_folder, quick, tmp_path):
+    image_folder(tmp_path / "images")
+    trained = (*quick[:-1], "full", "--time-budget")
+    steps = {}
+    for budget in ("2s", "10m"):
+        assert command("plan", "--data", "images", "--output", budget, *trained, budget)[0] == 0
+        plan = json.loads((tmp_path / budget / "plan.json").read_text())
+        steps[plan["time_budget"]] = plan["steps"]
+    assert sorted(steps) == [2.0, 600.0]
+    assert 0 < steps[2.0] < steps[600.0]
+
+
+def test_an_ensemble_tells_what_could_ship_and_predicts(command, image_folder, weights_file, tmp_path):
+    image_folder(tmp_path / "images", splits={"train": {"a": 8, "b": 8}, "val": {"a": 6, "b": 6}, "test": {"a": 2}})
+    options = (*NETWORK, "--strategy", "full", "--set", f"weights={weights_file()}", "--steps", "3")
+    status, printed, _ = command("--data", "images", "--output", "out", *options, "--ensemble", "seeds:2")
+    assert status == 0
+    options = json.loads((tmp_path / "out" / "metrics.json").read_text())["options"]
+    assert {"mean of 2", "with test-time flips", "blend with the linear probe"} <= {each["name"] for each in options}
+    assert sum(each["recommended"] for each in options) == 1
+    assert "mean of 2" in printed
+    assert command("predict", "out", "images/test/a")[0] == 0
+
+
+def test_what_was_interrupted_is_resumed_and_predicts(command, image_folder, quick, monkeypatch, tmp_path):
+    image_folder(tmp_path / "images")
+    finish = Checkpoints.finish
+
+    def finish_and_stop(own, phase, content):
+        finish(own, phase, content)
+        if phase == "fold-1":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "finish", finish_and_stop)
+        status, _, said = command("--data", "images", "--output", "out", *quick)
+    assert status == 130
+    assert "finetune train --resume RUN" in said
+    assert command("train", "--resume", "out")[0] == 0
+    assert command("predict", "out", "images/a")[0] == 0
 
 
 def test_the_command_line_overrides_the_recipe(command, image_folder, quick, tmp_path):

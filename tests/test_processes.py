@@ -1,6 +1,7 @@
 """Two processes on the CPU against one."""
 
 import json
+from pathlib import Path
 
 import pytest
 import timm
@@ -13,6 +14,8 @@ from finetune.network.backbone import create_network
 from finetune.preprocessing import Preprocessing
 from finetune.run_folder import RunFolder
 from finetune.training import train
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 USUAL = {"batch_size": 6, "steps": 5, "clip_norm": 10.0}
 """Some gradients are longer than that and some shorter, so that their length counts: AdamW alone would not notice."""
@@ -286,6 +289,17 @@ def test_every_test_image_is_judged_once(folder, plans, together):
     found = run.read_metrics().test
     assert (found.num_images, found.top1) == (6, expected.top1)
     assert found.log_loss == pytest.approx(expected.log_loss, rel=1e-5)
+
+
+def test_the_command_of_the_docs_trains_in_two_processes(folder, plans, tmp_path):
+    plan = plans["full"]
+    options = ("--data", plan.data, "--model", plan.model, "--set", f"weights={plan.weights}", "--image-size", "32")
+    run_two_processes(
+        SCRIPTS / "finetune.py", *options, "--strategy", "full", "--steps", "3", "--output", tmp_path / "run"
+    )
+    run = RunFolder(tmp_path / "run")
+    assert run.is_finished()
+    assert run.read_metrics().test.num_images == 6
 
 
 @pytest.mark.parametrize("name", ["raced", "averaged"])
