@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from finetune.images import stratified_folds, stratified_subset
+from finetune.metrics import log_losses
 
 STRENGTHS = (1e-3, 5e-3, 2.5e-2, 0.12, 0.6, 3.0)
 """Inverse regularisations C that are tried, on standardised features, strongest regularisation first."""
@@ -231,8 +232,7 @@ def softmax(scores: NDArray[np.floating]) -> NDArray[np.float64]:
 
 def log_loss(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
     """Return the mean negative log-probability of the right class."""
-    right = softmax(scores)[np.arange(len(labels)), labels]
-    return float(-np.log(np.clip(right, 1e-12, 1.0)).mean())
+    return float(log_losses(softmax(scores), labels).mean())
 
 
 def _refined(

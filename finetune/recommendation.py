@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.metrics import log_losses
 from finetune.prediction import HeldOut, Predictor
 from finetune.value import Value
 
@@ -56,9 +57,7 @@ def recommend(offers: Sequence[Offer]) -> tuple[Option, ...]:
 def _losses(held_out: HeldOut | None) -> NDArray[np.float64]:
     if held_out is None:
         raise ValueError("what is recommended must be judged on held-out images")
-    right = held_out.probabilities[np.arange(len(held_out.labels)), held_out.labels]
-    losses: NDArray[np.float64] = -np.log(np.clip(right, 1e-12, None))
-    return losses
+    return log_losses(held_out.probabilities, held_out.labels)
 
 
 def _option(offer: Offer, recommended: bool) -> Option:

@@ -84,6 +84,13 @@ def test_the_profile_counts_every_parameter_below_the_head(small_network, name):
     assert sum(stage.num_parameters for stage in profile_stages(network, 64)) == below
 
 
+def test_a_network_whose_own_groups_are_layer_by_layer_alone_has_the_stages_of_its_features():
+    stages = find_stages(timm.create_model("rdnet_tiny"))
+    assert [stage.name for stage in stages] == [
+        "stem", "dense_stages.0.0", "dense_stages.1", "dense_stages.5", "dense_stages.6",
+    ]  # fmt: skip
+
+
 def test_the_profile_gives_the_size_of_the_activation_that_leaves_a_stage(small_network):
     profile = {stage.name: stage for stage in profile_stages(small_network("test_resnet"), 64)}
     assert profile["layer1.0"].output_values == 32 * 16 * 16

@@ -291,7 +291,7 @@ def test_every_test_image_is_judged_once(folder, plans, together):
     assert found.log_loss == pytest.approx(expected.log_loss, rel=1e-5)
 
 
-def test_the_command_of_the_docs_trains_in_two_processes(folder, plans, tmp_path):
+def test_the_command_of_the_docs_trains_in_two_processes(plans, tmp_path):
     plan = plans["full"]
     options = ("--data", plan.data, "--model", plan.model, "--set", f"weights={plan.weights}", "--image-size", "32")
     run_two_processes(

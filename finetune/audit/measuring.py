@@ -19,7 +19,7 @@ from finetune.cache import keep_value, make_key, read_value, size_limit
 from finetune.errors import RecipeError
 from finetune.evidence import Evidence, ForwardSettings, LearningCurve, MachineSpeed, ProbeResult, StageProfile, Work
 from finetune.features import Progress, autocast, best_device, count_work, digest_weights, frozen_features, no_progress
-from finetune.images import ImageSplits, Pixels, groups_of, labels_of, native_size, stratified_subset
+from finetune.images import ImageSplits, Pixels, even_sample, groups_of, labels_of, native_size, stratified_subset
 from finetune.metrics import metric_error, metric_value
 from finetune.network.backbone import (
     find_head,
@@ -107,7 +107,7 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
     work += domain.work + count_work(seen, pixels)
     told_apart = None
     if recipe.strategy != "linear_probe":  # which sees no image mirrored
-        checked = _even_sample(labels_seen, FLIPS_CHECKED, recipe.seed)
+        checked = even_sample(labels_seen, FLIPS_CHECKED, recipe.seed)
         mirrored = PlainImages(pixels, preprocessing, mirrored=True)
         flipped = frozen_features(network, mirrored, preprocessing, speed.forward, weights, members=checked.tolist())
         work += count_work(flipped, pixels)
@@ -241,7 +241,7 @@ def _similarity(
     settings: ForwardSettings,
 ) -> _Domain:
     """Return the domain similarity of a sample of the images."""
-    chosen = _even_sample(labels, DOMAIN_SAMPLE, seed)
+    chosen = even_sample(labels, DOMAIN_SAMPLE, seed)
     preprocessing = native_preprocessing(network, DOMAIN_SIZE).changed(crop_fraction=1.0)
     if takes_image_size(name):
         preprocessing = preprocessing.changed(image_size=network_image_size(name))
@@ -273,17 +273,6 @@ def _similarity(
     # Without batch norms and a classifier of many classes nothing tells near from far.
     value, is_calibrated = similarity(parts, name) if parts else (0.5, False)
     return _Domain(similarity=value, parts=parts, is_calibrated=is_calibrated, work=work)
-
-
-def _even_sample(labels: NDArray[np.int64], most: int, seed: int) -> NDArray[np.intp]:
-    """Return sorted indices of at most `most` images, taken from the classes in turn."""
-    generator = np.random.default_rng(seed)
-    order = generator.permutation(len(labels))
-    rank = np.zeros(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        rank[members] = np.arange(len(members))
-    return np.sort(order[np.argsort(rank[order], kind="stable")][:most])
 
 
 def _probe(

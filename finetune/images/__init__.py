@@ -14,7 +14,7 @@ from finetune.images.sources import (
     paths_of,
     table_of_paths,
 )
-from finetune.images.splitting import stratified_folds, stratified_holdout, stratified_subset
+from finetune.images.splitting import even_sample, stratified_folds, stratified_holdout, stratified_subset
 from finetune.images.streaming import ImageStream
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Pixels",
     "Unreadable",
     "decode",
+    "even_sample",
     "files_below",
     "groups_of",
     "in_threads",

@@ -53,6 +53,17 @@ def stratified_folds(
     return _group_folds(labels, num_folds, seed, groups)
 
 
+def even_sample(labels: "NDArray[np.integer]", most: int, seed: int) -> "NDArray[np.intp]":
+    """Return sorted indices of at most `most` images, taken from the classes in turn."""
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(labels))
+    rank = np.zeros(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        rank[members] = np.arange(len(members))
+    return np.sort(order[np.argsort(rank[order], kind="stable")][:most])
+
+
 def _group_folds(
     labels: "NDArray[np.integer]", num_folds: int, seed: int, groups: "NDArray[np.str_]"
 ) -> list[tuple["NDArray[np.intp]", "NDArray[np.intp]"]]:

@@ -116,7 +116,7 @@ def find_stages(network: nn.Module) -> tuple[Stage, ...]:
     """
     head, _ = find_head(network)
     own = [name for name, _ in network.named_parameters() if not name.startswith(head + ".")]
-    groups = _matched_groups(network) if hasattr(network, "group_matcher") else _feature_groups(network, own)
+    groups = _matched_groups(network) or _feature_groups(network, own)
     kept = [[name for name in group if not name.startswith(head + ".")] for group in groups]
     kept = [group for group in kept if group]
     stages = [_stage(network, group, "stem" if number == 0 else None) for number, group in enumerate(kept)]
@@ -228,7 +228,12 @@ def load_head(network: nn.Module, weight: Tensor, bias: Tensor) -> None:
 
 
 def _matched_groups(network: Any) -> list[list[str]]:  # noqa: ANN401
-    groups: Mapping[Any, list[str]] = group_parameters(network, network.group_matcher(coarse=True))
+    """Return the parameters by timm's own groups; none where a network has no coarse ones."""
+    try:
+        matcher = network.group_matcher(coarse=True)
+    except (AttributeError, AssertionError, NotImplementedError):
+        return []
+    groups: Mapping[Any, list[str]] = group_parameters(network, matcher)
     return [groups[key] for key in sorted(groups)]
 
 
@@ -247,8 +252,9 @@ def _feature_groups(network: nn.Module, names: list[str]) -> list[list[str]]:
 
 def _stage(network: nn.Module, names: list[str], fallback: str | None) -> Stage:
     module = _common_module(names)
-    if module is not None and module not in dict(network.named_modules()):
-        module = None
+    inside = {name for name, _ in network.named_parameters() if module is not None and name.startswith(module + ".")}
+    if not inside <= set(names) or module not in dict(network.named_modules()):
+        module = None  # no module, or one that other stages are parts of
     first = names[0].split(".")
     own_name = ".".join(first[:2]) if len(first) > 2 and first[1].isdigit() else first[0]
     return Stage(name=module or fallback or own_name, parameters=tuple(names), module=module)

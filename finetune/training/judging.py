@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.metrics import log_losses
 from finetune.prediction import Row, fit_temperature
 from finetune.probing import softmax
 from finetune.recipe import Metric
@@ -70,8 +71,7 @@ class Evaluation:
 
     def _look(self, members: NDArray[np.intp]) -> tuple[NDArray[np.float64], float]:
         scores, labels = self._judge(members), self._labels[members]
-        losses: NDArray[np.float64] = -np.log(softmax(scores)[np.arange(len(labels)), labels] + 1e-12)
-        return losses, float((scores.argmax(axis=1) == labels).mean())
+        return log_losses(softmax(scores), labels), float((scores.argmax(axis=1) == labels).mean())
 
 
 def is_worse(
@@ -93,7 +93,7 @@ def is_worse(
         classes, counts = np.unique(labels, return_counts=True)
         weights = 1.0 / (counts[np.searchsorted(classes, labels)] * len(classes))
     scaled = [scores / fit_temperature(scores, labels) for scores in (trained, before)]
-    losses = [-np.log(softmax(scores)[np.arange(len(labels)), labels] + 1e-12) for scores in scaled]
+    losses = [log_losses(softmax(scores), labels) for scores in scaled]
     errors = [(scores.argmax(axis=1) != labels).astype(np.float64) for scores in scaled]
     for after, first in (losses, errors):
         more = after - first

@@ -6,12 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from finetune.evidence import Evidence
 from finetune.features import Progress
-from finetune.images import ImageSplits, labels_of, paths_of
+from finetune.images import ImageSplits, even_sample, labels_of, paths_of
+from finetune.metrics import log_losses
 from finetune.plan import Plan, shortened
 from finetune.probing import softmax
 from finetune.search import (
@@ -53,7 +51,7 @@ class Checks:
         """Return step 1: the loss on held-out images before the first step."""
         plan = self.plan_with_rate(None).changed(imbalance="none")
         look = self._begin("start", plan, self.splits).look(0.0)
-        losses = _losses(look.logits, look.labels)
+        losses = log_losses(softmax(look.logits), look.labels)
         error = float(losses.std()) / math.sqrt(len(losses))
         self._end("start")
         if plan.strategy == "scratch":
@@ -63,7 +61,9 @@ class Checks:
 
     def overfit(self) -> Finding:
         """Return step 2: whether a few images are learned by heart with nothing that holds it back."""
-        sample = self.splits.train.select(_spread(labels_of(self.splits.train), self.plan_with_rate(None).seed))
+        sample = self.splits.train.select(
+            even_sample(labels_of(self.splits.train), SAMPLE, self.plan_with_rate(None).seed)
+        )
         plan = _unregularised(self.plan_with_rate(None), len(sample))
         splits = replace(self.splits, train=sample, validation=sample, stream=None)
         training = self._begin("overfit", plan, splits)
@@ -104,21 +104,6 @@ class Checks:
 
     def _end(self, name: str) -> None:
         shutil.rmtree(self.folder / name, ignore_errors=True)
-
-
-def _losses(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    losses: NDArray[np.float64] = -np.log(softmax(logits)[np.arange(len(labels)), labels] + 1e-12)
-    return losses
-
-
-def _spread(labels: NDArray[np.int64], seed: int) -> NDArray[np.intp]:
-    """Return the sorted indices of a few images, of as many classes as they can be of."""
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    own = labels[shuffled]
-    rank = np.zeros(len(labels), dtype=np.int64)  # first of its class, second of its class, ...
-    for label in np.unique(own):
-        rank[own == label] = np.arange((own == label).sum())
-    return np.sort(shuffled[np.argsort(rank, kind="stable")[:SAMPLE]])
 
 
 def _unregularised(plan: Plan, count: int) -> Plan:
