@@ -53,7 +53,9 @@ BatchSize = Annotated[int | None, typer.Option(help="Images a step, over all pro
 Limit = Annotated[int | None, typer.Option(help="Use so many training images, stratified.")]
 TimeBudget = Annotated[str | None, typer.Option(help="Time that training may take, such as 90s, 10m, 1.5h.")]
 Prefer = Annotated[PreferOption | None, typer.Option(help="What counts where accuracy and time disagree.")]
-Ensemble = Annotated[str | None, typer.Option(help="Average several models: seeds:3, snapshots:4, backbones or auto.")]
+Ensemble = Annotated[
+    str | None, typer.Option(help="Average several models: seeds:3, snapshots:4, folds, backbones or auto.")
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of splits, order, augmentation and new weights.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any recipe key: section.key=value; may be repeated.")]
 

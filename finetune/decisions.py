@@ -39,6 +39,8 @@ class Decisions:
             yield f"seed {self.plan.training_seed}"
         if self.plan.cycle:
             yield f"cycle {self.plan.cycle + 1}"
+        if self.plan.fold:
+            yield f"fold {self.plan.fold}"
 
 
 def plan_choice(recipe: Recipe, evidence: Evidence, choice: Choice) -> Decisions:
@@ -67,6 +69,8 @@ def list_members(leading: Decisions, others: Sequence[Decisions]) -> tuple[Decis
         shorter = CYCLE_SHARE * leading.plan.time_budget
         cycles = [_with(leading, cycle=cycle, time_budget=shorter) for cycle in range(1, int(count))]
         return leading, *cycles
+    if kind == "folds":
+        return leading, *(_with(leading, fold=fold, refit=False) for fold in range(1, leading.plan.folds + 1))
     if kind == "backbones":
         return (leading, *others)
     return (leading,)
@@ -77,7 +81,7 @@ def budgeted(recipe: Recipe) -> Recipe:
     if recipe.time_budget is None or recipe.ensemble is None:
         return recipe
     kind, _, count = (ENSEMBLE if recipe.ensemble == "auto" else recipe.ensemble).partition(":")
-    # Of snapshots all but the first are shorter.
+    # Of snapshots all but the first are shorter; folds are trained for one model, too.
     trainings = {"snapshots": 1.0 + CYCLE_SHARE * (int(count or 1) - 1), "backbones": float(len(recipe.models))}
     return recipe.changed(time_budget=recipe.time_budget / trainings.get(kind, float(count or 1)))
 

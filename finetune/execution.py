@@ -48,7 +48,7 @@ def decide(
 
     Raises:
         ModelError: an unknown network, or weights that are not to be had.
-        RecipeError: an ensemble of backbones that has one.
+        RecipeError: an ensemble of backbones that has one, or of folds that there are not.
     """
     if recipe.ensemble == "backbones" and len(recipe.models) == 1:
         raise RecipeError(
@@ -62,7 +62,13 @@ def decide(
         measured.append((evidence, choose_strategy(evidence, own)))
     chosen = choose_backbone(measured, recipe.prefer)
     others = [(evidence, choice) for evidence, choice in measured if evidence.model != chosen[0].model]
-    return list_members(plan_choice(recipe, *chosen), [plan_choice(recipe, *other) for other in others])
+    leading = plan_choice(recipe, *chosen)
+    if leading.choice.ensemble == "folds" and leading.plan.validation != "cross_validation":
+        raise RecipeError(
+            f"folds averages the trainings of a cross-validation, but here {leading.plan.judged_on} will judge; "
+            f"ask for snapshots:3 or seeds:3"
+        )
+    return list_members(leading, [plan_choice(recipe, *other) for other in others])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +175,8 @@ def _train_all(
     """
     trained: list[Trained] = []
     trainings: list[Training] = []
+    if members[0].choice.ensemble == "folds":
+        return _train_folds(members, splits, folder, progress), {}
     is_one_network = members[0].choice.ensemble.startswith(("seeds", "snapshots"))
     for own in members:
         told = _naming(progress, own.name) if len(members) > 1 else progress
@@ -182,6 +190,15 @@ def _train_all(
         return trained, {}
     finished = [(training, model) for training, (_, model) in zip(trainings, trained, strict=True) if not model.harm]
     return trained, _mixtures(finished)
+
+
+def _train_folds(members: Sequence[Decisions], splits: ImageSplits, folder: Path, progress: Progress) -> list[Trained]:
+    """Train once: the first member's training is judged by those of the others."""
+    training = _begin(members[0], splits, folder, progress, keeps_weights=True)
+    model = training.finish()
+    if model.harm:
+        return [(members[0], model)]
+    return list(zip(members, [model, *training.fold_models()], strict=True))
 
 
 def _mixtures(finished: Sequence[tuple[Training, TrainedModel]]) -> dict[str, TrainedModel]:
@@ -200,8 +217,8 @@ def _mixtures(finished: Sequence[tuple[Training, TrainedModel]]) -> dict[str, Tr
 def _recommended(kept: list[Trained], mixtures: Mapping[str, TrainedModel]) -> tuple[list[Trained], tuple[Option, ...]]:
     """Return what ships of an ensemble that was asked for, and what could have."""
     leading = kept[0][0]
-    if not leading.choice.ensemble or len(kept) + len(mixtures) < 2:
-        return kept, ()
+    if leading.choice.ensemble in {"", "folds"} or len(kept) + len(mixtures) < 2:
+        return kept, ()  # folds hold different images out, which can not tell what their mean is worth
     seconds = [model.seconds for _, model in kept]
     latency = [1e3 / own.evidence.speed.forward_images_per_second for own, _ in kept]
     entries = [

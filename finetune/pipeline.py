@@ -179,7 +179,7 @@ def ship(folder: RunFolder, begun: Begun, splits: ImageSplits, report: Report, s
     curves = from_main_process(lambda: _write_lost(folder, finished.lost))
     metrics = RunMetrics(
         validation=model.validation,
-        validation_source=_validation_source(model.plan),
+        validation_source=model.plan.judged_on,
         test=model.test,
         seconds=Seconds(
             evidence=sum({own.evidence.model: own.evidence.seconds for own in begun.members}.values()),
@@ -239,15 +239,6 @@ def _scored(members: Sequence[TrainedModel], splits: ImageSplits, report: Report
     if isinstance(model, Ensemble):
         return replace(model, test=score(model.combined(parts), labels, names))
     return model
-
-
-def _validation_source(plan: Plan) -> str:
-    source = {
-        "given": "the validation split",
-        "held_out": "held-out training images",
-        "cross_validation": f"{plan.folds}-fold cross-validation",
-    }[plan.validation]
-    return f"{source}, before the refit" if plan.refit or plan.validation == "cross_validation" else source
 
 
 def _as_planned(folder: RunFolder, source: RunFolder, plan: Plan) -> Decisions:

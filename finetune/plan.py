@@ -109,6 +109,9 @@ class Plan(Value):
     schedule. 0: as long as they take."""
     validation: Literal["given", "held_out", "cross_validation"]
     folds: Annotated[int, Field(ge=2)]
+    fold: Annotated[int, Field(ge=0)] = 0
+    """0: each part of the images is held out in turn, and what ships is trained on all of them. Else (1 .. folds) that
+    part alone is held out, and the training without it ships: a member of an average of folds."""
     refit: bool
     """Whether a last training, on all images, makes the model that ships."""
     refit_steps: Annotated[int, Field(ge=0)]
@@ -125,6 +128,18 @@ class Plan(Value):
     reasons: tuple[str, ...] = ()
     """Why the numbers are what they are."""
 
+    @property
+    def judged_on(self) -> str:
+        """Which images the model is judged on, for people."""
+        if self.fold:
+            return f"the part of the images that fold {self.fold} of {self.folds} holds out"
+        source = {
+            "given": "the validation split",
+            "held_out": "held-out training images",
+            "cross_validation": f"{self.folds}-fold cross-validation",
+        }[self.validation]
+        return f"{source}, before the refit" if self.refit or self.validation == "cross_validation" else source
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.steps and self.warmup_steps >= self.steps:
@@ -139,6 +154,8 @@ class Plan(Value):
             raise ValueError("a refit needs at least one step; set refit_steps, or refit to false")
         if self.cycle and not self.steps:
             raise ValueError("a further cycle goes on from a training, but this plan has no steps; set cycle to 0")
+        if self.fold > (self.folds if self.validation == "cross_validation" else 0):
+            raise ValueError(f"fold {self.fold} is none of a {self.validation} in {self.folds} parts; set fold to 0")
         if self.patience and self.validation == "cross_validation":
             raise ValueError(
                 "stopping early needs images that are held out in one training, but these are cross-validated; give a "

@@ -125,30 +125,39 @@ def scores_of(
 def average(members: Sequence[TrainedModel]) -> Predictor:
     """Return the ensemble of models that were judged on the same images, or the model itself where it is alone.
 
+    Where folds are averaged with the training of all images, the first member, each of them was trained on images that
+    the others held out: the average is judged by what each image's own fold made of it, which is less than it can do.
+
     Raises:
         ValueError: some were judged on other images, or on none.
     """
     if len(members) == 1:
         return members[0]
-    held = [member.held_out for member in members]
-    first = held[0]
-    if first is None or any(other is None or not np.array_equal(other.labels, first.labels) for other in held):
-        raise ValueError("members of an ensemble must be judged on the same held-out images")
-    scores = _log_mean([other.probabilities for other in held if other is not None])
-    temperature = fit_temperature(scores, first.labels)
-    together = HeldOut(labels=first.labels, probabilities=softmax(scores / temperature))
+    temperature, together = _judged([member.held_out for member in members], bool(members[-1].plan.fold))
     return Ensemble(
         members=tuple(members),
         plan=members[0].plan,
         class_names=members[0].class_names,
         temperature=temperature,
         history=tuple({"member": number, **row} for number, member in enumerate(members, 1) for row in member.history),
-        validation=score(together.probabilities, first.labels, list(members[0].class_names)),
+        validation=score(together.probabilities, together.labels, list(members[0].class_names)),
         held_out=together,
         work=sum((member.work for member in members), Work()),
         seconds=sum(member.seconds for member in members),
         note="; ".join(f"member {number}: {member.note}" for number, member in enumerate(members, 1) if member.note),
     )
+
+
+def _judged(held: Sequence[HeldOut | None], are_folds: bool) -> tuple[float, HeldOut]:
+    """Return the temperature of an average, and what it makes of the held-out images."""
+    first = held[0]
+    if first is not None and are_folds:
+        return 1.0, first
+    if first is None or any(other is None or not np.array_equal(other.labels, first.labels) for other in held):
+        raise ValueError("members of an ensemble must be judged on the same held-out images")
+    scores = _log_mean([other.probabilities for other in held if other is not None])
+    temperature = fit_temperature(scores, first.labels)
+    return temperature, HeldOut(labels=first.labels, probabilities=softmax(scores / temperature))
 
 
 def _log_mean(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

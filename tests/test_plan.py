@@ -66,6 +66,13 @@ def test_an_edited_plan_with_too_long_a_warm_up_is_refused(evidence, tmp_path):
         edited(evidence, tmp_path, steps=20, warmup_steps=20)
 
 
+@pytest.mark.parametrize(("images", "fold", "said"), [(240, 4, "a cross_validation in 3"), (700, 1, "a held_out in 3")])
+def test_a_fold_that_there_is_not_is_refused(evidence, images, fold, said):
+    plan = planned(evidence.changed(num_images=images), strategy="full")
+    with pytest.raises(RecipeError, match=f"fold {fold} is none of {said} parts; set fold to 0"):
+        Plan.parse(plan.model_dump() | {"fold": fold}, origin="plan.json")
+
+
 def test_an_edited_plan_with_a_wrong_rate_is_refused_with_its_stage(evidence, tmp_path):
     stages = [{"name": "stem", "learning_rate": -1.0}]
     with pytest.raises(RecipeError, match=r"stages\.0\.learning_rate: .*greater than or equal to 0"):

@@ -220,11 +220,11 @@ def test_the_ends_of_a_range_may_have_exponents():
 
 @pytest.mark.parametrize("ensemble", ["seeds", "seeds:1", "seeds:20", "snapshots:x", "folds:3", ""])
 def test_an_ensemble_that_is_none_says_which_there_are(ensemble):
-    with pytest.raises(RecipeError, match=r"ensemble: expected seeds:N or snapshots:N with 2 to 19 for N, back"):
+    with pytest.raises(RecipeError, match=r"ensemble: expected seeds:N or snapshots:N with 2 to 19 for N, folds, back"):
         load_recipe(data="x", ensemble=ensemble)
 
 
-@pytest.mark.parametrize("ensemble", ["seeds:2", "snapshots:19", "backbones", "auto"])
+@pytest.mark.parametrize("ensemble", ["seeds:2", "snapshots:19", "folds", "backbones", "auto"])
 def test_an_ensemble_may_be_asked_for(ensemble):
     assert load_recipe(data="x", ensemble=ensemble).ensemble == ensemble
 

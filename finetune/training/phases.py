@@ -62,7 +62,7 @@ def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
         replace(judged(f"fold-{number}", stay, held), plan=plan_of_cycle(plan).changed(keep="last"))
         for number, (stay, held) in enumerate(stratified_folds(labels, plan.folds, plan.seed, groups), start=1)
     ]
-    return [*folds, refit(None)]
+    return [folds[plan.fold - 1]] if plan.fold else [*folds, refit(None)]
 
 
 def judged_by(phase: Phase, seed: int) -> NDArray[np.intp]:
