@@ -33,7 +33,7 @@ FINALISTS = 3
 SURE = 0.95
 """Chance of being the best from which on a candidate is trained alone, whatever is preferred."""
 
-LEAST_PARTNER = 0.02
+LEAST_PARTNER = 0.01
 """How far below the likely best another one may be expected to be, to be averaged with it, in accuracy."""
 
 LEAST_CHANCE = 0.1

@@ -319,9 +319,10 @@ def page(cells: Sequence[Cell]) -> str:
         "",
         *wrapped(
             "Not tested: more than 1,200 training images, other networks, and races where there are few images per "
-            "class (most of those trainings were not judged on held-out images). The grid was trained without "
-            f"co-tuning, which runs of fewer than {SMALL_SET} training images have now, and without smaller images "
-            "first, which `full` sees on larger sets."
+            "class (most of those trainings were not judged on held-out images). The cells of 5 images per class were "
+            f"trained without co-tuning, which runs of fewer than {SMALL_SET} training images have now (those of 20 "
+            "were trained with it), and those of all images without smaller images first, which `full` sees on larger "
+            "sets."
         ),
         "",
         "## By size",
