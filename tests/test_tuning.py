@@ -4,6 +4,8 @@ import gc
 import json
 import re
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import optuna
@@ -126,6 +128,11 @@ def finished(begun, tmp_path_factory):
     """A search of four trials, its model and its folder."""
     folder = begun(tmp_path_factory.mktemp("runs") / "run")
     return finetune.resume_tuning(folder), RunFolder(folder)
+
+
+def tune_alone(recipe, folder):
+    """What another process does."""
+    finetune.tune(recipe, folder)
 
 
 def tuning_of(folder):
@@ -263,6 +270,19 @@ def test_two_workers_share_the_trials_and_each_leaves_its_best(make_recipe, tmp_
     assert [trial.user_attrs["worker"].rpartition(":")[2] for trial in study.trials] == [str(first), str(second)]
     assert tuning_of(RunFolder(second)).winner == 2
     assert all(RunFolder(folder).is_finished() for folder in (first, second))
+
+
+def test_two_workers_at_the_same_time_share_the_trials(make_recipe, tmp_path):
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    recipe = make_recipe(training__learning_rate=1e-3, tuning__learning_rate=None, tuning__storage=storage, trials=6)
+    folders = [tmp_path / name / "flowers" for name in ("one", "two")]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
+        for ended in [workers.submit(tune_alone, recipe, folder) for folder in folders]:
+            ended.result()
+    own = [{int(path.name) for path in (folder / "trials").iterdir()} for folder in folders]
+    shared = sorted(trial.number for trial in tuning_of(RunFolder(folders[0])).trials)
+    assert sorted([*own[0], *own[1]]) == shared == list(range(len(shared)))
+    assert all(RunFolder(folder).is_finished() for folder in folders)
 
 
 @pytest.mark.parametrize("url", ["nonsense", "nosuch://host/name", "sqlite:////nowhere/at/all.db"])

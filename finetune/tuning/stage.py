@@ -1,5 +1,6 @@
 """Optuna's side of a search: what was tried, by whom, and what is tried next."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from finetune.errors import TuningError
 from finetune.evidence import Work
@@ -26,6 +27,9 @@ LEAST_RUNG = 2
 
 STARTUP = 5
 """Random trials before the Parzen estimator has something to estimate from."""
+
+PAUSES = (0.5, 1.0)
+"""Seconds before a storage that another worker may be setting up is opened again."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -252,11 +256,18 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
     Raises:
         TuningError: it can not be used.
     """
-    try:
-        return optuna.storages.RDBStorage(url)
-    except (ImportError, SQLAlchemyError, StorageInternalError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise TuningError(
-            f"the storage can not be used: {reason}; give a database URL such as postgresql://HOST/NAME with "
-            f"--storage, or leave it out"
-        ) from None
+    pauses = iter(PAUSES)
+    while True:
+        try:
+            return optuna.storages.RDBStorage(url)
+        except (ImportError, SQLAlchemyError, StorageInternalError, ValueError) as error:
+            # Another worker may be making the same tables.
+            is_passing = isinstance(error, IntegrityError | OperationalError | ProgrammingError)
+            pause = next(pauses, None) if is_passing else None
+            if pause is None:
+                reason = str(error).strip().splitlines()[0].rstrip(".")
+                raise TuningError(
+                    f"the storage can not be used: {reason}; give a database URL such as postgresql://HOST/NAME with "
+                    f"--storage, or leave it out"
+                ) from None
+            time.sleep(pause)
