@@ -279,9 +279,9 @@ def test_two_workers_at_the_same_time_share_the_trials(make_recipe, tmp_path):
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
         for ended in [workers.submit(tune_alone, recipe, folder) for folder in folders]:
             ended.result()
-    own = [{int(path.name) for path in (folder / "trials").iterdir()} for folder in folders]
-    shared = sorted(trial.number for trial in tuning_of(RunFolder(folders[0])).trials)
-    assert sorted([*own[0], *own[1]]) == shared == list(range(len(shared)))
+    done = sorted(int(path.name) for folder in folders for path in (folder / "trials").iterdir())
+    # One of the four coarse ones goes on as a fine one; both workers may begin what is then one too many.
+    assert done in ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5])
     assert all(RunFolder(folder).is_finished() for folder in folders)
 
 
