@@ -235,7 +235,7 @@ def _recommended(kept: list[Trained], mixtures: Mapping[str, TrainedModel]) -> t
         name = f"mean of {len(kept)}"
         offer = Offer(name=name, model=mean, train_seconds=sum(seconds), predict_milliseconds=sum(latency))
         entries.append((offer, kept))
-    options = recommend([offer for offer, _ in entries])
+    options = recommend([offer for offer, _ in entries], asked=len(entries) - 1 if len(kept) > 1 else 0)
     ships = next(each for option, (_, each) in zip(options, entries, strict=True) if option.recommended)
     return ships, options
 

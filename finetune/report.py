@@ -240,7 +240,9 @@ class Report:
                 style="bold green" if option.recommended else "",
             )
         self.console.print(table)
-        self.console.print("  → ships: the quickest to predict within one standard error of the least log-loss")
+        self.console.print(
+            "  → ships: what was asked for, unless something as quick has a lower log-loss by a standard error"
+        )
 
     def scored(self, metrics: Metrics) -> None:
         """Print the metrics of an evaluation, class by class."""

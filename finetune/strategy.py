@@ -367,7 +367,7 @@ def _about_ensemble(ensemble: str, recipe: Recipe) -> tuple[str, ...]:
     }
     if kind == "folds":
         return ("the trainings of the cross-validation are averaged with the last one, of all images",)
-    return (f"{told[kind]}, if that is better on the held-out images",) if kind else ()
+    return (f"{told[kind]}, unless one model is better on the held-out images",) if kind else ()
 
 
 def _story(candidates: Sequence[Candidate], contest: Contest, race: Race) -> Iterator[str]:

@@ -138,14 +138,14 @@ def judged(model: Predictor, splits: ImageSplits, plan: Plan, milliseconds: floa
 def recommendations(models: dict[str, tuple[Predictor, float]]) -> Iterator[tuple[str, str]]:
     """Yield what a run with each kind of ensemble would ship."""
     for kind in ("seeds", "snapshots", "backbones"):
-        entered = ["single", f"mean of {kind}"]
+        entered = [f"mean of {kind}", "single"]
         if kind != "backbones":
             entered += [name for name in (FLIPPED, BLENDED, f"soup of {kind}") if name in models]
         offers = [
             Offer(name=name, model=models[name][0], train_seconds=0.0, predict_milliseconds=models[name][1])
             for name in entered
         ]
-        yield kind, next(option.name for option in recommend(offers) if option.recommended)
+        yield kind, next(option.name for option in recommend(offers, asked=0) if option.recommended)
 
 
 def gains(rows: Sequence[Row], options: Sequence[Row]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -55,7 +55,7 @@ def test_auto_says_what_it_averages(members):
     found = members(ensemble="auto")
     assert len(found) > 1
     assert any(
-        "are averaged" in reason and reason.endswith("if that is better on the held-out images")
+        "are averaged" in reason and reason.endswith("unless one model is better on the held-out images")
         for reason in found[0].choice.reasons
     )
 

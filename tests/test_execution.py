@@ -178,8 +178,8 @@ def test_where_the_first_of_an_ensemble_did_harm_the_fallbacks_ensemble_is_train
 def test_what_is_recommended_tells_of_a_member_that_did_harm(carry_out, monkeypatch):
     own = execution.recommend
 
-    def first(offers):
-        return tuple(option.changed(recommended=place == 0) for place, option in enumerate(own(offers)))
+    def first(offers, asked):
+        return tuple(option.changed(recommended=place == 0) for place, option in enumerate(own(offers, asked)))
 
     monkeypatch.setattr(execution, "recommend", first)
     finished = carry_out("partial", fallback="full_near", ensemble="seeds:2")

@@ -426,8 +426,8 @@ def mean_ships(monkeypatch):
     """Let the last of what could ship, the mean, be recommended."""
     own = execution.recommend
 
-    def recommend(offers):
-        options = own(offers)
+    def recommend(offers, asked):
+        options = own(offers, asked)
         return tuple(option.changed(recommended=option == options[-1]) for option in options)
 
     monkeypatch.setattr(execution, "recommend", recommend)
@@ -483,8 +483,8 @@ def test_an_interrupted_ensemble_that_was_asked_for_ends_with_the_same_models(re
 def test_where_one_is_recommended_an_ordinary_run_ships_with_the_table(recipe, data, tmp_path, monkeypatch, place):
     own = execution.recommend
 
-    def recommend(offers):
-        return tuple(option.changed(recommended=number == place) for number, option in enumerate(own(offers)))
+    def recommend(offers, asked):
+        return tuple(option.changed(recommended=number == place) for number, option in enumerate(own(offers, asked)))
 
     monkeypatch.setattr(execution, "recommend", recommend)
     model = finetune.run(recipe.changed(ensemble="seeds:2", strategy="full"), tmp_path / "run")
