@@ -207,8 +207,8 @@ def main() -> None:
     file = asked.runs / ("few.jsonl" if asked.few else "rows.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     if asked.write:
-        what = " --few" if asked.few else ""
-        begin, end = f"<!-- begins: written by scripts/measure_ensembles.py{what} -->\n", "<!-- ends -->"
+        what = "folds, " if asked.few else ""
+        begin, end = f"<!-- begins: {what}written by scripts/measure_ensembles.py -->\n", "<!-- ends -->"
         before, _, rest = asked.write.read_text("utf-8").partition(begin)
         after = rest.partition(end)[2]
         seeds = sorted({row["seed"] for row in rows})
