@@ -23,7 +23,7 @@ from finetune.recipe import Recipe
 from finetune.recommendation import Offer, Option, recommend
 from finetune.selection import RUNGS, compete
 from finetune.strategy import choose_backbone, choose_strategy, make_contest, settle
-from finetune.training import Checkpoints, NotFiniteError, Training, blend, soup, with_flips
+from finetune.training import Checkpoints, NotFiniteError, Training, blend, fold_models, soup, with_flips
 
 FLIPPED, BLENDED, SOUP = "with test-time flips", "blend with the linear probe", "soup"
 """What else could ship of an ensemble of one network."""
@@ -173,10 +173,10 @@ def _train_all(
         the members with their models; of an ensemble of one network, its first member with test-time flips where labels
         allow them, and with weights nearer to the linear probe's; and the soup if it is better than the best member.
     """
-    trained: list[Trained] = []
-    trainings: list[Training] = []
     if members[0].choice.ensemble == "folds":
         return _train_folds(members, splits, folder, progress), {}
+    trained: list[Trained] = []
+    trainings: list[Training] = []
     is_one_network = members[0].choice.ensemble.startswith(("seeds", "snapshots"))
     for own in members:
         told = _naming(progress, own.name) if len(members) > 1 else progress
@@ -193,12 +193,12 @@ def _train_all(
 
 
 def _train_folds(members: Sequence[Decisions], splits: ImageSplits, folder: Path, progress: Progress) -> list[Trained]:
-    """Train once: the first member's training is judged by those of the others."""
+    """Train the first member: the others are the folds that judge it."""
     training = _begin(members[0], splits, folder, progress, keeps_weights=True)
     model = training.finish()
     if model.harm:
         return [(members[0], model)]
-    return list(zip(members, [model, *training.fold_models()], strict=True))
+    return list(zip(members, [model, *fold_models(training, model)], strict=True))
 
 
 def _mixtures(finished: Sequence[tuple[Training, TrainedModel]]) -> dict[str, TrainedModel]:

@@ -33,7 +33,7 @@ from finetune.plan import Plan
 from finetune.prediction import Predictor, average
 from finetune.recipe import SMALL_MODELS
 from finetune.recommendation import Offer, recommend
-from finetune.training import Training, blend, soup, with_flips
+from finetune.training import Training, blend, fold_models, soup, with_flips
 
 SETS = ("flowers12", "clothing10", "ucmerced21", "brainmri3", "fashion10", "cifar10")
 
@@ -65,7 +65,7 @@ def run_few(name: str, seed: int, data: Path) -> Row:
     started = time.perf_counter()
     training = Training(plan, splits, keeps_weights=True)
     single = training.finish()
-    mean = single if single.harm else average([single, *training.fold_models()])
+    mean = single if single.harm else average([single, *fold_models(training, single)])
     options = {
         "single": judged(single, splits, plan, latency),
         "mean of folds": judged(mean, splits, plan, latency * (1 + plan.folds)),

@@ -77,7 +77,7 @@ def test_who_lost_took_no_more_steps_than_to_the_last_rung(run, tmp_path):
 def test_a_race_and_its_winner_together_keep_the_time_budget(run, tmp_path):
     outcome = run(tmp_path, planned={"steps": 3_000, "time_budget": 8.0})
     assert (
-        outcome.seconds + outcome.winner.finish().seconds <= 2.0 * 8.0
+        outcome.seconds + outcome.winner.finish().seconds <= 1.5 * 8.0
     )  # networks are made, and a busy machine stalls
 
 
@@ -126,7 +126,8 @@ def carry_out(evidence, image_folder, small_plan, weights_file, tmp_path, monkey
     path = str(weights_file())
 
     def planned(_recipe, _evidence, choice):
-        plan = small_plan(strategy="full", weights=path, warmup_steps=0, average_decay=0.0)
+        validation = "cross_validation" if choice.ensemble == "folds" else "held_out"
+        plan = small_plan(strategy="full", weights=path, warmup_steps=0, average_decay=0.0, validation=validation)
         if choice.chosen.name in {"partial", "norm_tuning"}:
             stages = [stage.changed(learning_rate=0.5) for stage in plan.stages]
             return plan.changed(head_learning_rate=0.5, stages=stages)
@@ -173,6 +174,15 @@ def test_where_the_first_of_an_ensemble_did_harm_the_fallbacks_ensemble_is_train
     assert names[-1] == "mean of 2"
     assert finished.members[0].choice.chosen.name == "full_near"
     assert finished.models[0].note.startswith("training partial (3 stages) did harm: ")
+
+
+def test_where_the_training_that_folds_judge_did_harm_the_fallbacks_folds_are_averaged(carry_out):
+    finished = carry_out("partial", fallback="full_near", ensemble="folds")
+    folds = finished.models[0].plan.folds
+    assert [model.plan.fold for model in finished.models] == list(range(folds + 1))
+    assert {own.choice.chosen.name for own in finished.members} == {"full_near"}
+    assert finished.models[0].note.startswith("training partial (3 stages) did harm: ")
+    assert finished.options == ()
 
 
 def test_what_is_recommended_tells_of_a_member_that_did_harm(carry_out, monkeypatch):

@@ -1,12 +1,16 @@
 """Models that are made of finished trainings: with test-time flips, with weights between the linear probe's and the
-training's, and with the mean of several trainings' weights."""
+training's, of each fold, and with the mean of several trainings' weights."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.prediction import TrainedModel
+from finetune.evidence import Work
+from finetune.metrics import score
+from finetune.prediction import HeldOut, TrainedModel
 from finetune.training.session import Training
 
 BLEND = 0.75
@@ -33,6 +37,38 @@ def blend(training: Training) -> TrainedModel:
     return training.with_weights(
         {phase: _between(probe[phase], own) for phase, own in training.weights.items() if phase in probe}
     )
+
+
+def fold_models(training: Training, model: TrainedModel) -> list[TrainedModel]:
+    """Return what each fold of a finished cross-validation that kept its weights left, judged on the part that it held
+    out, with the temperature of all parts: one alone may be too few images.
+
+    What they took is counted by the model that they judge.
+
+    Raises:
+        ValueError: the model was not judged.
+    """
+    if model.held_out is None:
+        raise ValueError("folds are averaged with a model that they judge")
+    folds = [phase for phase in training.phases if len(phase.held_out)]
+    judged = np.sort(np.concatenate([phase.held_out for phase in folds]))
+    found = []
+    for number, phase in enumerate(folds, start=1):
+        rows = np.isin(judged, phase.held_out)
+        held_out = HeldOut(labels=model.held_out.labels[rows], probabilities=model.held_out.probabilities[rows])
+        found.append(
+            replace(
+                model,
+                network=training.network_with(training.weights[phase.name]),
+                plan=model.plan.changed(fold=number, refit=False),
+                history=tuple(row for row in model.history if row["phase"] == phase.name),
+                validation=score(held_out.probabilities, held_out.labels, list(model.class_names)),
+                held_out=held_out,
+                work=Work(),
+                seconds=0.0,
+            )
+        )
+    return found
 
 
 def soup(finished: Sequence[tuple[Training, TrainedModel]]) -> TrainedModel | None:

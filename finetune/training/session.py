@@ -237,43 +237,20 @@ class Training:
             plan: by which it predicts; None: the training's.
         """
         plan = plan or self.plan
-        network = copy.deepcopy(self.network)
         judged = []
         for phase in self.phases:  # of which the last one ships
-            network.load_state_dict(weights[phase.name])
+            network = self.network_with(weights[phase.name])
             if len(phase.held_out):
                 send = partial(scores_of, network, self.pixels, plan)
                 judged.append((phase, _Result(share_out(send, phase.held_out))))
         look = self._look(judged)
-        network = without_source(network, find_head(network)[0])
-        return replace(self._model(look.logits, look.labels), network=network.eval(), plan=plan)
+        return replace(self._model(look.logits, look.labels), network=network, plan=plan)
 
-    def fold_models(self) -> list[TrainedModel]:
-        """Return what each fold of a finished cross-validation left, which must have been kept, judged on the part that
-        it held out; what they took is counted by the training that they are part of.
-
-        One temperature is fitted to all parts: one alone may be too few images.
-        """
-        folds = [phase for phase in self.phases if len(phase.held_out)]
-        results = [self._run(phase, phase.plan.steps) for phase in folds]
-        whole = self._look(list(zip(folds, results, strict=True)))
-        temperature = fit_temperature(whole.logits, whole.labels)
-        found = []
-        for number, (phase, result) in enumerate(zip(folds, results, strict=True), start=1):
-            network = copy.deepcopy(self.network)
-            network.load_state_dict(self.weights[phase.name])
-            model = self._model(result.logits, self.labels[phase.held_out], temperature)
-            found.append(
-                replace(
-                    model,
-                    network=without_source(network, find_head(network)[0]).eval(),
-                    plan=self.plan.changed(fold=number, refit=False),
-                    history=tuple(row for row in self.history if row["phase"] == phase.name),
-                    work=Work(),
-                    seconds=0.0,
-                )
-            )
-        return found
+    def network_with(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """Return a copy of the network with what a phase left of it (`weights`), as it would ship."""
+        network = copy.deepcopy(self.network)
+        network.load_state_dict(state)
+        return without_source(network, find_head(network)[0]).eval()
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -334,10 +311,8 @@ class Training:
             f"--set training.learning_rate={self.plan.head_learning_rate / 4:.0e}",
         )
 
-    def _model(
-        self, scores: NDArray[np.float32], labels: NDArray[np.int64], temperature: float | None = None
-    ) -> TrainedModel:
-        temperature = temperature or fit_temperature(scores, labels)
+    def _model(self, scores: NDArray[np.float32], labels: NDArray[np.int64]) -> TrainedModel:
+        temperature = fit_temperature(scores, labels)
         held_out = HeldOut(labels=labels, probabilities=softmax(scores / temperature))
         return TrainedModel(
             network=without_source(self.network, find_head(self.network)[0]).eval(),
