@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 
+from finetune.batches import MEMORY_FORMATS
 from finetune.decisions import Decisions, list_members
 from finetune.diagnosis import Row, Verdict, diagnose
 from finetune.errors import RunFolderError
@@ -343,7 +344,7 @@ class RunFolder:
         network = timm.create_model(plan.model, num_classes=len(config["label_names"]), **arguments)
         network.load_state_dict(state, strict=True)
         return TrainedModel(
-            network=network.to(best_device()).to(memory_format=torch.channels_last).eval(),
+            network=network.to(best_device()).to(memory_format=MEMORY_FORMATS[plan.forward.layout]).eval(),
             plan=plan,
             class_names=tuple(config["label_names"]),
             temperature=float(config["temperature"]),

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from finetune.audit import speed as speed_module
-from finetune.audit.speed import REPETITIONS, Rate, measure_speed, precisions, time_rate
+from finetune.audit.speed import REPETITIONS, Rate, layouts, measure_speed, precisions, time_rate
 from finetune.batches import VariedImages
 from finetune.errors import ModelError
 from finetune.images import Pixels, table_of_paths
@@ -130,3 +130,17 @@ def test_the_nearest_number_of_timed_stages_is_taken(measured):
     other = speed.fastest("partial", 4).changed(trainable_stages=1, images_per_second=123.0)
     both = speed.changed(training=[speed.fastest("partial", 4), other])
     assert both.fastest("partial", 2).images_per_second == 123.0
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "expected"),
+    [
+        ("test_efficientnet", "cuda", ("contiguous",)),
+        ("test_resnet", "cuda", ("channels_last", "contiguous")),
+        ("test_efficientnet", "cpu", ("channels_last", "contiguous")),
+    ],
+)
+def test_on_cuda_depthwise_convolutions_are_left_in_the_layout_that_no_kernel_is_compiled_for(
+    small_network, name, device, expected
+):
+    assert layouts(small_network(name), torch.device(device)) == expected

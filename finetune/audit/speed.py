@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from finetune.augmentation import Key
 from finetune.batches import MEMORY_FORMATS, VariedImages, make_loader, normaliser
 from finetune.errors import ModelError
-from finetune.evidence import ForwardSettings, MachineSpeed, Precision, TrainingSpeed
+from finetune.evidence import ForwardSettings, Layout, MachineSpeed, Precision, TrainingSpeed
 from finetune.features import autocast, pooled, stream
 from finetune.network.backbone import find_head, find_norms, find_stages
 from finetune.network.convolutions import quick_gradients
@@ -40,6 +40,9 @@ wait for each other where another program has a core."""
 
 OVERLAPPED = 1e9
 """Images a second where reading them costs the network no time."""
+
+MOST_WORKERS = 8
+"""Processes that read images for an accelerator, where there are so many cores."""
 
 LARGEST_ERROR = 0.02
 """Share of the features' variance, and 1 - cosine of the gradients, that an arithmetic may change: the accuracy of a
@@ -89,6 +92,18 @@ def precisions(device: torch.device) -> tuple[Precision, ...]:
     return ("bfloat16", "float32")
 
 
+def layouts(network: nn.Module, device: torch.device) -> tuple[Layout, ...]:
+    """Return the layouts worth timing on a device, the one that is likely to be fastest first.
+
+    On CUDA cuDNN compiles its kernels for depthwise convolutions with channels last: for each layer, batch size and
+    direction anew in every process, 2 to 14 s a network, which few trainings win back (docs/log.md, 2026-11-26).
+    """
+    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
+    if device.type == "cuda" and any(found.groups == found.in_channels > 1 for found in convolutions):
+        return ("contiguous",)
+    return ("channels_last", "contiguous")
+
+
 def measure_speed(
     network: nn.Module, preprocessing: Preprocessing, batch_size: int, depths: Sequence[int], images: VariedImages
 ) -> MachineSpeed:
@@ -136,8 +151,10 @@ def _measure_speed(
     threads: int,
 ) -> MachineSpeed:
     device = next(network.parameters()).device
-    real = _real_batch(images, micro_batch, preprocessing, device)
-    settings, rate, error = _fastest_forward(network, preprocessing.image_size, real, threads)
+    usual, *others = layouts(network, device)
+    network.to(memory_format=MEMORY_FORMATS[usual])
+    real = _real_batch(images, micro_batch, preprocessing, device, usual)
+    settings, rate, error = _fastest_forward(network, preprocessing.image_size, real, threads, usual, others)
     network.to(memory_format=MEMORY_FORMATS[settings.layout])
     inputs = real.contiguous(memory_format=MEMORY_FORMATS[settings.layout])
     reading = OVERLAPPED
@@ -164,11 +181,13 @@ def _measure_speed(
     )
 
 
-def _real_batch(images: VariedImages, count: int, preprocessing: Preprocessing, device: torch.device) -> Tensor:
+def _real_batch(
+    images: VariedImages, count: int, preprocessing: Preprocessing, device: torch.device, layout: Layout
+) -> Tensor:
     """Return `count` normalised images; few images come several times, each varied in its own way."""
     keys = [Key(number % len(images), number // len(images)) for number in range(count)]
     pixels, _ = next(iter(make_loader(images, device, 0, batch_size=count, members=keys)))
-    return normaliser(preprocessing, device, "channels_last")(pixels)
+    return normaliser(preprocessing, device, layout)(pixels)
 
 
 class Rate(NamedTuple):
@@ -206,9 +225,12 @@ def _side_by_side(device: torch.device, threads: int) -> tuple[int, ...]:
 
 
 def _fastest_forward(
-    network: nn.Module, image_size: int, real: Tensor, threads: int
+    network: nn.Module, image_size: int, real: Tensor, threads: int, layout: Layout, other_layouts: Sequence[Layout]
 ) -> tuple[ForwardSettings, float, float]:
-    """Return the fastest way to send images forward, its images a second, and the error of its arithmetic."""
+    """Return the fastest way to send images forward, its images a second, and the error of its arithmetic.
+
+    Network and images are in the first `layout`.
+    """
     device = real.device
     network.eval()
     errors = {precision: _feature_error(network, real, precision) for precision in precisions(device)}
@@ -217,16 +239,16 @@ def _fastest_forward(
     counts = _side_by_side(device, threads)
     best = ForwardSettings(
         precision=allowed[0],
-        layout="channels_last",
+        layout=layout,
         batch_size=batches[2],
         streams=counts[0],
         num_threads=threads // counts[0],
-        loader_workers=0 if device.type == "cpu" else 8,
+        loader_workers=0 if device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1),
     )
     rate = NOTHING_YET
     steps: list[list[dict[str, object]]] = [
         [{"precision": precision} for precision in allowed],
-        [{"layout": "contiguous"}],
+        [{"layout": other} for other in other_layouts],
         [{"batch_size": size} for size in batches if size != best.batch_size],
         [{"streams": count, "num_threads": threads // count} for count in counts[1:]],
     ]

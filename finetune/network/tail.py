@@ -98,7 +98,6 @@ def cut(network: nn.Module, trainable_stages: int, image_size: int) -> Tail | No
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, image_size, image_size, generator=generator).to(device)
-    images = images.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         whole = network(images)
         tail = Tail(network, boundary, image_size)
