@@ -224,8 +224,10 @@ def _reasons(evidence: Evidence, load: Workload, choice: Choice, precision: Prec
     )
     if choice.strategy != "linear_probe":
         fastest = speed.fastest(choice.strategy, load.trainable_stages)
+        asked = "" if precision == fastest.precision else f", {precision} was asked for"
         reasons.append(
-            f"{precision} training at {fastest.images_per_second:.0f} images/s: {load.trainings} x {load.steps} steps"
+            f"{fastest.precision} training at {fastest.images_per_second:.0f} images/s{asked}: "
+            f"{load.trainings} x {load.steps} steps"
             + (f" and {load.refit_steps} on all images" if load.refit_steps else "")
         )
     if load.small_steps:

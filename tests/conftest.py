@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 _kept = tempfile.TemporaryDirectory(prefix="finetune-tests-")
-# No network, a cache of this run's own, one thread: the libraries below look once, when they are imported.
+# No network, no accelerator, a cache of this run's own, one thread: the libraries below look once, when they are
+# imported.
 for _own in ("FINETUNE_CACHE", "FINETUNE_CACHE_LIMIT"):
     os.environ.pop(_own, None)
 os.environ["XDG_CACHE_HOME"] = _kept.name
 os.environ["HF_HOME"] = str(Path(_kept.name, "huggingface"))
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import numpy as np
 import pytest

@@ -334,6 +334,11 @@ def test_the_reasons_tell_size_flips_speed_and_length(evidence):
     assert views.startswith("6 augmented views of each image")
 
 
+def test_the_reason_of_the_speed_says_where_another_precision_was_asked_for(evidence):
+    reasons = planned(evidence, training={"precision": "float16"}).reasons
+    assert any(reason.startswith("bfloat16 training at 100 images/s, float16 was asked for: ") for reason in reasons)
+
+
 @pytest.mark.parametrize(
     ("images", "schedule", "patience", "said"),
     [

@@ -3,6 +3,7 @@ from datetime import datetime
 
 import pytest
 
+from finetune import run_folder
 from finetune.errors import RunFolderError
 from finetune.run_folder import RunFolder, default_folder, describe_environment
 
@@ -90,6 +91,12 @@ def test_the_environment_is_plain_and_names_the_versions():
     environment = json.loads(json.dumps(describe_environment()))
     assert {"date", "command", "python", "platform", "device", "threads", "packages"} == environment.keys()
     assert all(environment["packages"][name] for name in ("torch", "timm", "accelerate", "datasets", "scikit-learn"))
+
+
+def test_a_package_that_is_not_installed_is_said_to_be_missing(monkeypatch):
+    monkeypatch.setattr(run_folder, "PACKAGES", ("pytest", "no-such-package"))
+    packages = describe_environment()["packages"]
+    assert packages == {"pytest": pytest.__version__, "no-such-package": "not installed"}
 
 
 def test_a_folder_without_a_history_says_when_there_is_one(folder, small_plan):
