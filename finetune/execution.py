@@ -116,14 +116,15 @@ class Finished:
     seconds: float
     """Of the trainings that went to their end."""
     options: tuple[Option, ...]
-    """What could have shipped, where an ensemble was asked for."""
+    """What could have shipped, where more than one model was trained."""
     lost: tuple[Trained, ...]
     """What did harm and does not ship, for who wants to know why."""
 
 
 def finish(begun: Begun, splits: ImageSplits, folder: Path, progress: Progress = no_progress) -> Finished:
     """Return what ships of trainings that were begun: all, but those that did harm; where all did, those of another
-    candidate, if the choice has one. Of an ensemble that was asked for, what the held-out images recommend.
+    candidate, if the choice has one. Of an ensemble, or of an average of candidates, what the held-out images
+    recommend.
 
     The arguments and errors are those of `begin`.
     """
@@ -215,9 +216,9 @@ def _mixtures(finished: Sequence[tuple[Training, TrainedModel]]) -> dict[str, Tr
 
 
 def _recommended(kept: list[Trained], mixtures: Mapping[str, TrainedModel]) -> tuple[list[Trained], tuple[Option, ...]]:
-    """Return what ships of an ensemble that was asked for, and what could have."""
+    """Return what ships of an ensemble or of an average of candidates, and what could have."""
     leading = kept[0][0]
-    if leading.choice.ensemble in {"", "folds"} or len(kept) + len(mixtures) < 2:
+    if leading.choice.ensemble == "folds" or len(kept) + len(mixtures) < 2:
         return kept, ()  # folds hold different images out, which can not tell what their mean is worth
     seconds = [model.seconds for _, model in kept]
     latency = [1e3 / own.evidence.speed.forward_images_per_second for own, _ in kept]

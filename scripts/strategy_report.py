@@ -11,7 +11,7 @@ import argparse
 import math
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,9 @@ DRAWS = 4000
 """Bootstrap samples of the image sets."""
 
 SIZES = {"5": "5 images per class", "20": "20 images per class", "all": "all images"}
+
+FEWEST = "5"
+"""The size that is judged apart from the rest."""
 
 COMMAND = "python scripts/strategy_report.py --grid docs/strategy_grid.jsonl.gz --write"
 
@@ -102,9 +105,8 @@ HEADER = [
 ]
 
 
-def gap_closed(cells: Sequence[Cell]) -> str:
+def gap_closed(scores: Mapping[str, Score]) -> str:
     """Return what share of the best fixed candidate's gain over always probing the selector has, and who is ahead."""
-    scores = {name: judge(cells, policy) for name, policy in policies(cells)}
     fixed = {name: score for name, score in scores.items() if name.startswith("always")}
     best = min(fixed, key=lambda name: fixed[name].regret)
     probe = scores[f"always {PROBE}"].regret
@@ -255,15 +257,14 @@ def losses(cells: Sequence[Cell], prefer: Preference) -> list[str]:
     return lines + [f"| {name} | {chosen} | {best} | {100 * regret:.1f} |" for regret, name, chosen, best in worst]
 
 
-def draw(cells: Sequence[Cell], path: Path) -> None:
+def draw(scores: Mapping[str, Score], path: Path) -> None:
     """Draw accuracy against cost."""
     import matplotlib as mpl
     from matplotlib import pyplot
 
     mpl.rcParams["svg.hashsalt"] = "finetune"
     figure, axes = pyplot.subplots(figsize=(7, 4.2))
-    for name, policy in policies(cells):
-        score = judge(cells, policy)
+    for name, score in scores.items():
         is_own = name.startswith("selector")
         axes.errorbar(
             score.cost,
@@ -282,8 +283,15 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
     pyplot.close(figure)
 
 
+def scored(cells: Sequence[Cell]) -> tuple[list[Cell], dict[str, Score]]:
+    """Return the cells that the comparison rests on, and how every policy fares there."""
+    judged = [cell for cell in cells if cell.size != FEWEST]
+    return judged, {name: judge(judged, policy) for name, policy in policies(cells)}
+
+
 def page(cells: Sequence[Cell]) -> str:
     """Return docs/selector.md."""
+    judged, scores = scored(cells)
     sizes = {size: [cell for cell in cells if cell.size == size] for size in SIZES}
     counted = ", ".join(f"{len(own)} with {SIZES[size]}" for size, own in sizes.items() if own)
     held = sum(cell.was_held_out for cell in cells)
@@ -302,20 +310,21 @@ def page(cells: Sequence[Cell]) -> str:
             "A regret is the accuracy (by the set's metric) on the test images of the cell's best candidate, its mean "
             "over seeds, minus that of what was chosen (of other seeds, where there are several); 95 % intervals by "
             "bootstrap over sets. Costs are forward equivalents, the decision's included. An average's regret may be "
-            "below 0: the oracle picks one candidate."
+            f"below 0: the oracle picks one candidate. The table is of the {len(judged)} cells with more than "
+            f"{SIZES[FEWEST]}; those are [apart](#by-size)."
         ),
         "",
         *HEADER,
-        *(row(name, judge(cells, policy)) for name, policy in policies(cells)),
+        *(row(name, score) for name, score in scores.items()),
         "",
         "![Accuracy against cost](selector.svg)",
         "",
         *wrapped(
             f"How much of a regret is chance: who picks by one half of a cell's test images and is scored on the other "
-            f"has a regret of {100 * noise_floor(cells):.2f} points."
+            f"has a regret of {100 * noise_floor(judged):.2f} points."
         ),
         "",
-        *wrapped(gap_closed(cells)),
+        *wrapped(gap_closed(scores)),
         "",
         *wrapped(
             "Not tested: more than 1,200 training images, other networks, and races where there are few images per "
@@ -342,15 +351,15 @@ def page(cells: Sequence[Cell]) -> str:
         "## What each part is worth",
         "",
         *HEADER,
-        *(row(name, judge(cells, policy)) for name, policy in ablations(cells)),
+        *(row(name, judge(judged, policy)) for name, policy in ablations(cells)),
         "",
         *wrapped(similarity(cells)),
         "",
         "## Averages instead of a choice",
         "",
-        "Probabilities averaged over two candidates:",
+        "Probabilities averaged over two candidates, over the same cells:",
         "",
-        *averages(cells),
+        *averages(judged),
         "",
         "## Where it loses",
         "",
@@ -385,7 +394,7 @@ def main() -> None:
         return
     fit_prior(cells).save(ROOT / "finetune" / "prior.json")
     (ROOT / "docs" / "selector.md").write_text(text, "utf-8")
-    draw(cells, ROOT / "docs" / "selector.svg")
+    draw(scored(cells)[1], ROOT / "docs" / "selector.svg")
 
 
 if __name__ == "__main__":

@@ -208,8 +208,23 @@ def test_a_member_that_did_harm_is_left_out_of_the_average(carry_out):
 def test_members_that_did_no_harm_stay_together(carry_out):
     finished = carry_out("full_far", "full_near", fallback="norm_tuning")
     assert finished.members[0].choice.members == ("full_far", "full_near")
+    names = [option.name for option in finished.options if not option.recommended]
+    assert names == ["full (rate 8e-04)", "full (rate 4e-04)"]
     assert [model.note for model in finished.models] == ["", ""]
     assert finished.lost == ()
+
+
+def test_a_candidate_that_the_held_out_images_clearly_prefer_ships_in_the_place_of_the_average(carry_out, monkeypatch):
+    own = execution.recommend
+
+    def second(offers, asked):
+        assert offers[asked].name == "mean of 2"
+        return tuple(option.changed(recommended=place == 1) for place, option in enumerate(own(offers, asked)))
+
+    monkeypatch.setattr(execution, "recommend", second)
+    finished = carry_out("full_far", "full_near", fallback="norm_tuning")
+    assert (finished.members[0].choice.chosen.name, finished.members[0].choice.members) == ("full_near", ())
+    assert len(finished.models) == 1
 
 
 def test_a_choice_without_a_fallback_ships_the_probe_where_training_did_harm(carry_out):
