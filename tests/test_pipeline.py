@@ -336,12 +336,29 @@ def test_the_classifier_races_too(recipe, data):
     assert classifier.plan_.strategy == classifier.choice_.strategy
 
 
+def recommend_the_mean(patch):
+    """Let the last of what could ship, the mean, be recommended."""
+    own = execution.recommend
+
+    def recommend(offers, asked):
+        options = own(offers, asked)
+        return tuple(option.changed(recommended=option == options[-1]) for option in options)
+
+    patch.setattr(execution, "recommend", recommend)
+
+
+@pytest.fixture
+def mean_ships(monkeypatch):
+    recommend_the_mean(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def averaged(recipe, tmp_path_factory):
     """A run that averages two candidates, its folder, and what it printed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(strategy, "PROBE_SUFFICES", -1.0)
         patch.setattr(strategy, "believe_all", two_alike)
+        recommend_the_mean(patch)
         printed = io.StringIO()
         folder = tmp_path_factory.mktemp("runs") / "averaged"
         model = finetune.run(
@@ -356,6 +373,10 @@ def test_where_accuracy_is_preferred_the_mean_of_two_ships_and_says_so(averaged)
     assert len(choice.members) == len(model.members) == 2
     assert model.members[0].plan.strategy == choice.strategy
     assert "picking is a gamble" in printed
+    options = RunFolder(folder).read_metrics().options
+    alone = [option.name.partition(" (")[0] for option in options[:-1]]
+    assert alone == [member.plan.strategy for member in model.members]
+    assert options[-1].name == "mean of 2"
     assert f"member 2 ({model.members[1].plan.strategy}) alone: validation " in printed
 
 
@@ -406,6 +427,7 @@ def test_a_saved_ensemble_predicts_what_the_trained_one_predicts(data, averaged)
     assert finetune.score(model.predict_proba(paths), labels, list(model.class_names)).top1 == model.test.top1
 
 
+@pytest.mark.usefixtures("mean_ships")
 def test_an_interrupted_ensemble_goes_on_and_ends_with_the_same_models(averaged, tmp_path):
     decisions = RunFolder(averaged[1]).read_decisions()
     for name in ("whole", "run"):
@@ -419,18 +441,6 @@ def test_an_interrupted_ensemble_goes_on_and_ends_with_the_same_models(averaged,
     for one, other in zip(whole.members, resumed.members, strict=True):
         for name, tensor in one.network.state_dict().items():
             assert torch.equal(other.network.state_dict()[name], tensor)
-
-
-@pytest.fixture
-def mean_ships(monkeypatch):
-    """Let the last of what could ship, the mean, be recommended."""
-    own = execution.recommend
-
-    def recommend(offers, asked):
-        options = own(offers, asked)
-        return tuple(option.changed(recommended=option == options[-1]) for option in options)
-
-    monkeypatch.setattr(execution, "recommend", recommend)
 
 
 @pytest.mark.usefixtures("mean_ships")
