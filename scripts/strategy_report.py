@@ -289,9 +289,8 @@ def scored(cells: Sequence[Cell]) -> tuple[list[Cell], dict[str, Score]]:
     return judged, {name: judge(judged, policy) for name, policy in policies(cells)}
 
 
-def page(cells: Sequence[Cell]) -> str:
-    """Return docs/selector.md."""
-    judged, scores = scored(cells)
+def page(cells: Sequence[Cell], judged: Sequence[Cell], scores: Mapping[str, Score]) -> str:
+    """Return docs/selector.md; the other two are what `scored` makes of the cells."""
     sizes = {size: [cell for cell in cells if cell.size == size] for size in SIZES}
     counted = ", ".join(f"{len(own)} with {SIZES[size]}" for size, own in sizes.items() if own)
     held = sum(cell.was_held_out for cell in cells)
@@ -388,13 +387,14 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     cells = load(arguments.grid)
-    text = page(cells)
+    judged, scores = scored(cells)
+    text = page(cells, judged, scores)
     if not arguments.write:
         print(text)
         return
     fit_prior(cells).save(ROOT / "finetune" / "prior.json")
     (ROOT / "docs" / "selector.md").write_text(text, "utf-8")
-    draw(scored(cells)[1], ROOT / "docs" / "selector.svg")
+    draw(scores, ROOT / "docs" / "selector.svg")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _kept = tempfile.TemporaryDirectory(prefix="finetune-tests-")
@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from finetune import execution
 from finetune.evidence import (
     Evidence,
     ForwardSettings,
@@ -37,6 +38,7 @@ from finetune.network.backbone import find_stages, takes_image_size
 from finetune.plan import AugmentationPlan, Plan, StagePlan
 from finetune.preprocessing import Preprocessing
 from finetune.recipe import TableColumns
+from finetune.recommendation import Offer, Option
 
 FORWARD = ForwardSettings(
     precision="float32", layout="channels_last", batch_size=64, streams=1, num_threads=1, loader_workers=0
@@ -110,7 +112,6 @@ def run_two_processes(script: Path, *arguments: str | Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*launch, str(script), *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=300,
@@ -310,3 +311,20 @@ def _speed(strategy: str, stages: int, rate: float, prefix: float | None) -> Tra
         prefix_images_per_second=prefix,
         gradient_error=0.0,
     )
+
+
+@pytest.fixture(scope="session")
+def recommend_place() -> Callable[[pytest.MonkeyPatch, int], None]:
+    """The function that lets a place of what could ship be recommended, whatever the held-out images say."""
+
+    def patched(patch: pytest.MonkeyPatch, place: int) -> None:
+        own = execution.recommend
+
+        def recommend(offers: Sequence[Offer], asked: int) -> tuple[Option, ...]:
+            options = own(offers, asked)
+            ships = options[place]
+            return tuple(option.changed(recommended=option is ships) for option in options)
+
+        patch.setattr(execution, "recommend", recommend)
+
+    return patched

@@ -185,13 +185,8 @@ def test_where_the_training_that_folds_judge_did_harm_the_fallbacks_folds_are_av
     assert finished.options == ()
 
 
-def test_what_is_recommended_tells_of_a_member_that_did_harm(carry_out, monkeypatch):
-    own = execution.recommend
-
-    def first(offers, asked):
-        return tuple(option.changed(recommended=place == 0) for place, option in enumerate(own(offers, asked)))
-
-    monkeypatch.setattr(execution, "recommend", first)
+def test_what_is_recommended_tells_of_a_member_that_did_harm(carry_out, recommend_place, monkeypatch):
+    recommend_place(monkeypatch, 0)
     finished = carry_out("partial", fallback="full_near", ensemble="seeds:2")
     assert len(finished.models) == 1
     assert (finished.members[0].choice.ensemble, finished.members[0].choice.fallback) == ("", "")
@@ -214,17 +209,12 @@ def test_members_that_did_no_harm_stay_together(carry_out):
     assert finished.lost == ()
 
 
-def test_a_candidate_that_the_held_out_images_clearly_prefer_ships_in_the_place_of_the_average(carry_out, monkeypatch):
-    own = execution.recommend
-
-    def second(offers, asked):
-        assert offers[asked].name == "mean of 2"
-        return tuple(option.changed(recommended=place == 1) for place, option in enumerate(own(offers, asked)))
-
-    monkeypatch.setattr(execution, "recommend", second)
+def test_a_candidate_that_is_recommended_ships_in_the_place_of_the_average(carry_out, recommend_place, monkeypatch):
+    recommend_place(monkeypatch, 1)
     finished = carry_out("full_far", "full_near", fallback="norm_tuning")
     assert (finished.members[0].choice.chosen.name, finished.members[0].choice.members) == ("full_near", ())
     assert len(finished.models) == 1
+    assert finished.options[-1].name == "mean of 2"
 
 
 def test_a_choice_without_a_fallback_ships_the_probe_where_training_did_harm(carry_out):

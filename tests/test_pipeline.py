@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 import finetune
-from finetune import execution, pipeline, strategy
+from finetune import pipeline, strategy
 from finetune.decisions import list_members
 from finetune.errors import RunFolderError
 from finetune.evidence import Work
@@ -336,29 +336,19 @@ def test_the_classifier_races_too(recipe, data):
     assert classifier.plan_.strategy == classifier.choice_.strategy
 
 
-def recommend_the_mean(patch):
-    """Let the last of what could ship, the mean, be recommended."""
-    own = execution.recommend
-
-    def recommend(offers, asked):
-        options = own(offers, asked)
-        return tuple(option.changed(recommended=option == options[-1]) for option in options)
-
-    patch.setattr(execution, "recommend", recommend)
-
-
 @pytest.fixture
-def mean_ships(monkeypatch):
-    recommend_the_mean(monkeypatch)
+def mean_ships(recommend_place, monkeypatch):
+    """Let the last of what could ship, the mean, be recommended."""
+    recommend_place(monkeypatch, -1)
 
 
 @pytest.fixture(scope="module")
-def averaged(recipe, tmp_path_factory):
+def averaged(recipe, recommend_place, tmp_path_factory):
     """A run that averages two candidates, its folder, and what it printed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(strategy, "PROBE_SUFFICES", -1.0)
         patch.setattr(strategy, "believe_all", two_alike)
-        recommend_the_mean(patch)
+        recommend_place(patch, -1)
         printed = io.StringIO()
         folder = tmp_path_factory.mktemp("runs") / "averaged"
         model = finetune.run(
@@ -490,13 +480,10 @@ def test_an_interrupted_ensemble_that_was_asked_for_ends_with_the_same_models(re
 
 
 @pytest.mark.parametrize("place", [0, 2, 3])
-def test_where_one_is_recommended_an_ordinary_run_ships_with_the_table(recipe, data, tmp_path, monkeypatch, place):
-    own = execution.recommend
-
-    def recommend(offers, asked):
-        return tuple(option.changed(recommended=number == place) for number, option in enumerate(own(offers, asked)))
-
-    monkeypatch.setattr(execution, "recommend", recommend)
+def test_where_one_is_recommended_an_ordinary_run_ships_with_the_table(
+    recipe, data, tmp_path, recommend_place, monkeypatch, place
+):
+    recommend_place(monkeypatch, place)
     model = finetune.run(recipe.changed(ensemble="seeds:2", strategy="full"), tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     assert not (folder.path / "members").exists()

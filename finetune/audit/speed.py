@@ -95,8 +95,9 @@ def precisions(device: torch.device) -> tuple[Precision, ...]:
 def layouts(network: nn.Module, device: torch.device) -> tuple[Layout, ...]:
     """Return the layouts worth timing on a device, the one that is likely to be fastest first.
 
-    On CUDA cuDNN compiles its kernels for depthwise convolutions with channels last: for each layer, batch size and
-    direction anew in every process, 2 to 14 s a network, which few trainings win back (docs/log.md, 2026-11-26).
+    On CUDA cuDNN prepares its kernels for depthwise convolutions with channels last at their first use: for each layer,
+    batch size and direction anew in every process, 2 to 14 s a network, which few trainings win back (docs/log.md,
+    2026-11-26).
     """
     convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
     if device.type == "cuda" and any(found.groups == found.in_channels > 1 for found in convolutions):
@@ -151,10 +152,10 @@ def _measure_speed(
     threads: int,
 ) -> MachineSpeed:
     device = next(network.parameters()).device
-    usual, *others = layouts(network, device)
-    network.to(memory_format=MEMORY_FORMATS[usual])
-    real = _real_batch(images, micro_batch, preprocessing, device, usual)
-    settings, rate, error = _fastest_forward(network, preprocessing.image_size, real, threads, usual, others)
+    allowed = layouts(network, device)
+    network.to(memory_format=MEMORY_FORMATS[allowed[0]])
+    real = _real_batch(images, micro_batch, preprocessing, device, allowed[0])
+    settings, rate, error = _fastest_forward(network, preprocessing.image_size, real, threads, allowed)
     network.to(memory_format=MEMORY_FORMATS[settings.layout])
     inputs = real.contiguous(memory_format=MEMORY_FORMATS[settings.layout])
     reading = OVERLAPPED
@@ -225,11 +226,11 @@ def _side_by_side(device: torch.device, threads: int) -> tuple[int, ...]:
 
 
 def _fastest_forward(
-    network: nn.Module, image_size: int, real: Tensor, threads: int, layout: Layout, other_layouts: Sequence[Layout]
+    network: nn.Module, image_size: int, real: Tensor, threads: int, allowed_layouts: Sequence[Layout]
 ) -> tuple[ForwardSettings, float, float]:
     """Return the fastest way to send images forward, its images a second, and the error of its arithmetic.
 
-    Network and images are in the first `layout`.
+    Network and images are in the first layout.
     """
     device = real.device
     network.eval()
@@ -239,7 +240,7 @@ def _fastest_forward(
     counts = _side_by_side(device, threads)
     best = ForwardSettings(
         precision=allowed[0],
-        layout=layout,
+        layout=allowed_layouts[0],
         batch_size=batches[2],
         streams=counts[0],
         num_threads=threads // counts[0],
@@ -248,7 +249,7 @@ def _fastest_forward(
     rate = NOTHING_YET
     steps: list[list[dict[str, object]]] = [
         [{"precision": precision} for precision in allowed],
-        [{"layout": other} for other in other_layouts],
+        [{"layout": layout} for layout in allowed_layouts[1:]],
         [{"batch_size": size} for size in batches if size != best.batch_size],
         [{"streams": count, "num_threads": threads // count} for count in counts[1:]],
     ]
