@@ -32,6 +32,8 @@ NETWORK = "tf_efficientnet_lite0"
 EPOCHS = 5
 """Of the tutorials' fine-tuning."""
 
+CPU = torch.device("cpu")
+
 BATCH = 32
 
 RATE = 1e-3
@@ -116,7 +118,8 @@ def script(mode: str, data: Path, seed: int, image_size: int, train_layers: bool
     """Return what a competent user's script gives: torchvision's folders and loaders, a timm network, scikit-learn.
 
     Args:
-        mode: `tutorial` is float32 in PyTorch's default layout, `tuned` is bfloat16 in channels-last.
+        mode: `tutorial` is float32 in PyTorch's default layout, `tuned` is bfloat16, if the processor has it, in
+            channels-last.
         data: folder with train and test.
         seed: of order, augmentation and head.
         image_size: side of the square.
@@ -128,6 +131,8 @@ def script(mode: str, data: Path, seed: int, image_size: int, train_layers: bool
     from torch.utils.data import DataLoader
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
+
+    from finetune.audit.speed import precisions
 
     start = time.perf_counter()
     torch.manual_seed(seed)
@@ -152,7 +157,8 @@ def script(mode: str, data: Path, seed: int, image_size: int, train_layers: bool
     network.to(memory_format=layout)
 
     def computing() -> AbstractContextManager[Any]:
-        return torch.autocast("cpu", torch.bfloat16) if mode == "tuned" else nullcontext()
+        is_half = mode == "tuned" and "bfloat16" in precisions(CPU)
+        return torch.autocast("cpu", torch.bfloat16) if is_half else nullcontext()
 
     def look(batches: "DataLoader[Any]", compute: Callable[[Tensor], Tensor]) -> tuple[Any, Any]:
         network.eval()
@@ -246,6 +252,7 @@ def bare(data: Path, image_size: int) -> Result:
     """
     from PIL import Image
 
+    from finetune.audit.speed import precisions
     from finetune.network.convolutions import quick_gradients
 
     files = [str(file) for file in sorted((data / "train").rglob("*.*"))]
@@ -265,12 +272,12 @@ def bare(data: Path, image_size: int) -> Result:
             list(pool.map(decode, files))
 
     def quick() -> AbstractContextManager[Any]:
-        return quick_gradients(torch.device("cpu"))
+        return quick_gradients(CPU)
 
     network = pretrained(12)
     decoding = max(rate(partial(decode_all, threads), len(files)) for threads in (1, cores))
     forward, training, unaided, larger = [], [], [], []
-    for precision in ("bfloat16", "float32"):
+    for precision in precisions(CPU):
         for layout in (torch.channels_last, torch.contiguous_format):
             for streams in (1, cores):
                 for batch in (16, 32):
@@ -296,6 +303,7 @@ def bare(data: Path, image_size: int) -> Result:
 def bare_training(image_size: int) -> float:
     """Return the images a second of the bare forward and backward pass, the better of float32 and bfloat16, now: what a
     machine that others share, too, can do changes within minutes."""
+    from finetune.audit.speed import precisions
     from finetune.network.convolutions import quick_gradients
 
     cores = os.cpu_count() or 1
@@ -304,10 +312,10 @@ def bare_training(image_size: int) -> float:
             pretrained(12),
             image_size,
             (precision, torch.channels_last, cores, BATCH // cores),
-            lambda: quick_gradients(torch.device("cpu")),
+            lambda: quick_gradients(CPU),
             True,
         )
-        for precision in ("bfloat16", "float32")
+        for precision in precisions(CPU)
     )
 
 

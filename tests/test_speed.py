@@ -120,9 +120,17 @@ def test_afterwards_the_network_trains_everything_and_is_as_it_was(measured):
     assert not any(module._forward_hooks for module in network.modules())
 
 
-def test_the_cpu_is_timed_in_single_and_half_precision(measured):
-    assert precisions(torch.device("cpu")) == ("bfloat16", "float32")
+def test_the_cpu_is_timed_in_what_it_computes_in(measured):
     assert measured[2].forward.precision in precisions(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("has_instructions", "timed"), [(True, ("bfloat16", "float32")), (False, ("float32",))], ids=["has", "lacks"]
+)
+def test_half_precision_is_timed_on_cpus_with_instructions_for_it(monkeypatch, has_instructions, timed):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_instructions)
+    assert precisions(torch.device("cpu")) == timed
 
 
 def test_the_nearest_number_of_timed_stages_is_taken(measured):

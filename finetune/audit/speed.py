@@ -14,6 +14,7 @@ from typing import NamedTuple
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.backends import mkldnn
 
 from finetune.augmentation import Key
 from finetune.batches import MEMORY_FORMATS, VariedImages, make_loader, normaliser
@@ -86,9 +87,15 @@ def is_busy() -> bool:
 
 
 def precisions(device: torch.device) -> tuple[Precision, ...]:
-    """Return the arithmetics worth timing on a device, the one that is likely to be fastest first."""
+    """Return the arithmetics worth timing on a device, the one that is likely to be fastest first.
+
+    Processors without instructions for bfloat16 are left to PyTorch's plain loops, which take 5 to 40 times as long as
+    float32 (docs/log.md, 2026-11-26): minutes, only to see it.
+    """
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         return ("float16", "float32")
+    if device.type == "cpu" and not (mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return ("float32",)
     return ("bfloat16", "float32")
 
 
