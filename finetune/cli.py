@@ -62,9 +62,13 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Any recipe key: se
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"finetune {version('finetune')}")
+        try:
+            found = version("finetune")
+        except PackageNotFoundError:
+            found = "(a checkout that is not installed)"
+        typer.echo(f"finetune {found}")
         raise typer.Exit
 
 

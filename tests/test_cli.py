@@ -450,6 +450,16 @@ def test_the_version_is_that_of_the_package(command):
     assert command("--version") == (0, f"finetune {version('finetune')}\n", "")
 
 
+def test_a_checkout_that_is_not_installed_says_so_where_its_version_is_asked_for(command, monkeypatch):
+    from importlib import metadata
+
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert command("--version") == (0, "finetune (a checkout that is not installed)\n", "")
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys\nfrom finetune.cli import main\n"

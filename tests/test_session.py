@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import FORWARD, PLAIN
+from conftest import FORWARD, PLAIN, coloured_image
 from safetensors.torch import load_file
 
 from finetune import features as forward_passes
@@ -24,6 +24,7 @@ from finetune.training import (
     Training,
     averages,
     blend,
+    judging,
     kept,
     plan_phases,
     session,
@@ -930,6 +931,18 @@ def test_a_training_that_did_harm_ships_the_linear_probe_and_says_so(make_plan, 
     for name, tensor in probe.network.state_dict().items():
         torch.testing.assert_close(model.network.state_dict()[name], tensor, rtol=1e-5, atol=1e-5)
     assert model.validation.top1 == probe.validation.top1
+
+
+def test_a_linear_probe_that_ships_instead_is_judged_with_the_flips_it_predicts_with(make_plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(judging, "SURE", -float("inf"))  # whatever a training does is harm
+    for label, name in enumerate("abc"):
+        (tmp_path / name).mkdir()
+        for number in range(8):  # of colours that do not tell the classes, so that the loss is not nothing
+            coloured_image((label + number // 2) % 3, number).save(tmp_path / name / f"{number}.png")
+    splits = load_images(str(tmp_path))
+    probe, model = (train(make_plan(way, test_time_flips=True), splits) for way in ("linear_probe", "full"))
+    assert model.harm
+    assert model.validation.log_loss == pytest.approx(probe.validation.log_loss, rel=1e-4)
 
 
 def test_a_training_that_did_no_harm_has_no_note(make_plan, splits):

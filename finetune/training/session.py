@@ -205,6 +205,9 @@ class Training:
             NotFiniteError: the training diverged.
         """
         look = self.look()
+        if look.probe is not None and self.plan.test_time_flips:
+            flipped, _ = self._look_with(self.probe_weights(), self.plan)
+            look = replace(look, probe=flipped.logits)
         if look.probe is not None and self._does_harm(look):
             return self._probe_instead(look.logits, look.probe, look.labels)
         with self._timed():
@@ -237,14 +240,18 @@ class Training:
             plan: by which it predicts; None: the training's.
         """
         plan = plan or self.plan
+        look, network = self._look_with(weights, plan)
+        return replace(self._model(look.logits, look.labels), network=network, plan=plan)
+
+    def _look_with(self, weights: Mapping[str, dict[str, Tensor]], plan: Plan) -> tuple[Look, nn.Module]:
+        """Judge the held-out images with other weights; return the network that would ship, too."""
         judged = []
         for phase in self.phases:  # of which the last one ships
             network = self.network_with(weights[phase.name])
             if len(phase.held_out):
                 send = partial(scores_of, network, self.pixels, plan)
                 judged.append((phase, _Result(share_out(send, phase.held_out))))
-        look = self._look(judged)
-        return replace(self._model(look.logits, look.labels), network=network, plan=plan)
+        return self._look(judged), network
 
     def network_with(self, state: Mapping[str, Tensor]) -> nn.Module:
         """Return a copy of the network with what a phase left of it (`weights`), as it would ship."""
