@@ -94,7 +94,8 @@ def precisions(device: torch.device) -> tuple[Precision, ...]:
     """
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         return ("float16", "float32")
-    if device.type == "cpu" and not (mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    has_onednn = mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if device.type == "cpu" and not (has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return ("float32",)
     return ("bfloat16", "float32")
 
