@@ -327,10 +327,8 @@ def page(cells: Sequence[Cell], judged: Sequence[Cell], scores: Mapping[str, Sco
         "",
         *wrapped(
             "Not tested: more than 1,200 training images, other networks, and races where there are few images per "
-            "class (most of those trainings were not judged on held-out images). Of the cells of 5 images per class "
-            "three were trained without co-tuning (clothing10, cifar10, scene15), which runs of fewer than "
-            f"{SMALL_SET} training images have now, and those of all images without smaller images first, which `full` "
-            "sees on larger sets."
+            "class (most of those trainings were not judged on held-out images). The cells of all images were trained "
+            "without smaller images first, which `full` sees on larger sets."
         ),
         "",
         "## By size",
