@@ -323,7 +323,8 @@ def test_with_many_images_co_tuning_can_be_asked_for(evidence):
 
 
 def test_the_reasons_tell_size_flips_speed_and_length(evidence):
-    size, flips, forward, training, views, _ = planned(evidence).reasons
+    plan = planned(evidence, strategy="partial", training={"trainable_stages": 4})
+    size, flips, forward, training, views, _ = plan.reasons
     assert size == "128 px: the images have 150 px"
     assert "52 % of pairs, so flips are on" in flips
     assert forward == (
@@ -335,7 +336,7 @@ def test_the_reasons_tell_size_flips_speed_and_length(evidence):
 
 
 def test_the_reason_of_the_speed_says_where_another_precision_was_asked_for(evidence):
-    reasons = planned(evidence, training={"precision": "float16"}).reasons
+    reasons = planned(evidence, strategy="partial", training={"trainable_stages": 4, "precision": "float16"}).reasons
     assert any(reason.startswith("bfloat16 training at 100 images/s, float16 was asked for: ") for reason in reasons)
 
 
