@@ -247,8 +247,8 @@ def bare(data: Path, image_size: int) -> Result:
 
     "Unaided" is without this toolkit's quick gradients of convolutions, which the limit has.
 
-    The network's rates are the best of float32 and bfloat16, both layouts, several batch sizes, and one batch on all
-    cores or one on each core; and those of the tutorials' way.
+    The network's rates are the best of float32 and bfloat16 (if the processor has it), both layouts, several batch
+    sizes, and one batch on all cores or one on each core; and those of the tutorials' way.
     """
     from PIL import Image
 
@@ -301,8 +301,8 @@ def bare(data: Path, image_size: int) -> Result:
 
 
 def bare_training(image_size: int) -> float:
-    """Return the images a second of the bare forward and backward pass, the better of float32 and bfloat16, now: what a
-    machine that others share, too, can do changes within minutes."""
+    """Return the images a second of the bare forward and backward pass, in the fastest arithmetic of the
+    processor, now: what a machine that others share, too, can do changes within minutes."""
     from finetune.audit.speed import precisions
     from finetune.network.convolutions import quick_gradients
 
