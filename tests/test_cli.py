@@ -1,4 +1,6 @@
 import json
+import os
+import platform
 import re
 import subprocess
 import sys
@@ -515,3 +517,20 @@ def test_images_of_any_mode_are_trained_on(command, quick, tmp_path):
             image = Image.new(mode, (40, 40), 1 if mode in {"1", "L", "P", "I;16"} else None)
             image.save(tmp_path / "images" / label / f"{number} ü.{'jpg' if mode == 'CMYK' else 'png'}")
     assert command("--data", "images", "--output", "out", *quick)[0] == 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have their own ways with memory")
+def test_memory_that_a_thread_frees_is_there_for_its_next_step():
+    code = (
+        "import resource\nfrom concurrent.futures import ThreadPoolExecutor\nfrom finetune.cli import main\n"
+        "try: main(['--version'])\nexcept SystemExit: pass\n"
+        "def new_pages(_step):\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    b'x' * (1 << 27)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "print(*ThreadPoolExecutor(1).map(new_pages, range(2)))"
+    )
+    unset = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=unset)
+    first, second = map(int, ended.stdout.splitlines()[-1].split())
+    assert second < 10 < first

@@ -32,6 +32,13 @@ from finetune.recipe import Strategy
 REPETITIONS = 5
 """Timed after one that is not: the first call plans its kernels."""
 
+LONG = 1.0
+"""Seconds from which on fewer repetitions are enough: a slow machine is timed for long otherwise, and what takes long
+varies less."""
+
+FEWEST = 3
+"""Repetitions of what takes long."""
+
 HOPELESS = 1.5
 """What takes so many times the best one's time at first is not timed further."""
 
@@ -224,7 +231,8 @@ def time_rate(work: Callable[[], object], count: int, device: torch.device, best
     timed()
     seconds = [timed()]
     if seconds[0] * best.fastest <= HOPELESS * count:
-        seconds += [timed() for _ in range(REPETITIONS - 1)]
+        while len(seconds) < REPETITIONS and (len(seconds) < FEWEST or sum(seconds) < LONG):
+            seconds.append(timed())
     return Rate(round(count / min(seconds), 1), round(count / statistics.median(seconds), 1))
 
 
