@@ -30,7 +30,7 @@ DISCREPANCY = (0.02, 0.012)
 FINALISTS = 3
 """Most candidates in a race."""
 
-SURE = 0.57
+SURE = 0.56
 """Chance of being the best from which on a candidate is trained alone, whatever is preferred."""
 
 LEAST_PARTNER = 0.01
