@@ -322,8 +322,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _keep_freed_memory() -> None:
     """Have glibc keep what is freed, for the next batch, which asks for as much again.
 
-    By default it gives large blocks back to the system at once, and they come anew page by page: a sixth of the time of
-    a linear probe at 224 px on a CPU (docs/log.md, 2026-11-27). Only the first heap may grow as large as needed, so the
+    By default it gives large blocks back to the system at once, and they come anew page by page: a sixth of a
+    first run at 224 px on a CPU (docs/log.md, 2026-11-27). Only the first heap may grow as large as needed, so the
     threads share it.
     """
     try:

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from finetune.audit import speed as speed_module
-from finetune.audit.speed import FEWEST, REPETITIONS, Rate, layouts, measure_speed, precisions, time_rate
+from finetune.audit.speed import LONG_REPETITIONS, REPETITIONS, Rate, layouts, measure_speed, precisions, time_rate
 from finetune.batches import VariedImages
 from finetune.errors import ModelError
 from finetune.images import Pixels, table_of_paths
@@ -41,7 +41,7 @@ def test_what_takes_long_is_repeated_less_often(monkeypatch):
     monkeypatch.setattr(speed_module, "LONG", 0.0)
     calls = []
     time_rate(lambda: calls.append(1), 1, torch.device("cpu"))
-    assert len(calls) == 1 + FEWEST
+    assert len(calls) == 1 + LONG_REPETITIONS
 
 
 def test_every_way_of_training_is_timed(measured):

@@ -33,10 +33,10 @@ REPETITIONS = 5
 """Timed after one that is not: the first call plans its kernels."""
 
 LONG = 1.0
-"""Seconds from which on fewer repetitions are enough: a slow machine is timed for long otherwise, and what takes long
-varies less."""
+"""Seconds of timing from which on fewer repetitions are enough: a slow machine is timed for minutes otherwise, and what
+takes long varies less."""
 
-FEWEST = 3
+LONG_REPETITIONS = 3
 """Repetitions of what takes long."""
 
 HOPELESS = 1.5
@@ -231,7 +231,7 @@ def time_rate(work: Callable[[], object], count: int, device: torch.device, best
     timed()
     seconds = [timed()]
     if seconds[0] * best.fastest <= HOPELESS * count:
-        while len(seconds) < REPETITIONS and (len(seconds) < FEWEST or sum(seconds) < LONG):
+        while len(seconds) < REPETITIONS and (len(seconds) < LONG_REPETITIONS or sum(seconds) < LONG):
             seconds.append(timed())
     return Rate(round(count / min(seconds), 1), round(count / statistics.median(seconds), 1))
 
