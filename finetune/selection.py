@@ -4,8 +4,10 @@ A belief is a normal distribution over the candidates' accuracies. A prior makes
 the same images sharpen it, and the candidate to train is the cheapest one that is expected to be good enough.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
 TOLERANCE: dict[Preference, float] = {"accuracy": 0.0, "balanced": 0.01, "speed": 0.02}
 """How far below the best a candidate may be expected to be, by what is preferred, in accuracy."""
 
-PRICE: dict[Preference, float] = {"accuracy": 0.003, "balanced": 0.005, "speed": 0.01}
-"""Least gain in accuracy that a race must promise."""
+PRICE: dict[Preference, float] = {"accuracy": 0.0025, "balanced": 0.01, "speed": 0.02}
+"""Least gain in accuracy that training more than one candidate must promise, to race or to average them: no less than
+what the preference gives up for cost."""
 
 RUNGS = (1 / 3, 2 / 3)
 """Shares of the steps at which those who race are looked at."""
@@ -30,10 +33,7 @@ DISCREPANCY = (0.02, 0.012)
 FINALISTS = 3
 """Most candidates in a race."""
 
-SURE = 0.56
-"""Chance of being the best from which on a candidate is trained alone, whatever is preferred."""
-
-LEAST_PARTNER = 0.01
+LEAST_PARTNER = 0.0075
 """How far below the likely best another one may be expected to be, to be averaged with it, in accuracy."""
 
 LEAST_CHANCE = 0.1
@@ -150,22 +150,38 @@ def finalists(
     return tuple(left[place] for place in (best, *others[: FINALISTS - 1]))
 
 
-def partner(belief: Belief, costs: Sequence[float], place: int) -> int | None:
+def partner(belief: Belief, costs: Sequence[float], place: int, price: float) -> int | None:
     """Return whom to average a likely best candidate with where picking one is a gamble: the cheapest that is expected
-    to be nearly as good; None where it is sure to be the best, or nobody is.
+    to be nearly as good and may well turn out to be the better one; None where nobody is.
 
-    Over image sets the mean of two is more accurate than either, if not than the better one of each set
-    (docs/selector.md).
+    Over image sets the mean of two is about as accurate as the better one of each (docs/selector.md), so that it
+    promises what knowing the better one would.
+
+    Args:
+        belief: about all candidates.
+        costs: of each.
+        place: of the likely best.
+        price: least gain over it, in accuracy.
     """
-    is_sure = chances(belief, costs, 0.0)[place] >= SURE
+    if place == MEASURED:
+        return None
     others = [
         other
         for other in range(len(costs))
-        if other not in {place, MEASURED} and belief.mean[other] >= belief.mean[place] - LEAST_PARTNER
+        if other not in {place, MEASURED}
+        and belief.mean[other] >= belief.mean[place] - LEAST_PARTNER
+        and gain_of_two(belief, place, other) >= price
     ]
-    if place == MEASURED or is_sure or not others:
-        return None
-    return min(others, key=lambda other: costs[other])
+    return min(others, key=lambda other: costs[other], default=None)
+
+
+def gain_of_two(belief: Belief, place: int, other: int) -> float:
+    """Return how much more accurate the better one of two candidates is expected to be than the one at `place` (Clark
+    1961)."""
+    behind = float(belief.mean[place] - belief.mean[other])
+    variance = float(np.array([1.0, -1.0]) @ belief.covariance[np.ix_([place, other], [place, other])] @ [1.0, -1.0])
+    ahead = NormalDist(-behind, math.sqrt(max(variance, 1e-12)))
+    return ahead.variance * ahead.pdf(0.0) - behind * (1.0 - ahead.cdf(0.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -272,7 +272,7 @@ def _racing(
 
 def _members(candidates: Sequence[Candidate], contest: Contest, place: int, recipe: Recipe) -> tuple[str, ...]:
     """Return whose mean to take where accuracy is preferred and time allows."""
-    other = partner(contest.belief, contest.costs, place)
+    other = partner(contest.belief, contest.costs, place, PRICE[recipe.prefer])
     if recipe.prefer != "accuracy" or recipe.ensemble or other is None:
         return ()
     names = contest.named((place, other))
@@ -352,7 +352,8 @@ def _about_members(names: Sequence[str], candidates: Sequence[Candidate]) -> tup
         return ()
     labels = " and ".join(candidate.label for name in names for candidate in candidates if candidate.name == name)
     return (
-        f"picking is a gamble, so {labels} are trained and averaged: over other image sets that was better than either",
+        f"picking is a gamble, so {labels} are trained and averaged: over other image sets that was about as good as "
+        f"the better one of each",
     )
 
 

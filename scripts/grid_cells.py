@@ -49,6 +49,8 @@ class Cell:
     harmed: frozenset[str]
     """Candidates whose training did harm, so that the linear probe would ship."""
     num_test: int
+    device: str
+    """What it was trained on; none where that was a CPU and nobody wrote it down."""
 
     @property
     def name(self) -> str:
@@ -112,6 +114,7 @@ def _cell(name: str, size: str, seed: int, arms: dict[str, Any]) -> Cell:
         costs={arm: _costs(arm, arms[arm], evidence["num_images"]) for arm in ALL},
         harmed=frozenset(arm for arm in ALL if arms[arm].get("note")),
         num_test=num_test,
+        device=arms[CANDIDATES[0]].get("device", ""),
     )
 
 

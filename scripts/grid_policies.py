@@ -48,7 +48,7 @@ def fit_prior(cells: Sequence[Cell], uses: Sequence[int] = (0, 1, 2)) -> Prior:
     """
     known = np.array([cell.known[1:] for cell in cells])[:, list(uses)].reshape(len(cells), len(uses))
     exposure = np.array([max(cell.errors[PROBE], 0.5) for cell in cells])
-    ratios = np.array([[cell.errors[name] for name in CANDIDATES] for cell in cells]) / exposure[:, None]
+    ratios = np.array([_wrong(cell)[1:].sum(axis=1) for cell in cells]) / exposure[:, None]
     weights = 1.0 / (SPREAD_OF_SETS + 1.0 / exposure)
     weights /= [sum(other.set == cell.set for other in cells) for cell in cells]  # sets weigh alike
     own, slopes = np.eye(len(CANDIDATES)), OWN_SLOPES[np.asarray(uses, dtype=np.intp)]
@@ -65,8 +65,7 @@ def fit_prior(cells: Sequence[Cell], uses: Sequence[int] = (0, 1, 2)) -> Prior:
     coefficients[:, [1 + place for place in uses]] = model.coef_[:count] + own_slopes
     expected = np.exp(np.array([cell.known for cell in cells]) @ coefficients.T)
     left = ratios / expected - 1.0
-    # Of what the model leaves open, that much is chance: test errors are counted.
-    chance = np.diag(np.average(1.0 / (expected * exposure[:, None]), axis=0, weights=weights))
+    chance = np.average([_chance(*each) for each in zip(cells, expected, strict=True)], axis=0, weights=weights)
     spread = (left.T * weights) @ left / weights.sum() * len(cells) / max(len(cells) - 1 - count, 1)
     return Prior(
         candidates=CANDIDATES,
@@ -82,10 +81,28 @@ def priors_without(cells: Sequence[Cell], uses: Sequence[int] = (0, 1, 2)) -> di
     }
 
 
+def _wrong(cell: Cell) -> NDArray[np.bool_]:
+    """Return which test images (n_candidates, n_images) are wrong where a candidate is chosen, the linear probe first:
+    where its training did harm, another one is trained."""
+    return np.array([~cell.correct[FALLBACK if name in cell.harmed else name] for name in ALL])
+
+
+def _chance(cell: Cell, expected: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the covariance of a cell's shares of errors over the expected ones that is chance: other test images would
+    have given others. The same images are hard for all candidates, so that differences vary less than shares do."""
+    wrong = _wrong(cell).astype(np.float64)
+    exposure = max(cell.errors[PROBE], 0.5)
+    influence = wrong[1:] / (expected * exposure)[:, None] - wrong[0] / exposure
+    chance: NDArray[np.float64] = cell.num_test * np.cov(influence)
+    return chance
+
+
 def _without(spread: NDArray[np.float64], chance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return a covariance less a smaller one, of which at least a quarter of every variance stays."""
-    values, vectors = np.linalg.eigh(spread - np.minimum(chance, 0.75 * np.diag(np.diag(spread))))
-    root = vectors * np.sqrt(np.clip(values, 1e-4, None))
+    """Return a covariance less a smaller one, of which at least a quarter stays, of sums and differences as well."""
+    root = np.linalg.cholesky(spread)
+    whitened = np.linalg.solve(root, np.linalg.solve(root, chance).T)
+    values, vectors = np.linalg.eigh(whitened)
+    root = root @ vectors * np.sqrt(1.0 - np.clip(values, 0.0, 0.75))
     less: NDArray[np.float64] = root @ root.T
     return less
 
@@ -123,7 +140,7 @@ def selector(
         belief, costs = belief_about(cell, priors[cell.set]), cell.final_costs
         left = finalists(belief, costs, TOLERANCE[prefer])
         raced = [place for place in left if place != MEASURED]
-        other = partner(belief, costs, left[0])
+        other = partner(belief, costs, left[0], PRICE[prefer])
         if averages and prefer == "accuracy" and other is not None:
             return finished(cell, [ALL[left[0]], ALL[other]])
         can_race = races and cell.was_held_out

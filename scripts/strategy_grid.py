@@ -242,6 +242,7 @@ def train_arm(
         **{name: in_detail(probabilities, last.labels) for name, probabilities in held.items()},
     }
     row: Row = {
+        "device": evidence.speed.device,
         "strategy": plan.strategy,
         "learning_rate": plan.head_learning_rate,
         "steps": plan.steps,

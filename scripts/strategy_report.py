@@ -11,6 +11,7 @@ import argparse
 import math
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from scripts.grid_policies import (
     Score,
     always,
     belief_about,
+    finished,
     fit_prior,
     four_quadrants,
     judge,
@@ -234,12 +236,17 @@ def averages(cells: Sequence[Cell]) -> list[str]:
     for one in range(len(CANDIDATES)):
         for other in range(one + 1, len(CANDIDATES)):
             names = (CANDIDATES[one], CANDIDATES[other])
-            both = joined(names)
-            regrets = [max(cell.accuracy[name] for name in ALL) - cell.accuracy[both] for cell in cells]
-            gains = [cell.accuracy[both] - max(cell.accuracy[name] for name in names) for cell in cells]
-            cost = sum(cell.costs[name][-1] for cell in cells for name in names) / full
+            decisions = [finished(cell, names) for cell in cells]
+            own = [cell.accuracy[decision.chosen] for cell, decision in zip(cells, decisions, strict=True)]
+            alone = [max(cell.accuracy[finished(cell, [name]).chosen] for name in names) for cell in cells]
+            regrets = [max(cell.accuracy[name] for name in ALL) - top for cell, top in zip(cells, own, strict=True)]
+            gains = [top - best for top, best in zip(own, alone, strict=True)]
+            cost = sum(decision.cost for decision in decisions) / full
             error = 100 * float(np.std(gains, ddof=1)) / math.sqrt(len(gains))
-            text = f"| {both} | {100 * np.mean(regrets):.2f} | {100 * np.mean(gains):+.2f} ± {error:.2f} | {cost:.2f} |"
+            text = (
+                f"| {joined(names)} | {100 * np.mean(regrets):.2f} | {100 * np.mean(gains):+.2f} ± {error:.2f} | "
+                f"{cost:.2f} |"
+            )
             found.append((float(np.mean(regrets)), text))
     return lines + [text for _, text in sorted(found)]
 
@@ -294,15 +301,17 @@ def page(cells: Sequence[Cell], judged: Sequence[Cell], scores: Mapping[str, Sco
     sizes = {size: [cell for cell in cells if cell.size == size] for size in SIZES}
     counted = ", ".join(f"{len(own)} with {SIZES[size]}" for size, own in sizes.items() if own)
     held = sum(cell.was_held_out for cell in cells)
+    devices = Counter(cell.device for cell in cells if cell.device)
+    elsewhere = "".join(f", {count} of them on one {device}" for device, count in sorted(devices.items()))
     lines = [
         "# The selector, judged",
         "",
         *wrapped(
             f"{len(cells)} cells of {len({cell.set for cell in cells})} image sets: {counted}; EfficientNet-Lite0 at "
-            f"128 px. Every candidate was trained in every cell (`scripts/strategy_grid.py`, which says how; the rows "
-            f"are in docs/strategy_grid.jsonl.gz), and what the selector would have done is replayed from the table, "
-            f"with a prior fitted without the cell's own set: `{COMMAND}`. Races can be replayed in the {held} cells "
-            f"whose trainings were judged on held-out images."
+            f"128 px. Every candidate was trained in every cell{elsewhere} (`scripts/strategy_grid.py`, which says "
+            f"how; the rows are in docs/strategy_grid.jsonl.gz), and what the selector would have done is replayed "
+            f"from the table, with a prior fitted without the cell's own set: `{COMMAND}`. Races can be replayed in "
+            f"the {held} cells whose trainings were judged on held-out images."
         ),
         "",
         *wrapped(
@@ -327,8 +336,8 @@ def page(cells: Sequence[Cell], judged: Sequence[Cell], scores: Mapping[str, Sco
         "",
         *wrapped(
             "Not tested: more than 1,200 training images, other networks, and races where there are few images per "
-            "class (most of those trainings were not judged on held-out images). The cells of all images were trained "
-            "without smaller images first, which `full` sees on larger sets."
+            "class (most of those trainings were not judged on held-out images). Smaller images first, which `full` "
+            "sees on larger sets, had the second seeds of all images, and the first ones had not."
         ),
         "",
         "## By size",

@@ -166,15 +166,24 @@ def test_who_can_not_be_told_apart_goes_on_to_the_last_rung():
 
 
 @pytest.mark.parametrize(
-    ("mean", "deviation", "place", "expected"),
+    ("mean", "deviation", "place", "price", "expected"),
     [
-        ([0.7, 0.79, 0.795, 0.80], 0.02, 3, 1),
-        ([0.7, 0.77, 0.795, 0.80], 0.02, 3, 2),
-        ([0.7, 0.60, 0.600, 0.80], 0.02, 3, None),
-        ([0.7, 0.79, 0.795, 0.80], 1e-5, 3, None),
-        ([0.8, 0.80, 0.800, 0.80], 0.02, 0, None),
+        ([0.7, 0.797, 0.798, 0.80], 0.02, 3, 0.004, 1),
+        ([0.7, 0.790, 0.798, 0.80], 0.02, 3, 0.004, 2),
+        ([0.7, 0.600, 0.600, 0.80], 0.02, 3, 0.004, None),
+        ([0.7, 0.797, 0.798, 0.80], 1e-5, 3, 0.004, None),
+        ([0.7, 0.797, 0.798, 0.80], 0.02, 3, 0.020, None),
+        ([0.8, 0.800, 0.800, 0.80], 0.02, 0, 0.004, None),
     ],
-    ids=["cheapest", "nearly as good", "nobody", "sure", "probe"],
+    ids=["cheapest", "nearly as good", "nobody", "sure", "too dear", "probe"],
 )
-def test_the_partner_is_the_cheapest_that_is_nearly_as_good_where_picking_is_a_gamble(mean, deviation, place, expected):
-    assert partner(belief_of(mean, deviation), [0.0, 1.0, 2.0, 3.0], place) == expected
+def test_the_partner_is_the_cheapest_that_is_nearly_as_good_where_picking_is_a_gamble(
+    mean, deviation, place, price, expected
+):
+    assert partner(belief_of(mean, deviation), [0.0, 1.0, 2.0, 3.0], place, price) == expected
+
+
+def test_who_is_right_and_wrong_with_the_best_is_no_partner():
+    together = belief_of([0.7, 0.8, 0.8], 0.05, correlation=0.999)
+    assert partner(together, [0.0, 1.0, 2.0], 2, 0.004) is None
+    assert partner(belief_of([0.7, 0.8, 0.8], 0.05, correlation=0.5), [0.0, 1.0, 2.0], 2, 0.004) == 1

@@ -12,7 +12,7 @@ AUTO = Recipe(data="x")
 NAMES = ("linear_probe", "partial_short", "partial", "norm_tuning", "full_near", "full_far")
 
 
-OPEN = (0.85, 0.80, 0.90, 0.80, 0.80, 0.901)
+OPEN = (0.75, 0.70, 0.90, 0.70, 0.70, 0.901)
 """Two candidates that are nearly equal, and others that are worse."""
 
 
@@ -122,7 +122,7 @@ def test_the_chances_of_being_the_one_to_train_add_up_and_leave_random_weights_o
 
 
 def test_where_two_may_be_the_one_they_are_to_race(evidence, believed):
-    believed(*OPEN, deviation=0.02)
+    believed(*OPEN, deviation=0.04)
     choice = choose_strategy(evidence)
     assert choice.racing == ("partial", "full_far")
     assert choice.reasons[2].startswith("that is not sure: partial (3 stages), full (rate 8e-04) race, which with")
@@ -134,12 +134,12 @@ def test_where_one_is_sure_to_be_the_one_nobody_races(evidence, believed):
 
 
 def test_what_is_read_as_a_stream_does_not_race(evidence, believed):
-    believed(*OPEN, deviation=0.02)
+    believed(*OPEN, deviation=0.04)
     assert choose_strategy(evidence.changed(num_images=1000, num_held=240)).racing == ()
 
 
 def test_a_race_that_does_not_fit_the_time_budget_is_left_out(evidence, believed):
-    believed(*OPEN, deviation=0.02)
+    believed(*OPEN, deviation=0.04)
     racing = [choose_strategy(evidence, AUTO.changed(time_budget=seconds)).racing for seconds in (300, 3000)]
     assert racing == [(), ("partial", "full_far")]
 
@@ -155,7 +155,7 @@ def test_where_accuracy_is_preferred_and_picking_a_gamble_the_mean_of_two_is_tak
 
 
 def test_the_partner_is_the_cheapest_that_is_nearly_as_good(evidence, believed):
-    believed(0.85, 0.892, 0.90, 0.80, 0.895, 0.901, deviation=0.02)
+    believed(0.85, 0.894, 0.90, 0.80, 0.895, 0.901, deviation=0.02)
     assert choose_strategy(evidence, AUTO.changed(prefer="accuracy")).members == ("full_far", "partial_short")
 
 
@@ -185,7 +185,7 @@ def test_a_race_takes_at_most_its_winners_training_and_the_others_to_the_last_ru
 
 def settled(evidence, believed, rights):
     """The choice after a race between `partial` and `full_far`, of which such probabilities are seen at each rung."""
-    believed(*OPEN, deviation=0.02)
+    believed(*OPEN, deviation=0.04)
     choice = choose_strategy(evidence)
     contest = make_contest(choice.candidates, evidence, AUTO)
     entered = [contest.names.index(name) for name in choice.racing]
