@@ -99,7 +99,7 @@ def _chance(cell: Cell, expected: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _without(spread: NDArray[np.float64], chance: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return a covariance less a smaller one, of which at least a quarter stays, of sums and differences as well."""
-    root = np.linalg.cholesky(spread)
+    root = np.linalg.cholesky(spread + 1e-6 * np.eye(len(spread)))  # two candidates may be alike
     whitened = np.linalg.solve(root, np.linalg.solve(root, chance).T)
     values, vectors = np.linalg.eigh(whitened)
     root = root @ vectors * np.sqrt(1.0 - np.clip(values, 0.0, 0.75))

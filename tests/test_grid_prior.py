@@ -1,0 +1,64 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def policies(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from scripts import grid_policies
+
+    return grid_policies
+
+
+def make_cells(count, common, own, num_test):
+    """Cells in which candidates leave a third of the probe's errors, give or take what all share and what each has
+    alone, and in which the same test images are hard for all."""
+    from scripts.grid_cells import ALL, Cell
+
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        logs = np.log(1 / 3) + generator.normal(0, common) + generator.normal(0, own, len(ALL) - 1)
+        hardness = generator.permutation((np.arange(num_test) + 0.5) / num_test)
+        errors = 0.3 * np.concatenate([[1.0], np.exp(logs)])
+        yield Cell(
+            set=str(number),
+            size="20",
+            seed=0,
+            evidence={"images_per_class": 20.0, "domain_similarity": 0.5, "probe_accuracy": 0.7},
+            accuracy={},
+            correct={
+                name: (hardness >= error) ^ (generator.random(num_test) < 0.02)
+                for name, error in zip(ALL, errors, strict=True)
+            },
+            validation_top1={},
+            right={},
+            costs={},
+            harmed=frozenset(),
+            num_test=num_test,
+            device="",
+        )
+
+
+def test_chance_that_candidates_share_is_not_taken_off_their_differences(policies):
+    """The variance of what each has alone is found, though the chance of 300 test images in a share is as large."""
+    cells = list(make_cells(count=200, common=0.2, own=0.15, num_test=300))
+    covariance = np.asarray(policies.fit_prior(cells).covariance)
+    differences = [
+        covariance[one, one] + covariance[other, other] - 2 * covariance[one, other]
+        for one in range(len(covariance))
+        for other in range(one)
+    ]
+    assert np.mean(differences) == pytest.approx(2 * 0.15**2, rel=0.35)
+
+
+def test_a_training_that_did_harm_counts_as_the_one_that_takes_its_place(policies):
+    cells = list(make_cells(count=20, common=0.1, own=0.3, num_test=300))
+    harmed = [replace(cell, harmed=frozenset({"partial"})) for cell in cells]
+    prior = policies.fit_prior(harmed)
+    partial, fallback = prior.candidates.index("partial"), prior.candidates.index(policies.FALLBACK)
+    assert prior.coefficients[partial] == pytest.approx(prior.coefficients[fallback], abs=1e-3)
