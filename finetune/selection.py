@@ -33,7 +33,7 @@ DISCREPANCY = (0.02, 0.012)
 FINALISTS = 3
 """Most candidates in a race."""
 
-LEAST_PARTNER = 0.0075
+LEAST_PARTNER = 0.01
 """How far below the likely best another one may be expected to be, to be averaged with it, in accuracy."""
 
 LEAST_CHANCE = 0.1

@@ -15,11 +15,8 @@ from finetune.strategy import FALLBACK
 from scripts.grid_cells import ALL, CANDIDATES, PROBE, Cell, joined
 
 RIDGE = 0.02
-"""Pull of the prior's coefficients to 0 (`alpha` of the regression)."""
-
-OWN, OWN_SLOPES = 1.0, np.array([0.5, 0.05, 0.05])
-"""Sizes of the columns for what a candidate has of its own: in the constant, and in the slopes of images per class,
-similarity and the probe's error. More images favour training more; of the other two the grid tells little."""
+"""Pull of the prior's coefficients to 0 (`alpha` of the regression), of what all candidates have in common and of what
+each has of its own."""
 
 SPREAD_OF_SETS = 0.1
 """Variance of the log of a share of errors that remains from set to set: cells with many test errors weigh no more."""
@@ -51,17 +48,15 @@ def fit_prior(cells: Sequence[Cell], uses: Sequence[int] = (0, 1, 2)) -> Prior:
     ratios = np.array([_wrong(cell)[1:].sum(axis=1) for cell in cells]) / exposure[:, None]
     weights = 1.0 / (SPREAD_OF_SETS + 1.0 / exposure)
     weights /= [sum(other.set == cell.set for other in cells) for cell in cells]  # sets weigh alike
-    own, slopes = np.eye(len(CANDIDATES)), OWN_SLOPES[np.asarray(uses, dtype=np.intp)]
-    # What a candidate has of its own is pulled to 0 harder, by smaller columns, than what all have in common.
-    apart = np.concatenate(
-        [np.concatenate([np.tile(x, (len(own), 1)), OWN * own, np.kron(own, slopes * x)], axis=1) for x in known]
-    )
+    own = np.eye(len(CANDIDATES))
+    # What a candidate has of its own is pulled to 0, and what all have in common is left to explain the rest.
+    apart = np.concatenate([np.concatenate([np.tile(x, (len(own), 1)), own, np.kron(own, x)], axis=1) for x in known])
     model = PoissonRegressor(alpha=RIDGE, max_iter=1000)
     model.fit(apart, ratios.ravel(), sample_weight=np.repeat(weights, len(own)))
     count = len(uses)
     coefficients = np.zeros((len(own), 4))
-    coefficients[:, 0] = model.intercept_ + OWN * model.coef_[count : count + len(own)]
-    own_slopes = slopes * model.coef_[count + len(own) :].reshape(len(own), count)
+    coefficients[:, 0] = model.intercept_ + model.coef_[count : count + len(own)]
+    own_slopes = model.coef_[count + len(own) :].reshape(len(own), count)
     coefficients[:, [1 + place for place in uses]] = model.coef_[:count] + own_slopes
     expected = np.exp(np.array([cell.known for cell in cells]) @ coefficients.T)
     left = ratios / expected - 1.0
