@@ -20,7 +20,11 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+# This script's folder comes first on the path, where finetune.py stands in for the package.
 ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)
+
+from finetune.run_folder import RunFolder
 
 STRATEGIES = ("auto", "linear_probe", "norm_tuning", "partial", "full", "scratch")
 
@@ -59,7 +63,7 @@ class Result:
 
     metric: str
     value: float
-    strategy: str
+    chosen: str
     seconds: float
     training_seconds: float
     expected_seconds: float
@@ -77,15 +81,15 @@ def measure(name: str, strategy: str, data: Path, seed: int, runs: Path) -> Resu
         subprocess.run([*command, "--strategy", strategy], check=True, stdout=subprocess.DEVNULL)
     metrics = json.loads((folder / "metrics.json").read_text())
     evidence = json.loads((folder / "evidence.json").read_text())
-    choice = json.loads((folder / "choice.json").read_text())
+    chosen = RunFolder(folder).read_decisions().choice.chosen
     environment = json.loads((folder / "environment.json").read_text())
     return Result(
         metric=evidence["metric"],
         value=metrics["test"][evidence["metric"]],
-        strategy=choice["strategy"],
+        chosen=chosen.label,
         seconds=metrics["seconds"]["total"],
         training_seconds=metrics["seconds"]["train"],
-        expected_seconds=choice["candidates"][0]["expected_seconds"],
+        expected_seconds=chosen.expected_seconds,
         similarity=evidence["domain_similarity"],
         probe=evidence["probe_accuracy"],
         threads=environment["threads"],
@@ -112,8 +116,8 @@ def mean_minutes(results: Sequence[Result]) -> str:
 
 
 def chosen(results: Sequence[Result]) -> str:
-    """Return the strategies of the runs."""
-    return ", ".join(sorted({result.strategy for result in results}))
+    """Return what the runs chose."""
+    return ", ".join(sorted({result.chosen for result in results}))
 
 
 def write_header(name: str, results: list[Result]) -> None:
@@ -146,7 +150,7 @@ def write_table(all_results: dict[str, list[Result]]) -> None:
         f"Network: the embedded EfficientNet-Lite0. Hardware: {hardware()}.",
         f"Date: {date.today()}. Command: `python scripts/measure_recipes.py --data DIR`.",
         "",
-        "| recipe | images (training + test) | similarity | probe (5-fold) | strategy | metric | test | a run takes |",
+        "| recipe | images (training + test) | similarity | probe (5-fold) | chosen | metric | test | a run takes |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, results in sorted(all_results.items()):
