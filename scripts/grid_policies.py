@@ -15,8 +15,7 @@ from finetune.strategy import FALLBACK
 from scripts.grid_cells import ALL, CANDIDATES, PROBE, Cell, joined
 
 RIDGE = 0.02
-"""Pull of the prior's coefficients to 0 (`alpha` of the regression), of what all candidates have in common and of what
-each has of its own."""
+"""Pull of the prior's coefficients to 0 (`alpha` of the regression)."""
 
 SPREAD_OF_SETS = 0.1
 """Variance of the log of a share of errors that remains from set to set: cells with many test errors weigh no more."""
@@ -49,7 +48,7 @@ def fit_prior(cells: Sequence[Cell], uses: Sequence[int] = (0, 1, 2)) -> Prior:
     weights = 1.0 / (SPREAD_OF_SETS + 1.0 / exposure)
     weights /= [sum(other.set == cell.set for other in cells) for cell in cells]  # sets weigh alike
     own = np.eye(len(CANDIDATES))
-    # What a candidate has of its own is pulled to 0, and what all have in common is left to explain the rest.
+    # All are pulled to 0 alike: what candidates share explains what it can, and what each has of its own the rest.
     apart = np.concatenate([np.concatenate([np.tile(x, (len(own), 1)), own, np.kron(own, x)], axis=1) for x in known])
     model = PoissonRegressor(alpha=RIDGE, max_iter=1000)
     model.fit(apart, ratios.ravel(), sample_weight=np.repeat(weights, len(own)))

@@ -81,15 +81,15 @@ def measure(name: str, strategy: str, data: Path, seed: int, runs: Path) -> Resu
         subprocess.run([*command, "--strategy", strategy], check=True, stdout=subprocess.DEVNULL)
     metrics = json.loads((folder / "metrics.json").read_text())
     evidence = json.loads((folder / "evidence.json").read_text())
-    chosen = RunFolder(folder).read_decisions().choice.chosen
+    candidate = RunFolder(folder).read_decisions().choice.chosen
     environment = json.loads((folder / "environment.json").read_text())
     return Result(
         metric=evidence["metric"],
         value=metrics["test"][evidence["metric"]],
-        chosen=chosen.label,
+        chosen=candidate.label,
         seconds=metrics["seconds"]["total"],
         training_seconds=metrics["seconds"]["train"],
-        expected_seconds=chosen.expected_seconds,
+        expected_seconds=candidate.expected_seconds,
         similarity=evidence["domain_similarity"],
         probe=evidence["probe_accuracy"],
         threads=environment["threads"],
