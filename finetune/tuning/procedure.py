@@ -285,7 +285,8 @@ class _Procedure:
             training.look(share)  # nothing is trained, but what was is counted
         decisions = replace(self._decisions, recipe=recipe, choice=choice, plan=training.plan)
         self._folder.write_decisions(decisions)
-        work = coarse.work(winner.number) + fine.work(winner.number)
+        gone_on = {trial.number for trial in fine.trials(own=True)}  # what they took before is in what they took in all
+        work = coarse.work(gone_on) + fine.work({winner.number})
         begun = Begun(members=(decisions,), winner=training, work=work, seconds=self._tuning.seconds)
         model = ship(self._folder, begun, self._splits, self._report, self._start)
         self._drop_checkpoints(set())

@@ -1,7 +1,7 @@
 """Optuna's side of a search: what was tried, by whom, and what is tried next."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -213,10 +213,10 @@ class Stage:
         ended = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         return tuple(self._value(trial) for trial in ended if not own or self._is_own(trial))
 
-    def work(self, winner: int) -> Work:
-        """Return what this worker's trials took, but for the winner's."""
+    def work(self, counted: Collection[int]) -> Work:
+        """Return what this worker's trials took, but for those that are counted elsewhere."""
         lost = (trial.user_attrs for trial in self._all() if self._is_own(trial) and "work" in trial.user_attrs)
-        return sum((Work(**known["work"]) for known in lost if known["number"] != winner), Work())
+        return sum((Work(**known["work"]) for known in lost if known["number"] not in counted), Work())
 
     def worker_of(self, number: int) -> str:
         """Return who did a trial."""
