@@ -177,7 +177,7 @@ def partner(belief: Belief, costs: Sequence[float], place: int, price: float) ->
 
 def gain_of_two(belief: Belief, place: int, other: int) -> float:
     """Return how much more accurate the better one of two candidates is expected to be than the one at `place` (Clark
-    1961)."""
+    1961); exactly, for draws would err by a tenth of the price."""
     behind = float(belief.mean[place] - belief.mean[other])
     variance = float(np.array([1.0, -1.0]) @ belief.covariance[np.ix_([place, other], [place, other])] @ [1.0, -1.0])
     ahead = NormalDist(-behind, math.sqrt(max(variance, 1e-12)))

@@ -76,9 +76,9 @@ def priors_without(cells: Sequence[Cell], uses: Sequence[int] = (0, 1, 2)) -> di
 
 
 def _wrong(cell: Cell) -> NDArray[np.bool_]:
-    """Return which test images (n_candidates, n_images) are wrong where a candidate is chosen, the linear probe first:
-    where its training did harm, another one is trained."""
-    return np.array([~cell.correct[FALLBACK if name in cell.harmed else name] for name in ALL])
+    """Return which test images (n_candidates, n_images) are wrong with what ships where each candidate is chosen, the
+    linear probe first."""
+    return np.array([~cell.correct[finished(cell, [name]).chosen] for name in ALL])
 
 
 def _chance(cell: Cell, expected: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -302,13 +302,13 @@ def page(cells: Sequence[Cell], judged: Sequence[Cell], scores: Mapping[str, Sco
     counted = ", ".join(f"{len(own)} with {SIZES[size]}" for size, own in sizes.items() if own)
     held = sum(cell.was_held_out for cell in cells)
     devices = Counter(cell.device for cell in cells if cell.device)
-    elsewhere = "".join(f", {count} of them on one {device}" for device, count in sorted(devices.items()))
+    counted += "".join(f" ({count} of all cells on {device})" for device, count in sorted(devices.items()))
     lines = [
         "# The selector, judged",
         "",
         *wrapped(
             f"{len(cells)} cells of {len({cell.set for cell in cells})} image sets: {counted}; EfficientNet-Lite0 at "
-            f"128 px. Every candidate was trained in every cell{elsewhere} (`scripts/strategy_grid.py`, which says "
+            f"128 px. Every candidate was trained in every cell (`scripts/strategy_grid.py`, which says "
             f"how; the rows are in docs/strategy_grid.jsonl.gz), and what the selector would have done is replayed "
             f"from the table, with a prior fitted without the cell's own set: `{COMMAND}`. Races can be replayed in "
             f"the {held} cells whose trainings were judged on held-out images."

@@ -37,7 +37,7 @@ def make_cells(count, common, own, num_test):
             },
             validation_top1={},
             right={},
-            costs={},
+            costs={name: [0.0] for name in ALL},
             harmed=frozenset(),
             num_test=num_test,
             device="",

@@ -7,6 +7,7 @@ from finetune.selection import (
     compete,
     expected_gain,
     finalists,
+    gain_of_two,
     is_worth_racing,
     partner,
     pick,
@@ -187,3 +188,11 @@ def test_who_is_right_and_wrong_with_the_best_is_no_partner():
     together = belief_of([0.7, 0.8, 0.8], 0.05, correlation=0.999)
     assert partner(together, [0.0, 1.0, 2.0], 2, 0.004) is None
     assert partner(belief_of([0.7, 0.8, 0.8], 0.05, correlation=0.5), [0.0, 1.0, 2.0], 2, 0.004) == 1
+
+
+@pytest.mark.parametrize(("place", "other"), [(1, 2), (2, 1)])
+def test_the_gain_of_two_is_what_draws_have_in_the_mean(place, other):
+    believed = belief_of([0.7, 0.79, 0.80], 0.03, correlation=0.4)
+    drawn = np.random.default_rng(0).multivariate_normal(believed.mean, believed.covariance, 400_000)
+    better = np.maximum(drawn[:, place], drawn[:, other])
+    assert gain_of_two(believed, place, other) == pytest.approx((better - drawn[:, place]).mean(), abs=1e-4)
