@@ -8,51 +8,51 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from finetune.audit import measure_evidence
     from finetune.classifier import ImageClassifier
-    from finetune.diagnosis import Verdict, diagnose
+    from finetune.data import ImageSplits, load_images
+    from finetune.decide.choice import Choice, choose_strategy
+    from finetune.decide.diagnosis import Verdict, diagnose
+    from finetune.decide.evidence import Evidence
+    from finetune.decide.plan import Plan
+    from finetune.decide.planning import make_plan
     from finetune.errors import DataError, FinetuneError, ModelError, RecipeError, RunFolderError, TuningError
-    from finetune.evidence import Evidence
-    from finetune.images import ImageSplits, load_images
-    from finetune.metrics import Metrics, score
-    from finetune.pipeline import plan_only, resume, run, run_plan
-    from finetune.plan import Plan
-    from finetune.planning import make_plan
-    from finetune.prediction import TrainedModel
+    from finetune.measure import measure_evidence
+    from finetune.predict.metrics import Metrics, score
+    from finetune.predict.model import TrainedModel
     from finetune.recipe import Recipe, load_recipe
-    from finetune.run_folder import RunFolder
-    from finetune.strategy import Choice, choose_strategy
+    from finetune.runs.folder import RunFolder
+    from finetune.runs.pipeline import plan_only, resume, run, run_plan
     from finetune.training import train
     from finetune.tuning import resume_tuning, tune
 
 _HOMES = {
-    "measure_evidence": "audit",
+    "measure_evidence": "measure",
     "ImageClassifier": "classifier",
-    "Verdict": "diagnosis",
-    "diagnose": "diagnosis",
+    "Verdict": "decide.diagnosis",
+    "diagnose": "decide.diagnosis",
     "DataError": "errors",
     "FinetuneError": "errors",
     "ModelError": "errors",
     "RecipeError": "errors",
     "RunFolderError": "errors",
     "TuningError": "errors",
-    "Evidence": "evidence",
-    "ImageSplits": "images",
-    "load_images": "images",
-    "Metrics": "metrics",
-    "score": "metrics",
-    "plan_only": "pipeline",
-    "resume": "pipeline",
-    "run": "pipeline",
-    "run_plan": "pipeline",
-    "Plan": "plan",
-    "make_plan": "planning",
-    "TrainedModel": "prediction",
+    "Evidence": "decide.evidence",
+    "ImageSplits": "data",
+    "load_images": "data",
+    "Metrics": "predict.metrics",
+    "score": "predict.metrics",
+    "plan_only": "runs.pipeline",
+    "resume": "runs.pipeline",
+    "run": "runs.pipeline",
+    "run_plan": "runs.pipeline",
+    "Plan": "decide.plan",
+    "make_plan": "decide.planning",
+    "TrainedModel": "predict.model",
     "Recipe": "recipe",
     "load_recipe": "recipe",
-    "RunFolder": "run_folder",
-    "Choice": "strategy",
-    "choose_strategy": "strategy",
+    "RunFolder": "runs.folder",
+    "Choice": "decide.choice",
+    "choose_strategy": "decide.choice",
     "train": "training",
     "resume_tuning": "tuning",
     "tune": "tuning",

@@ -108,7 +108,7 @@ def _explained() -> Iterator[None]:
         ) from None
 
 
-class Rows:
+class CachedRows:
     """Rows of an array in memory or mapped from the disk; of the latter few stay in this process's memory."""
 
     def __init__(self, array: NDArray[Any]) -> None:
@@ -170,7 +170,7 @@ def make_key(*parts: object) -> str:
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
 
 
-def read_arrays(kind: Kind, key: str) -> dict[str, Rows] | None:
+def read_arrays(kind: Kind, key: str) -> dict[str, CachedRows] | None:
     """Return an entry's arrays, memory-mapped, or None if there is no such entry."""
     about = _read_about(kind, key)
     if about is None:
@@ -178,7 +178,7 @@ def read_arrays(kind: Kind, key: str) -> dict[str, Rows] | None:
     folder = cache_folder() / kind / key
     try:
         return {
-            name: Rows(np.memmap(folder / name, dtype=array["dtype"], mode="r", shape=tuple(array["shape"])))
+            name: CachedRows(np.memmap(folder / name, dtype=array["dtype"], mode="r", shape=tuple(array["shape"])))
             for name, array in about["arrays"].items()
         }
     except FileNotFoundError:  # cleared by another process meanwhile

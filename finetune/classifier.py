@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
+from finetune.data import label_paths
 from finetune.errors import RecipeError
-from finetune.execution import begin, decide, finish
-from finetune.images import label_paths
-from finetune.prediction import Predictor, average
+from finetune.predict.model import Predictor, average
 from finetune.recipe import load_recipe
+from finetune.runs.execution import begin, decide, finish
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]

@@ -17,7 +17,7 @@ from finetune.errors import FinetuneError, RecipeError, RunFolderError
 
 if TYPE_CHECKING:
     from finetune.recipe import Recipe
-    from finetune.report import Report
+    from finetune.runs.report import Report
 
 app = typer.Typer(
     add_completion=False,
@@ -118,7 +118,7 @@ def train(
             raise RecipeError(
                 f"{option} trains what was planned, so {other} can not be given with it; edit the plan instead"
             )
-    from finetune import pipeline
+    from finetune.runs import pipeline
 
     with _resumable("train"):
         if resume is not None:
@@ -154,7 +154,7 @@ def plan(
 ) -> None:
     """Measure, choose and plan, then stop: the same as train --plan-only."""
     asked = _asked(locals())
-    from finetune import pipeline
+    from finetune.runs import pipeline
 
     pipeline.plan_only(_recipe(recipe, asked, set_), output, _report(), plot)
 
@@ -213,8 +213,8 @@ def predict(
     """Label new images with a trained run."""
     if output is not None and output.exists():
         raise RunFolderError(f"{output} exists and is not overwritten; give another --output")
-    from finetune.labelling import label_images
-    from finetune.run_folder import RunFolder
+    from finetune.predict.labelling import label_images
+    from finetune.runs.folder import RunFolder
 
     table, unreadable = label_images(RunFolder(run).read_model(), images, top_k)
     for file in unreadable:
@@ -238,9 +238,9 @@ def evaluate(
     """Score a trained run on labelled images."""
     if output is not None and output.exists():
         raise RunFolderError(f"{output} exists and is not overwritten; give another --output")
-    from finetune.images import labels_of, load_scored_images
-    from finetune.metrics import score
-    from finetune.run_folder import RunFolder
+    from finetune.data import labels_of, load_scored_images
+    from finetune.predict.metrics import score
+    from finetune.runs.folder import RunFolder
 
     folder = RunFolder(run)
     model = folder.read_model()
@@ -260,8 +260,8 @@ def evaluate(
 @app.command()
 def diagnose(run: Annotated[Path, typer.Argument(help="A run folder, of a training that ended or diverged.")]) -> None:
     """Say what a run's learning curve tells: too short, too fast, learned by heart, ..., and what to change."""
-    from finetune import diagnosis
-    from finetune.run_folder import RunFolder
+    from finetune.decide import diagnosis
+    from finetune.runs.folder import RunFolder
 
     report = _report()
     for number, folder in enumerate(RunFolder(run).members, start=1):
@@ -303,7 +303,7 @@ def schema() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; options without a command mean `train`."""
-    # Threads that spin while they wait for each other make a busy machine ten times slower (docs/log.md, 2026-11-24).
+    # Threads that spin while they wait for each other make a busy machine ten times slower (experiments/log.md, 2026-11-24).
     # OpenMP reads this when torch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -323,7 +323,7 @@ def _keep_freed_memory() -> None:
     """Have glibc keep what is freed, for the next batch, which asks for as much again.
 
     By default it gives large blocks back to the system at once, and they come anew page by page: a sixth of a
-    first run at 224 px on a CPU (docs/log.md, 2026-11-27). Only the first heap may grow as large as needed, so the
+    first run at 224 px on a CPU (experiments/log.md, 2026-11-27). Only the first heap may grow as large as needed, so the
     threads share it.
     """
     try:
@@ -367,6 +367,6 @@ def _recipe(path: Path | None, asked: dict[str, Any], assignments: list[str] | N
 def _report() -> "Report":
     from rich.console import Console
 
-    from finetune.report import Report
+    from finetune.runs.report import Report
 
     return Report(Console(highlight=False, soft_wrap=True))

@@ -4,14 +4,17 @@ FinetuneError            a mistake of the person: one sentence that teaches; the
 ├── RecipeError          a recipe, a plan or an option holds an impossible value or an unknown key
 ├── DataError            the images, their labels or their splits can not be used as they are
 ├── TuningError          a search for hyper-parameters would be wasted, or is another one
-├── ModelError           an unknown network, or weights that are not to be had or do not match
+├── ModelError           an unknown network, or weights that cannot be found or do not match it
+├── DivergenceError      a training whose loss or gradients became infinite or not a number
 └── RunFolderError       a run folder is missing, incomplete or already taken
 
 Anything else that is raised is a defect of this library.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+from finetune.history import Row
 
 
 class FinetuneError(Exception):
@@ -32,6 +35,20 @@ class DataError(FinetuneError):
 
 class ModelError(FinetuneError):
     """An unknown network, or weights that are not to be had or do not match."""
+
+
+class DivergenceError(FinetuneError):
+    """A training whose loss or gradients became infinite or not a number."""
+
+    def __init__(self, sentence: str, history: Sequence[Row] = ()) -> None:
+        """Hold the sentence and the history.
+
+        Args:
+            sentence: names the step and the layer.
+            history: rows of the training's history; the last one says where it diverged (`diverged_in`).
+        """
+        super().__init__(sentence)
+        self.history = tuple(history)
 
 
 class TuningError(FinetuneError):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from finetune.errors import FinetuneError
 
 Made = TypeVar("Made")
-Rows = TypeVar("Rows", bound=NDArray[Any])
+Array = TypeVar("Array", bound=NDArray[Any])
 
 
 def is_main_process() -> bool:
@@ -43,7 +43,7 @@ def from_main_process(make: Callable[[], Made]) -> Made:
     return outcome[0]  # type: ignore[return-value]
 
 
-def share_out(make: Callable[[list[int]], Rows], members: Sequence[int] | NDArray[np.intp]) -> Rows:
+def share_out(make: Callable[[list[int]], Array], members: Sequence[int] | NDArray[np.intp]) -> Array:
     """Return what `make` makes of `members`, a row for each, in their order; each process makes its part of the rows.
 
     No row is made twice, all processes get the same ones, and a mistake in one is raised in every one. All of them must

@@ -8,7 +8,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from finetune.errors import RecipeError
-from finetune.value import Value, explain
+from finetune.value import FrozenModel, explain
 
 Strategy = Literal["linear_probe", "norm_tuning", "partial", "full", "scratch"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -24,6 +24,8 @@ BatchNormStatistics = Literal["frozen", "re_estimated", "updated"]
 
 Mixing = Literal["none", "mixup", "cutmix"]
 
+Precision = Literal["float32", "bfloat16", "float16"]
+Layout = Literal["channels_last", "contiguous"]
 Schedule = Literal["cosine", "linear", "step", "inverse_sqrt", "constant"]
 
 _ENSEMBLE = re.compile(r"(seeds|snapshots):([2-9]|1\d)|folds|backbones|auto")
@@ -74,7 +76,7 @@ def split_names(text: object) -> object:
     return text
 
 
-class TableColumns(Value):
+class TableColumns(FrozenModel):
     """Which columns of a table hold what."""
 
     path: str | None = None
@@ -87,7 +89,7 @@ class TableColumns(Value):
     """Column whose equal values must never be parted by a split; by default `group` where there is one."""
 
 
-class TrainingRecipe(Value):
+class TrainingRecipe(FrozenModel):
     """How to train, where the person wants to fix it."""
 
     optimizer: Optimizer | None = None
@@ -116,7 +118,7 @@ class TrainingRecipe(Value):
     """Horizon of the weights' moving average as a share of the steps; 0 switches the average off."""
     accumulation: Annotated[int, Field(ge=1)] | None = None
     """Micro-batches a step: the batch is worked off in so many parts, for less memory."""
-    precision: Literal["float32", "bfloat16", "float16"] | None = None
+    precision: Precision | None = None
     """Arithmetic of the training steps; by default the fastest that was measured."""
     batch_norm_statistics: BatchNormStatistics | None = None
     """Whether batch-norm running statistics stay those of the pretraining data, become those of the training images
@@ -133,7 +135,7 @@ class TrainingRecipe(Value):
     """The answer to unequal classes; by default chosen on validation."""
 
 
-class AugmentationRecipe(Value):
+class AugmentationRecipe(FrozenModel):
     """How training images are varied, where the person wants to fix it."""
 
     horizontal_flip: bool | None = None
@@ -164,7 +166,7 @@ Limits = Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(g
 Search = Literal["grid", "random", "tpe"]
 
 
-class TuningRecipe(Value):
+class TuningRecipe(FrozenModel):
     """How `finetune tune` searches, where the person wants to fix it; where a range is given, only those given are
     searched."""
 
@@ -191,7 +193,7 @@ class TuningRecipe(Value):
         return {name: limits for name, limits in named.items() if limits is not None}
 
 
-class Recipe(Value):
+class Recipe(FrozenModel):
     """What was asked. Every key but `data` may be left out."""
 
     data: str

@@ -9,10 +9,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from finetune.errors import RecipeError, nearest_names
 
 
-class Value(BaseModel):
+class FrozenModel(BaseModel):
     """A frozen value; change it with `changed`, save it with `save`, read it with `load`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        validate_by_name=True,
+        validate_by_alias=True,
+    )
 
     def changed(self, **changes: Any) -> Self:  # noqa: ANN401  (any field may change; validation holds the types)
         """Return a copy with `changes` made and checked."""
@@ -21,7 +28,9 @@ class Value(BaseModel):
     def save(self, path: Path) -> None:
         """Write the value as readable JSON, whole or not at all."""
         partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        partial.write_text(
+            json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False) + "\n", "utf-8"
+        )
         partial.replace(path)
 
     @classmethod
@@ -61,7 +70,7 @@ def explain(cls: type[BaseModel], error: ValidationError) -> str:
     key = ".".join(str(part) for part in problem["loc"]) or cls.__name__.lower()
     if problem["type"] == "extra_forbidden":
         owner = _owner(cls, problem["loc"][:-1])
-        known = list(owner.model_fields) if owner else []
+        known = [field.alias or name for name, field in owner.model_fields.items()] if owner else []
         return f"unknown key '{key}'{nearest_names(str(problem['loc'][-1]), known)}"
     if problem["type"] == "missing":
         return f"the key '{key}' is missing"

@@ -23,8 +23,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from finetune import execution
-from finetune.evidence import (
+from finetune.decide.evidence import (
     Evidence,
     ForwardSettings,
     LearningCurve,
@@ -32,16 +31,17 @@ from finetune.evidence import (
     ProbeResult,
     StageProfile,
     TrainingSpeed,
-    Work,
 )
+from finetune.decide.plan import AugmentationPlan, Plan, StagePlan
+from finetune.decide.preprocessing import Preprocessing
+from finetune.ensemble.recommendation import Offer, Option
 from finetune.network.backbone import find_stages, takes_image_size
-from finetune.plan import AugmentationPlan, Plan, StagePlan
-from finetune.preprocessing import Preprocessing
 from finetune.recipe import TableColumns
-from finetune.recommendation import Offer, Option
+from finetune.runs import execution
+from finetune.work import Work
 
 FORWARD = ForwardSettings(
-    precision="float32", layout="channels_last", batch_size=64, streams=1, num_threads=1, loader_workers=0
+    precision="float32", layout="channels_last", batch_size=64, parallel_parts=1, num_threads=1, loader_workers=0
 )
 
 FAMILIES = (
@@ -168,7 +168,7 @@ def small_plan(small_network):
                 StagePlan(name=stage.name, learning_rate=rate) for stage, rate in zip(stages, rates, strict=True)
             ),
             head_learning_rate=1e-3,
-            probe_strength=0.02,
+            probe_inverse_regularization=0.02,
             steps=0 if strategy == "linear_probe" else 6,
             warmup_steps=0 if strategy == "linear_probe" else 1,
             schedule="cosine",
@@ -191,7 +191,7 @@ def small_plan(small_network):
             test_time_flips=False,
             cached_views=2 if strategy == "partial" else 0,
             precision="float32",
-            streams=1,
+            parallel_parts=1,
             num_threads=1,
             forward=FORWARD,
             keep="last",
@@ -267,7 +267,7 @@ def evidence() -> Evidence:
             answers={"none": 0.84, "class_weights": 0.85, "logit_adjustment": 0.86},
             curve=LearningCurve(num_images=(48, 96, 192), accuracy=(0.75, 0.81, 0.85), slope=0.37, slope_error=0.05),
         ),
-        handedness=0.52,
+        chirality=0.52,
         forward_images_per_second=200.0,
         train_images_per_second=50.0,
         stages=(
@@ -306,7 +306,7 @@ def _speed(strategy: str, stages: int, rate: float, prefix: float | None) -> Tra
         strategy=strategy,
         trainable_stages=stages,
         precision="bfloat16",
-        streams=1,
+        parallel_parts=1,
         images_per_second=rate,
         prefix_images_per_second=prefix,
         gradient_error=0.0,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from finetune import cache
-from finetune.cache import Rows, keep_value, list_entries, make_key, new_entry, read_arrays, read_value
+from finetune.cache import CachedRows, keep_value, list_entries, make_key, new_entry, read_arrays, read_value
 from finetune.errors import FinetuneError, RecipeError
 
 ROWS = np.arange(300, dtype=np.int16).reshape(100, 3)
@@ -315,7 +315,7 @@ def test_keys_are_names_of_files_and_differ_where_a_part_differs(monkeypatch):
 def test_rows_are_equal_to_the_array_however_often_pages_are_given_back(monkeypatch, mapped, released):
     monkeypatch.setattr(cache, "RELEASED", released)
     array = np.random.default_rng(0).integers(0, 100, (5000, 7), dtype=np.int32)
-    rows = Rows(array)
+    rows = CachedRows(array)
     if mapped:
         keep("k", array)
         rows = read_arrays("features", "k")["rows"]
@@ -328,7 +328,7 @@ def test_rows_are_equal_to_the_array_however_often_pages_are_given_back(monkeypa
 @pytest.mark.parametrize("mapped", [False, True])
 def test_rows_are_copies_that_may_be_written_to(mapped):
     keep("k")
-    rows = read_arrays("features", "k")["rows"] if mapped else Rows(ROWS.copy())
+    rows = read_arrays("features", "k")["rows"] if mapped else CachedRows(ROWS.copy())
     part = rows[:5]
     part[:] = -1
     assert type(part) is np.ndarray

@@ -191,7 +191,7 @@ def test_who_interrupts_a_training_is_told_how_to_go_on(command, monkeypatch):
     def interrupted(*_arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("finetune.pipeline.run", interrupted)
+    monkeypatch.setattr("finetune.runs.pipeline.run", interrupted)
     status, _, said = command("--data", "x")
     assert status == 130
     assert "go on with finetune train --resume RUN" in said

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def policies(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
-    from scripts import grid_policies
+    from experiments import grid_policies
 
     return grid_policies
 
@@ -18,7 +18,7 @@ def policies(monkeypatch):
 def make_cells(count, common, own, num_test):
     """Cells in which candidates leave a third of the probe's errors, give or take what all share and what each has
     alone, and in which the same test images are hard for all."""
-    from scripts.grid_cells import ALL, Cell
+    from experiments.grid_cells import ALL, Cell
 
     generator = np.random.default_rng(0)
     for number in range(count):

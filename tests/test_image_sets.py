@@ -8,7 +8,7 @@ import pytest
 
 import finetune
 from finetune.cli import main
-from finetune.images import labels_of
+from finetune.data import labels_of
 
 SETS = os.environ.get("FINETUNE_IMAGE_SETS")
 

@@ -8,11 +8,11 @@ import timm
 import torch
 from conftest import run_two_processes
 
-from finetune.images import labels_of, load_images
-from finetune.metrics import score
+from finetune.data import labels_of, load_images
+from finetune.decide.preprocessing import Preprocessing
 from finetune.network.backbone import create_network
-from finetune.preprocessing import Preprocessing
-from finetune.run_folder import RunFolder
+from finetune.predict.metrics import score
+from finetune.runs.folder import RunFolder
 from finetune.training import train
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -105,7 +105,7 @@ if rank == "0":  # as if the image that is to blame were one of the other proces
     loop.first_not_finite = lambda *_: ""
 try:
     train(diverging, load_images(diverging.data))
-except loop.NotFiniteError as error:
+except loop.DivergenceError as error:
     (folder / f"diverged-{rank}.txt").write_text(str(error))
 loop.first_not_finite = own_look
 torch.save = save

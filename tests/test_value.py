@@ -5,28 +5,29 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from finetune.diagnosis import Verdict
+from finetune.decide.choice import Backbone, choose_strategy
+from finetune.decide.diagnosis import Verdict
+from finetune.decide.forecast import ASSUMED
+from finetune.decide.planning import make_plan
+from finetune.decide.prior import Prior
+from finetune.decide.workload import size_workload
+from finetune.ensemble.recommendation import Option
 from finetune.errors import RecipeError
-from finetune.evidence import Work
-from finetune.forecast import ASSUMED
-from finetune.metrics import score
 from finetune.network.weights import WeightsReport
-from finetune.planning import make_plan
-from finetune.prior import Prior
+from finetune.predict.metrics import score
 from finetune.recipe import AugmentationRecipe, Recipe, TableColumns, TrainingRecipe, TuningRecipe
-from finetune.recommendation import Option
-from finetune.run_folder import Averaged, RunMetrics, Seconds
-from finetune.search import Dimension, Finding, RateTrial, Trial, Tuning
-from finetune.strategy import Backbone, choose_strategy
-from finetune.value import Value
-from finetune.workload import size_workload
+from finetune.runs.folder import Averaged, RunMetrics, Seconds
+from finetune.tuning.findings import RateTrial
+from finetune.tuning.space import Dimension, Finding, Trial, Tuning
+from finetune.value import FrozenModel
+from finetune.work import Work
 
 
-class Inner(Value):
+class Inner(FrozenModel):
     colour: str = "red"
 
 
-class Outer(Value):
+class Outer(FrozenModel):
     number: int
     pair: tuple[float, float] = (0.0, 1.0)
     inner: Inner = Inner()
@@ -82,7 +83,7 @@ def one_of_each(evidence):
         evidence.probe,
         evidence.probe.curve,
         evidence.speed,
-        evidence.speed.forward.changed(layout="contiguous", streams=2),
+        evidence.speed.forward.changed(layout="contiguous", parallel_parts=2),
         evidence.speed.training[1],
         evidence.stages[0],
         size_workload(recipe, evidence, "partial"),
@@ -109,7 +110,7 @@ def one_of_each(evidence):
 
 
 def library_values():
-    return sorted(kind.__name__ for kind in Value.__subclasses__() if kind.__module__.startswith("finetune."))
+    return sorted(kind.__name__ for kind in FrozenModel.__subclasses__() if kind.__module__.startswith("finetune."))
 
 
 @pytest.mark.parametrize("name", library_values())

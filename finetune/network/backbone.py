@@ -11,12 +11,12 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from finetune.decide.evidence import StageProfile
+from finetune.decide.plan import Plan
+from finetune.decide.preprocessing import Preprocessing
 from finetune.errors import ModelError
-from finetune.evidence import StageProfile
-from finetune.network.source_head import put_beside
+from finetune.network.co_tuning import put_beside
 from finetune.network.weights import WeightsReport, create_pretrained
-from finetune.plan import Plan
-from finetune.preprocessing import Preprocessing
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 

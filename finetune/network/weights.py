@@ -20,7 +20,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from finetune.errors import ModelError, nearest_names
-from finetune.value import Value
+from finetune.value import FrozenModel
 
 EMBEDDED_DEFAULT = "tf_efficientnet_lite0"
 """The network whose weights are installed with this library."""
@@ -38,7 +38,7 @@ EMBEDDED = {
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-class WeightsReport(Value):
+class WeightsReport(FrozenModel):
     """Where weights came from and how many tensors of the network they fill."""
 
     source: str

@@ -2,34 +2,30 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from math import isfinite, sqrt
-from typing import Any, NamedTuple
+from math import isfinite
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 
-from finetune.augmentation import mix
-from finetune.errors import FinetuneError, RecipeError
-from finetune.features import autocast
+from finetune.decide.plan import Plan
+from finetune.decide.schedule import learning_rate_factor
+from finetune.device import autocast
+from finetune.errors import RecipeError
+from finetune.history import Row
 from finetune.network.backbone import set_training_mode
-from finetune.network.convolutions import quick_gradients
-from finetune.network.finiteness import first_not_finite
-from finetune.network.folding import FoldedNorms
-from finetune.network.streams import Streams
-from finetune.plan import Plan
-from finetune.prediction import Row
-from finetune.processes import from_main_process, of_all_processes
-from finetune.schedule import is_time_to_stop, learning_rate_factor, stride
+from finetune.network.cpu.convolutions import quick_gradients
+from finetune.network.cpu.folding import FoldedNorms
+from finetune.network.cpu.threads import ThreadTeam
+from finetune.training.monitor import _check_finite, _UpdateRatios, is_watched
+from finetune.training.optimizer import _Average, _make_optimizer, _parameter_groups, _write
+from finetune.training.pace import _Pace
 from finetune.training.sharding import (
     assemble,
     assembled,
@@ -40,76 +36,13 @@ from finetune.training.sharding import (
     sharding_asked,
     without_shards,
 )
+from finetune.training.task import Reached, Task, _Batches, _Part, _split
 
 CHECKPOINTS = 10
 """Checkpoints a training, at equal distances."""
 
-WATCHED = 10
-"""Steps a training, at equal distances, that tell how far they move the weights."""
 
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-
-MOMENTUM = 0.9
-"""Of SGD (Nesterov 1983; Sutskever et al. 2013)."""
-
-
-@dataclass(kw_only=True)
-class Task:
-    """One training: a module, its images, and whom to tell."""
-
-    name: str
-    module: nn.Module
-    """On its device, with what is trained set to require gradients."""
-    groups: dict[str, list[str]]
-    """Names of the trained parameters by stage; the head is `head`."""
-    make_loader: Callable[[range], DataLoader[Any]]
-    """Batches of (inputs, indices) for these steps."""
-    prepare: Callable[[Tensor], Tensor]
-    """From a batch's inputs to the module's, on its device."""
-    labels: Tensor
-    """(n_images,), of the indices."""
-    class_weights: Tensor
-    """(num_classes,); the mean over the training images is 1."""
-    relation: Tensor | None = None
-    """(num_classes, source_classes): what the pretrained classifier takes each class for, where it is co-tuned and its
-    logits follow the module's own."""
-    on_step: Callable[[int], None]
-    evaluate: Callable[[], tuple[float, float]] | None = None
-    """Return the log-loss and the top-1 accuracy on the held-out images."""
-    details: Callable[[], Row] = dict
-    """Return what else is to be known of the last evaluation."""
-    save: Callable[[dict[str, Any]], None] | None = None
-    """Keep a checkpoint."""
-    resumed: dict[str, Any] | None = None
-    """The checkpoint to go on from."""
-    until: int | None = None
-    """The step at which it pauses, to go on from a checkpoint; None: it goes through the plan's."""
-    seconds: float | None = None
-    """What it may take from now on; where that is too little, it goes through its schedule in fewer steps."""
-    history: list[Row] = field(default_factory=list)
-
-
-class Reached(NamedTuple):
-    """How far a training went."""
-
-    step: int
-    """Steps taken, those before an interruption included."""
-    is_over: bool
-    """Whether there is nothing left to go on to."""
-
-
-class NotFiniteError(FinetuneError):
-    """A training diverged."""
-
-    def __init__(self, sentence: str, history: Sequence[Row] = ()) -> None:
-        """Say it in a sentence.
-
-        Args:
-            sentence: names the step and the layer.
-            history: what was measured up to there; the last row says where it diverged (`diverged_in`).
-        """
-        super().__init__(sentence)
-        self.history = tuple(history)
 
 
 def make_accelerator(plan: Plan) -> Accelerator:
@@ -143,7 +76,7 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
     before its last step where the held-out images say so for as long as the plan is patient, or where time runs out.
 
     Raises:
-        NotFiniteError: the loss or a gradient is not a finite number; names the step and the layer.
+        DivergenceError: the loss or a gradient is not a finite number; names the step and the layer.
     """
     own = _begin(task, accelerator)
     optimizer = _make_optimizer(plan, _parameter_groups(task, plan, dict(own.named_parameters())))
@@ -157,7 +90,7 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
     pace = _Pace(task, plan)
     batches = _Batches(task.make_loader(range(pace.step, pace.end)), plan, pace.step)
     set_training_mode(own, plan.batch_norm_statistics != "updated")
-    streams = Streams(_count_streams(own, plan, accelerator), plan.num_threads)
+    streams = ThreadTeam(_count_streams(own, plan, accelerator), plan.num_threads)
     clock = time.perf_counter() - float(task.history[-1]["seconds"] if task.history else 0.0)
     with streams:
         folded = None if pace.is_over or own is not task.module else _folded_norms(task, plan, batches)
@@ -232,7 +165,7 @@ def _gradients(
     plan: Plan,
     accelerator: Accelerator,
     module: nn.Module,
-    streams: Streams,
+    streams: ThreadTeam,
     batches: "_Batches",
     folded: FoldedNorms | None,
 ) -> float:
@@ -293,12 +226,6 @@ def _losses(
     return loss + second, loss.detach()
 
 
-def _split(scores: Tensor, task: Task) -> tuple[Tensor, Tensor]:
-    """Return the logits of the new head, and those of the pretrained classifier beside it."""
-    count = scores.shape[1] - (0 if task.relation is None else task.relation.shape[1])
-    return scores[:, :count], scores[:, count:]
-
-
 def _folded_norms(task: Task, plan: Plan, batches: "_Batches") -> FoldedNorms | None:
     """Return the context in which convolutions do the work of frozen batch norms, if they are frozen."""
     if plan.batch_norm_statistics == "updated":
@@ -312,240 +239,7 @@ def _count_streams(module: nn.Module, plan: Plan, accelerator: Accelerator) -> i
     names = ("p", "drop_prob", "drop_rate")  # of dropout in torch, of drop-path and of heads without a module in timm
     draws = any(getattr(part, name, 0) for part in module.modules() if part.training for name in names)
     alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
-    return plan.streams if alone and not draws and plan.batch_norm_statistics != "updated" else 1
-
-
-class _Pace:
-    """Which step comes next and where on the schedule it is: a step after the one before, or more where time runs
-    out."""
-
-    def __init__(self, task: Task, plan: Plan) -> None:
-        """Start where the checkpoint is that the task goes on from."""
-        self._task = task
-        self._plan = plan
-        resumed = task.resumed or {"step": 0, "position": 0.0}
-        self.step = int(resumed["step"])
-        """Steps taken."""
-        self.position = float(resumed["position"])
-        """On the schedule, in the plan's steps."""
-        self.end = plan.steps if task.until is None else task.until
-        """Where on the schedule it pauses."""
-        self._marks = [round((number + 1) * plan.steps / plan.evaluations) for number in range(plan.evaluations)]
-        self._begun = time.perf_counter(), self.step
-        self._stride = self._next_stride()
-        self._is_stopped = self._stops()
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the training is over, and does not just pause."""
-        return self._is_stopped or self.position > self._plan.steps - 0.5
-
-    @property
-    def is_over(self) -> bool:
-        """Whether there is no step to take now."""
-        return self.has_ended or self.position > self.end - 0.5
-
-    def is_evaluated(self) -> bool:
-        """Return whether the held-out images are looked at after this step."""
-        return any(self.position < mark <= self.position + self._stride + 1e-9 for mark in self._marks)
-
-    def advance(self) -> None:
-        """Go on to the next step."""
-        self.step += 1
-        self.position += self._stride
-        self._stride = self._next_stride()
-        self._is_stopped = self._stops()
-
-    def _next_stride(self) -> float:
-        if self._task.seconds is None:
-            return 1.0
-        start, first = self._begun
-        elapsed, taken = time.perf_counter() - start, self.step - first
-        left = self._task.seconds - elapsed
-        # Clocks differ between processes, and the steps that they take must not.
-        return from_main_process(
-            lambda: stride(self.position, self._plan.steps, elapsed / taken, left) if taken else 1.0
-        )
-
-    def _stops(self) -> bool:
-        """Return whether the plan's patience is over."""
-        losses = [float(row["validation_loss"]) for row in self._task.history if "validation_loss" in row]
-        if not self._plan.patience or len(losses) <= self._plan.patience:
-            return False
-        return from_main_process(lambda: is_time_to_stop(losses, self._plan.patience, self._plan.minimum_gain))
-
-
-class _Part(NamedTuple):
-    """A part of a batch."""
-
-    inputs: Tensor
-    indices: Tensor
-    """(n,), of the images."""
-    others: Tensor
-    """(n,), of those that they are mixed with."""
-
-
-class _Batches:
-    """The batches of a loader, of which the next one can be read while another is computed with."""
-
-    def __init__(self, loader: DataLoader[Any], plan: Plan, step: int) -> None:
-        """Mix as planned; `step` is that of the first batch."""
-        self._batches: Iterator[Any] = iter(loader)
-        self._plan = plan
-        self._step = step
-        self._next: Future[Any] | None = None
-        self.share = 1.0
-        """Of its own in each image of the batch that is computed with."""
-        self.taken: tuple[Tensor, Tensor] | None = None
-        """The batch that is computed with."""
-
-    def take(self, parts: int) -> list[_Part]:
-        """Return the next batch, mixed as planned, in so many parts, or in as many as it has images."""
-        inputs, indices = next(self._batches) if self._next is None else self._next.result()
-        self._next = None
-        self.taken = inputs, indices
-        inputs, self.share = mix(inputs, self._plan.augmentation.mixing, (self._plan.noise_seed, self._step))
-        self._step += 1
-        parts = min(parts, len(indices))
-        split = (tensor.tensor_split(parts) for tensor in (inputs, indices, indices.roll(1)))
-        return [_Part(*each) for each in zip(*split, strict=True)]
-
-    def peek(self) -> Tensor:
-        """Return the inputs (1, ...) of the first image of the next batch."""
-        if self._next is None:
-            self._next = Future()
-            self._next.set_result(next(self._batches))
-        inputs: Tensor = self._next.result()[0]
-        return inputs[:1]
-
-    def read_ahead(self, streams: Streams) -> Iterator[Any]:
-        """Let a stream read the next batch once it has nothing else to do; this iterator yields nothing.
-
-        A core that is through with its part reads while the other computes, and while this thread steps the optimizer.
-        """
-        self._next = streams.submit(lambda: next(self._batches, None))
-        yield from ()
-
-    def finish_reading(self) -> None:
-        """Wait for the batch that is read ahead: whatever draws random numbers draws them from the same generator."""
-        if self._next is not None:
-            self._next.result()
-
-
-def _make_optimizer(plan: Plan, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """Return AdamW (Loshchilov & Hutter 2019), or SGD with Nesterov momentum."""
-    if plan.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True, foreach=True)  # a fused step knows no shards
-    return torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)
-
-
-def _parameter_groups(task: Task, plan: Plan, parameters: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
-    """Return one group for each stage and kind of parameter, with its own peak rate; vectors are not decayed."""
-    rates = {stage.name: stage.learning_rate for stage in plan.stages} | {"head": plan.head_learning_rate}
-    groups: list[dict[str, Any]] = []
-    for stage, names in task.groups.items():
-        for decayed in (True, False):
-            members = [parameters[name] for name in names if (parameters[name].ndim > 1) == decayed]
-            if members:
-                decay = plan.weight_decay if decayed else 0.0
-                groups.append(
-                    {"params": members, "lr": rates[stage], "peak": rates[stage], "weight_decay": decay, "stage": stage}
-                )
-    return groups
-
-
-def is_watched(step: int, num_steps: int) -> bool:
-    """Return whether a step (0 .. num_steps - 1) tells how far it moves the weights: the first and each tenth of the
-    way."""
-    return step == 0 or (step + 1) * WATCHED // num_steps > step * WATCHED // num_steps
-
-
-class _UpdateRatios:
-    """How far a step moves the weights of each stage."""
-
-    def __init__(self, groups: dict[str, list[str]], trained: list[nn.Parameter]) -> None:
-        """Copy the weights before the step, in the order of the groups; none where the step is not watched."""
-        self._groups = groups
-        self._trained = trained
-        self._before = [parameter.detach().clone() for parameter in trained]
-
-    def measure(self) -> Row:
-        """Return, after the step, the norm of each stage's change over the norm of its weights before it."""
-        changes = [(own.detach() - old).norm() ** 2 for own, old in zip(self._trained, self._before, strict=True)]
-        norms = [old.norm() ** 2 for old in self._before]
-        row: Row = {}
-        first = 0
-        for stage, names in self._groups.items() if self._before else ():
-            own = slice(first, first + len(names))
-            moved, length = (float(without_shards(sum(parts[own]))) for parts in (changes, norms))
-            row[f"update_ratio:{stage}"] = sqrt(moved / max(length, 1e-30))
-            first = own.stop
-        return row
-
-
-def _check_finite(
-    task: Task, plan: Plan, batches: "_Batches", step: int, loss: float, suspects: Sequence[nn.Parameter]
-) -> None:
-    """Raise NotFiniteError, which names the layer that is to blame, unless the loss and all gradients of the suspects
-    are finite.
-
-    Where only the gradients' norm overflowed they were clipped to 0. With a scaler, which leaves such steps out, nobody
-    is suspected.
-    """
-    is_finite = all(own.grad is None or bool(torch.isfinite(own.grad).all()) for own in suspects)
-    if isfinite(loss) and is_finite:
-        return
-    what = "gradient" if isfinite(loss) else "loss"
-    value = "infinite or not a number" if isfinite(loss) else str(loss)
-    inputs, indices = batches.taken or (torch.zeros(0), torch.zeros(0))
-    layer = ""
-    is_whole = next(task.module.parameters()).device == task.class_weights.device  # and not sharded elsewhere
-    for part, members in zip(inputs.chunk(plan.accumulation), indices.chunk(plan.accumulation), strict=True):
-        if is_whole and not layer:
-            layer = first_not_finite(task.module, partial(_plain_loss, task, part, members))
-    layer = next(filter(None, of_all_processes(layer)), "")  # which may show in another process's images alone
-    row: Row = {"phase": task.name, "step": step + 1, "diverged_in": layer or f"the {what}"}
-    raise NotFiniteError(
-        f"the {what} became {value} at step {step + 1} of the training '{task.name}'"
-        + (f", first in {layer}" if layer else "")
-        + "; lower the learning rate (--set training.learning_rate=...) or train in float32 "
-        "(--set training.precision=float32)",
-        [*task.history, row],
-    )
-
-
-def _plain_loss(task: Task, inputs: Tensor, indices: Tensor) -> Tensor:
-    scores, _ = _split(task.module(task.prepare(inputs)).float(), task)
-    return nn.functional.cross_entropy(scores, task.labels[indices].to(scores.device))
-
-
-class _Average:
-    """The exponential moving average of some tensors (Polyak & Juditsky 1992), in their own precision (float32)."""
-
-    def __init__(self, tensors: list[nn.Parameter], decay: float) -> None:
-        self._averaged = [tensor.detach().clone() for tensor in tensors] if decay > 0 else []
-        self._update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-
-    @torch.no_grad()
-    def update(self, tensors: list[nn.Parameter]) -> None:
-        if self._averaged:
-            self._update(self._averaged, [tensor.detach() for tensor in tensors], None)
-
-    def values(self, tensors: list[nn.Parameter]) -> list[Tensor]:
-        return self._averaged or [tensor.detach() for tensor in tensors]
-
-    @contextmanager
-    def applied(self, tensors: list[nn.Parameter]) -> Iterator[None]:
-        """Put the averages into the place of the tensors for a while."""
-        if not self._averaged:
-            yield
-            return
-        current = [tensor.detach().clone() for tensor in tensors]
-        _write(tensors, self._averaged)
-        try:
-            yield
-        finally:
-            _write(tensors, current)
+    return plan.parallel_parts if alone and not draws and plan.batch_norm_statistics != "updated" else 1
 
 
 @contextmanager
@@ -564,12 +258,6 @@ def _agree(statistics: Sequence[Tensor], plan: Plan, accelerator: Accelerator) -
     if plan.batch_norm_statistics == "updated" and accelerator.num_processes > 1:
         for tensor in statistics:
             torch.distributed.broadcast(tensor, 0)
-
-
-@torch.no_grad()
-def _write(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    for tensor, value in zip(tensors, values, strict=True):
-        tensor.copy_(value)
 
 
 def _checkpoint(

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.data import ImageSplits, groups_of, labels_of, stratified_folds, stratified_holdout
+from finetune.decide.plan import Plan, plan_of_cycle, plan_of_refit
+from finetune.decide.workload import HELD_OUT
 from finetune.errors import DataError
-from finetune.images import ImageSplits, groups_of, labels_of, stratified_folds, stratified_holdout
-from finetune.plan import Plan, plan_of_cycle, plan_of_refit
-from finetune.workload import HELD_OUT
 
 MOST_SEEN = 256
 """Most training images that an evaluation judges, too: the standard error of their accuracy is at most 3 points."""

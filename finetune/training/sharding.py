@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
 from finetune.errors import RecipeError
-from finetune.evidence import Precision
+from finetune.recipe import Precision
 
 
 def sharding_asked(precision: Precision) -> bool:

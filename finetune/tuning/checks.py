@@ -6,25 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from finetune.evidence import Evidence
-from finetune.features import Progress
-from finetune.images import ImageSplits, even_sample, labels_of, paths_of
-from finetune.metrics import log_losses
-from finetune.plan import Plan, shortened
-from finetune.probing import softmax
-from finetune.search import (
-    RATE_STEPS,
-    STILL,
-    Dimension,
-    Finding,
-    judge_overfit,
-    judge_rates,
-    judge_start,
-    rate_trial,
-    rates_of,
-)
-from finetune.training import Checkpoints, NotFiniteError, Training
-from finetune.workload import SCRATCH_FACTOR
+from finetune.data import ImageSplits, even_sample, labels_of, paths_of
+from finetune.decide.evidence import Evidence
+from finetune.decide.plan import Plan, shortened
+from finetune.decide.workload import SCRATCH_FACTOR
+from finetune.errors import DivergenceError
+from finetune.predict.metrics import log_losses, softmax
+from finetune.progress import Progress
+from finetune.training import Checkpoints, Training
+from finetune.tuning.findings import STILL, judge_overfit, judge_rates, judge_start, rate_trial
+from finetune.tuning.space import RATE_STEPS, Dimension, Finding, rates_of
 
 SAMPLE = 20
 """Images that are learned by heart."""
@@ -93,7 +84,7 @@ class Checks:
         training = self._begin(name, plan, self.splits)
         try:
             training.look()
-        except NotFiniteError:
+        except DivergenceError:
             return []
         return [float(row["train_loss"]) for row in training.rows()]
 

@@ -11,36 +11,34 @@ from pathlib import Path
 
 import optuna
 
-from finetune.decisions import Decisions
-from finetune.errors import RunFolderError, TuningError
-from finetune.execution import Begun
-from finetune.images import ImageSplits, load_images
-from finetune.metrics import metric_value
-from finetune.pipeline import claim_folder, decide_all, reporting, ship
-from finetune.plan import Plan
-from finetune.prediction import Predictor, fit_temperature
-from finetune.probing import log_loss
+from finetune.data import ImageSplits, load_images
+from finetune.decide.candidates import RUNGS
+from finetune.decide.members import PlannedRun
+from finetune.decide.plan import Plan
+from finetune.errors import DivergenceError, RunFolderError, TuningError
+from finetune.predict.metrics import log_loss, metric_value
+from finetune.predict.model import Predictor, fit_temperature
 from finetune.processes import num_processes
 from finetune.recipe import Recipe
-from finetune.report import Report
-from finetune.run_folder import RunFolder
-from finetune.search import (
+from finetune.runs.folder import RunFolder
+from finetune.runs.pipeline import claim_folder, decide_all, reporting, ship
+from finetune.runs.race import RacedMembers
+from finetune.runs.report import Report
+from finetune.training import Checkpoints, Training
+from finetune.tuning.checks import Checks
+from finetune.tuning.findings import judge_coarse, judge_curves, judge_fine
+from finetune.tuning.report import print_finding, print_trial, print_trials
+from finetune.tuning.space import (
     Finding,
     Parameters,
     Tuning,
     begin_tuning,
     best_of,
-    judge_coarse,
-    judge_curves,
-    judge_fine,
     plan_of_trial,
     refine,
     with_parameters,
 )
-from finetune.selection import RUNGS
-from finetune.training import Checkpoints, NotFiniteError, Training
-from finetune.tuning.checks import Checks
-from finetune.tuning.stage import Proposer, Stage, open_storage
+from finetune.tuning.trials import Proposer, TrialSet, open_storage
 
 LONGEST_TRIAL = 0.25
 """Share of the time budget that one training may take."""
@@ -120,7 +118,7 @@ class _Procedure:
     def __init__(
         self,
         folder: RunFolder,
-        decisions: Decisions,
+        decisions: PlannedRun,
         tuning: Tuning,
         splits: ImageSplits,
         report: Report,
@@ -139,7 +137,7 @@ class _Procedure:
     def carry_out(self) -> Predictor:
         """Take the steps that are not taken yet; return the winner."""
         for finding in self._tuning.findings:
-            self._report.step(finding)
+            print_finding(self._report, finding)
         self._check()
         coarse = self._coarse()
         self._search(coarse, COARSE_TIME)
@@ -163,12 +161,12 @@ class _Procedure:
             began = time.perf_counter()
             try:
                 finding = check()
-            except NotFiniteError as error:
+            except DivergenceError as error:
                 raise TuningError(f"a small sample can not be learned by heart: {error}") from None
             if not finding.holds:
                 raise TuningError(f"step {finding.step} of 6: {finding.says}")
             self._keep(findings=(*self._tuning.findings, finding), seconds=self._spent(began))
-            self._report.step(finding)
+            print_finding(self._report, finding)
         shutil.rmtree(folder, ignore_errors=True)
 
     def _narrow(self, checks: Checks) -> Finding:
@@ -181,14 +179,14 @@ class _Procedure:
         self._keep(space=space)
         return finding
 
-    def _coarse(self) -> Stage:
+    def _coarse(self) -> TrialSet:
         tuning = self._tuning
         proposer = Proposer(
             search=tuning.search, space=tuning.space, count=tuning.num_coarse, seed=self._decisions.recipe.seed
         )
         return self._stage("coarse", proposer, (0, 1))
 
-    def _fine(self, coarse: Stage) -> Stage:
+    def _fine(self, coarse: TrialSet) -> TrialSet:
         tuning, best = self._tuning, best_of(coarse.trials())
         proposer = Proposer(
             search=tuning.search,
@@ -201,17 +199,17 @@ class _Procedure:
         if len(tuning.findings) < 4:
             finding = judge_coarse(coarse.trials(), proposer.space)
             self._keep(findings=(*tuning.findings, finding))
-            self._report.step(finding)
+            print_finding(self._report, finding)
         return self._stage("fine", proposer, (best.number, tuning.num_coarse))
 
-    def _stage(self, name: str, proposer: Proposer, numbers: tuple[int, int]) -> Stage:
+    def _stage(self, name: str, proposer: Proposer, numbers: tuple[int, int]) -> TrialSet:
         plan, tuning = self._decisions.plan, self._tuning
         names = " ".join(dimension.name for dimension in tuning.space)
         about = (
             f"{tuning.search} over {names}, {tuning.num_trials} trials of {plan.steps} steps of {plan.model}, "
             f"{plan.strategy}, seed {plan.seed}"
         )
-        return Stage(
+        return TrialSet(
             "coarse" if name == "coarse" else "fine",
             self._storage,
             tuning.name,
@@ -222,26 +220,26 @@ class _Procedure:
             self._is_shared,
         )
 
-    def _search(self, stage: Stage, share: float) -> None:
+    def _search(self, stage: TrialSet, share: float) -> None:
         """Train the trials of a stage, as many as there shall be and time allows."""
         while (trial := stage.interrupted() or self._begin(stage, share)) is not None:
             began = time.perf_counter()
             self._train(stage, trial, began)
             ended = stage.trials()
-            self._report.trial(next(each for each in ended if each.number == stage.number(trial)))
+            print_trial(self._report, next(each for each in ended if each.number == stage.number(trial)))
             others = tuple(each for each in self._tuning.trials if each.number not in {new.number for new in ended})
             trials = sorted((*others, *ended), key=lambda each: each.number)
             self._keep(trials=tuple(trials), seconds=self._spent(began))
             finished = [each for each in stage.trials(own=True) if each.state == "finished"]
             self._drop_checkpoints({best_of(finished).number} if finished else set())
 
-    def _begin(self, stage: Stage, share: float) -> optuna.Trial | None:
+    def _begin(self, stage: TrialSet, share: float) -> optuna.Trial | None:
         budget, seconds = self._decisions.recipe.time_budget, self._decisions.choice.chosen.expected_seconds
         expected = seconds * (COARSE_STEPS if stage.name == "coarse" else 1.0)
         is_late = budget is not None and self._tuning.seconds + expected > share * budget
         return None if is_late and stage.trials() else stage.begin()
 
-    def _train(self, stage: Stage, trial: optuna.Trial, began: float) -> None:
+    def _train(self, stage: TrialSet, trial: optuna.Trial, began: float) -> None:
         """Train a trial as far as it is worth it, from the plan in its folder, and keep what it came to."""
         number = stage.number(trial)
         folder = self._folder.trial(number)
@@ -256,14 +254,14 @@ class _Procedure:
                 if stage.name == "fine" and share < 1.0 and stage.should_stop(trial, rung, loss):
                     loss = None
                     break
-        except NotFiniteError:
+        except DivergenceError:
             loss, has_diverged = None, True
         rows = [json.dumps(row) + "\n" for row in training.rows()]
         (folder / "history.jsonl").write_text("".join(rows), "utf-8")
         seconds = time.perf_counter() - began
         stage.end(trial, loss, accuracy, seconds, training.work, has_diverged)
 
-    def _deliver(self, coarse: Stage, fine: Stage) -> Predictor:
+    def _deliver(self, coarse: TrialSet, fine: TrialSet) -> Predictor:
         """Finish the best of this worker's own trials, which goes on from where it is."""
         everyone = best_of(fine.trials())
         own = [trial for trial in fine.trials(own=True) if trial.state == "finished"]
@@ -276,9 +274,9 @@ class _Procedure:
             self._report.say(f"\n{elsewhere}")
         findings = (*self._tuning.findings[:4], judge_fine(fine.trials()), judge_curves(winner, self._tuning.asked))
         for finding in findings[4:]:
-            self._report.step(finding)
+            print_finding(self._report, finding)
         self._keep(findings=findings, winner=winner.number)
-        self._report.tuning(self._tuning)
+        print_trials(self._report, self._tuning)
         recipe, choice = with_parameters(self._decisions.recipe, self._decisions.choice, winner.parameters)
         training = self._training(winner.number, self._plan(winner.parameters))
         for share in RUNGS:
@@ -287,7 +285,7 @@ class _Procedure:
         self._folder.write_decisions(decisions)
         gone_on = {trial.number for trial in fine.trials(own=True)}  # what they took before is in what they took in all
         work = coarse.work(gone_on) + fine.work({winner.number})
-        begun = Begun(members=(decisions,), winner=training, work=work, seconds=self._tuning.seconds)
+        begun = RacedMembers(members=(decisions,), winner=training, work=work, seconds=self._tuning.seconds)
         model = ship(self._folder, begun, self._splits, self._report, self._start)
         self._drop_checkpoints(set())
         return model
@@ -332,7 +330,7 @@ def _sized(recipe: Recipe) -> Recipe:
     return recipe.changed(time_budget=LONGEST_TRIAL * recipe.time_budget)
 
 
-def _refuse_divergence(stage: Stage) -> None:
+def _refuse_divergence(stage: TrialSet) -> None:
     if not any(trial.state == "finished" for trial in stage.trials()):
         raise TuningError(
             f"no {stage.name} trial went well, {len(stage.trials())} diverged; give lower learning rates with "

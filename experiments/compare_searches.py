@@ -1,0 +1,264 @@
+"""What random search gains over a grid at equal budget: docs/tuning.md.
+
+`python -m experiments.compare_searches --data DIR` trains a table of learning rates and weight decays (of which the first
+matters and the second does less) with two seeds, and replays searches on it: the proposals are those of
+`finetune tune`, the losses between the table's points are interpolated. Rows are kept in `--output`, so that an
+interrupted run goes on.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from finetune.data import ImageSplits, labels_of, load_images, stratified_subset
+from finetune.decide.candidates import RUNGS
+from finetune.decide.choice import choose_strategy
+from finetune.decide.planning import make_plan
+from finetune.measure import measure_evidence
+from finetune.predict.metrics import log_loss
+from finetune.predict.model import fit_temperature
+from finetune.recipe import Recipe, Search, load_recipe
+from finetune.training import Checkpoints, Training
+from finetune.tuning.space import Dimension, Parameters, Space, Trial, Tuning, best_of, plan_of_trial, refine
+from finetune.tuning.trials import Proposer
+
+RATES = tuple(5e-5 * 2**power for power in range(8))
+DECAYS = (1e-3, 0.3)
+USUAL_DECAY = 0.02
+"""What a plan has where nothing is searched."""
+
+SEEDS = (0, 1)
+TRAINED = 200
+JUDGED = 300
+CENTRES = (1e-4, 3.2e-3)
+"""Between these lie the middles of the ranges that are searched: nobody knows beforehand where in its range the best
+rate is. Beyond the table its ends are taken, where the loss is that of the probe or of a constant answer."""
+
+FACTOR = 8.0
+"""How far a range goes on either side of its middle: as in `finetune tune`."""
+
+SEARCHES: tuple[Search, ...] = get_args(Search)
+BUDGETS = (4, 9, 16, 25)
+REPLAYS = 200
+
+Row = dict[str, Any]
+Loss = Callable[[Parameters], float]
+
+
+def recipe_of(data: str, seed: int) -> Recipe:
+    """Return what is trained: the last stages, for a few seconds."""
+    return load_recipe(data=data, strategy="partial", image_size=64, steps=30, refit=False, seed=seed)
+
+
+def splits_of(recipe: Recipe) -> ImageSplits:
+    """Return a few training images, and others that judge."""
+    splits = load_images(recipe.data, recipe.columns, recipe.limit, recipe.seed)
+    learned = stratified_subset(labels_of(splits.train), TRAINED, recipe.seed)
+    others = np.setdiff1d(np.arange(len(splits.train)), learned)
+    judged = np.random.default_rng(recipe.seed).permutation(others)[:JUDGED]
+    return replace(splits, train=splits.train.select(learned), validation=splits.train.select(np.sort(judged)))
+
+
+def measure(data: str, output: Path) -> list[Row]:
+    """Train what the table lacks; return its rows."""
+    rows = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
+    done = {(row["seed"], row["learning_rate"], row["weight_decay"]) for row in rows}
+    for seed in SEEDS:
+        open_rows = [(rate, decay) for rate in RATES for decay in DECAYS if (seed, rate, decay) not in done]
+        if not open_rows:
+            continue
+        recipe = recipe_of(data, seed)
+        splits = splits_of(recipe)
+        evidence = measure_evidence(recipe, splits)
+        choice = choose_strategy(evidence, recipe)
+        for rate, decay in open_rows:
+            parameters = {"learning_rate": rate, "weight_decay": decay}
+            plan = plan_of_trial(recipe, evidence, choice, parameters)
+            with TemporaryDirectory() as folder:
+                training = Training(plan, splits, checkpoints=Checkpoints(Path(folder)))
+                looks = [training.look(share) for share in (*RUNGS, 1.0)]
+                model = training.finish()
+            losses = [log_loss(each.logits / fit_temperature(each.logits, each.labels), each.labels) for each in looks]
+            row = {"seed": seed, **parameters, "losses": losses, "top1": float(np.mean(_right(looks[-1])))}
+            if splits.test is not None:
+                answers = model.probabilities(splits.test)
+                row["test_loss"] = float(
+                    -np.log(answers[np.arange(len(answers)), labels_of(splits.test)] + 1e-12).mean()
+                )
+            row["seconds"] = round(training.seconds, 2)
+            row["usual_rate"] = make_plan(recipe, evidence, choice).head_learning_rate
+            rows.append(row)
+            with output.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
+    return rows
+
+
+def _right(look: Any) -> NDArray[np.bool_]:  # noqa: ANN401  (a Look)
+    right: NDArray[np.bool_] = look.logits.argmax(axis=1) == look.labels
+    return right
+
+
+def surface(rows: Sequence[Row], seed: int, value: Callable[[Row], float]) -> Loss:
+    """Return a function that interpolates a seed's table, in logarithms of its two numbers."""
+    table = {(row["learning_rate"], row["weight_decay"]): value(row) for row in rows if row["seed"] == seed}
+    curves = [[table[rate, decay] for rate in RATES] for decay in DECAYS]
+
+    def loss(parameters: Parameters) -> float:
+        ends = [np.interp(np.log(parameters["learning_rate"]), np.log(RATES), curve) for curve in curves]
+        share = np.log(parameters["weight_decay"] / DECAYS[0]) / np.log(DECAYS[1] / DECAYS[0])
+        return float((1 - share) * ends[0] + share * ends[1])
+
+    return loss
+
+
+def space_at(centre: float) -> Space:
+    """Return the space around a middle."""
+    rate = Dimension(name="learning_rate", low=centre / FACTOR, high=centre * FACTOR)
+    return rate, Dimension(name="weight_decay", low=DECAYS[0], high=DECAYS[1])
+
+
+def tried(proposer: Proposer, loss: Loss, number: int) -> list[tuple[Parameters, float]]:
+    """Return the proposals of a search, and their losses."""
+    found: list[tuple[Parameters, float]] = []
+    before: list[FrozenTrial] = []
+    for place in range(min(number, proposer.num_trials)):
+        parameters = proposer.propose(place, before)
+        found.append((parameters, loss(parameters)))
+        before.append(
+            create_trial(
+                state=TrialState.COMPLETE,
+                params=parameters,
+                distributions=proposer.distributions(),
+                value=found[-1][1],
+            )
+        )
+    return found
+
+
+def one_stage(search: Search, space: Space, budget: int, seed: int, loss: Loss) -> Parameters:
+    """Return the best of a search of whole trainings."""
+    proposer = Proposer(search=search, space=space, count=budget, seed=seed)
+    return min(tried(proposer, loss, budget), key=lambda each: each[1])[0]
+
+
+class Surface(NamedTuple):
+    """The losses of a seed, over the numbers that are searched."""
+
+    rungs: tuple[Loss, ...]
+    """Held-out, after a third and after two thirds of the steps."""
+    late: Loss
+    test: Loss
+
+
+def two_stages(search: Search, trials: int, rung: int, space: Space, seed: int, each: Surface) -> Parameters:
+    """Return the best of a coarse search up to a rung and a fine one of whole trainings, without pruning."""
+    tuning = Tuning(name="", worker="", search=search, num_trials=trials, asked=space, space=space)
+    coarse = tuple(
+        Trial(
+            number=number,
+            stage="coarse",
+            parameters=parameters,
+            state="finished",
+            losses=(loss,),
+            accuracy=0.0,
+            seconds=0.0,
+        )
+        for number, (parameters, loss) in enumerate(
+            tried(
+                Proposer(search=search, space=space, count=tuning.num_coarse, seed=seed),
+                each.rungs[rung],
+                tuning.num_coarse,
+            )
+        )
+    )
+    best = best_of(coarse).parameters
+    proposer = Proposer(
+        search=search, space=refine(space, best), count=tuning.num_fine, seed=seed, first=best, shorter=coarse
+    )
+    return min(tried(proposer, each.late, tuning.num_fine), key=lambda found: found[1])[0]
+
+
+def _loss_at(rung: int, row: Row) -> float:
+    return float(row["losses"][rung])
+
+
+def report(rows: Sequence[Row]) -> None:
+    """Print what each search leaves to gain, over all seeds and ranges."""
+    surfaces = [
+        Surface(
+            rungs=tuple(surface(rows, seed, partial(_loss_at, rung)) for rung in range(len(RUNGS))),
+            late=surface(rows, seed, partial(_loss_at, len(RUNGS))),
+            test=surface(rows, seed, lambda row: float(row["test_loss"])),
+        )
+        for seed in SEEDS
+    ]
+    print("| learning rate |", " | ".join(f"{rate:.1e}" for rate in RATES), "|")
+    for decay in DECAYS:
+        points = [{"learning_rate": rate, "weight_decay": decay} for rate in RATES]
+        for rung, name in enumerate(("a third of the steps", "two thirds", "all")):
+            means = [np.mean([(*each.rungs, each.late)[rung](point) for each in surfaces]) for point in points]
+            print(f"| after {name}, decay {decay:g} |", " | ".join(f"{mean:.3f}" for mean in means), "|")
+    print("\n| search | trainings | held-out loss above the best, nats | test loss above the best, nats |")
+    print("|---|---|---|---|")
+    usual = {"learning_rate": float(rows[0]["usual_rate"]), "weight_decay": USUAL_DECAY}
+    _print_row("none: the plan's own numbers", "1", surfaces, lambda *_: usual)
+    for budget in BUDGETS:
+        for search in SEARCHES:
+            _print_row(search, str(budget), surfaces, partial(_whole, search, budget))
+    for rung, name in enumerate(("12 thirds and 8", "12 two thirds and 8")):
+        for search in SEARCHES:
+            _print_row(f"{search}, coarse to fine", name, surfaces, partial(two_stages, search, 20, rung))
+    print(f"\n{len(rows)} trainings of {np.mean([row['seconds'] for row in rows]):.1f} s")
+
+
+def _whole(search: Search, budget: int, space: Space, number: int, each: Surface) -> Parameters:
+    return one_stage(search, space, budget, number, each.late)
+
+
+def _print_row(
+    name: str, trainings: str, surfaces: Sequence[Surface], search: Callable[[Space, int, Surface], Parameters]
+) -> None:
+    """Print the mean, the standard error of the mean and the worst twentieth of what is left to gain."""
+    grid = [
+        {"learning_rate": float(rate), "weight_decay": decay}
+        for rate in np.geomspace(RATES[0], RATES[-1], 161)
+        for decay in DECAYS
+    ]
+    low, high = np.log(CENTRES)
+    centres = np.exp(np.random.default_rng(0).uniform(low, high, size=REPLAYS))
+    held, test = [], []
+    for each in surfaces:
+        best, best_test = (min(map(loss, grid)) for loss in (each.late, each.test))
+        for number, centre in enumerate(centres):
+            found = search(space_at(float(centre)), number, each)
+            held.append(each.late(found) - best)
+            test.append(each.test(found) - best_test)
+    figures = [
+        f"{np.mean(left):.4f} ± {np.std(left) / len(left) ** 0.5:.4f}, one in twenty more than "
+        f"{np.quantile(left, 0.95):.3f}"
+        for left in (held, test)
+    ]
+    print(f"| {name} | {trainings} | {' | '.join(figures)} |", flush=True)
+
+
+def main() -> None:
+    """Read the options, train and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="a class-per-folder tree with a test split")
+    parser.add_argument("--output", type=Path, default=Path("searches.jsonl"), help="where the table is kept")
+    options = parser.parse_args()
+    report(measure(options.data, options.output))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""Train ensembles and averages beside the single model on several image sets, and write what they gain.
+
+    python -m experiments.measure_ensembles --data DIR --runs FOLDER [--few] [--sets flowers12 ...] [--seeds 0 1 2]
+    python -m experiments.measure_ensembles --runs FOLDER [--few] --write docs/ensembles.md
+
+DIR holds image sets, each with train and test. The first form trains and appends a row to FOLDER/rows.jsonl for each
+set and seed; what is there already is not repeated. Each row has the single model, without its moving average, with
+test-time flips, with weights nearer to the linear probe's, and averages of seeds, snapshots and backbones, on the test
+images. What the held-out images recommend is chosen as a run with `--ensemble` chooses; the test images choose nothing.
+With --few there are so few images that a run cross-validates, and the mean of its folds is looked at.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# This script's folder comes first on the path, where finetune.py stands in for the package.
+from finetune import ImageSplits, Recipe, choose_strategy, load_images, make_plan, measure_evidence
+from finetune.data import labels_of
+from finetune.decide.plan import Plan
+from finetune.ensemble.averages import blend, fold_models, soup, with_flips
+from finetune.ensemble.members import BLENDED, FLIPPED
+from finetune.ensemble.recommendation import Offer, recommend
+from finetune.predict.metrics import metric_value, score
+from finetune.predict.model import Predictor, average
+from finetune.recipe import SMALL_MODELS
+from finetune.training import Training
+
+SETS = ("flowers12", "clothing10", "ucmerced21", "brainmri3", "fashion10", "cifar10")
+
+IMAGES = 600
+"""Training images of each set, a fifth of them held out."""
+
+FEW = 200
+"""Of those with which a run cross-validates."""
+
+STEPS = 100
+
+SEEDS, SNAPSHOTS = 3, 3
+"""Members of each ensemble."""
+
+Row = dict[str, Any]
+
+
+def plan_of(recipe: Recipe, splits: ImageSplits) -> tuple[Plan, float]:
+    """Return what a run would train with this recipe, without a refit, and its milliseconds an image in prediction."""
+    evidence = measure_evidence(recipe, splits)
+    plan = make_plan(recipe, evidence, choose_strategy(evidence, recipe))
+    return plan, 1e3 / evidence.speed.forward_images_per_second
+
+
+def run_few(name: str, seed: int, data: Path) -> Row:
+    """Train on few images of one set with one seed."""
+    splits = load_images(str(data / name), limit=FEW, seed=seed)
+    plan, latency = plan_of(Recipe(data=name, image_size=128, seed=seed, steps=STEPS), splits)
+    started = time.perf_counter()
+    training = Training(plan, splits, keeps_weights=True)
+    single = training.finish()
+    mean = single if single.harm else average([single, *fold_models(training, single)])
+    options = {
+        "single": judged(single, splits, plan, latency),
+        "mean of folds": judged(mean, splits, plan, latency * (1 + plan.folds)),
+    }
+    seconds = round(time.perf_counter() - started, 1)
+    return {
+        "set": name, "seed": seed, "strategy": plan.strategy, "metric": plan.metric, "options": options,
+        "recommended": {}, "seconds": seconds,
+    }  # fmt: skip
+
+
+def run_cell(name: str, seed: int, data: Path) -> Row:
+    """Train everything on one set with one seed."""
+    splits = load_images(str(data / name), limit=IMAGES, seed=seed)
+    recipe = Recipe(data=name, image_size=128, seed=seed, refit=False, steps=STEPS)
+    plan, latency = plan_of(recipe, splits)
+    started = time.perf_counter()
+    first = Training(plan, splits, keeps_weights=True)
+    single = first.finish()
+    unaveraged = Training(plan.changed(average_decay=0.0), splits).finish()
+    seeds, snapshots = [(first, single)], [(first, single)]
+    for number in range(1, SEEDS):
+        other = Training(plan.changed(training_seed=seed + number), splits, keeps_weights=True)
+        seeds.append((other, other.finish()))
+    for number in range(1, SNAPSHOTS):
+        other = Training(plan.changed(cycle=number), splits, earlier=first, keeps_weights=True)
+        snapshots.append((other, other.finish()))
+    backbones, slower = [single], latency
+    for network in SMALL_MODELS[1:]:
+        own, milliseconds = plan_of(recipe.changed(model=network), splits)
+        backbones.append(Training(own, splits).finish())
+        slower += milliseconds
+    models: dict[str, tuple[Predictor, float]] = {
+        "single": (single, latency),
+        "without its moving average": (unaveraged, latency),
+        BLENDED: (blend(first), latency),
+        "mean of seeds": (average([model for _, model in seeds]), SEEDS * latency),
+        "mean of snapshots": (average([model for _, model in snapshots]), SNAPSHOTS * latency),
+        "mean of backbones": (average(backbones), slower),
+    }
+    soups = {"soup of seeds": soup(seeds), "soup of snapshots": soup(snapshots)}
+    models |= {label: (mixed, latency) for label, mixed in soups.items() if mixed is not None}
+    if plan.augmentation.horizontal_flip:
+        models[FLIPPED] = (with_flips(first), 2 * latency)
+    row: Row = {"set": name, "seed": seed, "strategy": plan.strategy, "metric": plan.metric, "options": {}}
+    for label, (model, milliseconds) in models.items():
+        row["options"][label] = judged(model, splits, plan, milliseconds)
+    for label in soups.keys() & models.keys():
+        mean = label.replace("soup", "mean")
+        row["options"][label]["train_seconds"] = row["options"][mean]["train_seconds"]
+    row |= {"recommended": dict(recommendations(models)), "seconds": round(time.perf_counter() - started, 1)}
+    return row
+
+
+def judged(model: Predictor, splits: ImageSplits, plan: Plan, milliseconds: float) -> Row:
+    """Return how good a model is on the test images, and what it took."""
+    if splits.test is None:
+        raise ValueError("the set has no test split")
+    probabilities, labels = model.probabilities(splits.test), labels_of(splits.test)
+    found = score(probabilities, labels, list(splits.class_names))
+    return {
+        "accuracy": round(metric_value(plan.metric, probabilities.argmax(axis=1), labels), 4),
+        "log_loss": round(found.log_loss, 4),
+        "calibration_error": round(found.calibration_error, 4),
+        "train_seconds": round(model.seconds, 1),
+        "predict_milliseconds": round(milliseconds, 3),
+    }
+
+
+def recommendations(models: dict[str, tuple[Predictor, float]]) -> Iterator[tuple[str, str]]:
+    """Yield what a run with each kind of ensemble would ship."""
+    for kind in ("seeds", "snapshots", "backbones"):
+        entered = [f"mean of {kind}", "single"]
+        if kind != "backbones":
+            entered += [name for name in (FLIPPED, BLENDED, f"soup of {kind}") if name in models]
+        offers = [
+            Offer(name=name, model=models[name][0], train_seconds=0.0, predict_milliseconds=models[name][1])
+            for name in entered
+        ]
+        yield kind, next(option.name for option in recommend(offers, asked=0) if option.recommended)
+
+
+def gains(rows: Sequence[Row], options: Sequence[Row]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return each set's mean gain over the single model in points, and the log-loss as a share of the single's.
+
+    Args:
+        rows: of all sets and seeds.
+        options: what is looked at in each.
+    """
+    points: dict[str, list[float]] = {}
+    losses: dict[str, list[float]] = {}
+    for row, option in zip(rows, options, strict=True):
+        single = row["options"]["single"]
+        points.setdefault(row["set"], []).append(100 * (option["accuracy"] - single["accuracy"]))
+        losses.setdefault(row["set"], []).append(option["log_loss"] / single["log_loss"])
+    return tuple(np.array([np.mean(own) for own in found.values()]) for found in (points, losses))  # type: ignore[return-value]
+
+
+def interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the 90 % interval of the mean over sets, by bootstrap."""
+    drawn = np.random.default_rng(0).choice(values, (4000, len(values))).mean(axis=1)
+    return float(np.quantile(drawn, 0.05)), float(np.quantile(drawn, 0.95))
+
+
+def table(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the table's lines."""
+    yield "| | gain, points (90 %) | log-loss, of the single's | calibration error | training, x | prediction, x |"
+    yield "|---|---|---|---|---|---|"
+    names = sorted({name for row in rows for name in row["options"]} - {"single"})
+    lines = {name: [row["options"].get(name, row["options"]["single"]) for row in rows] for name in names}
+    for kind in rows[0]["recommended"]:
+        lines[f"recommended of {kind}"] = [row["options"][row["recommended"][kind]] for row in rows]
+    for name, options in lines.items():
+        points, losses = gains(rows, options)
+        low, high = interval(points)
+        error = np.mean([option["calibration_error"] for option in options])
+        singles = [row["options"]["single"] for row in rows]
+        costs = [
+            np.mean([option[key] / single[key] for option, single in zip(options, singles, strict=True)])
+            for key in ("train_seconds", "predict_milliseconds")
+        ]
+        yield (
+            f"| {name} | {points.mean():+.2f} ({low:+.2f} to {high:+.2f}) | {losses.mean():.3f} | {error:.3f} | "
+            f"{costs[0]:.1f} | {costs[1]:.1f} |"
+        )
+
+
+def main() -> None:
+    """Train, or write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--few", action="store_true", help=f"{FEW} training images of each set, cross-validated")
+    parser.add_argument("--write", type=Path)
+    asked = parser.parse_args()
+    asked.runs.mkdir(parents=True, exist_ok=True)
+    file = asked.runs / ("few.jsonl" if asked.few else "rows.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    if asked.write:
+        what = "folds, " if asked.few else ""
+        begin, end = f"<!-- begins: {what}written by experiments/measure_ensembles.py -->\n", "<!-- ends -->"
+        before, _, rest = asked.write.read_text("utf-8").partition(begin)
+        after = rest.partition(end)[2]
+        seeds = sorted({row["seed"] for row in rows})
+        told = (
+            f"{len({row['set'] for row in rows})} sets ({', '.join(sorted({row['set'] for row in rows}))}), "
+            f"{len(rows)} cells, seeds {', '.join(map(str, seeds))}; 2 CPU cores (x86_64), {date.today()}.\n"
+        )
+        lines = "\n".join(table(rows))
+        asked.write.write_text(f"{before}{begin}{lines}\n\n{told}{end}{after}", "utf-8")
+        return
+    for seed in asked.seeds:
+        for name in asked.sets:
+            if any((row["set"], row["seed"]) == (name, seed) for row in rows):
+                continue
+            rows.append((run_few if asked.few else run_cell)(name, seed, asked.data))
+            with file.open("a") as out:
+                out.write(json.dumps(rows[-1]) + "\n")
+            print(name, seed, rows[-1]["recommended"], f"{rows[-1]['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

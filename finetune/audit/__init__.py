@@ -1,5 +1,0 @@
-"""Measuring the images, the network on them, and the machine, before anything is decided."""
-
-from finetune.audit.measuring import measure_evidence
-
-__all__ = ["measure_evidence"]

@@ -1,0 +1,126 @@
+"""Hugging Face data sets, from the hub or from a local folder, through `datasets`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from finetune.data.table import (
+    LABEL_COLUMNS,
+    LabelledTable,
+    find_column,
+    name_split,
+    read_labels,
+    refuse_straddling_groups,
+)
+from finetune.errors import DataError
+from finetune.recipe import TableColumns
+
+
+def load_hub_table(name: str, columns: TableColumns, split_names: Mapping[str, str]) -> LabelledTable:
+    """Return the images of a Hugging Face data set with an image column and a label column.
+
+    Columns are found by their type (Image, ClassLabel), then by name. The class order of a ClassLabel is kept.
+
+    Raises:
+        DataError: it can not be loaded (offline, say), has no image column, several labels an image, ...
+    """
+    images: list[datasets.Dataset] = []
+    labels: list[str] = []
+    splits: list[str] = []
+    groups: list[str] = []
+    class_names: list[str] | None = None
+    grouped = False
+    if columns.split is not None:
+        raise DataError(f"{name}: a data set of the hub has its own splits; take columns.split out")
+    loaded = load_dataset_dict(name)
+    for split, dataset in sorted(loaded.items(), key=lambda item: split_names.get(str(item[0])) != "train"):
+        image_column = image_column_of(dataset, columns.path, name)
+        label_column = label_column_of(dataset, columns.label, name)
+        undecoded = dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+        images.append(undecoded if image_column == "image" else undecoded.rename_column(image_column, "image"))
+        feature = dataset.features[label_column]
+        values = list(dataset[label_column])
+        if isinstance(feature, datasets.ClassLabel):
+            class_names = class_names or []
+            class_names += [known for known in feature.names if known not in class_names]
+            if any(value is None or value < 0 for value in values):
+                raise DataError(f"{name}: images of the split '{split}' have no label; take the split out")
+            values = [feature.names[value] for value in values]
+        labels += read_labels(values, label_column)
+        splits += [name_split(str(split), split_names, name)] * len(values)
+        group_column = "group" if "group" in dataset.column_names else None
+        if columns.group is not None:
+            group_column = find_column(dataset.column_names, columns.group, (), "group", name)
+        grouped = grouped or group_column is not None
+        groups += (
+            [f"{split} {row}" for row in range(len(values))]
+            if group_column is None
+            else [str(group) for group in dataset[group_column]]
+        )
+    if grouped:
+        refuse_straddling_groups(groups, splits)
+    return LabelledTable(
+        sources=datasets.concatenate_datasets(images)["image"],  # read from the disk as they are needed
+        labels=labels,
+        splits=splits if set(splits) != {"train"} else None,
+        groups=groups if grouped else None,
+        class_names=class_names,
+    )
+
+
+def load_dataset_dict(name: str, streaming: bool = False) -> Mapping[Any, Any]:
+    """Return the splits of a data set of the hub or of a local folder, stored or as streams.
+
+    Raises:
+        DataError: it can not be loaded.
+    """
+    folder = Path(name).expanduser()
+    try:
+        if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+            loaded = datasets.load_from_disk(str(folder))
+        else:
+            loaded = datasets.load_dataset(str(folder) if folder.exists() else name, streaming=streaming)
+    except Exception as error:  # datasets raises whatever its readers and the network raise
+        sentence = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"the data set {name} can not be loaded ({sentence}); offline, give the path of a local copy"
+        ) from error
+    splits: Mapping[Any, Any] = loaded if isinstance(loaded, dict) else {"train": loaded}
+    if streaming:
+        return {
+            split: dataset.to_iterable_dataset() if isinstance(dataset, datasets.Dataset) else dataset
+            for split, dataset in splits.items()
+        }
+    return splits
+
+
+def image_column_of(dataset: datasets.Dataset | datasets.IterableDataset, asked: str | None, name: str) -> str:
+    """Return the column that holds images: by its type, then by its name."""
+    found: list[str] = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    if asked is not None or len(found) != 1:
+        usual = ("image", "img")
+        return find_column(found or dataset.column_names, asked, usual, "path", f"{name} ({len(found)} image columns)")
+    return found[0]
+
+
+def label_column_of(dataset: datasets.Dataset | datasets.IterableDataset, asked: str | None, name: str) -> str:
+    """Return the column that holds classes: by its type, then by its name.
+
+    Raises:
+        DataError: it holds several labels an image, or there is none.
+    """
+    several = [
+        column
+        for column, feature in dataset.features.items()
+        if isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.ClassLabel)
+    ]
+    if several and asked in (None, *several):
+        raise DataError(
+            f"{name}: '{several[0]}' holds several labels an image; multi-label data is out of scope for now"
+        )
+    found: list[str] = [key for key, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
+    if asked is None and len(found) == 1:
+        return found[0]
+    return find_column(found or dataset.column_names, asked, LABEL_COLUMNS, "label", name)

@@ -1,0 +1,24 @@
+"""Pick the device, and the number and memory formats that networks run in."""
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from finetune.recipe import Precision
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def best_device() -> torch.device:
+    """Return the device of this process that networks run on."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
+    """Return the context in which the network computes with `precision`."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32")
+
+
+MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}

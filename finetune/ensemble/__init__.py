@@ -1,0 +1,1 @@
+"""Train several models, average them, and recommend what to keep."""

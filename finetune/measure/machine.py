@@ -1,0 +1,68 @@
+"""Identify the machine: its name, whether it is busy, and which precisions and memory layouts it has."""
+
+import os
+import platform
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import torch
+from torch import nn
+from torch.backends import mkldnn
+
+from finetune.recipe import Layout, Precision
+
+BUSY = 25.0
+"""Percent of the processor from which on a machine counts as busy."""
+
+
+WATCHED = 0.2
+"""Seconds that the processor is watched for."""
+
+
+def device_name(device: torch.device) -> str:
+    """Return a short name of the hardware."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def machine_name(device: torch.device) -> str:
+    """Return what speed depends on besides the network: processor or accelerator, threads, system and PyTorch."""
+    processor = platform.processor()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
+    return f"{device_name(device)}, {processor}, {os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}"
+
+
+def is_busy() -> bool:
+    """Return whether other programs take much of this machine, so that what is timed now says little about later."""
+    return bool(psutil.cpu_percent(interval=WATCHED) > BUSY)
+
+
+def precisions(device: torch.device) -> tuple[Precision, ...]:
+    """Return the arithmetics worth timing on a device, the one that is likely to be fastest first.
+
+    Processors without instructions for bfloat16 are left to PyTorch's plain loops, which take 5 to 40 times as long as
+    float32 (experiments/log.md, 2026-11-26): minutes, only to see it.
+    """
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return ("float16", "float32")
+    has_onednn = mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if device.type == "cpu" and not (has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return ("float32",)
+    return ("bfloat16", "float32")
+
+
+def layouts(network: nn.Module, device: torch.device) -> tuple[Layout, ...]:
+    """Return the layouts worth timing on a device, the one that is likely to be fastest first.
+
+    On CUDA cuDNN prepares its kernels for depthwise convolutions with channels last at their first use: for each layer,
+    batch size and direction anew in every process, 2 to 14 s a network, which few trainings win back (experiments/log.md,
+    2026-11-26).
+    """
+    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
+    if device.type == "cuda" and any(found.groups == found.in_channels > 1 for found in convolutions):
+        return ("contiguous",)
+    return ("channels_last", "contiguous")

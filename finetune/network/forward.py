@@ -1,0 +1,81 @@
+"""Send images through a network that is not trained, batch after batch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from finetune.data.augmentation import Key
+from finetune.data.batches import Images, normaliser, read_in_turn
+from finetune.decide.evidence import ForwardSettings
+from finetune.decide.preprocessing import Preprocessing
+from finetune.device import autocast
+from finetune.network.cpu.folding import FoldedNorms
+from finetune.network.cpu.threads import ThreadTeam
+from finetune.progress import Progress, no_progress
+
+Compute = Callable[[Any, Tensor], Tensor]
+"""From a network and normalised images to what is wanted of them, a row for each."""
+
+
+def pooled(network: Any, inputs: Tensor) -> Tensor:  # noqa: ANN401  (timm's networks share methods, but no type)
+    """Return what the head of a timm network sees: (n, width)."""
+    features: Tensor = network.forward_head(network.forward_features(inputs), pre_logits=True)
+    return features
+
+
+def logits(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the network's output: (n, num_classes)."""
+    output: Tensor = network(inputs)
+    return output
+
+
+def stream(
+    network: nn.Module,
+    images: Images,
+    preprocessing: Preprocessing,
+    settings: ForwardSettings,
+    compute: Compute,
+    keys: Sequence[int] | Sequence[Key] | None = None,
+) -> Iterator[Tensor]:
+    """Yield `compute` of all images (or of `keys`) in order, batch after batch, on the CPU.
+
+    The network is put into evaluation mode.
+    """
+    device = next(network.parameters()).device
+    normalise = normaliser(preprocessing, device, settings.layout)
+    network.eval()
+    batches = read_in_turn(images, device, settings.loader_workers, settings.batch_size, keys)
+    blank = torch.zeros(1, 3, preprocessing.image_size, preprocessing.image_size, dtype=torch.uint8)
+    with ThreadTeam(settings.parallel_parts, settings.num_threads) as streams:
+        folded = FoldedNorms(lambda: compute(network, normalise(blank)))
+
+        def send(read: Callable[[], tuple[Tensor, Tensor]]) -> Tensor:
+            pixels, _ = read()
+            with torch.inference_mode(), autocast(device, settings.precision), folded:
+                return compute(network, normalise(pixels)).cpu()
+
+        yield from streams.map(send, batches)
+
+
+def forward_all(
+    network: nn.Module,
+    images: Images,
+    preprocessing: Preprocessing,
+    settings: ForwardSettings,
+    compute: Compute,
+    progress: Progress = no_progress,
+    members: Sequence[int] | None = None,
+) -> NDArray[np.float32]:
+    """Return `compute` (`pooled` or `logits`) of every image (or of `members`) in order, as float32 (n, ...)."""
+    total = len(images) if members is None else len(members)
+    results: list[NDArray[np.float32]] = []
+    done = 0
+    for output in stream(network, images, preprocessing, settings, compute, members):
+        results.append(output.float().numpy())
+        done += len(output)
+        progress("looking at images", done, total)
+    return np.concatenate(results) if results else np.zeros((0, 0), dtype=np.float32)

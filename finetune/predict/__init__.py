@@ -1,0 +1,1 @@
+"""Predict with trained models: linear probes, networks, averages, metrics, and labelling of new images."""

@@ -1,0 +1,50 @@
+"""New images in, a table of labels out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from finetune.data import Unreadable, files_below, table_of_paths, why_unreadable
+from finetune.errors import DataError
+from finetune.predict.model import Predictor
+
+
+def label_images(model: Predictor, images: Sequence[Path], top_k: int = 1) -> tuple[pd.DataFrame, list[Unreadable]]:
+    """Return a row for each readable image, and the files that were left out.
+
+    Columns: path, label, probability, then `p_<class>` for each class; with `top_k` above 1 also label_1,
+    probability_1, ... of the most probable classes.
+
+    Args:
+        model: what labels.
+        images: files, or folders whose files are taken, the ones below included.
+        top_k: how many classes to name.
+
+    Raises:
+        DataError: a path that is not there, or nothing that can be read.
+    """
+    paths: list[str] = []
+    for image in images:
+        if not image.exists():
+            raise DataError(f"there is no image or folder {image}")
+        paths += files_below(image) if image.is_dir() else [str(image)]
+    reasons = why_unreadable(paths)
+    unreadable = [Unreadable(path=path, reason=reason) for path, reason in zip(paths, reasons, strict=True) if reason]
+    readable = [path for path, reason in zip(paths, reasons, strict=True) if not reason]
+    if not readable:
+        found = f"; the first is {unreadable[0].path}: {unreadable[0].reason}" if unreadable else ""
+        raise DataError(f"none of the {len(paths)} files can be read as an image{found}")
+    probabilities = model.probabilities(table_of_paths(readable))
+    order = np.argsort(-probabilities, axis=1)
+    columns: dict[str, object] = {
+        "path": readable,
+        "label": [model.class_names[best] for best in order[:, 0]],
+        "probability": probabilities.max(axis=1),
+    }
+    columns |= {f"p_{name}": probabilities[:, number] for number, name in enumerate(model.class_names)}
+    for rank in range(min(top_k, len(model.class_names)) if top_k > 1 else 0):
+        columns[f"label_{rank + 1}"] = [model.class_names[best] for best in order[:, rank]]
+        columns[f"probability_{rank + 1}"] = np.take_along_axis(probabilities, order[:, rank : rank + 1], axis=1)[:, 0]
+    return pd.DataFrame(columns), unreadable

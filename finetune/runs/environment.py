@@ -1,0 +1,43 @@
+"""Describe the environment of a run: platform, processor and versions of packages."""
+
+import platform
+import sys
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+PACKAGES = (
+    "finetune",
+    "torch",
+    "torchvision",
+    "timm",
+    "accelerate",
+    "datasets",
+    "scikit-learn",
+    "numpy",
+    "optuna",
+    "pillow",
+)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return what a number depends on besides the plan."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a checkout that is used without having been installed
+        return "not installed"

@@ -1,0 +1,126 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from finetune.decide.candidates import SGD_RATE, SPECS, believe_all, learning_rates, list_candidates, rate_factor
+from finetune.decide.prior import PRIOR
+from finetune.recipe import Recipe, TrainingRecipe
+
+AUTO = Recipe(data="x")
+
+
+def listed(evidence, recipe=AUTO):
+    return {candidate.name: candidate for candidate in list_candidates(evidence, recipe)}
+
+
+def test_the_prior_knows_every_arm_but_the_measured_one_and_random_weights():
+    assert {"linear_probe", *PRIOR.candidates, "scratch"} == set(SPECS)
+
+
+def test_the_probes_expectation_is_what_was_measured(evidence):
+    probe = listed(evidence)["linear_probe"]
+    assert (probe.basis, probe.expected_top1, probe.expected_top1_error) == ("measured", 0.85, 0.023)
+
+
+@pytest.mark.parametrize("name", [name for name in SPECS if name not in {"linear_probe", "scratch"}])
+def test_training_is_expected_to_remove_some_of_the_probes_errors_and_not_all(evidence, name):
+    candidate = listed(evidence)[name]
+    assert candidate.basis == "published"
+    assert 0.85 < candidate.expected_top1 < 1.0
+
+
+@pytest.mark.parametrize("name", [name for name in SPECS if name not in {"linear_probe", "scratch"}])
+def test_an_expectation_is_less_certain_where_the_similarity_is_uncalibrated(evidence, name):
+    sure, unsure = (listed(evidence.changed(similarity_calibrated=known))[name] for known in (True, False))
+    assert unsure.expected_top1_error > sure.expected_top1_error
+    assert unsure.expected_top1 == sure.expected_top1
+
+
+def test_random_weights_promise_less_than_the_probe(evidence):
+    assert 0.25 < listed(evidence)["scratch"].expected_top1 < 0.85
+
+
+def test_the_belief_about_some_is_that_about_all(evidence):
+    some, every = (
+        believe_all(names, evidence) for names in (("full_far", "partial"), ("partial", "norm_tuning", "full_far"))
+    )
+    assert some.mean.tolist() == every.mean[[2, 0]].tolist()
+    assert np.array_equal(some.covariance, every.covariance[np.ix_([2, 0], [2, 0])])
+
+
+def test_the_short_way_trains_half_of_the_stages_at_twice_the_rate(evidence):
+    short, usual = (listed(evidence)[name] for name in ("partial_short", "partial"))
+    assert (short.trainable_stages, usual.trainable_stages) == (1, 3)
+    assert short.learning_rate == 2 * usual.learning_rate
+    assert short.expected_seconds <= usual.expected_seconds
+    assert (short.label, usual.label) == ("partial (1 stage)", "partial (3 stages)")
+
+
+@pytest.mark.parametrize("fixed", [{"trainable_stages": 2}, {"learning_rate": 1e-3}])
+def test_what_the_recipe_fixes_leaves_one_way_to_train_the_last_stages(evidence, fixed):
+    candidates = listed(evidence, AUTO.changed(training=TrainingRecipe(**fixed)))
+    assert "partial_short" not in candidates
+    assert candidates["partial"].trainable_stages == fixed.get("trainable_stages", 3)
+
+
+def test_full_is_tried_at_the_rates_of_a_near_and_of_a_far_domain(evidence):
+    both = [listed(evidence)[name] for name in ("full_near", "full_far")]
+    rates = [(candidate.learning_rate, candidate.lowest_rate_fraction) for candidate in both]
+    assert rates == [learning_rates("full", 1.0), learning_rates("full", 0.0)]
+
+
+def test_a_time_budget_tells_what_it_leaves_of_the_steps(evidence):
+    tight = listed(evidence, AUTO.changed(time_budget=120))
+    assert tight["full_far"].share_of_steps < tight["partial"].share_of_steps <= 1.0
+    assert {candidate.share_of_steps for name, candidate in listed(evidence).items()} == {1.0}
+
+
+@pytest.mark.parametrize("strategy", ["norm_tuning", "full"])
+def test_learning_rates_rise_as_similarity_falls(strategy):
+    rates = [learning_rates(strategy, similarity)[0] for similarity in (1.0, 0.75, 0.5, 0.25, 0.0)]
+    assert all(nearer < farther for nearer, farther in pairwise(rates))
+
+
+def test_lower_stages_are_held_back_less_as_similarity_falls():
+    assert [learning_rates("full", similarity)[1] for similarity in (1.0, 0.5, 0.0)] == [0.5, 0.75, 1.0]
+
+
+def test_similarities_beyond_the_scale_count_as_its_ends():
+    assert learning_rates("full", 1.2) == learning_rates("full", 1.0) == (4e-4, 0.5)
+    assert learning_rates("full", -0.2) == learning_rates("full", 0.0) == (8e-4, 1.0)
+
+
+def test_random_weights_know_no_similarity():
+    assert learning_rates("scratch", 0.9) == learning_rates("scratch", 0.1) == (1e-3, 1.0)
+
+
+def test_rates_of_adamw_follow_the_root_of_the_batch_and_those_of_sgd_the_batch():
+    assert [rate_factor("adamw", size, 32) for size in (8, 32, 128)] == [0.5, 1.0, 2.0]
+    assert [rate_factor("sgd", size, 32) for size in (8, 32, 128)] == [SGD_RATE / 4, SGD_RATE, SGD_RATE * 4]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_beyond_four_times_the_usual_batch_rates_rise_no_more(optimizer):
+    assert rate_factor(optimizer, 4_096, 32) == rate_factor(optimizer, 128, 32)
+
+
+def test_a_large_set_has_the_same_rates_with_its_own_larger_batch(evidence):
+    large = evidence.changed(num_images=20_000, num_held=20_000)
+    for asked, factor in ((None, 1.0), (128, 1.0), (512, 2.0)):
+        rates = [
+            listed(of, AUTO.changed(batch_size=size))["full_near"].learning_rate
+            for of, size in ((large, asked), (evidence, None))
+        ]
+        assert rates[0] == pytest.approx(factor * rates[1], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "size", "factor"), [("adamw", 8, 0.5), ("adamw", 128, 2.0), ("sgd", 32, SGD_RATE)]
+)
+def test_the_rates_of_all_candidates_follow_the_batch(evidence, optimizer, size, factor):
+    asked = AUTO.changed(batch_size=size, training=TrainingRecipe(optimizer=optimizer))
+    usual, other = listed(evidence), listed(evidence, asked)
+    for name, candidate in usual.items():
+        assert other[name].learning_rate == pytest.approx(factor * candidate.learning_rate, rel=0.05)
+        assert other[name].lowest_rate_fraction == candidate.lowest_rate_fraction

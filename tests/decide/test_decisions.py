@@ -1,0 +1,74 @@
+import pytest
+
+from finetune.decide.choice import choose_strategy
+from finetune.decide.members import budgeted, list_members, plan_choice
+from finetune.decide.plan import CYCLE_SHARE
+from finetune.recipe import Recipe
+
+
+@pytest.fixture
+def members(evidence):
+    """The function from a recipe's keys to the members that are trained for it."""
+
+    def make(**keys):
+        recipe = Recipe(data="x", **{"strategy": "full"} | keys)
+        return list_members(plan_choice(recipe, evidence, choose_strategy(evidence, recipe)), [])
+
+    return make
+
+
+def test_without_an_ensemble_one_is_trained(members):
+    assert len(members()) == 1
+
+
+def test_members_with_other_seeds_have_the_same_plan_but_for_the_training_seed(members):
+    first, *others = members(ensemble="seeds:3", seed=7)
+    assert [own.plan.training_seed for own in others] == [8, 9]
+    assert all(own.plan.changed(training_seed=7) == first.plan for own in others)
+
+
+def test_snapshots_have_the_same_plan_but_for_the_cycle(members):
+    first, *others = members(ensemble="snapshots:4")
+    assert [own.plan.cycle for own in others] == [1, 2, 3]
+    assert all(own.plan.changed(cycle=0) == first.plan for own in others)
+
+
+def test_snapshots_share_the_time_budget_by_their_steps(members):
+    first, *others = members(ensemble="snapshots:3", time_budget="90s")
+    assert first.plan.time_budget == pytest.approx(50.0)
+    assert [own.plan.time_budget for own in others] == pytest.approx([20.0, 20.0])
+
+
+@pytest.mark.parametrize("ensemble", ["seeds:3", "snapshots:3"])
+def test_every_member_has_a_name_of_its_own(members, ensemble):
+    found = members(ensemble=ensemble)
+    assert len({own.name for own in found}) == len({own.label for own in found}) == 3
+
+
+@pytest.mark.parametrize("ensemble", ["seeds:3", "snapshots:2", "folds", "auto"])
+def test_linear_probes_do_not_differ_by_their_seed_and_are_not_averaged(members, ensemble):
+    (own,) = members(strategy="linear_probe", ensemble=ensemble)
+    assert any(reason.endswith(f"nothing for {ensemble} to average") for reason in own.choice.reasons)
+
+
+def test_auto_says_what_it_averages(members):
+    found = members(ensemble="auto")
+    assert len(found) > 1
+    assert any(
+        "are averaged" in reason and reason.endswith("unless one model is better on the held-out images")
+        for reason in found[0].choice.reasons
+    )
+
+
+def test_an_ensemble_that_was_asked_for_takes_the_place_of_a_race_and_of_averaged_candidates(members):
+    for own in members(strategy="auto", prefer="accuracy", ensemble="seeds:2"):
+        assert (own.choice.racing, own.choice.members) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "trainings"), [(None, 1), ("seeds:4", 4), ("snapshots:4", 1 + 3 * CYCLE_SHARE), ("backbones", 3)]
+)
+def test_members_share_the_time_budget(ensemble, trainings):
+    recipe = Recipe(data="x", ensemble=ensemble, time_budget=600)
+    assert budgeted(recipe).time_budget == pytest.approx(600 / trainings)
+    assert budgeted(Recipe(data="x", ensemble=ensemble)).time_budget is None

@@ -1,0 +1,282 @@
+import numpy as np
+import pytest
+
+from finetune.decide import choice as strategy
+from finetune.decide.belief import Belief
+from finetune.decide.choice import choose_backbone, choose_strategy, settle
+from finetune.decide.contest import make_contest
+from finetune.decide.race import compete
+from finetune.errors import RecipeError
+from finetune.recipe import STRATEGIES, Recipe, TrainingRecipe
+
+AUTO = Recipe(data="x")
+
+NAMES = ("linear_probe", "partial_short", "partial", "norm_tuning", "full_near", "full_far")
+
+
+OPEN = (0.75, 0.70, 0.90, 0.70, 0.70, 0.901)
+"""Two candidates that are nearly equal, and others that are worse."""
+
+
+@pytest.fixture
+def believed(monkeypatch):
+    """The function that makes all candidates be believed to have such accuracies (in the order of `NAMES`)."""
+
+    def make(*accuracies, deviation=0.001):
+        def belief(names, _evidence):
+            mean = np.array([accuracies[NAMES.index(name)] for name in names])
+            return Belief(mean=mean, covariance=deviation**2 * np.eye(len(names)))
+
+        monkeypatch.setattr(strategy, "believe_all", belief)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("prefer", "name"), [("accuracy", "full_far"), ("balanced", "partial"), ("speed", "partial_short")]
+)
+def test_the_cheapest_within_the_tolerance_of_what_is_preferred_is_chosen(evidence, believed, prefer, name):
+    believed(0.85, 0.885, 0.898, 0.86, 0.89, 0.90)
+    assert choose_strategy(evidence, AUTO.changed(prefer=prefer)).chosen.name == name
+
+
+@pytest.mark.parametrize("prefer", ["accuracy", "balanced", "speed"])
+def test_a_probe_without_errors_suffices_whatever_is_preferred(evidence, prefer):
+    sure = evidence.changed(probe_accuracy=0.999, probe_accuracy_error=0.001)
+    choice = choose_strategy(sure, AUTO.changed(prefer=prefer))
+    assert choice.strategy == "linear_probe"
+    assert "nothing to gain" in choice.reasons[1]
+
+
+def test_the_probes_standard_error_counts_as_errors(evidence):
+    unsure = evidence.changed(probe_accuracy=0.999, probe_accuracy_error=0.01)
+    assert "nothing to gain" not in choose_strategy(unsure).reasons[1]
+
+
+def test_the_choice_needs_no_recipe(evidence):
+    assert choose_strategy(evidence) == choose_strategy(evidence, AUTO)
+
+
+@pytest.mark.parametrize(
+    ("images", "similarity", "reason"),
+    [
+        (60.0, 0.8, "60 images per class, at least 20; similarity 0.80, near"),
+        (12.0, 0.8, "12 images per class, below 20; similarity 0.80, near"),
+        (60.0, 0.31, "60 images per class, at least 20; similarity 0.31, far"),
+        (12.0, 0.31, "12 images per class, below 20; similarity 0.31, far"),
+    ],
+)
+def test_the_first_reason_names_size_and_similarity(evidence, images, similarity, reason):
+    measured = evidence.changed(images_per_class=images, domain_similarity=similarity)
+    assert choose_strategy(measured).reasons[0] == reason
+
+
+def test_the_first_reason_says_where_the_similarity_is_uncalibrated(evidence):
+    choice = choose_strategy(evidence.changed(similarity_calibrated=False))
+    assert choice.reasons[0].endswith("near, uncalibrated for this network")
+
+
+def test_the_second_reason_weighs_accuracy_against_time(evidence, believed):
+    believed(0.85, 0.885, 0.898, 0.86, 0.89, 0.90)
+    choice = choose_strategy(evidence)
+    seconds = {candidate.name: candidate.expected_seconds for candidate in choice.candidates}
+    share = 100 * seconds["partial"] / seconds["full_far"]
+    assert choice.reasons[1] == (
+        f"partial (3 stages) is the cheapest that is expected within a point of the best: 0.2 below "
+        f"full (rate 8e-04), in {share:.0f} % of the time"
+    )
+
+
+def test_the_last_reason_gives_the_expectation(evidence):
+    choice = choose_strategy(evidence)
+    expected = choice.chosen
+    assert choice.reasons[-1].startswith(
+        f"expected {100 * expected.expected_top1:.1f} ± {100 * expected.expected_top1_error:.1f} % top-1: "
+        "the linear probe's 85.0 %"
+    )
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_an_asked_strategy_is_chosen_and_listed_first(evidence, name):
+    choice = choose_strategy(evidence, AUTO.changed(strategy=name, prefer="speed"))
+    assert choice.strategy == choice.candidates[0].strategy == name
+    assert choice.reasons[1] == f"{name} was asked for"
+    assert choice.racing == ()
+
+
+def test_of_an_asked_strategys_candidates_the_likely_most_accurate_is_chosen(evidence, believed):
+    believed(0.85, 0.90, 0.89, 0.86, 0.92, 0.91)
+    chosen = [choose_strategy(evidence, AUTO.changed(strategy=name)).chosen.name for name in ("partial", "full")]
+    assert chosen == ["partial_short", "full_near"]
+
+
+def test_every_candidate_is_listed_the_others_from_the_fastest_on(evidence):
+    candidates = choose_strategy(evidence).candidates
+    assert sorted(candidate.name for candidate in candidates) == sorted((*NAMES, "scratch"))
+    seconds = [candidate.expected_seconds for candidate in candidates[1:]]
+    assert seconds == sorted(seconds)
+
+
+def test_the_chances_of_being_the_one_to_train_add_up_and_leave_random_weights_out(evidence):
+    chances = {candidate.name: candidate.chance for candidate in choose_strategy(evidence).candidates}
+    assert sum(chances.values()) == pytest.approx(1.0, abs=0.03)
+    assert chances["scratch"] == 0.0
+
+
+def test_where_two_may_be_the_one_they_are_to_race(evidence, believed):
+    believed(*OPEN, deviation=0.04)
+    choice = choose_strategy(evidence)
+    assert choice.racing == ("partial", "full_far")
+    assert choice.reasons[2].startswith("that is not sure: partial (3 stages), full (rate 8e-04) race, which with")
+
+
+def test_where_one_is_sure_to_be_the_one_nobody_races(evidence, believed):
+    believed(0.85, 0.80, 0.90, 0.80, 0.80, 0.95)
+    assert choose_strategy(evidence).racing == ()
+
+
+def test_what_is_read_as_a_stream_does_not_race(evidence, believed):
+    believed(*OPEN, deviation=0.04)
+    assert choose_strategy(evidence.changed(num_images=1000, num_held=240)).racing == ()
+
+
+def test_a_race_that_does_not_fit_the_time_budget_is_left_out(evidence, believed):
+    believed(*OPEN, deviation=0.04)
+    racing = [choose_strategy(evidence, AUTO.changed(time_budget=seconds)).racing for seconds in (300, 3000)]
+    assert racing == [(), ("partial", "full_far")]
+
+
+@pytest.mark.parametrize(
+    ("prefer", "members"), [("accuracy", ("full_far", "partial")), ("balanced", ()), ("speed", ())]
+)
+def test_where_accuracy_is_preferred_and_picking_a_gamble_the_mean_of_two_is_taken(evidence, believed, prefer, members):
+    believed(*OPEN, deviation=0.02)
+    choice = choose_strategy(evidence, AUTO.changed(prefer=prefer))
+    assert choice.members == members
+    assert not (choice.members and choice.racing)
+
+
+def test_the_partner_is_the_cheapest_that_is_nearly_as_good(evidence, believed):
+    believed(0.85, 0.892, 0.90, 0.80, 0.895, 0.901, deviation=0.02)
+    assert choose_strategy(evidence, AUTO.changed(prefer="accuracy")).members == ("full_far", "partial_short")
+
+
+def test_who_is_sure_to_be_the_best_is_trained_alone(evidence, believed):
+    believed(0.85, 0.889, 0.90, 0.80, 0.895, 0.91)
+    assert choose_strategy(evidence, AUTO.changed(prefer="accuracy")).members == ()
+
+
+def test_two_that_do_not_fit_the_time_budget_are_not_averaged(evidence, believed):
+    believed(*OPEN, deviation=0.02)
+    recipe = AUTO.changed(prefer="accuracy")
+    assert [choose_strategy(evidence, recipe.changed(time_budget=seconds)).members for seconds in (300, 3000)] == [
+        (),
+        ("full_far", "partial"),
+    ]
+
+
+def test_a_race_takes_at_most_its_winners_training_and_the_others_to_the_last_rung(evidence):
+    candidates = choose_strategy(evidence).candidates
+    partial, full = (
+        next(candidate for candidate in candidates if candidate.name == name) for name in ("partial", "full_far")
+    )
+    most = strategy.most_seconds(("full_far", "linear_probe", "partial"), candidates)
+    assert most == pytest.approx(full.expected_seconds + partial.race_seconds)
+    assert partial.race_seconds < 0.67 * partial.expected_seconds
+
+
+def settled(evidence, believed, rights):
+    """The choice after a race between `partial` and `full_far`, of which such probabilities are seen at each rung."""
+    believed(*OPEN, deviation=0.04)
+    choice = choose_strategy(evidence)
+    contest = make_contest(choice.candidates, evidence, AUTO)
+    entered = [contest.names.index(name) for name in choice.racing]
+
+    def look(_rung, places):
+        noise = np.random.default_rng(0).normal(0, 0.05, 240)
+        noise -= noise.mean()
+        return np.stack([rights[contest.names[place]] + noise for place in places])
+
+    race = compete(contest.belief, contest.costs, contest.tolerance, entered, look)
+    return choice, settle(choice, contest, race, evidence)
+
+
+def test_after_a_race_the_winner_is_chosen_and_the_story_told(evidence, believed):
+    before, after = settled(evidence, believed, {"partial": 0.70, "full_far": 0.80})
+    assert (before.chosen.name, after.chosen.name, after.strategy) == ("partial", "full_far", "full")
+    assert after.reasons[0] == before.reasons[0]
+    assert after.reasons[1] == (
+        "race after 33 % of the steps, mean probability of the right class of 240 held-out images: "
+        "partial (3 stages) 70.0 %, full (rate 8e-04) 80.0 %; full (rate 8e-04) goes on"
+    )
+    assert after.reasons[-1].endswith("a gain learned from other image sets and the race")
+
+
+def test_a_race_raises_what_is_expected_of_its_winner_and_makes_it_surer(evidence, believed):
+    before, after = settled(evidence, believed, {"partial": 0.70, "full_far": 0.80})
+    earlier = next(candidate for candidate in before.candidates if candidate.name == "full_far")
+    assert (earlier.basis, after.chosen.basis) == ("published", "measured")
+    assert after.chosen.expected_top1 > earlier.expected_top1
+    assert after.chosen.expected_top1_error < earlier.expected_top1_error
+    assert after.chosen.chance > 0.9
+
+
+def test_led_by_another_candidate_the_rest_stays(evidence):
+    choice = choose_strategy(evidence)
+    other = choice.led_by("norm_tuning")
+    assert (other.strategy, other.chosen.name) == ("norm_tuning", "norm_tuning")
+    assert {candidate.name for candidate in other.candidates} == {candidate.name for candidate in choice.candidates}
+    assert other.reasons == choice.reasons
+
+
+def test_a_time_budget_leaves_out_what_it_would_cut_in_half(evidence, believed):
+    believed(0.85, 0.88, 0.90, 0.86, 0.92, 0.95)
+    names = []
+    for seconds in (3_000, 120, 3):
+        choice = choose_strategy(evidence, AUTO.changed(prefer="accuracy", time_budget=seconds))
+        assert choice.chosen.expected_seconds <= 1.05 * seconds
+        names.append(choice.chosen.name)
+    assert names == ["full_far", "partial", "linear_probe"]
+    assert "the time budget of 3 s leaves out partial (1 stage), " in choice.reasons[2]
+    assert choice.reasons[1].startswith("linear_probe is expected to be the most accurate")
+
+
+def test_a_time_budget_too_short_for_the_probe_is_refused(evidence):
+    with pytest.raises(RecipeError, match=r"time budget of 1 s is too short: the linear probe alone takes about 2 s"):
+        choose_strategy(evidence, AUTO.changed(time_budget=1))
+
+
+def test_a_fixed_rate_leaves_one_candidate_of_each_strategy(evidence):
+    recipe = AUTO.changed(training=TrainingRecipe(learning_rate=3e-4))
+    candidates = choose_strategy(evidence, recipe).candidates
+    assert sorted(candidate.strategy for candidate in candidates) == sorted(STRATEGIES)
+    assert {candidate.learning_rate for candidate in candidates} == {3e-4}
+
+
+def test_where_training_may_do_harm_full_with_low_rates_stands_by_unless_a_strategy_was_asked_for(evidence, believed):
+    believed(0.85, 0.80, 0.90, 0.80, 0.80, 0.85)
+    assert choose_strategy(evidence).fallback == "full_near"
+    assert choose_strategy(evidence, AUTO.changed(strategy="partial")).fallback == ""
+    assert choose_strategy(evidence, AUTO.changed(time_budget=300)).fallback == ""
+
+
+@pytest.mark.parametrize(("prefer", "model"), [("accuracy", "large"), ("balanced", "middle"), ("speed", "small")])
+def test_of_several_networks_the_cheapest_within_the_tolerance_is_taken(evidence, believed, prefer, model):
+    believed(0.85, 0.80, 0.80, 0.80, 0.80, 0.80)
+    sizes = {"small": (0.885, 10.0), "middle": (0.897, 20.0), "large": (0.90, 40.0)}
+    measured = []
+    for name, (top1, seconds) in sizes.items():
+        choice = choose_strategy(evidence, AUTO)
+        chosen = choice.chosen.changed(expected_top1=top1, expected_seconds=seconds)
+        choice = choice.changed(candidates=(chosen, *choice.candidates[1:]))
+        measured.append((evidence.changed(model=name, probe_accuracy=top1 - 0.05), choice))
+    found, choice = choose_backbone(measured, prefer)
+    assert found.model == choice.backbones[0].model == model
+    assert {backbone.model for backbone in choice.backbones} == set(sizes)
+    assert choice.reasons[0].endswith("near")
+    assert choice.reasons[1].startswith(f"{model} is taken: its linear probe has ")
+
+
+def test_the_only_network_is_taken_without_a_word(evidence):
+    choice = choose_strategy(evidence)
+    assert choose_backbone([(evidence, choice)], "balanced") == (evidence, choice)

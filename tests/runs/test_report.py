@@ -1,0 +1,141 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from finetune.data import ImageSplits, Unreadable, label_paths
+from finetune.decide.choice import choose_strategy
+from finetune.decide.diagnosis import Verdict
+from finetune.decide.planning import make_plan
+from finetune.predict.metrics import score
+from finetune.recipe import Recipe
+from finetune.runs.folder import RunMetrics, Seconds
+from finetune.runs.report import Report, duration
+from finetune.work import Work
+
+
+@pytest.fixture
+def report():
+    return Report(Console(file=io.StringIO(), width=200))
+
+
+def printed(report):
+    return report.console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 0 s"), (95, "1 min 35 s"), (3599, "59 min 59 s"), (3660, "1 h 1 min")],
+)
+def test_durations_are_for_people(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_images_are_counted_by_split(report, image_folder, tmp_path):
+    paths = [str(path) for path in sorted(image_folder(tmp_path).rglob("*.*"))]
+    splits = label_paths(paths, [path.split("/")[-2] for path in paths])
+    report.images(splits)
+    assert "12 training images of 2 classes" in printed(report)
+
+
+def test_the_first_unreadable_files_are_listed_and_the_others_counted(report, image_folder, tmp_path):
+    paths = [str(path) for path in sorted(image_folder(tmp_path).rglob("*.*"))]
+    splits = label_paths(paths, [path.split("/")[-2] for path in paths])
+    broken = tuple(Unreadable(path=f"{number}[x].jpg", reason="truncated") for number in range(7))
+    report.images(
+        ImageSplits(train=splits.train, validation=None, test=None, class_names=splits.class_names, unreadable=broken)
+    )
+    assert "7 files can not be read and are left out:" in printed(report)
+    assert "    4[x].jpg: truncated\n    and 2 more\n" in printed(report)
+
+
+def test_the_evidence_is_told_with_its_errors(report, evidence):
+    report.evidence(evidence)
+    assert "85.0 ± 2.3 % top-1, cross-validated" in printed(report)
+    assert "0.80 (0 far, 1 near)\n" in printed(report)
+
+
+def test_an_uncalibrated_similarity_says_so(report, evidence):
+    report.evidence(evidence.changed(similarity_calibrated=False))
+    assert "0.80 (0 far, 1 near) (uncalibrated for this network)" in printed(report)
+
+
+def test_every_candidate_is_shown_with_accuracy_time_and_basis(report, evidence):
+    choice = choose_strategy(evidence)
+    report.choice(choice)
+    rows = [line.strip() for line in printed(report).splitlines() if line.rstrip().endswith(("published", "measured"))]
+    assert all(map(str.startswith, rows, [candidate.label for candidate in choice.candidates]))
+    assert len(rows) == len(choice.candidates)
+
+
+def test_the_plan_tells_steps_rates_and_what_judges(report, evidence):
+    choice = choose_strategy(evidence)
+    plan = make_plan(Recipe(data="x"), evidence, choice)
+    report.plan(plan)
+    assert f"{plan.steps} steps of {plan.batch_size} images in {plan.precision}; rates: " in printed(report)
+    assert "3-fold cross-validation judges (by top1); then all images are trained on" in printed(report)
+
+
+@pytest.fixture
+def metrics():
+    scores = score([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4]], [0, 0, 1], ["cat", "dog"])
+    return RunMetrics(
+        validation=scores,
+        validation_source="held-out training images",
+        test=scores,
+        seconds=Seconds(evidence=1.0, race=0.0, train=61.0, total=65.0),
+        work=Work(),
+    )
+
+
+def test_the_result_tells_accuracy_interval_hardest_class_and_the_next_command(report, metrics, tmp_path):
+    report.result(metrics, tmp_path / "my run")
+    text = printed(report)
+    assert "66.7 % right (95 %: 20.8 to 93.9) of 3 images" in text
+    assert "hardest class: dog, 0 % of its 1 test images are recognised" in text
+    assert "1 min 5 s in all: evidence 1 s, training 1 min 1 s" in text
+    assert text.endswith(f"  finetune predict '{tmp_path / 'my run'}' IMAGES... --output predictions.csv\n")
+
+
+def test_without_a_test_split_the_validation_figures_stand_alone(report, metrics, tmp_path):
+    report.result(metrics.changed(test=None), tmp_path)
+    assert "validation" in printed(report)
+    assert "  test" not in printed(report)
+
+
+FLAT = Verdict(
+    kind="flat_start",
+    sentence="the loss [sic] stays where it is",
+    numbers={"loss": 1.1},
+    changes=("training.learning_rate=1e-05", "plan.validation=cross_validation"),
+)
+
+
+def test_a_result_ends_with_what_stands_out_and_how_to_change_it(report, metrics, tmp_path):
+    report.result(metrics.changed(verdicts=[FLAT]), tmp_path)
+    assert (
+        "  flat start: the loss [sic] stays where it is\n    try --set training.learning_rate=1e-05, or "
+        "validation=cross_validation in plan.json (train it with --plan)\n" in printed(report)
+    )
+
+
+def test_a_diagnosis_without_verdicts_says_what_was_looked_at(report):
+    rows = [{"phase": "validation", "step": 1, "train_loss": 1.0, "update_ratio:head": 1e-3}]
+    report.diagnosis("Learning curve of x", (), rows)
+    assert "nothing stands out\n  looked at: 1 steps of validation; update-to-weight ratios of head" in printed(report)
+
+
+def test_a_finished_task_is_told_with_its_time(report):
+    with report:
+        report.progress("looking at images", 1, 2)
+        assert printed(report) == ""
+        report.progress("looking at images", 2, 2)
+    assert "looking at images: 2 in 0.0 s" in printed(report)
+
+
+def test_a_quiet_report_says_nothing(evidence):
+    quiet = Report(Console(file=io.StringIO(), quiet=True))
+    with quiet:
+        quiet.evidence(evidence)
+        quiet.progress("x", 1, 1)
+    assert printed(quiet) == ""
