@@ -26,7 +26,7 @@ from experiments.strategy_grid import few_of_each_class
 # This script's folder comes first on the path, where finetune.py stands in for the package.
 from finetune import choose_strategy, load_images, load_recipe, make_plan, measure_evidence
 from finetune.data import ImageSplits, labels_of
-from finetune.training import Training
+from finetune.training import train as run_plan
 
 SETS = (
     "flowers12", "clothing10", "scene15", "cifar10", "pacs_cartoon7", "ucmerced21", "brainmri3", "fashion10",
@@ -61,7 +61,7 @@ def train(name: str, seed: int, strategy: str, setting: str, asked: argparse.Nam
     evidence = measure_evidence(recipe, splits)
     plan = make_plan(recipe, evidence, choose_strategy(evidence, recipe)).changed(evaluations=1)
     start = time.perf_counter()
-    model = Training(plan, splits).finish()
+    model = run_plan(plan, splits)
     if model.validation is None:
         raise ValueError("nothing judges this plan")
     return {

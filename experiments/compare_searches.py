@@ -27,7 +27,7 @@ from finetune.measure import measure_evidence
 from finetune.predict.metrics import log_loss
 from finetune.predict.model import fit_temperature
 from finetune.recipe import Recipe, Search, load_recipe
-from finetune.training import Checkpoints, Training
+from finetune.training import Checkpoints, begin, evaluate_at, finish
 from finetune.tuning.space import Dimension, Parameters, Space, Trial, Tuning, best_of, plan_of_trial, refine
 from finetune.tuning.trials import Proposer
 
@@ -84,9 +84,11 @@ def measure(data: str, output: Path) -> list[Row]:
             parameters = {"learning_rate": rate, "weight_decay": decay}
             plan = plan_of_trial(recipe, evidence, choice, parameters)
             with TemporaryDirectory() as folder:
-                training = Training(plan, splits, checkpoints=Checkpoints(Path(folder)))
-                looks = [training.look(share) for share in (*RUNGS, 1.0)]
-                model = training.finish()
+                state, looks = begin(plan, splits, checkpoints=Checkpoints(Path(folder))), []
+                for share in (*RUNGS, 1.0):
+                    state, found = evaluate_at(state, share)
+                    looks.append(found)
+                state, model = finish(state)
             losses = [log_loss(each.logits / fit_temperature(each.logits, each.labels), each.labels) for each in looks]
             row = {"seed": seed, **parameters, "losses": losses, "top1": float(np.mean(_right(looks[-1])))}
             if splits.test is not None:
@@ -94,7 +96,7 @@ def measure(data: str, output: Path) -> list[Row]:
                 row["test_loss"] = float(
                     -np.log(answers[np.arange(len(answers)), labels_of(splits.test)] + 1e-12).mean()
                 )
-            row["seconds"] = round(training.seconds, 2)
+            row["seconds"] = round(state.seconds, 2)
             row["usual_rate"] = make_plan(recipe, evidence, choice).head_learning_rate
             rows.append(row)
             with output.open("a") as file:

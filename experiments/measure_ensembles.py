@@ -31,7 +31,7 @@ from finetune.ensemble.recommendation import Offer, recommend
 from finetune.predict.metrics import metric_value, score
 from finetune.predict.model import Predictor, average
 from finetune.recipe import SMALL_MODELS
-from finetune.training import Training
+from finetune.training import begin, finish, train
 
 SETS = ("flowers12", "clothing10", "ucmerced21", "brainmri3", "fashion10", "cifar10")
 
@@ -61,9 +61,8 @@ def run_few(name: str, seed: int, data: Path) -> Row:
     splits = load_images(str(data / name), limit=FEW, seed=seed)
     plan, latency = plan_of(Recipe(data=name, image_size=128, seed=seed, steps=STEPS), splits)
     started = time.perf_counter()
-    training = Training(plan, splits, keeps_weights=True)
-    single = training.finish()
-    mean = single if single.harm else average([single, *fold_models(training, single)])
+    state, single = finish(begin(plan, splits, keeps_weights=True))
+    mean = single if single.harm else average([single, *fold_models(state, single)])
     options = {
         "single": judged(single, splits, plan, latency),
         "mean of folds": judged(mean, splits, plan, latency * (1 + plan.folds)),
@@ -81,20 +80,17 @@ def run_cell(name: str, seed: int, data: Path) -> Row:
     recipe = Recipe(data=name, image_size=128, seed=seed, refit=False, steps=STEPS)
     plan, latency = plan_of(recipe, splits)
     started = time.perf_counter()
-    first = Training(plan, splits, keeps_weights=True)
-    single = first.finish()
-    unaveraged = Training(plan.changed(average_decay=0.0), splits).finish()
+    first, single = finish(begin(plan, splits, keeps_weights=True))
+    unaveraged = train(plan.changed(average_decay=0.0), splits)
     seeds, snapshots = [(first, single)], [(first, single)]
     for number in range(1, SEEDS):
-        other = Training(plan.changed(training_seed=seed + number), splits, keeps_weights=True)
-        seeds.append((other, other.finish()))
+        seeds.append(finish(begin(plan.changed(training_seed=seed + number), splits, keeps_weights=True)))
     for number in range(1, SNAPSHOTS):
-        other = Training(plan.changed(cycle=number), splits, earlier=first, keeps_weights=True)
-        snapshots.append((other, other.finish()))
+        snapshots.append(finish(begin(plan.changed(cycle=number), splits, previous=first, keeps_weights=True)))
     backbones, slower = [single], latency
     for network in SMALL_MODELS[1:]:
         own, milliseconds = plan_of(recipe.changed(model=network), splits)
-        backbones.append(Training(own, splits).finish())
+        backbones.append(train(own, splits))
         slower += milliseconds
     models: dict[str, tuple[Predictor, float]] = {
         "single": (single, latency),
@@ -143,7 +139,7 @@ def recommendations(models: dict[str, tuple[Predictor, float]]) -> Iterator[tupl
             Offer(name=name, model=models[name][0], train_seconds=0.0, predict_milliseconds=models[name][1])
             for name in entered
         ]
-        yield kind, next(option.name for option in recommend(offers, asked=0) if option.recommended)
+        yield kind, next(option.name for option in recommend(offers, requested=0) if option.recommended)
 
 
 def gains(rows: Sequence[Row], options: Sequence[Row]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

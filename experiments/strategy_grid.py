@@ -41,7 +41,7 @@ from finetune.decide.candidates import RUNGS, SPECS
 from finetune.decide.workload import SCRATCH_FACTOR
 from finetune.ensemble.averages import BLEND, blend
 from finetune.predict.metrics import softmax
-from finetune.training import Checkpoints, Training
+from finetune.training import Checkpoints, begin, evaluate_at, finish
 
 SETS = (
     "flowers12", "scene15", "clothing10", "cifar10", "pacs_cartoon7", "signdigits10", "magtile5", "ucmerced21",
@@ -213,20 +213,21 @@ def train_arm(
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder))
         checkpoints.begin()
-        training = Training(plan, splits, checkpoints=checkpoints, keeps_weights=True)
-        work = [training.work]
+        state = begin(plan, splits, checkpoints=checkpoints, keeps_weights=True)
+        work = [state.work]
         looks = []
         for share in (1.0,) if is_last_alone or not plan.steps else (*RUNGS, 1.0):
-            looks.append(training.look(share))
-            work.append(training.work)
-        model = training.finish()
+            state, found = evaluate_at(state, share)
+            looks.append(found)
+            work.append(state.work)
+        state, model = finish(state)
         test_labels = labels_of(splits.test)
         tested = {"test": model.probabilities(splits.test)}
         last = looks[-1]
         shipped = last.probe if model.note and last.probe is not None else last.logits
         held = {"held_out": softmax(shipped / model.temperature)}
         if plan.steps and arm != "scratch" and not model.note:
-            blended = blend(training)
+            blended = blend(state)
             tested["blended_test"] = blended.probabilities(splits.test)
             if blended.held_out is not None:
                 held["blended_held_out"] = blended.held_out.probabilities

@@ -34,10 +34,10 @@ from finetune.decide.evidence import (
 )
 from finetune.decide.plan import AugmentationPlan, Plan, StagePlan
 from finetune.decide.preprocessing import Preprocessing
+from finetune.ensemble import members
 from finetune.ensemble.recommendation import Offer, Option
 from finetune.network.backbone import find_stages, takes_image_size
 from finetune.recipe import TableColumns
-from finetune.runs import execution
 from finetune.work import Work
 
 FORWARD = ForwardSettings(
@@ -318,13 +318,13 @@ def recommend_place() -> Callable[[pytest.MonkeyPatch, int], None]:
     """The function that lets a place of what could ship be recommended, whatever the held-out images say."""
 
     def patched(patch: pytest.MonkeyPatch, place: int) -> None:
-        own = execution.recommend
+        own = members.recommend
 
-        def recommend(offers: Sequence[Offer], asked: int) -> tuple[Option, ...]:
-            options = own(offers, asked)
+        def recommend(offers: Sequence[Offer], requested: int) -> tuple[Option, ...]:
+            options = own(offers, requested)
             ships = options[place]
             return tuple(option.changed(recommended=option is ships) for option in options)
 
-        patch.setattr(execution, "recommend", recommend)
+        patch.setattr(members, "recommend", recommend)
 
     return patched

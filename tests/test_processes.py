@@ -57,12 +57,12 @@ def save(content, file, *rest, **options):
 
 import numpy as np
 
-import finetune
-from finetune import strategy
-from finetune.images import load_images
-from finetune.plan import Plan
-from finetune.selection import Belief
-from finetune.training import Checkpoints, judging, loop, train
+import finetune.errors
+from finetune.data import load_images
+from finetune.decide import choice, contest
+from finetune.decide.belief import Belief
+from finetune.decide.plan import Plan
+from finetune.training import Checkpoints, evaluation, monitor, pace, train
 
 for file in sorted((folder / "plans").iterdir()):
     plan = Plan.load(file)
@@ -88,13 +88,13 @@ except KeyboardInterrupt:
     torch.save(resumed.network.state_dict(), folder / f"resumed-{rank}.pt")
 
 hurried = Plan.load(folder / "plans" / "full.json").changed(steps=5000, time_budget=4.0)
-own_look = loop.first_not_finite
-clock = loop.time.perf_counter
+own_look = monitor.first_not_finite
+clock = pace.time.perf_counter
 begun = clock()
 if rank == "1":  # whose clock runs twice as fast
-    loop.time.perf_counter = lambda: begun + 2.0 * (clock() - begun)
+    pace.time.perf_counter = lambda: begun + 2.0 * (clock() - begun)
 model = train(hurried, load_images(hurried.data))
-loop.time.perf_counter = clock
+pace.time.perf_counter = clock
 torch.save({"history": list(model.history), "state": model.network.state_dict()}, folder / f"hurried-{rank}.pt")
 
 diverging = Plan.load(folder / "plans" / "full.json").changed(head_learning_rate=10.0, clip_norm=1e30, optimizer="sgd")
@@ -102,12 +102,12 @@ diverging = diverging.changed(
     stages=[stage.changed(learning_rate=10.0) for stage in diverging.stages], steps=60, warmup_steps=0
 )
 if rank == "0":  # as if the image that is to blame were one of the other process's
-    loop.first_not_finite = lambda *_: ""
+    monitor.first_not_finite = lambda *_: ""
 try:
     train(diverging, load_images(diverging.data))
-except loop.DivergenceError as error:
+except finetune.errors.DivergenceError as error:
     (folder / f"diverged-{rank}.txt").write_text(str(error))
-loop.first_not_finite = own_look
+monitor.first_not_finite = own_look
 torch.save = save
 os.environ["FINETUNE_CACHE"] = str(folder / "empty cache")
 plan = Plan.load(folder / "plans" / "full.json")
@@ -122,9 +122,9 @@ def two_alike(names, _evidence):
     return Belief(mean=mean, covariance=0.1**2 * np.eye(len(names)))
 
 
-strategy.believe_all, strategy.PROBE_SUFFICES = two_alike, -1.0
-strategy.PRICE = dict.fromkeys(strategy.PRICE, 0.0)
-judging.SURE = float("inf")  # so few steps do harm, and both members are to stay
+contest.believe_all, choice.PROBE_SUFFICES = two_alike, -1.0
+choice.PRICE = dict.fromkeys(choice.PRICE, 0.0)
+evaluation.SURE = float("inf")  # so few steps do harm, and both members are to stay
 for name, prefer in (("raced", "balanced"), ("averaged", "accuracy")):
     model = finetune.run(recipe.changed(strategy="auto", prefer=prefer), folder / name)
     ended = {"strategy": model.plan.strategy, "top1": model.test.top1, "temperature": model.temperature}

@@ -1,65 +1,66 @@
-"""Models that are made of finished trainings: with test-time flips, with weights between the linear probe's and the
-training's, of each fold, and with the mean of several trainings' weights."""
+"""Average weights, and make the other models that finished trainings allow: with flips, blended, of each fold."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from finetune.predict.metrics import score
 from finetune.predict.model import HeldOut, TrainedModel
-from finetune.training.training import Training
+from finetune.training import TrainingState, network_with, probe_weights, with_weights
+from finetune.training.material import Weights
 from finetune.work import Work
 
 BLEND = 0.75
-"""Share of its own weights in a blend of a trained network with the linear probe. Half, which Wortsman et al. 2022 take
-for other domains' sake, loses a point at home (experiments/log.md, 2026-11-25)."""
-
-Weights = dict[str, dict[str, Tensor]]
-"""What each phase of a training left of the network, by its name."""
+"""Fraction of the fine-tuned weights in a blend with the linear probe's. One half, which Wortsman et al. (2022) choose
+for the sake of shifted domains, costs a point on images like those trained on (experiments/log.md, 2026-11-25)."""
 
 
-def with_flips(training: Training) -> TrainedModel:
-    """Return the model of a finished training that kept its weights with test-time flips, and judged with them."""
-    return training.with_weights(training.weights, training.plan.changed(test_time_flips=True))
+def with_flips(state: TrainingState) -> TrainedModel:
+    """Return the model of a finished training with test-time flips, evaluated with them.
+
+    The training must have kept its weights.
+    """
+    return with_weights(state, state.weights, state.plan.changed(test_time_flips=True))
 
 
-def blend(training: Training) -> TrainedModel:
-    """Return the model of a finished training that kept its weights with weights between the linear probe's and its own
-    (Wortsman et al. 2022, WiSE-FT): where the one errs, the other often does not.
+def blend(state: TrainingState) -> TrainedModel:
+    """Return the model of a finished training with weights between the linear probe's and its own.
+
+    w = (1 - BLEND) * w_probe + BLEND * w_tuned (Wortsman et al. 2022, WiSE-FT): their errors differ, so that the blend
+    is often better than both. The training must have kept its weights.
 
     Raises:
-        ValueError: the training began with random weights.
+        ValueError: the training started from random weights.
     """
-    probe = training.probe_weights()
-    return training.with_weights(
-        {phase: _between(probe[phase], own) for phase, own in training.weights.items() if phase in probe}
+    probe = probe_weights(state.material)
+    return with_weights(
+        state, {phase: _between(probe[phase], own) for phase, own in state.weights.items() if phase in probe}
     )
 
 
-def fold_models(training: Training, model: TrainedModel) -> list[TrainedModel]:
-    """Return what each fold of a finished cross-validation that kept its weights left, judged on the part that it held
-    out, with the temperature of all parts: one alone may be too few images.
+def fold_models(state: TrainingState, model: TrainedModel) -> list[TrainedModel]:
+    """Return the model of each fold of a finished cross-validation, evaluated on the images that the fold holds out.
 
-    What they took is counted by the model that they judge.
+    All have the temperature of the final model, since one fold may have too few images for its own. Their work and
+    seconds are 0: the final model counts them. The training must have kept its weights.
 
     Raises:
-        ValueError: the model was not judged.
+        ValueError: the final model was not evaluated.
     """
     if model.held_out is None:
-        raise ValueError("folds are averaged with a model that they judge")
-    folds = [phase for phase in training.phases if len(phase.held_out)]
-    judged = np.sort(np.concatenate([phase.held_out for phase in folds]))
+        raise ValueError("the models of folds need a final model that was evaluated on their held-out images")
+    folds = [phase for phase in state.material.phases if len(phase.held_out)]
+    evaluated = np.sort(np.concatenate([phase.held_out for phase in folds]))
     found = []
     for number, phase in enumerate(folds, start=1):
-        rows = np.isin(judged, phase.held_out)
+        rows = np.isin(evaluated, phase.held_out)
         held_out = HeldOut(labels=model.held_out.labels[rows], probabilities=model.held_out.probabilities[rows])
         found.append(
             replace(
                 model,
-                network=training.network_with(training.weights[phase.name]),
+                network=network_with(state.material, state.weights[phase.name]),
                 plan=model.plan.changed(fold=number, refit=False),
                 history=tuple(row for row in model.history if row["phase"] == phase.name),
                 validation=score(held_out.probabilities, held_out.labels, list(model.class_names)),
@@ -71,46 +72,47 @@ def fold_models(training: Training, model: TrainedModel) -> list[TrainedModel]:
     return found
 
 
-def soup(finished: Sequence[tuple[Training, TrainedModel]]) -> TrainedModel | None:
-    """Return the greedy soup of trainings that started from the same weights (Wortsman et al. 2022): from the best on,
-    each is added to the mean of the weights if the held-out images like the mean better.
+def soup(finished: Sequence[tuple[TrainingState, TrainedModel]]) -> TrainedModel | None:
+    """Return the greedy soup of trainings that started from the same weights (Wortsman et al. 2022).
+
+    From the best training on, each one's weights are added to the mean if that lowers the held-out log-loss.
 
     Args:
-        finished: trainings of one plan but for its seed or its cycle, which kept their weights, and their models.
+        finished: trainings of one plan, which differ in their seed or cycle and kept their weights, and their models.
 
     Returns:
-        the model with the mean weights, or None where no mean is better than the best alone.
+        the model with the mean weights, or None where no mean is better than the best training.
     """
     ordered = sorted(finished, key=lambda each: _loss(each[1]))
     first, best = ordered[0]
     mixed, least, found = [first.weights], _loss(best), None
-    for training, _ in ordered[1:]:
-        tried = first.with_weights(_mean([*mixed, training.weights]))
+    for state, _ in ordered[1:]:
+        tried = with_weights(first, _mean([*mixed, state.weights]))
         loss = _loss(tried)
         if loss < least:
-            mixed, least, found = [*mixed, training.weights], loss, tried
+            mixed, least, found = [*mixed, state.weights], loss, tried
     return found
 
 
 def _loss(model: TrainedModel) -> float:
     """Return a model's log-loss on the held-out images."""
     if model.validation is None:
-        raise ValueError("a soup is made of models that were judged on held-out images")
+        raise ValueError("a soup needs models that were evaluated on held-out images")
     return model.validation.log_loss
 
 
-def _between(probe: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+def _between(probe: Weights, own: Weights) -> Weights:
     return {
         name: probe[name].lerp(tensor, BLEND) if tensor.is_floating_point() else tensor for name, tensor in own.items()
     }
 
 
-def _mean(several: Sequence[Weights]) -> Weights:
-    """Return the mean of what trainings left of one network, phase by phase."""
+def _mean(several: Sequence[dict[str, Weights]]) -> dict[str, Weights]:
+    """Return the mean weights of several trainings of one network, phase by phase."""
     return {phase: _mean_state([weights[phase] for weights in several]) for phase in several[0]}
 
 
-def _mean_state(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _mean_state(states: Sequence[Weights]) -> Weights:
     return {
         name: torch.stack([state[name] for state in states]).mean(dim=0) if first.is_floating_point() else first
         for name, first in states[0].items()

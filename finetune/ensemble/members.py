@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from finetune.data import ImageSplits
 from finetune.decide.members import PlannedRun
@@ -11,114 +12,130 @@ from finetune.ensemble.recommendation import Offer, Option, recommend
 from finetune.predict.model import TrainedModel, average
 from finetune.processes import is_main_process
 from finetune.progress import Progress
-from finetune.training import Checkpoints, Training
+from finetune.training import Checkpoints, TrainingState, begin, finish
 
 FLIPPED, BLENDED, SOUP = "with test-time flips", "blend with the linear probe", "soup"
-"""What else could ship of an ensemble of one network."""
+"""Names of the models that trainings of one network offer next to their members."""
 
 
-TrainedMember = tuple[PlannedRun, TrainedModel]
-"""Why and how something was trained, and what came of it."""
+class TrainedMember(NamedTuple):
+    """A model and the decisions that it was trained by."""
+
+    planned: PlannedRun
+    model: TrainedModel
 
 
-def _train_all(
+def train_members(
     members: Sequence[PlannedRun],
-    winner: Training | None,
+    winner: TrainingState | None,
     splits: ImageSplits,
     folder: Path,
     progress: Progress,
 ) -> tuple[list[TrainedMember], dict[str, TrainedModel]]:
-    """Train every member to its end; of an ensemble of one network the first alone, where it did harm: snapshots go on
-    from it, and other seeds go the same way.
+    """Train every member to its end.
+
+    Of an ensemble of one network, training stops after the first member where that one is rejected: snapshots continue
+    from it, and trainings with other seeds would end equally.
+
+    Args:
+        members: what to train; one, or the members of an ensemble.
+        winner: the paused training that won a race, which becomes the only member; None: there was no race.
+        splits: labelled images; the test split is not used.
+        folder: where each training keeps its checkpoints, under its name.
+        progress: called with the work in progress.
 
     Returns:
-        the members with their models; of an ensemble of one network, its first member with test-time flips where labels
-        allow them, and with weights nearer to the linear probe's; and the soup if it is better than the best member.
+        the members with their models, and, by name, the other models that trainings of one network offer: with test-time
+        flips (where labels allow them), blended with the linear probe, and the soup where it beats the best member.
     """
     if members[0].choice.ensemble == "folds":
         return _train_folds(members, splits, folder, progress), {}
     trained: list[TrainedMember] = []
-    trainings: list[Training] = []
+    finished: list[tuple[TrainingState, TrainedModel]] = []
     is_one_network = members[0].choice.ensemble.startswith(("seeds", "snapshots"))
-    for own in members:
-        told = _naming(progress, own.name) if len(members) > 1 else progress
-        earlier = trainings[0] if own.plan.cycle else None
-        training = winner or _begin(own, splits, folder, told, earlier, keeps_weights=is_one_network)
-        trainings.append(training)
-        trained.append((own, training.finish()))
-        if is_one_network and trained[0][1].harm:
+    for planned in members:
+        named = name_tasks(progress, planned.name) if len(members) > 1 else progress
+        previous = finished[0][0] if planned.plan.cycle else None
+        state = winner or begin_member(planned, splits, folder, named, previous, keeps_weights=is_one_network)
+        state, model = finish(state)
+        trained.append(TrainedMember(planned, model))
+        finished.append((state, model))
+        if is_one_network and trained[0].model.harm:
             return trained, {}
     if not is_one_network:
         return trained, {}
-    finished = [(training, model) for training, (_, model) in zip(trainings, trained, strict=True) if not model.harm]
-    return trained, _mixtures(finished)
+    return trained, _other_models([(state, model) for state, model in finished if not model.harm])
+
+
+def begin_member(
+    planned: PlannedRun,
+    splits: ImageSplits,
+    folder: Path,
+    progress: Progress,
+    previous: TrainingState | None = None,
+    keeps_weights: bool = False,
+) -> TrainingState:
+    """Prepare a member's training, with its checkpoints below `folder`; arguments are those of `training.begin`."""
+    checkpoints = Checkpoints(folder / planned.name, writes=is_main_process())
+    checkpoints.begin()
+    return begin(planned.plan, splits, progress, checkpoints, previous, keeps_weights)
+
+
+def name_tasks(progress: Progress, name: str) -> Progress:
+    """Return a progress callback that puts the name of a training before each of its tasks."""
+    return lambda task, done, total: progress(f"{name}: {task}", done, total)
+
+
+def recommend_members(
+    trained: Sequence[TrainedMember], others: Mapping[str, TrainedModel]
+) -> tuple[list[TrainedMember], tuple[Option, ...]]:
+    """Return the members of the final model, and all options with their figures on the held-out images.
+
+    Args:
+        trained: the members, of which none is rejected unless it is the only one.
+        others: further models of the first member's network, by name.
+    """
+    leading = trained[0].planned
+    if leading.choice.ensemble == "folds" or len(trained) + len(others) < 2:
+        return list(trained), ()  # folds hold out different images, on which their mean cannot be evaluated
+    seconds = [member.model.seconds for member in trained]
+    latency = [1e3 / member.planned.evidence.speed.forward_images_per_second for member in trained]
+    entries = [
+        (Offer(name=each.planned.label, model=each.model, train_seconds=took, predict_milliseconds=needs), [each])
+        for each, took, needs in zip(trained, seconds, latency, strict=True)
+    ]
+    for name, model in others.items():
+        passes = 2 if name == FLIPPED else 1
+        took = sum(seconds) if name == SOUP else seconds[0]
+        offer = Offer(name=name, model=model, train_seconds=took, predict_milliseconds=passes * latency[0])
+        entries.append((offer, [TrainedMember(replace(leading, plan=model.plan), model)]))
+    if len(trained) > 1:
+        mean = average([member.model for member in trained])
+        name = f"mean of {len(trained)}"
+        offer = Offer(name=name, model=mean, train_seconds=sum(seconds), predict_milliseconds=sum(latency))
+        entries.append((offer, list(trained)))
+    options = recommend([offer for offer, _ in entries], requested=len(entries) - 1 if len(trained) > 1 else 0)
+    chosen = next(each for option, (_, each) in zip(options, entries, strict=True) if option.recommended)
+    return chosen, options
 
 
 def _train_folds(
     members: Sequence[PlannedRun], splits: ImageSplits, folder: Path, progress: Progress
 ) -> list[TrainedMember]:
-    """Train the first member: the others are the folds that judge it."""
-    training = _begin(members[0], splits, folder, progress, keeps_weights=True)
-    model = training.finish()
-    if model.harm:
-        return [(members[0], model)]
-    return list(zip(members, [model, *fold_models(training, model)], strict=True))
+    """Train the first member, whose cross-validation trains the others, its folds, on the way."""
+    state, model = finish(begin_member(members[0], splits, folder, progress, keeps_weights=True))
+    models = [model] if model.harm else [model, *fold_models(state, model)]
+    return [TrainedMember(planned, each) for planned, each in zip(members, models, strict=False)]
 
 
-def _mixtures(finished: Sequence[tuple[Training, TrainedModel]]) -> dict[str, TrainedModel]:
-    """Return what else trainings of one network give, by name."""
+def _other_models(finished: Sequence[tuple[TrainingState, TrainedModel]]) -> dict[str, TrainedModel]:
+    """Return the further models that finished trainings of one network offer, by name."""
     found: dict[str, TrainedModel] = {}
-    training, _ = finished[0]
-    plan = training.plan
+    state, _ = finished[0]
+    plan = state.plan
     if plan.augmentation.horizontal_flip and not plan.test_time_flips:
-        found[FLIPPED] = with_flips(training)
+        found[FLIPPED] = with_flips(state)
     if plan.strategy not in {"linear_probe", "scratch"}:
-        found[BLENDED] = blend(training)
-    mixed = soup(finished) if plan.strategy != "scratch" else None  # random weights have no mean that is good
+        found[BLENDED] = blend(state)
+    mixed = soup(finished) if plan.strategy != "scratch" else None  # different random weights have no useful mean
     return found if mixed is None else {**found, SOUP: mixed}
-
-
-def _recommended(
-    kept: list[TrainedMember], mixtures: Mapping[str, TrainedModel]
-) -> tuple[list[TrainedMember], tuple[Option, ...]]:
-    """Return what ships of an ensemble or of an average of candidates, and what could have."""
-    leading = kept[0][0]
-    if leading.choice.ensemble == "folds" or len(kept) + len(mixtures) < 2:
-        return kept, ()  # folds hold different images out, which can not tell what their mean is worth
-    seconds = [model.seconds for _, model in kept]
-    latency = [1e3 / own.evidence.speed.forward_images_per_second for own, _ in kept]
-    entries = [
-        (Offer(name=each[0].label, model=each[1], train_seconds=took, predict_milliseconds=needs), [each])
-        for each, took, needs in zip(kept, seconds, latency, strict=True)
-    ]
-    for name, model in mixtures.items():
-        passes = 2 if name == FLIPPED else 1
-        took = sum(seconds) if name == SOUP else seconds[0]
-        offer = Offer(name=name, model=model, train_seconds=took, predict_milliseconds=passes * latency[0])
-        entries.append((offer, [(replace(leading, plan=model.plan), model)]))
-    if len(kept) > 1:
-        mean = average([model for _, model in kept])
-        name = f"mean of {len(kept)}"
-        offer = Offer(name=name, model=mean, train_seconds=sum(seconds), predict_milliseconds=sum(latency))
-        entries.append((offer, kept))
-    options = recommend([offer for offer, _ in entries], asked=len(entries) - 1 if len(kept) > 1 else 0)
-    ships = next(each for option, (_, each) in zip(options, entries, strict=True) if option.recommended)
-    return ships, options
-
-
-def _begin(
-    own: PlannedRun,
-    splits: ImageSplits,
-    folder: Path,
-    progress: Progress,
-    earlier: Training | None = None,
-    keeps_weights: bool = False,
-) -> Training:
-    checkpoints = Checkpoints(folder / own.name, writes=is_main_process())
-    checkpoints.begin()
-    return Training(own.plan, splits, progress, checkpoints, earlier=earlier, keeps_weights=keeps_weights)
-
-
-def _naming(progress: Progress, name: str) -> Progress:
-    """Return a progress that says whose tasks these are."""
-    return lambda task, done, total: progress(f"{name}: {task}", done, total)

@@ -1,4 +1,4 @@
-"""Which of several models, or of their averages, is to ship."""
+"""Recommend which of several models, or of their averages, to keep."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,69 +12,77 @@ from finetune.value import FrozenModel
 
 
 class Option(FrozenModel):
-    """Something that could ship: how good it is on the held-out images, and what it costs."""
+    """A model that could be kept, with its figures on the held-out images and its costs."""
 
     name: str
     top1: float
+    """Accuracy on the held-out images, 0 to 1."""
     log_loss: float
+    """Mean log-loss on the held-out images."""
     calibration_error: float
+    """Expected calibration error on the held-out images, 0 to 1."""
     train_seconds: float
-    """Of all trainings that it needs."""
+    """Wall time of all trainings that the model needs, in seconds."""
     predict_milliseconds: float
-    """An image, on the measured machine."""
+    """Expected time to predict one image on the measured machine, in milliseconds."""
     recommended: bool
+    """Whether this is the one that is kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """A predictor under its name."""
+    """A model under a name, with its costs."""
 
     name: str
     model: Predictor
     train_seconds: float
+    """Wall time of all trainings that the model needs, in seconds."""
     predict_milliseconds: float
+    """Expected time to predict one image, in milliseconds."""
 
 
-def recommend(offers: Sequence[Offer], asked: int) -> tuple[Option, ...]:
-    """Return what was offered, with the one to ship marked: what was asked for, unless something that predicts as
-    quickly is better on the held-out images by more than one standard error (Breiman et al. 1984, 3.4.3).
+def recommend(offers: Sequence[Offer], requested: int) -> tuple[Option, ...]:
+    """Return an option for each offer, with one of them recommended.
 
-    Over image sets a mean is better than its members, and a few hundred held-out images hardly tell
-    (docs/ensembles.md): so they have to say it clearly. The error is that of the difference on the same images, which
-    is smaller than that of either.
+    It is the requested one, unless an offer that predicts as fast has a log-loss on the held-out images that is lower by
+    more than one standard error (Breiman et al. 1984, section 3.4.3). Over many image sets a mean beats its members,
+    and a few hundred held-out images are too few to show the opposite (docs/explanation/ensembles.md), so the evidence
+    against the mean must be clear. The error is that of the paired difference d_i = loss_i - requested_loss_i:
+    std(d) / sqrt(n).
 
     Args:
-        offers: judged on the same images.
-        asked: place of what was asked for.
+        offers: models that were evaluated on the same images.
+        requested: index of the requested offer.
 
     Raises:
-        ValueError: an offer was not judged.
+        ValueError: an offer was not evaluated.
     """
     losses = np.stack([_losses(offer.model.held_out) for offer in offers])
-    behind = losses - losses[asked]
+    behind = losses - losses[requested]
     count = losses.shape[1]
     errors = behind.std(axis=1, ddof=1) / np.sqrt(count) if count > 1 else np.full(len(offers), np.inf)
-    quick = [offer.predict_milliseconds <= offers[asked].predict_milliseconds for offer in offers]
-    better = [place for place in range(len(offers)) if quick[place] and behind[place].mean() < -errors[place]]
-    chosen = min(better, key=lambda place: float(losses[place].mean()), default=asked)
+    is_quick = [offer.predict_milliseconds <= offers[requested].predict_milliseconds for offer in offers]
+    better = [place for place in range(len(offers)) if is_quick[place] and behind[place].mean() < -errors[place]]
+    chosen = min(better, key=lambda place: float(losses[place].mean()), default=requested)
     return tuple(_option(offer, place == chosen) for place, offer in enumerate(offers))
 
 
 def _losses(held_out: HeldOut | None) -> NDArray[np.float64]:
+    """Return the log-loss of each held-out image, (n_images,)."""
     if held_out is None:
-        raise ValueError("what is recommended must be judged on held-out images")
+        raise ValueError("a recommendation needs models that were evaluated on held-out images")
     return log_losses(held_out.probabilities, held_out.labels)
 
 
 def _option(offer: Offer, recommended: bool) -> Option:
-    judged = offer.model.validation
-    if judged is None:
-        raise ValueError("what is recommended must be judged on held-out images")
+    metrics = offer.model.validation
+    if metrics is None:
+        raise ValueError("a recommendation needs models that were evaluated on held-out images")
     return Option(
         name=offer.name,
-        top1=judged.top1,
-        log_loss=judged.log_loss,
-        calibration_error=judged.calibration_error,
+        top1=metrics.top1,
+        log_loss=metrics.log_loss,
+        calibration_error=metrics.calibration_error,
         train_seconds=round(offer.train_seconds, 2),
         predict_milliseconds=round(offer.predict_milliseconds, 3),
         recommended=recommended,

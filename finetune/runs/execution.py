@@ -1,7 +1,7 @@
-"""From a recipe to what ships: networks are measured and one is chosen; where that does not decide, short trainings
-race, and the winner goes on; several are trained where they are averaged; what did harm does not ship."""
+"""Carry out a choice: measure networks and decide, race candidates where the choice is close, train the members, and
+reject any that ends worse than its linear probe."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from finetune.decide.choice import choose_backbone, choose_strategy
 from finetune.decide.evidence import Evidence
 from finetune.decide.members import PlannedRun, budgeted, list_members, plan_choice
 from finetune.decide.planning import make_plan
-from finetune.ensemble.members import TrainedMember, _recommended, _train_all
+from finetune.ensemble.members import TrainedMember, recommend_members, train_members
 from finetune.ensemble.recommendation import Option
 from finetune.errors import RecipeError
 from finetune.measure import measure_evidence
@@ -19,45 +19,70 @@ from finetune.predict.model import TrainedModel
 from finetune.processes import from_main_process
 from finetune.progress import Progress, no_progress
 from finetune.recipe import Recipe
-from finetune.runs.race import RacedMembers, _race, _sum
+from finetune.runs.race import RacedMembers, run_race
 from finetune.work import Work
 
 
-def decide(
-    recipe: Recipe,
-    splits: ImageSplits,
-    progress: Progress = no_progress,
-    tell: Callable[[Evidence], None] = lambda _evidence: None,
-) -> tuple[PlannedRun, ...]:
-    """Return what is trained: one, for the network that is chosen among the recipe's, or the members of an ensemble.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The models of a finished run, and what all of its trainings took."""
+
+    members: tuple[PlannedRun, ...]
+    """The decisions that each model was trained by."""
+    models: tuple[TrainedModel, ...]
+    """The final model, or the members of the final ensemble."""
+    work: Work
+    """The work of all trainings, those of a race included."""
+    seconds: float
+    """Wall time of the trainings that were finished, in seconds."""
+    options: tuple[Option, ...]
+    """All models that could have been kept, where more than one was trained."""
+    rejected: tuple[TrainedMember, ...]
+    """Trainings that ended worse than their linear probe and are not part of the final model."""
+
+
+def measure_networks(recipe: Recipe, splits: ImageSplits, progress: Progress = no_progress) -> tuple[Evidence, ...]:
+    """Return the evidence of each network that the recipe names, on the same images.
 
     Args:
         recipe: what was asked.
-        splits: labelled images; the test split is not looked at.
-        progress: told what is going on.
-        tell: told each network's evidence.
+        splits: labelled images; the test split is not used.
+        progress: called with the work in progress.
 
     Raises:
-        ModelError: an unknown network, or weights that are not to be had.
-        RecipeError: an ensemble of backbones that has one, or of folds that there are not.
+        ModelError: an unknown network, or weights that cannot be found.
+        RecipeError: an ensemble of backbones that names one network.
     """
     if recipe.ensemble == "backbones" and len(recipe.models) == 1:
         raise RecipeError(
             f"backbones averages several networks, but model names {recipe.model} alone; list them: a,b,c"
         )
-    measured = []
-    for name in recipe.models:
-        own = budgeted(recipe).changed(model=name)
-        evidence = from_main_process(partial(measure_evidence, own, splits, progress))
-        tell(evidence)
-        measured.append((evidence, choose_strategy(evidence, own)))
-    chosen = choose_backbone(measured, recipe.prefer)
-    others = [(evidence, choice) for evidence, choice in measured if evidence.model != chosen[0].model]
+    shared = budgeted(recipe)
+    return tuple(
+        from_main_process(partial(measure_evidence, shared.changed(model=name), splits, progress))
+        for name in recipe.models
+    )
+
+
+def decide(recipe: Recipe, measured: Sequence[Evidence]) -> tuple[PlannedRun, ...]:
+    """Return what to train: one model, for the network that is chosen, or the members of an ensemble.
+
+    Args:
+        recipe: what was asked.
+        measured: the evidence of each network that the recipe names.
+
+    Raises:
+        RecipeError: an ensemble of folds without a cross-validation, or a time budget that is too short.
+    """
+    shared = budgeted(recipe)
+    choices = [(evidence, choose_strategy(evidence, shared.changed(model=evidence.model))) for evidence in measured]
+    chosen = choose_backbone(choices, recipe.prefer)
+    others = [(evidence, choice) for evidence, choice in choices if evidence.model != chosen[0].model]
     leading = plan_choice(recipe, *chosen)
     if leading.choice.ensemble == "folds" and leading.plan.validation != "cross_validation":
         raise RecipeError(
-            f"folds averages the trainings of a cross-validation, but here {leading.plan.judged_on} will judge; "
-            f"ask for snapshots:3 or seeds:3"
+            f"folds averages the trainings of a cross-validation, but here models are evaluated on "
+            f"{leading.plan.judged_on}; ask for snapshots:3 or seeds:3"
         )
     return list_members(leading, [plan_choice(recipe, *other) for other in others])
 
@@ -65,72 +90,56 @@ def decide(
 def begin(
     members: Sequence[PlannedRun], splits: ImageSplits, folder: Path, progress: Progress = no_progress
 ) -> RacedMembers:
-    """Return what is trained after the race, if its choice wants one.
+    """Run the race, if the choice has one, and return what is left to finish.
 
-    What was interrupted goes on from `folder` and ends as it would have.
+    An interrupted race resumes from `folder` and ends as it would have.
 
     Args:
         members: what was decided.
-        splits: labelled images; the test split is not looked at.
+        splits: labelled images; the test split is not used.
         folder: where each training keeps its checkpoints, under its name.
-        progress: told what is going on.
+        progress: called with the work in progress.
+    """
+    if members[0].choice.racing:
+        return run_race(members[0], splits, folder, progress)
+    return RacedMembers(members=tuple(members), winner=None, work=Work(), seconds=0.0)
+
+
+def finish(raced: RacedMembers, splits: ImageSplits, folder: Path, progress: Progress = no_progress) -> Outcome:
+    """Train what is left to its end and return the final model, or the final members.
+
+    Members that end worse than their linear probe are rejected. Where all are, the choice's fallback is trained, if it
+    has one. Of an ensemble, the held-out images recommend which members or which average to keep.
+
+    Arguments are those of `begin`.
 
     Raises:
         DivergenceError: a training diverged.
     """
-    if members[0].choice.racing:
-        return _race(members[0], splits, folder, progress)
-    return RacedMembers(members=tuple(members), winner=None, work=Work(), seconds=0.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What ships, and what all of it took."""
-
-    members: tuple[PlannedRun, ...]
-    """Why and how each model that ships was trained."""
-    models: tuple[TrainedModel, ...]
-    """One, or the members of an ensemble."""
-    work: Work
-    seconds: float
-    """Of the trainings that went to their end."""
-    options: tuple[Option, ...]
-    """What could have shipped, where more than one model was trained."""
-    lost: tuple[TrainedMember, ...]
-    """What did harm and does not ship, for who wants to know why."""
-
-
-def finish(begun: RacedMembers, splits: ImageSplits, folder: Path, progress: Progress = no_progress) -> Outcome:
-    """Return what ships of trainings that were begun: all, but those that did harm; where all did, those of another
-    candidate, if the choice has one. Of an ensemble, or of an average of candidates, what the held-out images
-    recommend.
-
-    The arguments and errors are those of `begin`.
-    """
-    leading = begun.members[0]
-    tried, mixtures = _train_all(begun.members, begun.winner, splits, folder, progress)
+    leading = raced.members[0]
+    tried, others = train_members(raced.members, raced.winner, splits, folder, progress)
     trained = tried
-    fallback = leading.choice.fallback
-    if all(model.harm for _, model in tried) and fallback not in {"", *(own.choice.chosen.name for own, _ in tried)}:
-        seconds = begun.seconds + sum(model.seconds for _, model in tried)
-        tried, mixtures = _train_all(_fall_back(leading, seconds), None, splits, folder, progress)
+    names = {"", *(member.planned.choice.chosen.name for member in tried)}
+    if all(member.model.harm for member in tried) and leading.choice.fallback not in names:
+        seconds = raced.seconds + sum(member.model.seconds for member in tried)
+        tried, others = train_members(_plan_fallback(leading, seconds), None, splits, folder, progress)
         trained = [*trained, *tried]
-    # Where all did harm, each is a linear probe.
-    kept, options = _recommended([each for each in tried if not each[1].harm] or tried[:1], mixtures)
-    lost = [each for each in trained if each[1].harm and all(each[1] is not model for _, model in kept)]
-    kept = _settled(kept, lost)
+    # Where all were rejected, each model is a linear probe: the first one is kept.
+    kept, options = recommend_members([each for each in tried if not each.model.harm] or tried[:1], others)
+    rejected = [each for each in trained if each.model.harm and all(each.model is not own.model for own in kept)]
+    kept = _describe_outcome(kept, rejected)
     return Outcome(
-        members=tuple(own for own, _ in kept),
-        models=tuple(model for _, model in kept),
+        members=tuple(member.planned for member in kept),
+        models=tuple(member.model for member in kept),
         options=options,
-        work=_sum((begun.work, *(model.work for _, model in trained))),
-        seconds=sum(model.seconds for _, model in trained),
-        lost=tuple(lost),
+        work=sum((member.model.work for member in trained), raced.work),
+        seconds=sum(member.model.seconds for member in trained),
+        rejected=tuple(rejected),
     )
 
 
-def _fall_back(leading: PlannedRun, spent: float) -> tuple[PlannedRun, ...]:
-    """Return what is trained where all that was chosen did harm, in what is left of the time budget."""
+def _plan_fallback(leading: PlannedRun, spent: float) -> tuple[PlannedRun, ...]:
+    """Return what to train where all members were rejected, within what is left of the time budget after `spent` s."""
     choice = leading.choice.led_by(leading.choice.fallback).changed(members=())
     plan = make_plan(budgeted(leading.recipe), leading.evidence, choice)
     if leading.recipe.time_budget is not None:
@@ -139,17 +148,20 @@ def _fall_back(leading: PlannedRun, spent: float) -> tuple[PlannedRun, ...]:
     return list_members(replace(leading, choice=choice, plan=plan), [])
 
 
-def _settled(kept: list[TrainedMember], lost: Sequence[TrainedMember]) -> list[TrainedMember]:
-    """Return what ships, with a choice that says so and a note of what did harm and does not ship."""
-    (leading, model), *others = kept
-    choice = leading.choice
+def _describe_outcome(kept: Sequence[TrainedMember], rejected: Sequence[TrainedMember]) -> list[TrainedMember]:
+    """Return the kept members; the choice and the note of the first one say what was kept and what was rejected."""
+    first, *others = kept
+    planned, model = first
+    choice = planned.choice
     if not others:
         choice = choice.changed(members=(), ensemble="")
-    if lost:
-        members = [own.choice.chosen.name for own, _ in kept] if choice.members else ()
+    if rejected:
+        members = [member.planned.choice.chosen.name for member in kept] if choice.members else ()
         choice = choice.changed(members=members, racing=(), fallback="")
-        told = "; ".join(f"training {own.label} did harm: {each.harm}" for own, each in lost)
-        labels = tuple(dict.fromkeys(own.choice.chosen.label for own, _ in kept))
-        ships = "ships" if len(labels) == 1 else "ship"
-        model = replace(model, note=f"{told}; {' and '.join(labels)} {ships} instead. {model.note}".rstrip())
-    return [(replace(leading, choice=choice), model), *others]
+        reasons = "; ".join(
+            f"{member.planned.label} ended worse than its linear probe: {member.model.harm}" for member in rejected
+        )
+        labels = tuple(dict.fromkeys(member.planned.choice.chosen.label for member in kept))
+        verb = "is" if len(labels) == 1 else "are"
+        model = replace(model, note=f"{reasons}; {' and '.join(labels)} {verb} kept instead. {model.note}".rstrip())
+    return [TrainedMember(replace(planned, choice=choice), model), *others]

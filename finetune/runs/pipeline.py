@@ -23,7 +23,7 @@ from finetune.predict.metrics import score
 from finetune.predict.model import Ensemble, Predictor, TrainedModel, average
 from finetune.processes import from_main_process, is_main_process, share_out
 from finetune.recipe import Recipe, load_recipe
-from finetune.runs.execution import begin, decide, finish
+from finetune.runs.execution import begin, decide, finish, measure_networks
 from finetune.runs.folder import SCHEDULE, RunFolder, RunMetrics, Seconds, default_folder
 from finetune.runs.race import RacedMembers
 from finetune.runs.report import Report
@@ -131,7 +131,10 @@ def decide_all(
     if splits is None:
         splits = load_images(recipe.data, recipe.columns, recipe.limit, recipe.seed)
     report.images(splits)
-    members = decide(recipe, splits, report.progress, report.evidence)
+    measured = measure_networks(recipe, splits, report.progress)
+    for evidence in measured:
+        report.evidence(evidence)
+    members = decide(recipe, measured)
     leading = members[0]
     report.choice(leading.choice)
     if not leading.choice.racing:
@@ -179,7 +182,7 @@ def ship(folder: RunFolder, begun: RacedMembers, splits: ImageSplits, report: Re
     model = _scored(finished.models, splits, report)
     if finished.members[0] != leading:
         from_main_process(lambda: folder.write_decisions(finished.members[0]))
-    curves = from_main_process(lambda: _write_lost(folder, finished.lost))
+    curves = from_main_process(lambda: _write_lost(folder, finished.rejected))
     metrics = RunMetrics(
         validation=model.validation,
         validation_source=model.plan.judged_on,

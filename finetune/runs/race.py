@@ -1,6 +1,6 @@
-"""Carry out a race: train the candidates to each rung and return the winner."""
+"""Carry out a race: train the candidates to each rung, drop the unlikely ones, and return the winner."""
 
-from collections.abc import Iterable
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,71 +14,100 @@ from finetune.decide.contest import make_contest
 from finetune.decide.members import PlannedRun
 from finetune.decide.planning import make_plan
 from finetune.decide.race import compete
-from finetune.ensemble.members import _begin, _naming
+from finetune.ensemble.members import begin_member, name_tasks
 from finetune.errors import DivergenceError
 from finetune.predict.metrics import softmax
 from finetune.processes import from_main_process
 from finetune.progress import Progress
-from finetune.training import Training
+from finetune.training import TrainingState, evaluate_at
+from finetune.training.evaluation import HeldOutPredictions
 from finetune.work import Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RacedMembers:
-    """What is to be finished."""
+    """What is left to finish after the race, if there was one."""
 
     members: tuple[PlannedRun, ...]
-    """Decided: what is trained, after the race where there was one."""
-    winner: Training | None
-    """Of the race, to go on from where it paused."""
+    """What is trained: the winner, or the members that were decided on without a race."""
+    winner: TrainingState | None
+    """The paused training of the winner; None: there was no race."""
     work: Work
-    """Of those who lost it."""
+    """The work of the candidates that lost."""
     seconds: float
-    """What they took."""
+    """Wall time of the candidates that lost, in seconds."""
 
 
-def _race(leading: PlannedRun, splits: ImageSplits, folder: Path, progress: Progress) -> RacedMembers:
-    """Train those that race to a rung, drop those that will hardly be picked, and so on until one is left."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Racer:
+    """A candidate's training in a race."""
+
+    state: TrainingState
+    seconds_diverged: float = 0.0
+    """Wall time of trainings that diverged, in seconds, which the state does not know."""
+
+    @property
+    def seconds(self) -> float:
+        return self.state.seconds + self.seconds_diverged
+
+
+def run_race(leading: PlannedRun, splits: ImageSplits, folder: Path, progress: Progress) -> RacedMembers:
+    """Train the racing candidates to each rung, until one is left or no rung is.
+
+    Args:
+        leading: the choice that names the racing candidates.
+        splits: labelled images; the test split is not used.
+        folder: where each training keeps its checkpoints, under its name.
+        progress: called with the work in progress.
+    """
     choice, recipe, evidence = leading.choice, leading.recipe, leading.evidence
     contest = make_contest(choice.candidates, evidence, recipe)
-    entries = {}
+    planned = {}
     for name in choice.racing:
         own = choice.led_by(name)
-        entries[name] = replace(leading, choice=own, plan=make_plan(recipe, evidence, own))
-    trainings: dict[str, Training] = {}
+        planned[name] = replace(leading, choice=own, plan=make_plan(recipe, evidence, own))
+    racers: dict[str, _Racer] = {}
 
-    def look(rung: int, places: list[int]) -> NDArray[np.float64]:
-        seen = []
+    def evaluate(rung: int, places: list[int]) -> NDArray[np.float64]:
+        found = []
         for name in contest.named(places):
-            if name not in trainings:
-                trainings[name] = _begin(entries[name], splits, folder, _naming(progress, name))
-            training = trainings[name]
-            training.spend(sum(other.seconds for other in trainings.values() if other is not training))
-            seen.append(_right(training, RUNGS[rung]))
-        # Processes may differ in the last digit, and must not differ in what they decide.
-        return from_main_process(lambda: np.stack(seen))
+            if name not in racers:
+                racers[name] = _Racer(state=begin_member(planned[name], splits, folder, name_tasks(progress, name)))
+            elsewhere = sum(racer.seconds for other, racer in racers.items() if other != name)
+            racers[name], right = _train_to(racers[name], RUNGS[rung], elsewhere)
+            found.append(right)
+        # Processes may differ in the last digit; the main process decides for all.
+        return from_main_process(lambda: np.stack(found))
 
     entered = [contest.names.index(name) for name in choice.racing]
-    ended = compete(contest.belief, contest.costs, contest.tolerance, entered, look)
+    ended = compete(contest.belief, contest.costs, contest.tolerance, entered, evaluate)
     winner = contest.names[ended.winner]
-    training = trainings.pop(winner, None) or _begin(entries[winner], splits, folder, progress)
-    seconds = sum(lost.seconds for lost in trainings.values())
-    training.spend(seconds)
-    won = replace(leading, choice=settle(choice, contest, ended, evidence), plan=training.plan)
+    racer = racers.pop(winner, None)
+    state = racer.state if racer else begin_member(planned[winner], splits, folder, progress)
+    seconds = sum(lost.seconds for lost in racers.values())
+    won = replace(leading, choice=settle(choice, contest, ended, evidence), plan=state.plan)
     return RacedMembers(
-        members=(won,), winner=training, work=_sum(lost.work for lost in trainings.values()), seconds=seconds
+        members=(won,),
+        winner=replace(state, spent_elsewhere=seconds),
+        work=sum((lost.state.work for lost in racers.values()), Work()),
+        seconds=seconds,
     )
 
 
-def _right(training: Training, share: float) -> NDArray[np.float64]:
-    """Return each held-out image's probability of its class after a share of the steps: 0, where they diverged."""
+def _train_to(racer: _Racer, share: float, spent_elsewhere: float) -> tuple[_Racer, NDArray[np.float64]]:
+    """Train a candidate to a fraction of its steps; return each held-out image's probability of its class.
+
+    The probabilities (n_images,) of a candidate that diverges are 0, so that it drops out of the race.
+    """
+    begun = time.perf_counter()
     try:
-        look = training.look(share)
+        state, found = evaluate_at(replace(racer.state, spent_elsewhere=spent_elsewhere), share)
     except DivergenceError:
-        return np.zeros(sum(len(phase.held_out) for phase in training.phases))
-    probabilities: NDArray[np.float64] = softmax(look.logits)[np.arange(len(look.labels)), look.labels]
+        diverged = replace(racer, seconds_diverged=racer.seconds_diverged + time.perf_counter() - begun)
+        return diverged, np.zeros(sum(len(phase.held_out) for phase in racer.state.material.phases))
+    return replace(racer, state=state), _right(found)
+
+
+def _right(found: HeldOutPredictions) -> NDArray[np.float64]:
+    probabilities: NDArray[np.float64] = softmax(found.logits)[np.arange(len(found.labels)), found.labels]
     return probabilities
-
-
-def _sum(works: Iterable[Work]) -> Work:
-    return sum(works, Work())

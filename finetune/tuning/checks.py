@@ -13,7 +13,7 @@ from finetune.decide.workload import SCRATCH_FACTOR
 from finetune.errors import DivergenceError
 from finetune.predict.metrics import log_losses, softmax
 from finetune.progress import Progress
-from finetune.training import Checkpoints, Training
+from finetune.training import Checkpoints, TrainingState, begin, evaluate_at, history_so_far
 from finetune.tuning.findings import STILL, judge_overfit, judge_rates, judge_start, rate_trial
 from finetune.tuning.space import RATE_STEPS, Dimension, Finding, rates_of
 
@@ -41,8 +41,8 @@ class Checks:
     def start(self) -> Finding:
         """Return step 1: the loss on held-out images before the first step."""
         plan = self.plan_with_rate(None).changed(imbalance="none")
-        look = self._begin("start", plan, self.splits).look(0.0)
-        losses = log_losses(softmax(look.logits), look.labels)
+        _, found = evaluate_at(self._begin("start", plan, self.splits), 0.0)
+        losses = log_losses(softmax(found.logits), found.labels)
         error = float(losses.std()) / math.sqrt(len(losses))
         self._end("start")
         if plan.strategy == "scratch":
@@ -57,10 +57,10 @@ class Checks:
         )
         plan = _unregularised(self.plan_with_rate(None), len(sample))
         splits = replace(self.splits, train=sample, validation=sample, stream=None)
-        training = self._begin("overfit", plan, splits)
+        state = self._begin("overfit", plan, splits)
         for share in LOOKS:
-            look = training.look(share)
-            right = look.logits.argmax(axis=1) == look.labels
+            state, found = evaluate_at(state, share)
+            right = found.logits.argmax(axis=1) == found.labels
             if right.all():
                 break
         self._end("overfit")
@@ -81,17 +81,16 @@ class Checks:
 
     def _losses(self, name: str, plan: Plan) -> list[float]:
         """Return the training loss of each step; none where it diverged."""
-        training = self._begin(name, plan, self.splits)
         try:
-            training.look()
+            state, _ = evaluate_at(self._begin(name, plan, self.splits))
         except DivergenceError:
             return []
-        return [float(row["train_loss"]) for row in training.rows()]
+        return [float(row["train_loss"]) for row in history_so_far(state)]
 
-    def _begin(self, name: str, plan: Plan, splits: ImageSplits) -> Training:
+    def _begin(self, name: str, plan: Plan, splits: ImageSplits) -> TrainingState:
         checkpoints = Checkpoints(self.folder / name)
         checkpoints.begin()
-        return Training(plan, splits, lambda task, *rest: self.progress(f"{name}: {task}", *rest), checkpoints)
+        return begin(plan, splits, lambda task, *rest: self.progress(f"{name}: {task}", *rest), checkpoints)
 
     def _end(self, name: str) -> None:
         shutil.rmtree(self.folder / name, ignore_errors=True)

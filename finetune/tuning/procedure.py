@@ -24,7 +24,7 @@ from finetune.runs.folder import RunFolder
 from finetune.runs.pipeline import claim_folder, decide_all, reporting, ship
 from finetune.runs.race import RacedMembers
 from finetune.runs.report import Report
-from finetune.training import Checkpoints, Training
+from finetune.training import Checkpoints, TrainingState, begin, evaluate_at, history_so_far
 from finetune.tuning.checks import Checks
 from finetune.tuning.findings import judge_coarse, judge_curves, judge_fine
 from finetune.tuning.report import print_finding, print_trial, print_trials
@@ -245,21 +245,21 @@ class _Procedure:
         folder = self._folder.trial(number)
         folder.mkdir(parents=True, exist_ok=True)
         self._plan(stage.parameters(trial)).save(folder / "plan.json")
-        training = self._training(number, Plan.load(folder / "plan.json"))
+        state = self._training(number, Plan.load(folder / "plan.json"))
         loss, accuracy, has_diverged = None, 0.0, False
         try:
             # The coarse one that goes on finds both rungs looked at.
             for rung, share in enumerate(RUNGS if stage.name == "coarse" else (*RUNGS, 1.0), start=1):
-                loss, accuracy = _judge(training, share)
+                state, loss, accuracy = _evaluate_at(state, share)
                 if stage.name == "fine" and share < 1.0 and stage.should_stop(trial, rung, loss):
                     loss = None
                     break
         except DivergenceError:
             loss, has_diverged = None, True
-        rows = [json.dumps(row) + "\n" for row in training.rows()]
+        rows = [json.dumps(row) + "\n" for row in history_so_far(state)]
         (folder / "history.jsonl").write_text("".join(rows), "utf-8")
         seconds = time.perf_counter() - began
-        stage.end(trial, loss, accuracy, seconds, training.work, has_diverged)
+        stage.end(trial, loss, accuracy, seconds, state.work, has_diverged)
 
     def _deliver(self, coarse: TrialSet, fine: TrialSet) -> Predictor:
         """Finish the best of this worker's own trials, which goes on from where it is."""
@@ -278,14 +278,14 @@ class _Procedure:
         self._keep(findings=findings, winner=winner.number)
         print_trials(self._report, self._tuning)
         recipe, choice = with_parameters(self._decisions.recipe, self._decisions.choice, winner.parameters)
-        training = self._training(winner.number, self._plan(winner.parameters))
+        state = self._training(winner.number, self._plan(winner.parameters))
         for share in RUNGS:
-            training.look(share)  # nothing is trained, but what was is counted
-        decisions = replace(self._decisions, recipe=recipe, choice=choice, plan=training.plan)
+            state, _ = evaluate_at(state, share)  # read from its checkpoints, so that its work is counted
+        decisions = replace(self._decisions, recipe=recipe, choice=choice, plan=state.plan)
         self._folder.write_decisions(decisions)
         gone_on = {trial.number for trial in fine.trials(own=True)}  # what they took before is in what they took in all
         work = coarse.work(gone_on) + fine.work({winner.number})
-        begun = RacedMembers(members=(decisions,), winner=training, work=work, seconds=self._tuning.seconds)
+        begun = RacedMembers(members=(decisions,), winner=state, work=work, seconds=self._tuning.seconds)
         model = ship(self._folder, begun, self._splits, self._report, self._start)
         self._drop_checkpoints(set())
         return model
@@ -294,11 +294,11 @@ class _Procedure:
         decisions = self._decisions
         return plan_of_trial(_sized(decisions.recipe), decisions.evidence, decisions.choice, parameters)
 
-    def _training(self, number: int, plan: Plan) -> Training:
+    def _training(self, number: int, plan: Plan) -> TrainingState:
         checkpoints = Checkpoints(self._folder.trial(number) / "checkpoints")
         checkpoints.begin()
         progress = self._report.progress
-        return Training(plan, self._splits, lambda task, *rest: progress(f"trial {number}: {task}", *rest), checkpoints)
+        return begin(plan, self._splits, lambda task, *rest: progress(f"trial {number}: {task}", *rest), checkpoints)
 
     def _drop_checkpoints(self, but: set[int]) -> None:
         for folder in (self._folder.path / "trials").iterdir():
@@ -313,14 +313,14 @@ class _Procedure:
         return round(self._tuning.seconds + time.perf_counter() - began, 2)
 
 
-def _judge(training: Training, share: float) -> tuple[float, float]:
-    """Train up to a share of the steps; return the held-out log-loss, at its best temperature, and the accuracy.
+def _evaluate_at(state: TrainingState, share: float) -> tuple[TrainingState, float, float]:
+    """Train up to a fraction of the steps; return the state, the held-out log-loss at its best temperature, and accuracy.
 
-    The loss tells trials apart that the accuracy of a few hundred images does not.
+    The loss separates trials that the accuracy on a few hundred images cannot.
     """
-    look = training.look(share)
-    loss = log_loss(look.logits / fit_temperature(look.logits, look.labels), look.labels)
-    return loss, metric_value(training.plan.metric, look.logits.argmax(axis=1), look.labels)
+    state, found = evaluate_at(state, share)
+    loss = log_loss(found.logits / fit_temperature(found.logits, found.labels), found.labels)
+    return state, loss, metric_value(state.plan.metric, found.logits.argmax(axis=1), found.labels)
 
 
 def _sized(recipe: Recipe) -> Recipe:

@@ -58,21 +58,21 @@ def ahead(offer):
 
 
 def test_what_was_asked_for_ships_where_something_quicker_is_better_by_less_than_an_error_of_the_difference(ahead):
-    assert shipped(recommend(ahead(errors=0.8), asked=1)) == "mean"
+    assert shipped(recommend(ahead(errors=0.8), requested=1)) == "mean"
 
 
 def test_what_is_quicker_ships_where_it_is_better_by_more_than_an_error(ahead):
-    assert shipped(recommend(ahead(errors=1.3), asked=1)) == "single"
+    assert shipped(recommend(ahead(errors=1.3), requested=1)) == "single"
 
 
 def test_what_is_slower_does_not_take_the_place_of_what_was_asked_for(ahead):
-    assert shipped(recommend(ahead(errors=1.3, milliseconds=6.1), asked=1)) == "mean"
-    assert shipped(recommend(ahead(errors=1.3, milliseconds=6.0), asked=1)) == "single"
+    assert shipped(recommend(ahead(errors=1.3, milliseconds=6.1), requested=1)) == "mean"
+    assert shipped(recommend(ahead(errors=1.3, milliseconds=6.0), requested=1)) == "single"
 
 
 def test_of_several_that_are_better_the_best_ships(offer):
     offers = [offer("good", 2.0, 1.0), offer("better", 2.5, 2.0), offer("mean", 0.5, 3.0)]
-    assert shipped(recommend(offers, asked=2)) == "better"
+    assert shipped(recommend(offers, requested=2)) == "better"
 
 
 def test_one_held_out_image_tells_nothing_against_what_was_asked_for(offer):
@@ -82,12 +82,12 @@ def test_one_held_out_image_tells_nothing_against_what_was_asked_for(offer):
         held_out = offered.model.held_out
         first = HeldOut(labels=held_out.labels[:1], probabilities=held_out.probabilities[:1])
         single.append(replace(offered, model=replace(offered.model, held_out=first)))
-    assert shipped(recommend(single, asked=1)) == "mean"
+    assert shipped(recommend(single, requested=1)) == "mean"
 
 
 def test_an_option_tells_what_was_judged(offer):
     offered = offer("one", 1.5, 2.0)
-    (option,) = recommend([offered], asked=0)
+    (option,) = recommend([offered], requested=0)
     judged = offered.model.validation
     assert (option.top1, option.log_loss, option.calibration_error) == (
         judged.top1, judged.log_loss, judged.calibration_error,
@@ -98,4 +98,4 @@ def test_an_option_tells_what_was_judged(offer):
 def test_who_was_not_judged_is_refused(offer):
     offered = offer("one", 1.5, 2.0)
     with pytest.raises(ValueError, match="must be judged on held-out images"):
-        recommend([replace(offered, model=replace(offered.model, held_out=None))], asked=0)
+        recommend([replace(offered, model=replace(offered.model, held_out=None))], requested=0)

@@ -14,6 +14,7 @@ from rich.console import Console
 import finetune
 from finetune.data import labels_of
 from finetune.decide import choice as strategy
+from finetune.decide import contest
 from finetune.decide.belief import Belief
 from finetune.decide.contest import PRICE
 from finetune.decide.members import list_members
@@ -268,7 +269,7 @@ def two_alike(names, _evidence):
 def undecided(monkeypatch):
     """Two candidates are believed to be so nearly equal that they race."""
 
-    monkeypatch.setattr(strategy, "believe_all", two_alike)
+    monkeypatch.setattr(contest, "believe_all", two_alike)
     monkeypatch.setattr(strategy, "PRICE", dict.fromkeys(PRICE, 0.0))
     monkeypatch.setattr(strategy, "PROBE_SUFFICES", -1.0)
 
@@ -374,7 +375,7 @@ def test_where_accuracy_is_preferred_the_mean_of_two_ships_and_says_so(averaged)
 
 def test_a_training_that_did_harm_leaves_its_learning_curve_and_how_to_look_at_it(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(strategy, "PROBE_SUFFICES", -1.0)
-    monkeypatch.setattr(strategy, "believe_all", two_alike)
+    monkeypatch.setattr(contest, "believe_all", two_alike)
     monkeypatch.setattr(judging, "SURE", -float("inf"))  # whatever a training does is harm
     finetune.run(recipe, tmp_path / "run")
     (place,) = (tmp_path / "run" / "did_harm").iterdir()

@@ -2,15 +2,16 @@ import numpy as np
 import pytest
 
 from finetune.data import load_images
-from finetune.decide import choice as strategy
+from finetune.decide import contest
 from finetune.decide import members as decisions
 from finetune.decide.belief import Belief
 from finetune.decide.choice import choose_strategy
 from finetune.decide.members import PlannedRun, list_members
 from finetune.errors import DivergenceError
 from finetune.recipe import Recipe
-from finetune.runs import execution
+from finetune.runs import execution, race
 from finetune.runs.execution import begin, finish
+from finetune.training import finish as finish_training
 from finetune.training import train
 
 NAMES = ("partial_short", "partial", "full_far")
@@ -36,8 +37,8 @@ def run(evidence, splits, small_plan, weights_file, monkeypatch):
     def believed(names, _evidence):
         return Belief(mean=np.full(len(names), 0.6), covariance=np.eye(len(names)) * 0.3**2)
 
-    monkeypatch.setattr(execution, "make_plan", planned)
-    monkeypatch.setattr(strategy, "believe_all", believed)
+    monkeypatch.setattr(race, "make_plan", planned)
+    monkeypatch.setattr(contest, "believe_all", believed)
     recipe = Recipe(data="x", prefer="accuracy")
 
     def make(folder, entered=NAMES, **rest):
@@ -58,8 +59,8 @@ def test_a_race_ends_with_one_and_a_story(run, tmp_path):
 
 def test_the_winner_ends_as_if_it_had_trained_alone(run, splits, tmp_path):
     outcome = run(tmp_path)
-    training = outcome.winner
-    alone, raced = train(training.plan, splits), training.finish()
+    state = outcome.winner
+    alone, (_, raced) = train(state.plan, splits), finish_training(state)
     assert raced.validation == alone.validation
     for name, tensor in alone.network.state_dict().items():
         assert tensor.equal(raced.network.state_dict()[name])
@@ -80,19 +81,19 @@ def test_who_lost_took_no_more_steps_than_to_the_last_rung(run, tmp_path):
 def test_a_race_and_its_winner_together_keep_the_time_budget(run, tmp_path):
     outcome = run(tmp_path, planned={"steps": 3_000, "time_budget": 8.0})
     assert (
-        outcome.seconds + outcome.winner.finish().seconds <= 1.5 * 8.0
+        outcome.seconds + finish_training(outcome.winner)[1].seconds <= 1.5 * 8.0
     )  # networks are made, and a busy machine stalls
 
 
 def test_what_is_no_number_any_more_loses_and_the_others_race_on(run, tmp_path, monkeypatch):
-    look = execution.Training.look
+    own = race.evaluate_at
 
-    def diverging(training, share):
-        if training.plan.head_learning_rate == 2e-3:
+    def diverging(state, share):
+        if state.plan.head_learning_rate == 2e-3:
             raise DivergenceError("the loss is not a finite number at step 2")
-        return look(training, share)
+        return own(state, share)
 
-    monkeypatch.setattr(execution.Training, "look", diverging)
+    monkeypatch.setattr(race, "evaluate_at", diverging)
     outcome = run(tmp_path)
     assert outcome.members[0].choice.chosen.name != "partial"
     assert outcome.members[0].choice.reasons[1].startswith("race after 33 % of the steps")
@@ -155,10 +156,10 @@ def carry_out(evidence, image_folder, small_plan, weights_file, tmp_path, monkey
 def test_where_training_did_harm_the_fallback_is_trained_and_ships(carry_out):
     finished = carry_out("partial", fallback="full_near")
     assert finished.members[0].choice.chosen.name == "full_near"
-    assert finished.models[0].note.startswith("training partial (3 stages) did harm: ")
-    assert finished.models[0].note.endswith("full (rate 4e-04) ships instead.")
+    assert finished.models[0].note.startswith("partial (3 stages) ended worse than its linear probe: ")
+    assert finished.models[0].note.endswith("full (rate 4e-04) is kept instead.")
     assert finished.work.backward_images > finished.models[0].work.backward_images
-    ((lost, model),) = finished.lost
+    ((lost, model),) = finished.rejected
     assert (lost.name, len(model.history)) == ("partial", model.plan.steps)
     assert model.history != finished.models[0].history
 
@@ -166,7 +167,7 @@ def test_where_training_did_harm_the_fallback_is_trained_and_ships(carry_out):
 def test_where_the_fallback_does_harm_too_the_probe_ships(carry_out):
     finished = carry_out("partial", fallback="norm_tuning")
     assert finished.models[0].harm
-    assert "so the linear probe ships" in finished.models[0].note
+    assert "the linear probe is kept" in finished.models[0].note
 
 
 @pytest.mark.parametrize("ensemble", ["seeds:2", "snapshots:2"])
@@ -176,7 +177,7 @@ def test_where_the_first_of_an_ensemble_did_harm_the_fallbacks_ensemble_is_train
     assert names[0] == "full (rate 4e-04)"
     assert names[-1] == "mean of 2"
     assert finished.members[0].choice.chosen.name == "full_near"
-    assert finished.models[0].note.startswith("training partial (3 stages) did harm: ")
+    assert finished.models[0].note.startswith("partial (3 stages) ended worse than its linear probe: ")
 
 
 def test_where_the_training_that_folds_judge_did_harm_the_fallbacks_folds_are_averaged(carry_out):
@@ -184,7 +185,7 @@ def test_where_the_training_that_folds_judge_did_harm_the_fallbacks_folds_are_av
     folds = finished.models[0].plan.folds
     assert [model.plan.fold for model in finished.models] == list(range(folds + 1))
     assert {own.choice.chosen.name for own in finished.members} == {"full_near"}
-    assert finished.models[0].note.startswith("training partial (3 stages) did harm: ")
+    assert finished.models[0].note.startswith("partial (3 stages) ended worse than its linear probe: ")
     assert finished.options == ()
 
 
@@ -193,7 +194,7 @@ def test_what_is_recommended_tells_of_a_member_that_did_harm(carry_out, recommen
     finished = carry_out("partial", fallback="full_near", ensemble="seeds:2")
     assert len(finished.models) == 1
     assert (finished.members[0].choice.ensemble, finished.members[0].choice.fallback) == ("", "")
-    assert finished.models[0].note.startswith("training partial (3 stages) did harm: ")
+    assert finished.models[0].note.startswith("partial (3 stages) ended worse than its linear probe: ")
 
 
 def test_a_member_that_did_harm_is_left_out_of_the_average(carry_out):
@@ -209,7 +210,7 @@ def test_members_that_did_no_harm_stay_together(carry_out):
     names = [option.name for option in finished.options if not option.recommended]
     assert names == ["full (rate 8e-04)", "full (rate 4e-04)"]
     assert [model.note for model in finished.models] == ["", ""]
-    assert finished.lost == ()
+    assert finished.rejected == ()
 
 
 def test_a_candidate_that_is_recommended_ships_in_the_place_of_the_average(carry_out, recommend_place, monkeypatch):

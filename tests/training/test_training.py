@@ -22,10 +22,10 @@ from finetune.network.forward import forward_all, logits, pooled
 from finetune.predict.linear_probe import fit_head
 from finetune.predict.metrics import log_loss, softmax
 from finetune.progress import no_progress
-from finetune.training import Checkpoints, Training, plan_phases, train
+from finetune.training import Checkpoints, begin, evaluate_at, finish, history_so_far, plan_phases, train
 from finetune.training import cached_activations as kept
 from finetune.training import evaluation as judging
-from finetune.training import training as session
+from finetune.training import fit as fitting
 from finetune.work import Work
 
 AT_128 = Preprocessing(
@@ -244,7 +244,7 @@ def test_after_a_cross_validation_the_refit_starts_from_the_weights_of_the_file(
 
 @pytest.mark.parametrize("imbalance", ["none", "logit_adjustment"])
 def test_elsewhere_the_refit_goes_on_from_the_weights_that_were_judged(make_plan, splits, monkeypatch, imbalance):
-    states, own = [], session.train_steps
+    states, own = [], fitting.train_steps
 
     def train_steps(task, plan, accelerator):
         states.append({name: value.clone() for name, value in task.module.state_dict().items()})
@@ -252,7 +252,7 @@ def test_elsewhere_the_refit_goes_on_from_the_weights_that_were_judged(make_plan
         states.append({name: value.clone() for name, value in task.module.state_dict().items()})
         return reached
 
-    monkeypatch.setattr(session, "train_steps", train_steps)
+    monkeypatch.setattr(fitting, "train_steps", train_steps)
     train(make_plan("full", refit=True, imbalance=imbalance), splits)
     _, judged, start, end = states
     for name in judged:
@@ -276,16 +276,15 @@ def test_every_strategy_gives_a_judged_model(make_plan, splits, way, name):
 def test_a_co_tuned_class_is_related_to_what_the_pretrained_classifier_takes_its_images_for(
     make_plan, splits, monkeypatch, way
 ):
-    tasks, own = [], session.train_steps
-    monkeypatch.setattr(session, "train_steps", lambda task, *rest: tasks.append(task) or own(task, *rest))
+    tasks, own = [], fitting.train_steps
+    monkeypatch.setattr(fitting, "train_steps", lambda task, *rest: tasks.append(task) or own(task, *rest))
     plan = make_plan(way, co_tuning=1.0)
-    training = Training(plan, splits)
-    model = training.finish()
+    state, model = finish(begin(plan, splits))
     pretrained = timm.create_model("test_efficientnet").eval()
     pretrained.load_state_dict(load_file(plan.weights))
     images = PlainImages(Pixels(splits.train, plan.preprocessing.shorter_side), plan.preprocessing)
     taken_for = softmax(forward_all(pretrained, images, plan.preprocessing, plan.forward, logits))
-    members = training.phases[0].members
+    members = state.material.phases[0].members
     for label in range(3):
         of_class = members[labels_of(splits.train)[members] == label]
         mean = torch.from_numpy(taken_for[of_class].mean(axis=0)).float()
@@ -296,7 +295,7 @@ def test_a_co_tuned_class_is_related_to_what_the_pretrained_classifier_takes_its
 @pytest.mark.parametrize("way", ["partial, small first", "partial, nothing kept", "full, small first"])
 @pytest.mark.parametrize("streams", [1, 2])
 def test_the_first_steps_see_small_images_and_prediction_full_ones(make_plan, splits, monkeypatch, way, streams):
-    sides, own = [], session.train_steps
+    sides, own = [], fitting.train_steps
 
     def train_steps(task, *rest):
         handle = task.module.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
@@ -304,7 +303,7 @@ def test_the_first_steps_see_small_images_and_prediction_full_ones(make_plan, sp
         handle.remove()
         return reached
 
-    monkeypatch.setattr(session, "train_steps", train_steps)
+    monkeypatch.setattr(fitting, "train_steps", train_steps)
     plan = make_plan(way, preprocessing=AT_128, small_steps=3, evaluations=1, parallel_parts=streams, refit=True)
     train(plan, splits)
     per_pixel = 128 // max(sides)
@@ -408,8 +407,8 @@ def test_logit_adjustment_is_judged_with_its_adjustment(make_plan, splits):
 
 def test_class_weights_are_inverse_to_the_counts_of_the_phases_images_and_1_on_average(make_plan, splits, monkeypatch):
     tasks = []
-    own = session.train_steps
-    monkeypatch.setattr(session, "train_steps", lambda task, *rest: tasks.append(task) or own(task, *rest))
+    own = fitting.train_steps
+    monkeypatch.setattr(fitting, "train_steps", lambda task, *rest: tasks.append(task) or own(task, *rest))
     plan = make_plan("norm_tuning", imbalance="class_weights", refit=True)
     train(plan, splits)
     for phase, task in zip(plan_phases(plan, splits), tasks, strict=True):
@@ -468,11 +467,10 @@ def test_of_a_cross_validation_the_first_fold_is_looked_at_and_keeps_its_last_we
 
 def test_a_training_that_diverges_leaves_the_history_of_all_before_it(make_plan, splits):
     plan = make_plan("full", validation="cross_validation", folds=2)
-    network = Training(plan, splits)
-    network.look()
-    network.network.register_forward_hook(lambda _module, _inputs, output: output * float("inf"))
+    state, _ = evaluate_at(begin(plan, splits))
+    state.material.network.register_forward_hook(lambda _module, _inputs, output: output * float("inf"))
     with pytest.raises(DivergenceError, match="at step 1 of the training 'refit'") as raised:
-        network.finish()
+        finish(state)
     rows = raised.value.history
     assert [row["phase"] for row in rows] == ["fold-1"] * 6 + ["fold-2"] * 6 + ["refit"]
     assert "diverged_in" in rows[-1]
@@ -795,17 +793,17 @@ def test_a_training_that_was_looked_at_ends_as_if_it_had_not(make_plan, splits, 
     monkeypatch.setenv("FINETUNE_CACHE_LIMIT", "0")  # or the second one would find what the first one made
     plan = make_plan(way, **changes)
     expected = train(plan, splits)
-    training = Training(plan, splits, checkpoints=checkpoints)
+    state = begin(plan, splits, checkpoints=checkpoints)
     for share in (1 / 3, 2 / 3):
-        training.look(share)
-    model = training.finish()
+        state, _ = evaluate_at(state, share)
+    _, model = finish(state)
     assert_same_model(model, expected)
     assert model.work.forward_equivalents == pytest.approx(expected.work.forward_equivalents, abs=0.5)
 
 
 def test_a_look_judges_the_weights_that_an_evaluation_of_that_step_judges(make_plan, splits, checkpoints):
     plan = make_plan("full", evaluations=2, average_decay=0.5)
-    look = Training(plan, splits, checkpoints=checkpoints).look(0.5)
+    _, look = evaluate_at(begin(plan, splits, checkpoints=checkpoints), 0.5)
     row = next(row for row in train(plan, splits).history if row["step"] == plan.steps // 2)
     assert log_loss(look.logits, look.labels) == pytest.approx(row["validation_loss"], rel=1e-6)
 
@@ -813,20 +811,18 @@ def test_a_look_judges_the_weights_that_an_evaluation_of_that_step_judges(make_p
 @pytest.mark.parametrize("way", ["full", "partial", "scratch"])
 def test_a_look_before_the_first_step_judges_what_the_training_starts_from(make_plan, given, checkpoints, way):
     plan = make_plan(way, validation="given")
-    training = Training(plan, given, checkpoints=checkpoints)
-    start = training.look(0.0)
-    assert training.rows() == []
+    state, start = evaluate_at(begin(plan, given, checkpoints=checkpoints), 0.0)
+    assert history_so_far(state) == []
     if way != "scratch":
         probe = train(plan.changed(strategy="linear_probe", steps=0, warmup_steps=0), given)
         assert start.logits.argmax(axis=1).tolist() == probe.held_out.probabilities.argmax(axis=1).tolist()
-    assert_same_model(training.finish(), train(plan, given))
+    assert_same_model(finish(state)[1], train(plan, given))
 
 
 def test_the_rows_of_a_training_that_paused_go_as_far_as_it(make_plan, splits, checkpoints):
     plan = make_plan("full", validation="cross_validation", folds=2)
-    training = Training(plan, splits, checkpoints=checkpoints)
-    training.look(0.5)
-    assert [(row["phase"], row["step"]) for row in training.rows()] == [
+    state, _ = evaluate_at(begin(plan, splits, checkpoints=checkpoints), 0.5)
+    assert [(row["phase"], row["step"]) for row in history_so_far(state)] == [
         (fold, step) for fold in ("fold-1", "fold-2") for step in range(1, plan.steps // 2 + 1)
     ]
 
@@ -834,7 +830,7 @@ def test_the_rows_of_a_training_that_paused_go_as_far_as_it(make_plan, splits, c
 @pytest.mark.parametrize("validation", ["held_out", "cross_validation"])
 def test_a_look_judges_every_held_out_image_once(make_plan, splits, checkpoints, validation):
     plan = make_plan("partial", validation=validation, folds=2)
-    look = Training(plan, splits, checkpoints=checkpoints).look(0.5)
+    _, look = evaluate_at(begin(plan, splits, checkpoints=checkpoints), 0.5)
     held = np.sort(np.concatenate([phase.held_out for phase in plan_phases(plan, splits)]))
     assert look.members.tolist() == held.tolist()
     assert look.labels.tolist() == labels_of(splits.train)[held].tolist()
@@ -843,15 +839,15 @@ def test_a_look_judges_every_held_out_image_once(make_plan, splits, checkpoints,
 
 def test_after_an_interruption_what_was_looked_at_is_not_trained_again(make_plan, splits, checkpoints):
     plan = make_plan("full")
-    first = Training(plan, splits, checkpoints=checkpoints)
-    early = first.look(1 / 3)
-    first.look(2 / 3)
+    state, early = evaluate_at(begin(plan, splits, checkpoints=checkpoints), 1 / 3)
+    evaluate_at(state, 2 / 3)
     progress, told = interrupter("none", 0)
-    again = Training(plan, splits, progress, checkpoints)
+    again = begin(plan, splits, progress, checkpoints)
     told.clear()
-    assert again.look(1 / 3).logits.tolist() == early.logits.tolist()
+    again, found = evaluate_at(again, 1 / 3)
+    assert found.logits.tolist() == early.logits.tolist()
     assert told == []
-    assert_same_model(again.finish(), train(plan, splits))
+    assert_same_model(finish(again)[1], train(plan, splits))
     assert [done for task, done in told if task == "training (validation)"] == [5, 6]
 
 
@@ -861,18 +857,18 @@ def test_a_look_that_was_interrupted_goes_on_to_the_same_judgement(make_plan, sp
     expected, again = (Checkpoints(tmp_path / name) for name in ("whole", "again"))
     for made in (expected, again):
         made.begin()
-    whole = Training(plan, splits, checkpoints=expected).look(0.5)
+    _, whole = evaluate_at(begin(plan, splits, checkpoints=expected), 0.5)
     with pytest.raises(KeyboardInterrupt):
-        Training(plan, splits, interrupter("validation", step)[0], again).look(0.5)
-    assert Training(plan, splits, checkpoints=again).look(0.5).logits.tolist() == whole.logits.tolist()
+        evaluate_at(begin(plan, splits, interrupter("validation", step)[0], again), 0.5)
+    _, resumed = evaluate_at(begin(plan, splits, checkpoints=again), 0.5)
+    assert resumed.logits.tolist() == whole.logits.tolist()
 
 
 def test_a_paused_training_costs_the_steps_that_it_took(make_plan, splits, checkpoints):
     plan = make_plan("full")
-    training = Training(plan, splits, checkpoints=checkpoints)
-    before = training.work
-    training.look(0.5)
-    assert (training.work - before).forward_images == plan.steps // 2 * plan.batch_size
+    before = begin(plan, splits, checkpoints=checkpoints)
+    after, _ = evaluate_at(before, 0.5)
+    assert (after.work - before.work).forward_images == plan.steps // 2 * plan.batch_size
 
 
 @pytest.mark.parametrize("way", ["norm_tuning", "partial", "full"])
@@ -882,32 +878,31 @@ def test_a_blend_lies_between_the_linear_probe_and_the_trained_network(make_plan
     probe = train(
         make_plan("linear_probe", probe_inverse_regularization=plan.probe_inverse_regularization, **changes), splits
     )
-    training = Training(plan, splits, keeps_weights=True)
-    trained = training.finish().network.state_dict()
-    for name, tensor in blend(training).network.state_dict().items():
+    state, model = finish(begin(plan, splits, keeps_weights=True))
+    trained = model.network.state_dict()
+    for name, tensor in blend(state).network.state_dict().items():
         middle = 0.25 * probe.network.state_dict()[name].double() + 0.75 * trained[name].double()
         torch.testing.assert_close(tensor.double(), middle, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("changes", [{}, {"validation": "cross_validation", "folds": 2}])
 def test_a_blend_is_judged_as_itself_and_leaves_the_training_as_it_was(make_plan, splits, changes):
-    training = Training(make_plan("full", imbalance="logit_adjustment", **changes), splits, keeps_weights=True)
-    model = training.finish()
+    plan = make_plan("full", imbalance="logit_adjustment", **changes)
+    state, model = finish(begin(plan, splits, keeps_weights=True))
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-    blended = blend(training)
+    blended = blend(state)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.network.state_dict().items())
     assert not np.array_equal(blended.held_out.probabilities, model.held_out.probabilities)
     if not changes:  # the network that ships is the one that was judged
-        look = training.look()
+        _, look = evaluate_at(state)
         own = blended.probabilities(splits.train.select(look.members))
         np.testing.assert_allclose(own, blended.held_out.probabilities, rtol=0.02, atol=1e-6)
 
 
 def test_random_weights_have_no_blend(make_plan, splits):
-    training = Training(make_plan("scratch"), splits, keeps_weights=True)
-    training.finish()
+    state, _ = finish(begin(make_plan("scratch"), splits, keeps_weights=True))
     with pytest.raises(ValueError, match="linear probe"):
-        blend(training)
+        blend(state)
 
 
 def harmful(make_plan, **changes):
@@ -926,7 +921,7 @@ def test_a_training_that_did_harm_ships_the_linear_probe_and_says_so(make_plan, 
         make_plan("linear_probe", probe_inverse_regularization=plan.probe_inverse_regularization, **changes), splits
     )
     model = train(plan, splits)
-    assert model.note.startswith("training did harm: ")
+    assert model.note.startswith("the training ended worse than its linear probe: ")
     for name, tensor in probe.network.state_dict().items():
         torch.testing.assert_close(model.network.state_dict()[name], tensor, rtol=1e-5, atol=1e-5)
     assert model.validation.top1 == probe.validation.top1
@@ -968,16 +963,15 @@ def test_a_resumed_training_counts_the_seconds_before_its_interruption(make_plan
 
 def test_a_pause_is_no_interruption_and_its_seconds_count_once(make_plan, splits, checkpoints):
     start = time.perf_counter()
-    training = Training(make_plan("full", steps=40), splits, checkpoints=checkpoints)
+    state = begin(make_plan("full", steps=40), splits, checkpoints=checkpoints)
     for share in (0.4, 0.8):
-        training.look(share)
-    assert training.finish().seconds <= time.perf_counter() - start
+        state, _ = evaluate_at(state, share)
+    assert finish(state)[1].seconds <= time.perf_counter() - start
 
 
 def test_what_others_took_is_missing_from_the_time_budget(make_plan, splits):
-    training = Training(make_plan("full", steps=2_000, time_budget=60.0), splits)
-    training.spend(58.0)
-    assert training.finish().seconds < 10.0
+    state = begin(make_plan("full", steps=2_000, time_budget=60.0), splits)
+    assert finish(replace(state, spent_elsewhere=58.0))[1].seconds < 10.0
 
 
 def test_a_training_that_stops_early_costs_the_steps_that_it_took(make_plan, splits):
@@ -991,7 +985,7 @@ def test_a_training_that_stops_early_costs_the_steps_that_it_took(make_plan, spl
 
 def test_re_estimated_statistics_are_those_of_the_training_images(make_plan, splits):
     plan = make_plan("full", batch_norm_statistics="re_estimated", steps=0, warmup_steps=0)
-    network = Training(plan, splits).network
+    network = begin(plan, splits).material.network
     images = PlainImages(Pixels([splits.train], plan.preprocessing.shorter_side), plan.preprocessing)
     pixels = torch.stack([image for image, _ in images.__getitems__(range(len(images)))]).float()
     first = next(part for part in network.modules() if isinstance(part, torch.nn.BatchNorm2d))
@@ -1005,9 +999,9 @@ def test_re_estimated_statistics_are_those_of_the_training_images(make_plan, spl
 
 def test_re_estimated_statistics_stay_while_the_weights_train(make_plan, splits):
     plan = make_plan("full", batch_norm_statistics="re_estimated")
-    training = Training(plan, splits)
-    before = {name: value.clone() for name, value in training.network.named_buffers()}
-    after = dict(training.finish().network.named_buffers())
+    state = begin(plan, splits)
+    before = {name: value.clone() for name, value in state.material.network.named_buffers()}
+    after = dict(finish(state)[1].network.named_buffers())
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -1017,9 +1011,8 @@ def snapshots(make_plan, splits):
 
     def make(way="full", **changes):
         plan = make_plan(way, steps=10, **changes)
-        first = Training(plan, splits, keeps_weights=True)
-        model = first.finish()
-        return first, model, Training(plan.changed(cycle=1), splits, earlier=first, keeps_weights=True)
+        first, model = finish(begin(plan, splits, keeps_weights=True))
+        return first, model, begin(plan.changed(cycle=1), splits, previous=first, keeps_weights=True)
 
     return make
 
@@ -1027,8 +1020,8 @@ def snapshots(make_plan, splits):
 @pytest.mark.parametrize("changes", [{}, {"refit": True}, {"validation": "cross_validation"}])
 def test_a_further_cycle_is_shorter_with_lower_rates_and_leaves_other_weights(snapshots, changes):
     before, model, cycle = snapshots(**changes)
-    other = cycle.finish()
-    for first, second in zip(before.phases, cycle.phases, strict=True):
+    _, other = finish(cycle)
+    for first, second in zip(before.material.phases, cycle.material.phases, strict=True):
         if first.earlier is None:  # the refit that goes on from what was judged is that of any training
             assert second.plan.steps == round(CYCLE_SHARE * first.plan.steps)
             assert second.plan.head_learning_rate == CYCLE_RATE * first.plan.head_learning_rate
@@ -1041,9 +1034,9 @@ def test_a_further_cycle_is_shorter_with_lower_rates_and_leaves_other_weights(sn
 def test_a_cycle_without_a_rate_leaves_the_weights_that_it_goes_on_from(snapshots, changes):
     first, model, cycle = snapshots(**changes)
     still = [stage.changed(learning_rate=0.0) for stage in cycle.plan.stages]
-    for number, phase in enumerate(cycle.phases):
-        object.__setattr__(cycle.phases[number], "plan", phase.plan.changed(stages=still, head_learning_rate=0.0))
-    other = cycle.finish()
+    for phase in cycle.material.phases:
+        object.__setattr__(phase, "plan", phase.plan.changed(stages=still, head_learning_rate=0.0))
+    _, other = finish(cycle)
     for name, tensor in model.network.state_dict().items():
         torch.testing.assert_close(other.network.state_dict()[name], tensor)
     assert first.plan == model.plan
@@ -1055,7 +1048,7 @@ def test_the_plan_of_a_cycle_alone_gives_the_model_of_one_that_was_given_its_tra
     snapshots, splits, changes, imbalance
 ):
     *_, cycle = snapshots(**changes, imbalance=imbalance)
-    given, alone = cycle.finish(), train(cycle.plan, splits)
+    (_, given), alone = finish(cycle), train(cycle.plan, splits)
     assert given.validation == alone.validation
     for name, tensor in given.network.state_dict().items():
         assert torch.equal(alone.network.state_dict()[name], tensor)
@@ -1075,36 +1068,36 @@ def test_an_interrupted_cycle_goes_on_to_the_model_of_an_uninterrupted_one(make_
 
 
 def test_trainings_with_other_seeds_differ_but_hold_the_same_images_out(make_plan, splits):
-    first, second = (Training(make_plan("full", training_seed=seed), splits) for seed in (0, 1))
-    assert first.look().members.tolist() == second.look().members.tolist()
-    assert not np.array_equal(first.look().logits, second.look().logits)
+    first, second = (evaluate_at(begin(make_plan("full", training_seed=seed), splits))[1] for seed in (0, 1))
+    assert first.members.tolist() == second.members.tolist()
+    assert not np.array_equal(first.logits, second.logits)
 
 
 def test_a_soup_has_the_mean_weights_of_those_whose_mean_is_better(make_plan, splits, monkeypatch):
     plans = [make_plan("full", training_seed=seed, refit=True) for seed in (0, 1)]
-    trainings = [Training(plan, splits, keeps_weights=True) for plan in plans]
-    models = [training.finish() for training in trainings]
+    finished = [finish(begin(plan, splits, keeps_weights=True)) for plan in plans]
     losses = iter([1.0, 2.0, 1.0, 0.9])  # of the two, which are sorted by it, then of the best and of the mean
     monkeypatch.setattr(averages, "_loss", lambda _: next(losses))
-    mixed = soup(list(zip(trainings, models, strict=True)))
-    own = [dict(model.network.named_parameters()) for model in models]
+    mixed = soup(finished)
+    own = [dict(model.network.named_parameters()) for _, model in finished]
     for name, tensor in mixed.network.named_parameters():
         torch.testing.assert_close(tensor, (own[0][name] + own[1][name]) / 2)
 
 
 def test_no_soup_is_made_where_it_is_worse(make_plan, splits, monkeypatch):
-    trainings = [Training(make_plan("full", training_seed=seed), splits, keeps_weights=True) for seed in (0, 1)]
-    models = [training.finish() for training in trainings]
+    plans = [make_plan("full", training_seed=seed) for seed in (0, 1)]
+    finished = [finish(begin(plan, splits, keeps_weights=True)) for plan in plans]
     losses = iter([1.0, 2.0, 1.0, 1.5])
     monkeypatch.setattr(averages, "_loss", lambda _: next(losses))
-    before = {name: tensor.clone() for name, tensor in trainings[0].network.state_dict().items()}
-    assert soup(list(zip(trainings, models, strict=True))) is None
-    assert all(torch.equal(before[name], tensor) for name, tensor in trainings[0].network.state_dict().items())
+    network = finished[0][0].material.network
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert soup(finished) is None
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
 def test_test_time_flips_judge_and_predict_the_mean_of_an_image_and_its_mirrored_copy(make_plan, splits):
-    training = Training(make_plan("full"), splits, keeps_weights=True)
-    plain, flipped = training.finish(), with_flips(training)
+    state, plain = finish(begin(make_plan("full"), splits, keeps_weights=True))
+    flipped = with_flips(state)
     pixels = Pixels([splits.test], plain.plan.preprocessing.shorter_side)
     parts = []
     for mirrored in (False, True):
@@ -1118,7 +1111,6 @@ def test_test_time_flips_judge_and_predict_the_mean_of_an_image_and_its_mirrored
 
 @pytest.mark.parametrize("way", ["linear_probe", "partial"])
 def test_a_plan_with_test_time_flips_judges_as_the_model_with_flips_does(make_plan, splits, way):
-    training = Training(make_plan(way), splits, keeps_weights=True)
-    training.finish()
+    state, _ = finish(begin(make_plan(way), splits, keeps_weights=True))
     planned = train(make_plan(way, test_time_flips=True), splits)
-    assert planned.validation.log_loss == pytest.approx(with_flips(training).validation.log_loss, abs=1e-4)
+    assert planned.validation.log_loss == pytest.approx(with_flips(state).validation.log_loss, abs=1e-4)

@@ -1,0 +1,103 @@
+"""Fit, adjust and weigh the head: the linear probe it starts from, class frequencies, and co-tuning's relation."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from finetune.network.backbone import find_head, load_head
+from finetune.predict.linear_probe import LinearHead, fit_large_head
+from finetune.predict.metrics import softmax
+from finetune.training.material import Material
+from finetune.training.phases import Phase
+
+RELATED_AT_ONCE = 4096
+"""Number of images whose source-class probabilities are in memory at once."""
+
+
+def start_head(material: Material, phase: Phase) -> LinearHead | None:
+    """Load the linear probe of the phase's own training images into the head; return it, or None for random weights.
+
+    A random head would distort the features in its first steps (Kumar et al. 2022, LP-FT).
+    """
+    if material.features is None:
+        return None
+    plan = material.plan
+    head = fit_large_head(
+        material.features,
+        material.labels,
+        phase.members,
+        material.num_classes,
+        plan.probe_inverse_regularization,
+        balanced=plan.imbalance == "class_weights",
+        exact=plan.steps == 0,  # a training moves it anyway
+    )
+    load_head(material.network, torch.from_numpy(head.weight), torch.from_numpy(head.bias))
+    return head
+
+
+def current_head(material: Material) -> LinearHead:
+    """Return a copy of the network's head as it is now."""
+    _, layer = find_head(material.network)
+    return LinearHead(weight=layer.weight.detach().cpu().numpy(), bias=layer.bias.detach().cpu().numpy())
+
+
+def subtract_log_frequencies(material: Material, phase: Phase) -> None:
+    """Subtract the log class frequencies from the head's bias, where the plan adjusts logits: for prediction."""
+    _shift_bias(material, phase, -1.0)
+
+
+def add_log_frequencies(material: Material, phase: Phase) -> None:
+    """Add the log class frequencies to the head's bias, where the plan adjusts logits: to continue training."""
+    _shift_bias(material, phase, 1.0)
+
+
+def log_frequencies(material: Material, phase: Phase) -> NDArray[np.float32]:
+    """Return the log frequency of each class in the phase's training images, or 0 where the plan does not adjust logits.
+
+    Post-hoc logit adjustment (Menon et al. 2021) with tau = 1: logits - log p(class).
+    """
+    if material.plan.imbalance != "logit_adjustment":
+        return np.zeros(material.num_classes, dtype=np.float32)
+    counts = np.bincount(material.labels[phase.members], minlength=material.num_classes)
+    frequencies: NDArray[np.float32] = np.log(np.maximum(counts, 1) / counts.sum()).astype(np.float32)
+    return frequencies
+
+
+def class_weights(material: Material, phase: Phase) -> Tensor:
+    """Return the weight (num_classes,) of each class in the loss; its mean over the training images is 1.
+
+    With class weights: n_images / (n_classes * n_images_of_class), 0 for a class without images.
+    """
+    if material.plan.imbalance != "class_weights":
+        return torch.ones(material.num_classes)
+    counts = np.bincount(material.labels[phase.members], minlength=material.num_classes).astype(np.float32)
+    weights = np.where(counts > 0, counts.sum() / np.maximum(counts, 1) / (counts > 0).sum(), 0.0)
+    return torch.from_numpy(weights.astype(np.float32))
+
+
+def source_relation(material: Material, phase: Phase, device: torch.device) -> Tensor | None:
+    """Return p(source class | class), (num_classes, source_classes), for co-tuning; None where the plan has none.
+
+    The mean prediction of the pretrained classifier over each class's training images (You et al. 2020, Co-Tuning).
+    """
+    if not material.plan.co_tuning or material.features is None:
+        return None
+    name, _ = find_head(material.network)
+    weight, bias = (material.start[f"{name}.source.{part}"].numpy() for part in ("weight", "bias"))
+    source = LinearHead(weight=weight, bias=bias)
+    members, labels = phase.members, material.labels
+    sums = np.zeros((material.num_classes, len(bias)))
+    for part in np.array_split(members, max(1, len(members) // RELATED_AT_ONCE)):
+        np.add.at(sums, labels[part], softmax(source.logits_of(material.features, part)))
+    counts = np.bincount(labels[members], minlength=material.num_classes)
+    return torch.from_numpy((sums / np.maximum(counts, 1)[:, None]).astype(np.float32)).to(device)
+
+
+def _shift_bias(material: Material, phase: Phase, sign: float) -> None:
+    if material.plan.imbalance != "logit_adjustment":
+        return
+    _, head = find_head(material.network)
+    with torch.no_grad():
+        # sub_ with a signed factor, as `b - s * x` rounds the same way in both directions.
+        head.bias.sub_(torch.from_numpy(log_frequencies(material, phase)).to(head.bias.device), alpha=-sign)

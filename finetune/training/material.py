@@ -1,0 +1,162 @@
+"""Prepare a plan's training: the network, the images, frozen features and the phases."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from finetune.data import ImageSplits, ImageStream, Pixels, labels_of
+from finetune.data.batches import PlainImages, VariedImages, make_loader, normaliser
+from finetune.decide.plan import Plan
+from finetune.decide.workload import tail_share
+from finetune.device import MEMORY_FORMATS, best_device
+from finetune.network.backbone import check_stages, create_network, find_head, profile_stages
+from finetune.network.outputs import Outputs, count_work, digest_weights, frozen_features
+from finetune.processes import first_alone
+from finetune.progress import Progress, no_progress
+from finetune.training.checkpoints import Checkpoints
+from finetune.training.phases import Phase, plan_phases
+from finetune.work import Work
+
+Weights = dict[str, Tensor]
+"""A copy of a network's weights and buffers on the CPU, by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """Everything that the phases of a plan share, ready to train."""
+
+    plan: Plan
+    phases: tuple[Phase, ...]
+    """The trainings of the plan, in order; the last one leaves the final model."""
+    class_names: tuple[str, ...]
+    network: nn.Module
+    """On its device. Its structure is fixed; each phase overwrites its weights, starting from `start`."""
+    start: Weights
+    """The weights that every phase starts from, before its head is fitted."""
+    weights_digest: str
+    """Digest of the weights below the head: the key of cached features and activations."""
+    labels: NDArray[np.int64]
+    """(n_images,), class numbers of the training images followed by the validation images."""
+    stream: ImageStream | None
+    """The data set that batches are read from, where the images are a sample of a stream."""
+    pixels: Pixels
+    plain: PlainImages
+    """The images as prediction sees them."""
+    varied: VariedImages
+    """The images as training sees them, augmented."""
+    features: Outputs | None
+    """(n_images, width), inputs of the head in the pretrained network; None for random weights."""
+    continued: Mapping[str, Weights] | None
+    """By phase, the weights of the previous cycle, which this cycle continues; None: there is no previous cycle."""
+    keeps_weights: bool
+    """Whether the weights of every phase are kept, which further cycles and averages need."""
+    checkpoints: Checkpoints
+    progress: Progress
+    work: Work
+    """Of the preparation."""
+    seconds: float
+    """Wall time of the preparation, in seconds; it includes the previous cycle where that was trained here."""
+
+    @property
+    def num_classes(self) -> int:
+        """The number of outputs of the head."""
+        return int(find_head(self.network)[1].out_features)
+
+    @property
+    def tail_share(self) -> float:
+        """The trained stages' fraction of the network's multiplications."""
+        stages = profile_stages(self.network, self.plan.preprocessing.image_size)
+        return tail_share(stages, self.plan.trainable_stages)
+
+
+def prepare(
+    plan: Plan,
+    splits: ImageSplits,
+    progress: Progress = no_progress,
+    checkpoints: Checkpoints | None = None,
+    continued: Mapping[str, Weights] | None = None,
+    keeps_weights: bool = False,
+) -> Material:
+    """Return what the phases of a plan need: a network, images and frozen features.
+
+    Args:
+        plan: what to train.
+        splits: labelled images; the test split is not used.
+        progress: called with the work in progress.
+        checkpoints: where finished phases and checkpoints are kept; None keeps nothing.
+        continued: weights of the previous cycle by phase, where the plan is a further cycle.
+        keeps_weights: whether to keep the weights of every phase.
+
+    Raises:
+        ModelError: weights that cannot be found, or stages that are not the network's.
+        DataError: the plan needs a validation split that is not there.
+    """
+    begun = time.perf_counter()
+    phases = plan_phases(plan, splits)
+    torch.manual_seed(plan.training_seed)  # of the random head, or of all random weights
+    created, _ = create_network(
+        plan.model,
+        plan.weights,
+        len(splits.class_names),
+        plan.preprocessing.image_size,
+        keeps_source_head=plan.co_tuning > 0,
+    )
+    check_stages(created, plan)
+    network = created.to(best_device()).to(memory_format=MEMORY_FORMATS[plan.forward.layout])
+    tables = [splits.train]
+    if splits.validation is not None and plan.validation == "given":
+        tables.append(splits.validation)
+    pixels = Pixels(tables, plan.preprocessing.shorter_side)
+    with first_alone():
+        work = pixels.keep(progress)
+    plain = PlainImages(pixels, plan.preprocessing)
+    if plan.batch_norm_statistics == "re_estimated":
+        work += _re_estimate_statistics(network, plain, plan)
+    digest = digest_weights(network, leave_out=find_head(network)[0])
+    # Cached views also serve trainings with other seeds, which see them in another order.
+    varied_seed = plan.seed if plan.cached_views else plan.noise_seed
+    features = None
+    if plan.strategy != "scratch":
+        with first_alone():
+            features = frozen_features(network, plain, plan.preprocessing, plan.forward, digest, progress)
+        work += count_work(features, pixels)
+    return Material(
+        plan=plan,
+        phases=tuple(phases),
+        class_names=splits.class_names,
+        network=network,
+        start=copy_weights(network),
+        weights_digest=digest,
+        labels=np.concatenate([labels_of(table) for table in tables]),
+        stream=splits.stream,
+        pixels=pixels,
+        plain=plain,
+        varied=VariedImages(pixels, plan.preprocessing, plan.augmentation, varied_seed),
+        features=features,
+        continued=continued,
+        keeps_weights=keeps_weights,
+        checkpoints=checkpoints or Checkpoints(None),
+        progress=progress,
+        work=work,
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def copy_weights(network: nn.Module) -> Weights:
+    """Return a copy of a network's weights and buffers, on the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
+
+
+def _re_estimate_statistics(network: nn.Module, plain: PlainImages, plan: Plan) -> Work:
+    """Set the batch norms' running statistics to those of the images (Li et al. 2017, AdaBN); return the work."""
+    device = next(network.parameters()).device
+    normalise = normaliser(plan.preprocessing, device, plan.forward.layout)
+    loader = make_loader(plain, device, workers=0)
+    update_bn((normalise(pixels) for pixels, _ in loader), network)
+    return Work(forward_images=len(plain), forward_equivalents=float(len(plain)))

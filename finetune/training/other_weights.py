@@ -1,0 +1,99 @@
+"""Make models of a training's network, with its own weights, those of its linear probe, or others."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from finetune.decide.plan import Plan
+from finetune.network.backbone import find_head
+from finetune.network.co_tuning import without_source
+from finetune.predict.metrics import score, softmax
+from finetune.predict.model import HeldOut, TrainedModel, fit_temperature, scores_of
+from finetune.processes import share_out
+from finetune.training.evaluation import HeldOutPredictions
+from finetune.training.head import start_head, subtract_log_frequencies
+from finetune.training.material import Material, Weights, copy_weights
+from finetune.training.phases import Phase
+from finetune.training.state import TrainingState, collect
+
+
+def make_model(state: TrainingState, scores: NDArray[np.float32], labels: NDArray[np.int64]) -> TrainedModel:
+    """Return the model with the network's present weights, evaluated by these logits (n, num_classes)."""
+    material = state.material
+    temperature = fit_temperature(scores, labels)
+    held_out = HeldOut(labels=labels, probabilities=softmax(scores / temperature))
+    return TrainedModel(
+        network=without_source(material.network, find_head(material.network)[0]).eval(),
+        plan=material.plan,
+        class_names=material.class_names,
+        temperature=temperature,
+        history=state.history,
+        validation=score(held_out.probabilities, labels, list(material.class_names)),
+        held_out=held_out,
+        work=state.work,
+        seconds=state.seconds,
+    )
+
+
+def with_weights(state: TrainingState, weights: Mapping[str, Weights], plan: Plan | None = None) -> TrainedModel:
+    """Return the finished training's model with other weights, or predicting by another plan.
+
+    It is evaluated on the same held-out images.
+
+    Args:
+        state: of a finished training.
+        weights: by phase, weights of the network.
+        plan: by which the model predicts; None: the training's own.
+    """
+    plan = plan or state.plan
+    found, network = predict_with(state.material, weights, plan)
+    return replace(make_model(state, found.logits, found.labels), network=network, plan=plan)
+
+
+def probe_weights(material: Material) -> dict[str, Weights]:
+    """Return, by phase, the weights of the network with the linear probe of the phase's images as its head.
+
+    Raises:
+        ValueError: the plan trains from random weights, which have no linear probe.
+    """
+    if material.features is None:
+        raise ValueError("a training from random weights has no linear probe")
+    own = {name: tensor.clone() for name, tensor in material.network.state_dict().items()}
+    found = {}
+    for phase in material.phases:
+        reset_to_probe(material, phase)
+        found[phase.name] = copy_weights(material.network)
+    material.network.load_state_dict(own)
+    return found
+
+
+def network_with(material: Material, weights: Weights) -> nn.Module:
+    """Return a copy of the network with other weights, in evaluation mode, with one head."""
+    network = copy.deepcopy(material.network)
+    network.load_state_dict(weights)
+    return without_source(network, find_head(network)[0]).eval()
+
+
+def predict_with(
+    material: Material, weights: Mapping[str, Weights], plan: Plan
+) -> tuple[HeldOutPredictions, nn.Module]:
+    """Return the held-out images' predictions with other weights by phase, and the last phase's network."""
+    found = []
+    for phase in material.phases:
+        network = network_with(material, weights[phase.name])
+        if len(phase.held_out):
+            predict = partial(scores_of, network, material.pixels, plan)
+            found.append((phase, share_out(predict, phase.held_out), None))
+    return collect(material, found), network
+
+
+def reset_to_probe(material: Material, phase: Phase) -> None:
+    """Give the network its starting weights and the linear probe of the phase's images as its head."""
+    material.network.load_state_dict(material.start)
+    start_head(material, phase)
+    subtract_log_frequencies(material, phase)
