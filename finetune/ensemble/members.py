@@ -45,8 +45,9 @@ def train_members(
         progress: called with the work in progress.
 
     Returns:
-        the members with their models, and, by name, the other models that trainings of one network offer: with test-time
-        flips (where labels allow them), blended with the linear probe, and the soup where it beats the best member.
+        the members with their models, and, by name, the other models that trainings of one network offer: with
+        test-time flips (where labels allow them), blended with the linear probe, and the soup where it beats the best
+        member.
     """
     if members[0].choice.ensemble == "folds":
         return _train_folds(members, splits, folder, progress), {}
@@ -55,7 +56,7 @@ def train_members(
     is_one_network = members[0].choice.ensemble.startswith(("seeds", "snapshots"))
     for planned in members:
         named = name_tasks(progress, planned.name) if len(members) > 1 else progress
-        previous = finished[0][0] if planned.plan.cycle else None
+        previous = finished[0][0] if planned.plan.cycle and finished else None
         state = winner or begin_member(planned, splits, folder, named, previous, keeps_weights=is_one_network)
         state, model = finish(state)
         trained.append(TrainedMember(planned, model))

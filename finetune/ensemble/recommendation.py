@@ -44,11 +44,10 @@ class Offer:
 def recommend(offers: Sequence[Offer], requested: int) -> tuple[Option, ...]:
     """Return an option for each offer, with one of them recommended.
 
-    It is the requested one, unless an offer that predicts as fast has a log-loss on the held-out images that is lower by
-    more than one standard error (Breiman et al. 1984, section 3.4.3). Over many image sets a mean beats its members,
-    and a few hundred held-out images are too few to show the opposite (docs/explanation/ensembles.md), so the evidence
-    against the mean must be clear. The error is that of the paired difference d_i = loss_i - requested_loss_i:
-    std(d) / sqrt(n).
+    It is the requested one, unless an offer that predicts as fast has a held-out log-loss that is lower by more than
+    one standard error (Breiman et al. 1984, section 3.4.3). Over many image sets a mean beats its members, and a few
+    hundred held-out images are too few to show the opposite (docs/guides/ensembles.md), so the evidence against the
+    mean must be clear. The error is that of the paired difference d_i = loss_i - requested_loss_i: std(d) / sqrt(n).
 
     Args:
         offers: models that were evaluated on the same images.

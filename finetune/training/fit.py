@@ -1,9 +1,9 @@
 """Train one phase of a plan up to a step, or fit its linear probe, and predict the images that it holds out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -136,58 +136,91 @@ def fit(
     Raises:
         DivergenceError: the loss or a gradient is not a finite number.
     """
-    plan = phase.plan
-    accelerator = make_accelerator(plan)
-    groups = set_trainable(material.network, plan)
-    uses_cache = plan.cached_views and not accelerator.is_fsdp2  # a shard cannot do without its lower part
-    tail = cut(material.network, plan.trainable_stages, plan.preprocessing.image_size) if uses_cache else None
-    module: nn.Module = material.network
-    source: Images = material.varied
-    work = Work()
-    if tail is not None:
-        module = tail
-        groups = {stage: [f"network.{name}" for name in names] for stage, names in groups.items()}
-        if cached is None:
-            cached, work = _cache_activations(material, tail)
-        source = cached
-    predict = partial(share_out, _predictor(material, phase, tail, cached))
-    evaluation = Evaluation(predict, material.labels, phase.held_out, seen_by(phase, material.plan.seed))
-    history: list[Row] = []
+    accelerator = make_accelerator(phase.plan)
+    trained = _choose_module(material, phase.plan, accelerator, cached)
+    predict = partial(share_out, _predictor(material, phase, trained.tail, trained.cached))
     resumed = material.checkpoints.step(phase.name)
     seconds_before = _seconds_before_interruption(resumed, steps_before)
-    task = Task(
-        name=phase.name,
-        module=module,
-        groups=groups,
-        make_loader=partial(_make_loader, material, phase, source, accelerator),
-        prepare=_preparation(plan, accelerator.device),
-        labels=torch.from_numpy(material.labels) if material.stream is None else torch.arange(material.num_classes),
-        class_weights=class_weights(material, phase).to(accelerator.device),
-        relation=source_relation(material, phase, accelerator.device),
-        on_step=lambda step: material.progress(f"training ({phase.name})", step, plan.steps),
-        # Of several folds only the first is evaluated during training, for its learning curve.
-        evaluate=evaluation.evaluate if phase is material.phases[0] else None,
-        details=evaluation.details,
-        save=partial(material.checkpoints.save_step, phase.name),
+    history: list[Row] = []
+    task = replace(
+        _make_task(material, phase, trained, predict, accelerator),
         resumed=resumed,
         until=until,
         seconds=allowance(seconds_before),
         history=history,
     )
-    reached = train_steps(task, plan, accelerator)
-    work += _training_work(material, plan, range(steps_before, reached.step), cached)
+    reached = train_steps(task, phase.plan, accelerator)
+    work = trained.work + _training_work(material, phase.plan, range(steps_before, reached.step), trained.cached)
     subtract_log_frequencies(material, phase)
     logits, probe = _held_out_logits(material, phase, predict, head if reached.is_over else None)
-    if tail is not None:
-        tail.release()
+    if trained.tail is not None:
+        trained.tail.release()
     return Fit(
         logits=logits,
         probe=probe,
         steps=reached.step,
         history=tuple(history),
-        cached=cached,
+        cached=trained.cached,
         work=work,
         seconds_before=seconds_before,
+    )
+
+
+class _Trained(NamedTuple):
+    """The module that a phase trains and its inputs."""
+
+    module: nn.Module
+    """The whole network, or its tail where activations are cached at the frozen boundary."""
+    groups: dict[str, list[str]]
+    """Names of the trained parameters in the module, by stage."""
+    source: Images
+    """Augmented images, or cached activations."""
+    tail: Tail | None
+    cached: KeptActivations | None
+    work: Work
+    """Of computing the activations."""
+
+
+def _choose_module(
+    material: Material, plan: Plan, accelerator: Accelerator, cached: KeptActivations | None
+) -> _Trained:
+    """Return what the phase trains, with cached activations where the plan wants them; compute them if needed."""
+    groups = set_trainable(material.network, plan)
+    uses_cache = plan.cached_views and not accelerator.is_fsdp2  # a shard cannot do without its lower part
+    tail = cut(material.network, plan.trainable_stages, plan.preprocessing.image_size) if uses_cache else None
+    if tail is None:
+        return _Trained(material.network, groups, material.varied, None, cached, Work())
+    work = Work()
+    if cached is None:
+        cached, work = _cache_activations(material, tail)
+    groups = {stage: [f"network.{name}" for name in names] for stage, names in groups.items()}
+    return _Trained(tail, groups, cached, tail, cached, work)
+
+
+def _make_task(
+    material: Material,
+    phase: Phase,
+    trained: _Trained,
+    predict: Callable[[NDArray[np.intp]], NDArray[np.float32]],
+    accelerator: Accelerator,
+) -> Task:
+    """Return the loop's task for a phase, from its first step to its last."""
+    plan, device = phase.plan, accelerator.device
+    evaluation = Evaluation(predict, material.labels, phase.held_out, seen_by(phase, material.plan.seed))
+    return Task(
+        name=phase.name,
+        module=trained.module,
+        groups=trained.groups,
+        make_loader=partial(_make_loader, material, phase, trained.source, accelerator),
+        prepare=_preparation(plan, device),
+        labels=torch.from_numpy(material.labels) if material.stream is None else torch.arange(material.num_classes),
+        class_weights=class_weights(material, phase).to(device),
+        relation=source_relation(material, phase, device),
+        on_step=lambda step: material.progress(f"training ({phase.name})", step, plan.steps),
+        # Of several folds only the first is evaluated during training, for its learning curve.
+        evaluate=evaluation.evaluate if phase is material.phases[0] else None,
+        details=evaluation.details,
+        save=partial(material.checkpoints.save_step, phase.name),
     )
 
 

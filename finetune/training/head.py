@@ -53,7 +53,7 @@ def add_log_frequencies(material: Material, phase: Phase) -> None:
 
 
 def log_frequencies(material: Material, phase: Phase) -> NDArray[np.float32]:
-    """Return the log frequency of each class in the phase's training images, or 0 where the plan does not adjust logits.
+    """Return the log frequency of each class in the phase's training images; 0 where the plan does not adjust logits.
 
     Post-hoc logit adjustment (Menon et al. 2021) with tau = 1: logits - log p(class).
     """

@@ -99,28 +99,16 @@ def prepare(
     """
     begun = time.perf_counter()
     phases = plan_phases(plan, splits)
-    torch.manual_seed(plan.training_seed)  # of the random head, or of all random weights
-    created, _ = create_network(
-        plan.model,
-        plan.weights,
-        len(splits.class_names),
-        plan.preprocessing.image_size,
-        keeps_source_head=plan.co_tuning > 0,
-    )
-    check_stages(created, plan)
-    network = created.to(best_device()).to(memory_format=MEMORY_FORMATS[plan.forward.layout])
-    tables = [splits.train]
-    if splits.validation is not None and plan.validation == "given":
-        tables.append(splits.validation)
+    network = _create(plan, len(splits.class_names))
+    given = splits.validation if plan.validation == "given" else None
+    tables = [splits.train] if given is None else [splits.train, given]
     pixels = Pixels(tables, plan.preprocessing.shorter_side)
+    plain = PlainImages(pixels, plan.preprocessing)
     with first_alone():
         work = pixels.keep(progress)
-    plain = PlainImages(pixels, plan.preprocessing)
     if plan.batch_norm_statistics == "re_estimated":
         work += _re_estimate_statistics(network, plain, plan)
     digest = digest_weights(network, leave_out=find_head(network)[0])
-    # Cached views also serve trainings with other seeds, which see them in another order.
-    varied_seed = plan.seed if plan.cached_views else plan.noise_seed
     features = None
     if plan.strategy != "scratch":
         with first_alone():
@@ -137,7 +125,10 @@ def prepare(
         stream=splits.stream,
         pixels=pixels,
         plain=plain,
-        varied=VariedImages(pixels, plan.preprocessing, plan.augmentation, varied_seed),
+        # Cached views also serve trainings with other seeds, which see them in another order.
+        varied=VariedImages(
+            pixels, plan.preprocessing, plan.augmentation, plan.seed if plan.cached_views else plan.noise_seed
+        ),
         features=features,
         continued=continued,
         keeps_weights=keeps_weights,
@@ -146,6 +137,16 @@ def prepare(
         work=work,
         seconds=time.perf_counter() - begun,
     )
+
+
+def _create(plan: Plan, num_classes: int) -> nn.Module:
+    """Return the plan's network on its device, with a new head."""
+    torch.manual_seed(plan.training_seed)  # of the random head, or of all random weights
+    network, _ = create_network(
+        plan.model, plan.weights, num_classes, plan.preprocessing.image_size, keeps_source_head=plan.co_tuning > 0
+    )
+    check_stages(network, plan)
+    return network.to(best_device()).to(memory_format=MEMORY_FORMATS[plan.forward.layout])
 
 
 def copy_weights(network: nn.Module) -> Weights:
