@@ -18,7 +18,8 @@ from finetune.predict.metrics import score
 from finetune.recipe import AugmentationRecipe, Recipe, TableColumns, TrainingRecipe, TuningRecipe
 from finetune.runs.folder import Averaged, RunMetrics, Seconds
 from finetune.tuning.findings import RateTrial
-from finetune.tuning.space import Dimension, Finding, Trial, Tuning
+from finetune.tuning.space import Dimension
+from finetune.tuning.state import Finding, Trial, Tuning
 from finetune.value import FrozenModel
 from finetune.work import Work
 

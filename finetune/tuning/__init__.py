@@ -1,4 +1,4 @@
-"""The search for hyper-parameters: six steps, trials in Optuna's storage, a winner that goes on from where it is."""
+"""Search for hyper-parameters in six steps and train the winner to its end."""
 
 from finetune.tuning.procedure import resume_tuning, tune
 

@@ -1,4 +1,4 @@
-"""The first three steps, which are cheap: whether a search can succeed, and with which learning rates."""
+"""Take the first three steps, which are cheap: check that a search can succeed, and with which learning rates."""
 
 import math
 import shutil
@@ -14,32 +14,47 @@ from finetune.errors import DivergenceError
 from finetune.predict.metrics import log_losses, softmax
 from finetune.progress import Progress
 from finetune.training import Checkpoints, TrainingState, begin, evaluate_at, history_so_far
-from finetune.tuning.findings import STILL, judge_overfit, judge_rates, judge_start, rate_trial
-from finetune.tuning.space import RATE_STEPS, Dimension, Finding, rates_of
+from finetune.tuning.findings import check_overfit, check_rates, check_start, rate_trial
+from finetune.tuning.space import Dimension, rates_of
+from finetune.tuning.state import Finding
 
 SAMPLE = 20
-"""Images that are learned by heart."""
+"""Number of images that the network must overfit."""
 
 SAMPLE_STEPS = 100
-"""Most steps to learn them; more from random weights. It stops as soon as it can."""
+"""Most steps to overfit the sample; training from random weights gets `SCRATCH_FACTOR` times as many."""
 
-LOOKS = (0.25, 0.5, 1.0)
+SAMPLE_SHARES = (0.25, 0.5, 1.0)
+"""Shares of the steps after which the fit is checked; the training ends at the first perfect one."""
+
+RATE_STEPS = 100
+"""Most steps at each learning rate; a shorter plan takes all of its own."""
+
+STILL = 1e-9
+"""A learning rate so low that nothing is learned; its training gives the losses without training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checks:
-    """The steps before the search, of one plan on one set of images."""
+    """Steps 1 to 3 for one plan on one set of images."""
 
     evidence: Evidence
+    """Measurements of the images and the machine."""
     splits: ImageSplits
+    """Training and held-out images."""
     plan_with_rate: Callable[[float | None], Plan]
-    """The plan at a learning rate; None: at the chosen candidate's."""
+    """Function that returns the plan at a learning rate; None stands for the chosen candidate's rate."""
     folder: Path
-    """Where their trainings keep their checkpoints, until each is over."""
+    """Folder of the checkpoints, which are removed when a check ends."""
     progress: Progress
+    """Called as each training advances."""
 
     def start(self) -> Finding:
-        """Return step 1: the loss on held-out images before the first step."""
+        """Return step 1: compare the held-out loss before the first step with the expected one.
+
+        The head starts from the linear probe, so its loss is expected. Random weights give all classes the same
+        probability; the expected loss is then ln(n_classes).
+        """
         plan = self.plan_with_rate(None).changed(imbalance="none")
         _, found = evaluate_at(self._begin("start", plan, self.splits), 0.0)
         losses = log_losses(softmax(found.logits), found.labels)
@@ -47,27 +62,27 @@ class Checks:
         self._end("start")
         if plan.strategy == "scratch":
             expected = math.log(self.evidence.num_classes)
-            return judge_start(float(losses.mean()), error, expected, f"ln {self.evidence.num_classes}")
-        return judge_start(float(losses.mean()), error, self.evidence.probe.log_loss, "the linear probe's")
+            return check_start(float(losses.mean()), error, expected, f"ln {self.evidence.num_classes}")
+        return check_start(float(losses.mean()), error, self.evidence.probe.log_loss, "the linear probe's")
 
     def overfit(self) -> Finding:
-        """Return step 2: whether a few images are learned by heart with nothing that holds it back."""
+        """Return step 2: train on a small sample without regularisation, and check that the network overfits it."""
         sample = self.splits.train.select(
             even_sample(labels_of(self.splits.train), SAMPLE, self.plan_with_rate(None).seed)
         )
         plan = _unregularised(self.plan_with_rate(None), len(sample))
         splits = replace(self.splits, train=sample, validation=sample, stream=None)
         state = self._begin("overfit", plan, splits)
-        for share in LOOKS:
+        for share in SAMPLE_SHARES:
             state, found = evaluate_at(state, share)
             right = found.logits.argmax(axis=1) == found.labels
             if right.all():
                 break
         self._end("overfit")
-        return judge_overfit(right.tolist(), paths_of(sample), max(1, round(share * plan.steps)))
+        return check_overfit(right.tolist(), paths_of(sample), max(1, round(share * plan.steps)))
 
     def rates(self, dimension: Dimension) -> tuple[Finding, Dimension]:
-        """Return step 3: with which learning rates the training loss falls, and the range that is left."""
+        """Return step 3: the learning rates with which the training loss falls, and the range that remains."""
         plan = _short(self.plan_with_rate(STILL))
         untrained = self._losses("rate-still", plan)
         rates = rates_of(dimension)
@@ -77,10 +92,10 @@ class Checks:
         tried = [rate_trial(rate, own, untrained) for rate, own in zip(rates, losses, strict=True)]
         for name in ("still", *range(len(rates))):
             self._end(f"rate-{name}")
-        return judge_rates(dimension, tried, plan.steps)
+        return check_rates(dimension, tried, plan.steps)
 
     def _losses(self, name: str, plan: Plan) -> list[float]:
-        """Return the training loss of each step; none where it diverged."""
+        """Return the training loss of each step, or an empty list if the training diverged."""
         try:
             state, _ = evaluate_at(self._begin(name, plan, self.splits))
         except DivergenceError:
@@ -97,7 +112,7 @@ class Checks:
 
 
 def _unregularised(plan: Plan, count: int) -> Plan:
-    """Return a plan that learns `count` images by heart: nothing is varied, decayed, smoothed, co-tuned or averaged."""
+    """Return a plan that overfits `count` images: no augmentation, decay, smoothing, co-tuning or averaging."""
     steps = SAMPLE_STEPS * (SCRATCH_FACTOR if plan.strategy == "scratch" else 1)
     still = plan.augmentation.changed(
         horizontal_flip=False, vertical_flip=False, smallest_crop=1.0, color_jitter=0.0, policy="none", mixing="none"
@@ -123,7 +138,7 @@ def _unregularised(plan: Plan, count: int) -> Plan:
 
 
 def _short(plan: Plan) -> Plan:
-    """Return a plan of at most 100 steps, judged on images held out once."""
+    """Return a plan of at most `RATE_STEPS` steps with a single training, instead of one for each fold."""
     return shortened(plan, min(RATE_STEPS, plan.steps)).changed(
         validation="held_out" if plan.validation == "cross_validation" else plan.validation,
         refit=False,

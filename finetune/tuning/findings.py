@@ -1,47 +1,47 @@
-"""Draw findings from the trials of a search."""
+"""Turn the losses of a search's trainings into findings: one for each of the six steps.
+
+The steps follow Stanford's lecture (CS231n, "Training neural networks"): the initial loss, overfitting a small sample,
+learning rates with which the loss falls, a coarse search, a fine search, the curves.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from finetune.tuning.space import RATES, Dimension, Finding, Parameters, Space, Trial, best_of, describe
+from finetune.tuning.space import RATES, Dimension, Parameters, Space, describe
+from finetune.tuning.state import Finding, Trial, best_of
 from finetune.value import FrozenModel
 
 LEAST_FALL = 0.01
-"""Share of the loss by which it must fall."""
-
-
-STILL = 1e-9
-"""A learning rate with which nothing is learned."""
-
+"""Smallest fall of the training loss that counts, as a share of the loss without training."""
 
 SURE = 3.0
-"""Standard errors beyond which a difference is not chance."""
-
+"""Number of standard errors beyond which the initial loss differs from the expected one by more than chance."""
 
 START_TOLERANCE = 0.2
-"""How far the initial loss may be from what is expected, beyond chance: as a share of it, or of a quarter of a nat."""
+"""Allowed difference between initial and expected loss beyond chance, as a share of the expected loss."""
 
+LEAST_EXPECTED = 0.25
+"""Smallest loss in nats to which `START_TOLERANCE` applies: a share of a loss near 0 would allow no difference."""
 
 NEAR_EDGE = 0.1
-"""Share of a range, in logarithms, that is its edge."""
-
+"""Width of the edge at each end of a range, as a share of the range in logarithms."""
 
 STILL_FALLING = 0.05
-"""Share of the held-out loss that the last third of the steps takes off where a training ends too early."""
+"""Fall of the held-out loss over the last third of the steps, as a share, above which a training ends too early."""
 
 
-def judge_start(loss: float, error: float, expected: float, whose: str) -> Finding:
-    """Return step 1: whether the held-out loss before the first step is what it should be.
+def check_start(loss: float, error: float, expected: float, whose: str) -> Finding:
+    """Return step 1: whether the held-out loss before the first step is the expected one.
 
     Args:
-        loss: measured, in nats.
-        error: its standard error.
-        expected: in nats.
-        whose: what is expected, for people.
+        loss: measured loss, in nats.
+        error: standard error of `loss`.
+        expected: expected loss, in nats.
+        whose: the source of the expected loss, in words.
     """
-    holds = abs(loss - expected) <= SURE * error + START_TOLERANCE * max(expected, 0.25)
+    holds = abs(loss - expected) <= SURE * error + START_TOLERANCE * max(expected, LEAST_EXPECTED)
     says = f"the loss before the first step is {loss:.3f} ± {error:.3f}, {whose} is {expected:.3f}"
     if not holds:
         says += (
@@ -51,16 +51,16 @@ def judge_start(loss: float, error: float, expected: float, whose: str) -> Findi
     return Finding(step=1, holds=holds, says=says)
 
 
-def judge_overfit(right: Sequence[bool], paths: Sequence[str], steps: int) -> Finding:
-    """Return step 2: whether a small sample can be learned by heart.
+def check_overfit(right: Sequence[bool], paths: Sequence[str], steps: int) -> Finding:
+    """Return step 2: whether the network overfits a small sample.
 
     Args:
-        right: of each image, whether it is recognised after training on it.
-        paths: of the images.
-        steps: how many were taken.
+        right: for each image, whether the network classifies it correctly after training on it.
+        paths: the paths of the images.
+        steps: number of steps taken.
     """
     wrong = [path for path, is_right in zip(paths, right, strict=True) if not is_right]
-    says = f"{len(right) - len(wrong)} of {len(right)} training images are learned by heart in {steps} steps"
+    says = f"{len(right) - len(wrong)} of {len(right)} training images are fitted in {steps} steps"
     if wrong:
         says += (
             f"; all of them should be, or a search is wasted: look at {', '.join(wrong[:3])} for wrong labels and "
@@ -70,55 +70,59 @@ def judge_overfit(right: Sequence[bool], paths: Sequence[str], steps: int) -> Fi
 
 
 class RateTrial(FrozenModel):
-    """What a learning rate does to the training loss within some steps."""
+    """The training loss of a few steps at a learning rate, compared with no training."""
 
     rate: float
+    """Learning rate."""
     untrained: float
-    """Mean loss over the batches of the last third of the steps, before the first one."""
+    """Mean loss of the untrained network over the batches of the last third of the steps, in nats."""
     trained: float
-    """Over the same batches, each when its turn came; infinite where it diverged."""
+    """Mean loss over the same batches at the steps that train on them, in nats; infinite if the training diverged."""
     error: float
-    """Standard error of their difference."""
+    """Standard error of the difference between `untrained` and `trained`, in nats."""
 
     @property
     def falls(self) -> bool:
-        """Whether the loss falls by a standard error or more, and by a hundredth."""
-        # One is little, for a rate that stays by mistake costs a few trials, and one that is lost may be the best.
+        """Whether the loss falls by more than a standard error and more than `LEAST_FALL`."""
+        # One standard error is little. But a useless rate that stays costs a few trials, and a lost one may be the best.
         return self.untrained - self.trained > max(self.error, LEAST_FALL * self.untrained)
 
 
 def rate_trial(rate: float, losses: Sequence[float], untrained: Sequence[float]) -> RateTrial:
-    """Return what a rate did.
+    """Return the comparison of a learning rate with no training.
 
     Args:
         rate: the learning rate.
-        losses: the training loss of each step's batch; none: it diverged.
-        untrained: the losses of the same batches where nothing is learned.
+        losses: training loss of each step's batch (n_steps,); empty if the training diverged.
+        untrained: losses of the same batches without training (n_steps,).
     """
     window = max(1, len(untrained) // 3)
     before = np.asarray(untrained[-window:])
     if not losses:
         return RateTrial(rate=rate, untrained=float(before.mean()), trained=math.inf, error=0.0)
+    # Differences are paired by batch, so that hard and easy batches cancel out.
     fall = before - np.asarray(losses[-window:])
     error = float(fall.std()) / math.sqrt(window)
     return RateTrial(rate=rate, untrained=float(before.mean()), trained=float(before.mean() - fall.mean()), error=error)
 
 
-def judge_rates(dimension: Dimension, tried: Sequence[RateTrial], steps: int) -> tuple[Finding, Dimension]:
-    """Return step 3: with which rates the loss falls, and the range that is left: up to the next ones beside them.
+def check_rates(dimension: Dimension, tried: Sequence[RateTrial], steps: int) -> tuple[Finding, Dimension]:
+    """Return step 3, and the range of learning rates that remains.
+
+    The range has the rates around the best one with which the loss falls, and the next rate on either side.
 
     Args:
         dimension: the range that was tried.
-        tried: what each rate did, ascending.
-        steps: how many were taken.
+        tried: the comparison at each rate, ascending.
+        steps: number of steps taken at each rate.
     """
-    told = ", ".join(f"{each.rate:.1e} {_outcome(each)}" for each in tried)
-    told = f"from {tried[0].untrained:.2f}: {told}"
+    outcomes = ", ".join(f"{each.rate:.1e} {_outcome(each)}" for each in tried)
+    outcomes = f"from {tried[0].untrained:.2f}: {outcomes}"
     falling = [place for place, each in enumerate(tried) if each.falls]
     if not falling:
         says = (
-            f"with no learning rate does the loss fall within {steps} steps ({told}), so there is nothing to search: "
-            f"give another range with --set tuning.learning_rate=[LOW,HIGH], and check the labels"
+            f"with no learning rate does the loss fall within {steps} steps ({outcomes}), so there is nothing to "
+            f"search: give another range with --set tuning.learning_rate=[LOW,HIGH], and check the labels"
         )
         return Finding(step=3, holds=False, says=says), dimension
     low = high = min(falling, key=lambda place: tried[place].trained)
@@ -126,11 +130,12 @@ def judge_rates(dimension: Dimension, tried: Sequence[RateTrial], steps: int) ->
         low -= 1
     while high + 1 in falling:
         high += 1
-    # A few steps say which rates are hopeless, not which one is best: the next one on either side stays.
+    # A few steps show which rates are hopeless, not which one is best: the next rate on either side stays.
     low, high = max(0, low - 1), min(RATES - 1, high + 1)
     left = dimension.changed(low=tried[low].rate, high=tried[high].rate)
     says = (
-        f"the training loss after {steps} steps by learning rate, {told}; {left.low:.1e} to {left.high:.1e} is searched"
+        f"the training loss after {steps} steps by learning rate, {outcomes}; {left.low:.1e} to {left.high:.1e} is "
+        f"searched"
     )
     return Finding(step=3, holds=True, says=says), left
 
@@ -139,27 +144,27 @@ def _outcome(tried: RateTrial) -> str:
     return "diverges" if math.isinf(tried.trained) else f"to {tried.trained:.2f}"
 
 
-def judge_coarse(trials: Sequence[Trial], refined: Space) -> Finding:
-    """Return step 4: the best of the short trials, and where the search goes on.
+def check_coarse(trials: Sequence[Trial], refined: Space) -> Finding:
+    """Return step 4: the best coarse trial and the ranges of the fine search.
 
     Args:
-        trials: the coarse ones; one at least went well.
-        refined: where the search goes on.
+        trials: the coarse trials; at least one finished.
+        refined: the ranges of the fine search.
     """
     losses = sorted(trial.losses[-1] for trial in trials if trial.state == "finished")
     where = ", ".join(f"{dimension.name} {dimension.low:.1e} to {dimension.high:.1e}" for dimension in refined)
     says = (
         f"after two thirds of the steps trial {best_of(trials).number} has the lowest held-out loss of {len(trials)}, "
-        f"{losses[0]:.3f} (median {losses[len(losses) // 2]:.3f}); it goes on, and others near it: {where}"
+        f"{losses[0]:.3f} (median {losses[len(losses) // 2]:.3f}); it continues, and new trials start near it: {where}"
     )
     return Finding(step=4, holds=True, says=says)
 
 
-def judge_fine(trials: Sequence[Trial]) -> Finding:
-    """Return step 5: the winner among the long trials.
+def check_fine(trials: Sequence[Trial]) -> Finding:
+    """Return step 5: the best fine trial.
 
     Args:
-        trials: the fine ones; one at least went to its end.
+        trials: the fine trials; at least one finished.
     """
     best = best_of(trials)
     pruned = sum(trial.state != "finished" for trial in trials)
@@ -171,28 +176,30 @@ def judge_fine(trials: Sequence[Trial]) -> Finding:
     )
 
 
-def judge_curves(winner: Trial, space: Space) -> Finding:
-    """Return step 6: what the winner's held-out loss says, over the steps and over the range.
+def check_curves(winner: Trial, space: Space) -> Finding:
+    """Return step 6: whether the winner is at an edge of a range, and whether its loss was still falling.
 
     Args:
-        winner: a fine trial that went to its end.
-        space: the ranges before the first step.
+        winner: a finished fine trial.
+        space: the ranges before step 1.
     """
-    told = [_widen(name, value, end) for name, value, end in _at_edges(winner.parameters, space)]
+    advice = [_widen(name, value, end) for name, value, end in _at_edges(winner.parameters, space)]
     if len(winner.losses) > 1 and winner.losses[-2] > 0:
         fall = 1.0 - winner.losses[-1] / winner.losses[-2]
         if fall > STILL_FALLING:
-            told.append(
+            advice.append(
                 f"the last third of the steps took {100 * fall:.0f} % off the loss: train longer, with --epochs"
             )
         elif fall < 0:
-            told.append(f"the last third of the steps added {-100 * fall:.0f} % to the loss: train shorter")
-    says = "; ".join(told) or "the best lies inside the range and its loss has settled: there is no more to gain here"
+            advice.append(f"the last third of the steps added {-100 * fall:.0f} % to the loss: train shorter")
+    says = "; ".join(advice) or (
+        "the best parameters are inside their ranges and the loss has settled: there is no more to gain here"
+    )
     return Finding(step=6, holds=True, says=says)
 
 
 def _at_edges(best: Parameters, space: Space) -> Iterator[tuple[str, float, str]]:
-    """Yield the numbers whose best value lies at an end of the range that can be widened."""
+    """Yield name, value and end of each parameter that is at an end of its range, if the range can be widened."""
     for dimension in space:
         value, share = best[dimension.name], dimension.share(best[dimension.name])
         if share < NEAR_EDGE:

@@ -1,4 +1,4 @@
-"""The six steps from beginning to end, and on after an interruption."""
+"""Carry out the six steps of a search, and resume an interrupted one."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import optuna
 
@@ -26,48 +27,43 @@ from finetune.runs.race import RacedMembers
 from finetune.runs.report import Report
 from finetune.training import Checkpoints, TrainingState, begin, evaluate_at, history_so_far
 from finetune.tuning.checks import Checks
-from finetune.tuning.findings import judge_coarse, judge_curves, judge_fine
+from finetune.tuning.findings import check_coarse, check_curves, check_fine
 from finetune.tuning.report import print_finding, print_trial, print_trials
-from finetune.tuning.space import (
-    Finding,
-    Parameters,
-    Tuning,
-    begin_tuning,
-    best_of,
-    plan_of_trial,
-    refine,
-    with_parameters,
-)
+from finetune.tuning.space import Parameters, plan_of_trial, refine, with_parameters
+from finetune.tuning.state import Finding, Tuning, begin_tuning, best_of
 from finetune.tuning.trials import Proposer, TrialSet, open_storage
 
 LONGEST_TRIAL = 0.25
-"""Share of the time budget that one training may take."""
+"""Share of the time budget that a single training may take."""
 
 COARSE_STEPS = RUNGS[-1]
-"""Share of the steps of a coarse trial: after a third, high rates look worse than they are (docs/tuning.md)."""
+"""Share of the steps that a coarse trial takes. After the first rung, a third of the steps, high rates still look worse
+than they are (experiments/compare_searches.py)."""
 
 COARSE_TIME = 0.4
-"""Share of the time budget after which no more coarse trials begin."""
+"""Share of the time budget that the coarse trials may take."""
 
 
 def tune(
     recipe: Recipe, output: Path | None = None, report: Report | None = None, splits: ImageSplits | None = None
 ) -> Predictor:
-    """Search for hyper-parameters in six steps; return the winner, trained, and leave it in a run folder.
+    """Search for hyper-parameters in six steps; return the trained winner and save it in a run folder.
 
-    The lecture's steps (CS231n): the initial loss, a small sample learned by heart, learning rates that make the loss
-    fall, a coarse search over few epochs, a finer one near its best, the curves. A step that fails ends the procedure
-    with its reason. Held-out images choose; the test split is read once, for the winner.
+    The steps follow Stanford's lecture (CS231n): the initial loss, overfitting a small sample, learning rates with
+    which the loss falls, a coarse search with short trainings, a fine search near its best point, the curves. A step
+    that fails ends the search with its reason. Trials are compared by their log-loss on held-out images; the test
+    split is read once, for the winner.
 
     Args:
-        recipe: what is asked; its section `tuning` says how to search. A time budget is that of all steps together.
-        output: the run folder; `runs/<data>-<time>` by default. Workers that share a storage share its name.
-        report: where to print; nothing is printed by default.
-        splits: the images, where they are loaded already.
+        recipe: what to train; its section `tuning` says how to search. Its time budget is for all steps together.
+        output: the run folder; `runs/<data>-<time>` by default. Workers that share a storage give their folders the
+            same name.
+        report: where to print; by default nothing is printed.
+        splits: the images, if they are loaded already.
 
     Raises:
-        TuningError: a step that says that a search would be wasted, or a storage that can not be used.
-        FinetuneError: another mistake in what was asked, in one sentence.
+        TuningError: a step failed, so a search would be wasted; or the storage cannot be used.
+        FinetuneError: another mistake in the recipe or its data, in one sentence.
     """
     start = time.perf_counter()
     _refuse_several_processes()
@@ -76,11 +72,11 @@ def tune(
         raise RunFolderError(f"{folder.path} holds a plan, which would be another one; give a new folder with --output")
     with reporting(report) as report:
         splits, (decisions, *_) = decide_all(_sized(recipe).changed(ensemble=None), report, splits)
-        # One candidate is tuned, alone.
+        # A single candidate is tuned: no race and no ensemble.
         choice = decisions.choice.changed(racing=(), members=(), fallback="")
         asked = decisions.recipe.changed(time_budget=recipe.time_budget)
         decisions = replace(decisions, recipe=asked, choice=choice)
-        path = folder.path.resolve()  # as it is now: a folder may be moved before it is gone on with
+        path = folder.path.resolve()  # the worker keeps this name when its folder is moved before it resumes
         tuning = begin_tuning(asked, choice, decisions.plan, path.name, f"{socket.gethostname()}:{path}")
         folder.path.mkdir(parents=True, exist_ok=True)
         tuning.save(folder.path / "tuning.json")
@@ -89,11 +85,11 @@ def tune(
 
 
 def resume_tuning(path: Path, report: Report | None = None) -> Predictor:
-    """Go on with an interrupted search; with one worker it ends as an uninterrupted one would have.
+    """Resume an interrupted search; with one worker the result is that of an uninterrupted search.
 
     Raises:
         RunFolderError: there is no interrupted search.
-        TuningError: a step that says that a search would be wasted.
+        TuningError: a step failed, so a search would be wasted.
     """
     start = time.perf_counter()
     _refuse_several_processes()
@@ -102,7 +98,7 @@ def resume_tuning(path: Path, report: Report | None = None) -> Predictor:
     folder.refuse_if_finished()
     if not folder.holds_tuning():
         raise RunFolderError(
-            f"{path} holds no search for hyper-parameters; go on with it: finetune train --resume {path}"
+            f"{path} holds no search for hyper-parameters; resume it with: finetune train --resume {path}"
         )
     with reporting(report) as report:
         plan = decisions.plan
@@ -113,7 +109,7 @@ def resume_tuning(path: Path, report: Report | None = None) -> Predictor:
 
 
 class _Procedure:
-    """One worker's way through the steps."""
+    """The steps of one worker."""
 
     def __init__(
         self,
@@ -135,7 +131,7 @@ class _Procedure:
         self._storage = open_storage(url or f"sqlite:///{(folder.path / 'study.db').resolve()}")
 
     def carry_out(self) -> Predictor:
-        """Take the steps that are not taken yet; return the winner."""
+        """Take the steps that remain; return the winner."""
         for finding in self._tuning.findings:
             print_finding(self._report, finding)
         self._check()
@@ -162,18 +158,18 @@ class _Procedure:
             try:
                 finding = check()
             except DivergenceError as error:
-                raise TuningError(f"a small sample can not be learned by heart: {error}") from None
+                raise TuningError(f"the network cannot overfit a small sample: {error}") from None
             if not finding.holds:
                 raise TuningError(f"step {finding.step} of 6: {finding.says}")
-            self._keep(findings=(*self._tuning.findings, finding), seconds=self._spent(began))
+            self._keep(began, findings=(*self._tuning.findings, finding))
             print_finding(self._report, finding)
         shutil.rmtree(folder, ignore_errors=True)
 
     def _narrow(self, checks: Checks) -> Finding:
-        """Take step 3, and leave the learning rates with which the loss falls."""
+        """Take step 3: narrow the range of learning rates to those with which the loss falls."""
         own = {dimension.name: dimension for dimension in self._tuning.asked}
         if "learning_rate" not in own:
-            return Finding(step=3, holds=True, says="the learning rate is fixed, so none is looked for")
+            return Finding(step=3, holds=True, says="the learning rate is fixed, so there is no range to check")
         finding, left = checks.rates(own["learning_rate"])
         space = tuple(left if dimension.name == left.name else dimension for dimension in self._tuning.asked)
         self._keep(space=space)
@@ -184,7 +180,7 @@ class _Procedure:
         proposer = Proposer(
             search=tuning.search, space=tuning.space, count=tuning.num_coarse, seed=self._decisions.recipe.seed
         )
-        return self._stage("coarse", proposer, (0, 1))
+        return self._open("coarse", proposer, (0, 1))
 
     def _fine(self, coarse: TrialSet) -> TrialSet:
         tuning, best = self._tuning, best_of(coarse.trials())
@@ -197,61 +193,55 @@ class _Procedure:
             shorter=coarse.trials(),
         )
         if len(tuning.findings) < 4:
-            finding = judge_coarse(coarse.trials(), proposer.space)
+            finding = check_coarse(coarse.trials(), proposer.space)
             self._keep(findings=(*tuning.findings, finding))
             print_finding(self._report, finding)
-        return self._stage("fine", proposer, (best.number, tuning.num_coarse))
+        return self._open("fine", proposer, (best.number, tuning.num_coarse))
 
-    def _stage(self, name: str, proposer: Proposer, numbers: tuple[int, int]) -> TrialSet:
+    def _open(self, name: Literal["coarse", "fine"], proposer: Proposer, numbers: tuple[int, int]) -> TrialSet:
+        """Return a trial set, which the storage may hold already."""
         plan, tuning = self._decisions.plan, self._tuning
         names = " ".join(dimension.name for dimension in tuning.space)
         about = (
             f"{tuning.search} over {names}, {tuning.num_trials} trials of {plan.steps} steps of {plan.model}, "
             f"{plan.strategy}, seed {plan.seed}"
         )
-        return TrialSet(
-            "coarse" if name == "coarse" else "fine",
-            self._storage,
-            tuning.name,
-            about,
-            proposer,
-            numbers,
-            tuning.worker,
-            self._is_shared,
-        )
+        return TrialSet(name, self._storage, tuning.name, about, proposer, numbers, tuning.worker, self._is_shared)
 
-    def _search(self, stage: TrialSet, share: float) -> None:
-        """Train the trials of a stage, as many as there shall be and time allows."""
-        while (trial := stage.interrupted() or self._begin(stage, share)) is not None:
+    def _search(self, trial_set: TrialSet, share: float) -> None:
+        """Train the trials of a set until there are enough, or until a share of the time budget is spent."""
+        while (trial := trial_set.interrupted() or self._begin(trial_set, share)) is not None:
             began = time.perf_counter()
-            self._train(stage, trial, began)
-            ended = stage.trials()
-            print_trial(self._report, next(each for each in ended if each.number == stage.number(trial)))
+            self._train(trial_set, trial, began)
+            ended = trial_set.trials()
+            print_trial(self._report, next(each for each in ended if each.number == trial_set.number(trial)))
             others = tuple(each for each in self._tuning.trials if each.number not in {new.number for new in ended})
             trials = sorted((*others, *ended), key=lambda each: each.number)
-            self._keep(trials=tuple(trials), seconds=self._spent(began))
-            finished = [each for each in stage.trials(own=True) if each.state == "finished"]
+            self._keep(began, trials=tuple(trials))
+            finished = [each for each in trial_set.trials(own=True) if each.state == "finished"]
             self._drop_checkpoints({best_of(finished).number} if finished else set())
 
-    def _begin(self, stage: TrialSet, share: float) -> optuna.Trial | None:
+    def _begin(self, trial_set: TrialSet, share: float) -> optuna.Trial | None:
+        """Return a new trial, or None if there are enough trials or no time for another; one is always trained."""
         budget, seconds = self._decisions.recipe.time_budget, self._decisions.choice.chosen.expected_seconds
-        expected = seconds * (COARSE_STEPS if stage.name == "coarse" else 1.0)
+        expected = seconds * (COARSE_STEPS if trial_set.name == "coarse" else 1.0)
         is_late = budget is not None and self._tuning.seconds + expected > share * budget
-        return None if is_late and stage.trials() else stage.begin()
+        return None if is_late and trial_set.trials() else trial_set.begin()
 
-    def _train(self, stage: TrialSet, trial: optuna.Trial, began: float) -> None:
-        """Train a trial as far as it is worth it, from the plan in its folder, and keep what it came to."""
-        number = stage.number(trial)
+    def _train(self, trial_set: TrialSet, trial: optuna.Trial, began: float) -> None:
+        """Train a trial by the plan in its folder, until its end or until it is stopped early; record its result."""
+        number = trial_set.number(trial)
         folder = self._folder.trial(number)
         folder.mkdir(parents=True, exist_ok=True)
-        self._plan(stage.parameters(trial)).save(folder / "plan.json")
+        self._plan(trial_set.parameters(trial)).save(folder / "plan.json")
         state = self._training(number, Plan.load(folder / "plan.json"))
         loss, accuracy, has_diverged = None, 0.0, False
         try:
-            # The coarse one that goes on finds both rungs looked at.
-            for rung, share in enumerate(RUNGS if stage.name == "coarse" else (*RUNGS, 1.0), start=1):
+            # The best coarse trial, which continues as a fine one, was evaluated at both rungs before: its checkpoints
+            # hold the results.
+            for rung, share in enumerate(RUNGS if trial_set.name == "coarse" else (*RUNGS, 1.0), start=1):
                 state, loss, accuracy = _evaluate_at(state, share)
-                if stage.name == "fine" and share < 1.0 and stage.should_stop(trial, rung, loss):
+                if trial_set.name == "fine" and share < 1.0 and trial_set.should_stop(trial, rung, loss):
                     loss = None
                     break
         except DivergenceError:
@@ -259,20 +249,20 @@ class _Procedure:
         rows = [json.dumps(row) + "\n" for row in history_so_far(state)]
         (folder / "history.jsonl").write_text("".join(rows), "utf-8")
         seconds = time.perf_counter() - began
-        stage.end(trial, loss, accuracy, seconds, state.work, has_diverged)
+        trial_set.end(trial, loss, accuracy, seconds, state.work, has_diverged)
 
     def _deliver(self, coarse: TrialSet, fine: TrialSet) -> Predictor:
-        """Finish the best of this worker's own trials, which goes on from where it is."""
-        everyone = best_of(fine.trials())
+        """Finish the best of this worker's own trials from its checkpoints, and save its model."""
+        overall = best_of(fine.trials())
         own = [trial for trial in fine.trials(own=True) if trial.state == "finished"]
-        where = f"trial {everyone.number} with a held-out loss of {everyone.losses[-1]:.3f} is the best"
-        elsewhere = f"{where}; its model is in {fine.worker_of(everyone.number)}"
+        where = f"trial {overall.number} with a held-out loss of {overall.losses[-1]:.3f} is the best"
+        elsewhere = f"{where}; its model is in {fine.worker_of(overall.number)}"
         if not own:
             raise TuningError(f"no trial was left for this worker to finish, so it has no model: {elsewhere}")
         winner = best_of(own)
-        if winner != everyone:
+        if winner != overall:
             self._report.say(f"\n{elsewhere}")
-        findings = (*self._tuning.findings[:4], judge_fine(fine.trials()), judge_curves(winner, self._tuning.asked))
+        findings = (*self._tuning.findings[:4], check_fine(fine.trials()), check_curves(winner, self._tuning.asked))
         for finding in findings[4:]:
             print_finding(self._report, finding)
         self._keep(findings=findings, winner=winner.number)
@@ -283,8 +273,8 @@ class _Procedure:
             state, _ = evaluate_at(state, share)  # read from its checkpoints, so that its work is counted
         decisions = replace(self._decisions, recipe=recipe, choice=choice, plan=state.plan)
         self._folder.write_decisions(decisions)
-        gone_on = {trial.number for trial in fine.trials(own=True)}  # what they took before is in what they took in all
-        work = coarse.work(gone_on) + fine.work({winner.number})
+        continued = {trial.number for trial in fine.trials(own=True)}  # their fine work includes their coarse work
+        work = coarse.work(continued) + fine.work({winner.number})
         begun = RacedMembers(members=(decisions,), winner=state, work=work, seconds=self._tuning.seconds)
         model = ship(self._folder, begun, self._splits, self._report, self._start)
         self._drop_checkpoints(set())
@@ -305,18 +295,18 @@ class _Procedure:
             if folder.name not in {str(number) for number in but}:
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
-    def _keep(self, **changes: object) -> None:
+    def _keep(self, began: float | None = None, **changes: object) -> None:
+        """Save changes of the search's state, and add the seconds since `began`."""
+        if began is not None:
+            changes["seconds"] = round(self._tuning.seconds + time.perf_counter() - began, 2)
         self._tuning = self._tuning.changed(**changes)
         self._tuning.save(self._folder.path / "tuning.json")
 
-    def _spent(self, began: float) -> float:
-        return round(self._tuning.seconds + time.perf_counter() - began, 2)
-
 
 def _evaluate_at(state: TrainingState, share: float) -> tuple[TrainingState, float, float]:
-    """Train up to a fraction of the steps; return the state, the held-out log-loss at its best temperature, and accuracy.
+    """Train up to a share of the steps; return the state, the held-out log-loss at its best temperature, and accuracy.
 
-    The loss separates trials that the accuracy on a few hundred images cannot.
+    The log-loss distinguishes trials that have the same accuracy on a few hundred images.
     """
     state, found = evaluate_at(state, share)
     loss = log_loss(found.logits / fit_temperature(found.logits, found.labels), found.labels)
@@ -324,16 +314,16 @@ def _evaluate_at(state: TrainingState, share: float) -> tuple[TrainingState, flo
 
 
 def _sized(recipe: Recipe) -> Recipe:
-    """Return a recipe whose time budget is that of one training, not of all."""
+    """Return the recipe of a single training: its time budget is a share of the search's."""
     if recipe.time_budget is None:
         return recipe
     return recipe.changed(time_budget=LONGEST_TRIAL * recipe.time_budget)
 
 
-def _refuse_divergence(stage: TrialSet) -> None:
-    if not any(trial.state == "finished" for trial in stage.trials()):
+def _refuse_divergence(trial_set: TrialSet) -> None:
+    if not any(trial.state == "finished" for trial in trial_set.trials()):
         raise TuningError(
-            f"no {stage.name} trial went well, {len(stage.trials())} diverged; give lower learning rates with "
+            f"no {trial_set.name} trial finished, {len(trial_set.trials())} diverged; give lower learning rates with "
             f"--set tuning.learning_rate=[LOW,HIGH]"
         )
 

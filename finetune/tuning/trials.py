@@ -1,4 +1,4 @@
-"""Optuna's side of a search: what was tried, by whom, and what is tried next."""
+"""Propose trials and keep their results in Optuna's storage, which several workers may share."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -15,47 +15,51 @@ from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, S
 
 from finetune.errors import TuningError
 from finetune.recipe import Search
-from finetune.tuning.space import Parameters, Space, Trial, draw, grid
+from finetune.tuning.space import Parameters, Space, draw, grid
+from finetune.tuning.state import Trial
 from finetune.work import Work
 
 UNPRUNED = 3
-"""Long trials that go to their end before any is stopped early."""
+"""Number of fine trials that must finish before any is stopped early."""
 
 LEAST_RUNG = 2
-"""First rung at which a trial may be stopped: at the one before, high learning rates look worse than they are
-(docs/tuning.md)."""
+"""First rung at which a trial may be stopped. At rung 1 high learning rates look worse than they are
+(experiments/compare_searches.py)."""
 
 STARTUP = 5
-"""Random trials before the Parzen estimator has something to estimate from."""
+"""Number of random trials before the Parzen estimator proposes."""
 
 PAUSES = (0.5, 1.0)
-"""Seconds before a storage that another worker may be setting up is opened again."""
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+"""Seconds to wait before the storage is opened again, while another worker may be creating its tables."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposer:
-    """Proposes the parameters of a trial from its number and the trials before it alone: whoever asks again, after an
-    interruption, is told the same."""
+    """Propose the parameters of a trial from its number and the trials before it alone.
+
+    A search that is resumed therefore proposes the same parameters again.
+    """
 
     search: Search
+    """How parameters are proposed: `grid`, `random` or `tpe`."""
     space: Space
+    """Ranges of the parameters."""
     count: int
-    """Trials that are wanted."""
+    """Number of trials asked for."""
     seed: int
+    """Seed of the random numbers."""
     first: Parameters | None = None
-    """Of the first trial, where they are given."""
+    """Parameters of the first trial, if they are known beforehand."""
     shorter: tuple[Trial, ...] = ()
-    """Trials of the stage before, which the Parzen estimator takes for pruned ones."""
+    """Coarse trials, which the Parzen estimator treats as pruned fine ones."""
 
     @property
     def num_trials(self) -> int:
-        """How many trials there will be: a grid may have fewer points than are wanted."""
+        """Number of trials that will be proposed: a grid may have fewer points than `count`."""
         return len(self._grid()) + self._offset if self.search == "grid" else self.count
 
     def propose(self, number: int, before: Sequence[FrozenTrial]) -> Parameters:
-        """Return the parameters of a trial."""
+        """Return the parameters of trial `number`, given the trials before it."""
         if self.first is not None and number == 0:
             return self.first
         if self.search == "grid":
@@ -74,10 +78,10 @@ class Proposer:
         return grid(self.space, wanted, self.seed) if wanted else []
 
     def _estimate(self, number: int, before: Sequence[FrozenTrial]) -> Parameters:
-        """Return what the Parzen estimator (Bergstra et al. 2011) proposes after these trials."""
+        """Return the proposal of the tree-structured Parzen estimator (Bergstra et al. 2011) after these trials."""
         seeds = np.random.SeedSequence([self.seed, len(self.shorter), number])
         sampler = TPESampler(seed=int(seeds.generate_state(1)[0]), n_startup_trials=STARTUP)
-        study = optuna.create_study(sampler=sampler)
+        study = _create_study(sampler=sampler)
         study.add_trials([*self._shorter(), *before])
         found = study.ask(dict(self.distributions())).params
         return {each.name: each.rounded(found[each.name]) for each in self.space}
@@ -99,12 +103,12 @@ class Proposer:
         ]
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Return the ranges as Optuna has them."""
+        """Return the ranges as Optuna's distributions."""
         return {each.name: FloatDistribution(each.low, each.high, log=True) for each in self.space}
 
 
 class _Sampler(BaseSampler):
-    """Hands Optuna what a proposer proposes."""
+    """Give Optuna the parameters of a proposer."""
 
     def __init__(self, proposer: Proposer) -> None:
         self._proposer = proposer
@@ -121,7 +125,7 @@ class _Sampler(BaseSampler):
 
 
 class TrialSet:
-    """The coarse or the fine trials, in a storage that other workers may share."""
+    """The coarse or the fine trials, in a storage that several workers may share."""
 
     def __init__(
         self,
@@ -134,16 +138,16 @@ class TrialSet:
         worker: str,
         is_shared: bool,
     ) -> None:
-        """Find the stage in a storage, or put it there.
+        """Open the trial set in a storage, or create it there.
 
         Args:
-            name: of the stage.
-            storage: Optuna's.
-            study: the search's name, which workers share.
-            about: what must be the same for all workers.
-            proposer: of parameters.
-            numbers: of the folder of the first trial, and of the second one, from which on they ascend.
-            worker: who does the trials of this process.
+            name: name of the trial set.
+            storage: Optuna's storage.
+            study: name of the search, the same for all workers.
+            about: description of the search, which must be the same for all workers.
+            proposer: proposer of parameters.
+            numbers: folder numbers of the first and the second trial; those of later trials ascend from the second.
+            worker: name of the worker that trains the trials of this process.
             is_shared: whether other workers may use the storage.
 
         Raises:
@@ -154,7 +158,7 @@ class TrialSet:
         self._is_shared = is_shared
         self._worker = worker
         self._proposer = proposer
-        self._study = optuna.create_study(
+        self._study = _create_study(
             storage=storage,
             study_name=f"{study}-{name}",
             sampler=_Sampler(proposer),
@@ -169,12 +173,12 @@ class TrialSet:
         self._study.set_user_attr("about", about)
 
     def interrupted(self) -> optuna.Trial | None:
-        """Return the trial that this worker had begun when it was interrupted."""
+        """Return the unfinished trial of this worker, if an interruption left one."""
         running = [trial for trial in self._all() if trial.state == TrialState.RUNNING and self._is_own(trial)]
         return self._claimed(optuna.Trial(self._study, running[0]._trial_id)) if running else None
 
     def begin(self) -> optuna.Trial | None:
-        """Return a new trial, or None where enough are begun."""
+        """Return a new trial, or None if enough trials have begun."""
         return self._claimed(self._study.ask()) if len(self._all()) < self._proposer.num_trials else None
 
     def number(self, trial: optuna.Trial) -> int:
@@ -187,7 +191,7 @@ class TrialSet:
         return {each.name: trial.suggest_float(each.name, each.low, each.high, log=True) for each in space}
 
     def should_stop(self, trial: optuna.Trial, rung: int, loss: float) -> bool:
-        """Keep the loss at a rung, 1 or 2; return whether the median of the others' was lower."""
+        """Record the held-out loss at a rung (1 or 2); return whether it is above the median of the other trials."""
         if rung not in self._all()[trial.number].intermediate_values:
             trial.report(loss, rung)
         return trial.should_prune()
@@ -201,7 +205,7 @@ class TrialSet:
         work: Work,
         has_diverged: bool = False,
     ) -> None:
-        """Keep what a trial came to; without a loss it did not go to its end."""
+        """Record the result of a trial; a loss of None means that it stopped early or diverged."""
         trial.set_user_attr("accuracy", accuracy)
         trial.set_user_attr("seconds", round(seconds, 2))
         trial.set_user_attr("work", work.model_dump())
@@ -209,25 +213,26 @@ class TrialSet:
         self._study.tell(trial, loss, state=TrialState.PRUNED if loss is None else TrialState.COMPLETE)
 
     def trials(self, own: bool = False) -> tuple[Trial, ...]:
-        """Return the trials that ended, of all workers or this one's own."""
+        """Return the trials that have ended, of all workers or only this worker's own."""
         ended = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         return tuple(self._value(trial) for trial in ended if not own or self._is_own(trial))
 
     def work(self, counted: Collection[int]) -> Work:
-        """Return what this worker's trials took, but for those that are counted elsewhere."""
-        lost = (trial.user_attrs for trial in self._all() if self._is_own(trial) and "work" in trial.user_attrs)
-        return sum((Work(**known["work"]) for known in lost if known["number"] not in counted), Work())
+        """Return the computational work of this worker's trials, except those whose numbers are in `counted`."""
+        own = (trial.user_attrs for trial in self._all() if self._is_own(trial) and "work" in trial.user_attrs)
+        return sum((Work(**known["work"]) for known in own if known["number"] not in counted), Work())
 
     def worker_of(self, number: int) -> str:
-        """Return who did a trial."""
+        """Return the name of the worker that trained a trial."""
         return next(str(each.user_attrs["worker"]) for each in self._all() if each.user_attrs["number"] == number)
 
     def _all(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
 
     def _is_own(self, trial: FrozenTrial) -> bool:
-        nobody = None if self._is_shared else self._worker  # it was killed before it could say whose it is
-        return trial.user_attrs.get("worker", nobody) == self._worker
+        # A worker that was killed between creating and claiming a trial leaves it without a name.
+        unclaimed = None if self._is_shared else self._worker
+        return trial.user_attrs.get("worker", unclaimed) == self._worker
 
     def _claimed(self, trial: optuna.Trial) -> optuna.Trial:
         first, second = self._numbers
@@ -250,11 +255,17 @@ class TrialSet:
         )
 
 
+def _create_study(**options: Any) -> optuna.Study:  # noqa: ANN401  (Optuna's own options)
+    """Return a study; Optuna prints warnings alone from here on, not a line for each study and trial."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(**options)
+
+
 def open_storage(url: str) -> optuna.storages.BaseStorage:
     """Return Optuna's storage at a database URL.
 
     Raises:
-        TuningError: it can not be used.
+        TuningError: the storage cannot be used.
     """
     pauses = iter(PAUSES)
     while True:
@@ -267,7 +278,7 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
             if pause is None:
                 reason = str(error).strip().splitlines()[0].rstrip(".")
                 raise TuningError(
-                    f"the storage can not be used: {reason}; give a database URL such as postgresql://HOST/NAME with "
+                    f"the storage cannot be used: {reason}; give a database URL such as postgresql://HOST/NAME with "
                     f"--storage, or leave it out"
                 ) from None
             time.sleep(pause)

@@ -7,19 +7,9 @@ from finetune.decide.choice import choose_strategy
 from finetune.decide.planning import make_plan
 from finetune.errors import RecipeError
 from finetune.recipe import Recipe
-from finetune.tuning.findings import RateTrial, judge_curves, judge_overfit, judge_rates, judge_start, rate_trial
-from finetune.tuning.space import (
-    Dimension,
-    Trial,
-    Tuning,
-    begin_tuning,
-    best_of,
-    draw,
-    grid,
-    plan_of_trial,
-    rates_of,
-    refine,
-)
+from finetune.tuning.findings import RateTrial, check_curves, check_overfit, check_rates, check_start, rate_trial
+from finetune.tuning.space import Dimension, draw, grid, plan_of_trial, rates_of, refine
+from finetune.tuning.state import Trial, Tuning, begin_tuning, best_of
 
 RATE = Dimension(name="learning_rate", low=1e-4, high=1e-2)
 DECAY = Dimension(name="weight_decay", low=1e-3, high=1e-1)
@@ -27,7 +17,7 @@ DECAY = Dimension(name="weight_decay", low=1e-3, high=1e-1)
 
 @pytest.fixture
 def decided(evidence):
-    """The factory of the recipe, the choice and the plan of some keys."""
+    """A function that returns recipe, choice and plan for some keys of a recipe."""
 
     def make(**keys):
         recipe = Recipe(**({"data": "x", "strategy": "partial"} | keys))
@@ -46,25 +36,25 @@ def names(space):
     return [dimension.name for dimension in space]
 
 
-def test_by_default_everything_that_is_open_is_searched_around_the_chosen_rate(decided):
+def test_by_default_all_open_parameters_are_searched_around_the_chosen_rate(decided):
     recipe, choice, plan = decided()
     space = begin_tuning(recipe, choice, plan, "run", "here").space
     assert names(space) == ["learning_rate", "lowest_rate_fraction", "weight_decay", "label_smoothing"]
     assert math.sqrt(space[0].low * space[0].high) == pytest.approx(choice.chosen.learning_rate)
 
 
-def test_what_the_recipe_fixes_is_not_searched(decided):
+def test_parameters_that_the_recipe_fixes_are_not_searched(decided):
     space = begin_tuning(*decided(training={"learning_rate": 1e-3, "label_smoothing": 0.0}), "run", "here").space
     assert names(space) == ["lowest_rate_fraction", "weight_decay"]
 
 
-def test_where_ranges_are_given_only_those_are_searched(decided):
+def test_given_ranges_are_the_only_ones_searched(decided):
     tuning = begin_tuning(*decided(tuning={"weight_decay": (0.01, 0.1), "trials": 7, "search": "tpe"}), "run", "here")
     assert tuning.space == (Dimension(name="weight_decay", low=0.01, high=0.1),)
     assert (tuning.num_trials, tuning.search) == (7, "tpe")
 
 
-def test_one_trained_stage_has_no_lower_rate_to_search(decided):
+def test_a_single_trained_stage_has_no_lower_rate_to_search(decided):
     space = begin_tuning(*decided(training={"trainable_stages": 1}), "run", "here").space
     assert "lowest_rate_fraction" not in names(space)
 
@@ -103,7 +93,7 @@ def test_random_points_are_log_uniform():
     assert np.histogram(rates, bins=4, range=(-4, -2))[0] / 2000 == pytest.approx([0.25] * 4, abs=0.03)
 
 
-def test_random_points_differ_in_every_number():
+def test_random_points_differ_in_every_parameter():
     points = [draw((RATE, DECAY), 0, number) for number in range(12)]
     assert [len({point[name] for point in points}) for name in ("learning_rate", "weight_decay")] == [12, 12]
 
@@ -114,7 +104,7 @@ def test_a_refined_range_is_half_as_wide_around_the_best_within_the_range():
     assert (outer.low, outer.high) == pytest.approx((10**-2.5, 1e-2), rel=1e-3)
 
 
-def test_the_plan_of_a_trial_has_its_numbers_and_is_otherwise_the_same(decided, evidence):
+def test_the_plan_of_a_trial_has_its_parameters_and_is_otherwise_the_same(decided, evidence):
     recipe, choice, plan = decided()
     numbers = {"learning_rate": 3e-3, "lowest_rate_fraction": 0.25, "weight_decay": 0.125, "label_smoothing": 0.0625}
     tried = plan_of_trial(recipe, evidence, choice, numbers)
@@ -127,16 +117,16 @@ def test_the_plan_of_a_trial_has_its_numbers_and_is_otherwise_the_same(decided, 
 
 
 @pytest.mark.parametrize(("loss", "holds"), [(0.5, True), (0.69, True), (0.71, False), (2.3, False), (0.2, False)])
-def test_the_initial_loss_is_the_expected_one_up_to_chance_and_a_fifth(loss, holds):
-    finding = judge_start(loss, error=0.03, expected=0.5, whose="the linear probe's")
+def test_the_initial_loss_must_be_the_expected_one_up_to_chance_and_a_fifth(loss, holds):
+    finding = check_start(loss, error=0.03, expected=0.5, whose="the linear probe's")
     assert finding.holds == holds
     assert ("check the weights" in finding.says) != holds
 
 
-def test_a_sample_that_is_not_learned_by_heart_is_named():
-    finding = judge_overfit([True, False, True], ["a.jpg", "b.jpg", "c.jpg"], 100)
+def test_images_of_the_sample_that_are_not_fitted_are_named():
+    finding = check_overfit([True, False, True], ["a.jpg", "b.jpg", "c.jpg"], 100)
     assert not finding.holds
-    assert finding.says.startswith("2 of 3 training images are learned by heart in 100 steps; ")
+    assert finding.says.startswith("2 of 3 training images are fitted in 100 steps; ")
     assert "look at b.jpg for wrong labels" in finding.says
 
 
@@ -156,20 +146,20 @@ def tried(*losses):
         ((0.5, 0.9, 1.3, 0.8), 0, 2),
     ],
 )
-def test_rates_with_which_the_loss_falls_stay_and_the_next_ones_beside_them(losses, low, high):
-    finding, left = judge_rates(RATE, tried(*losses), steps=100)
+def test_rates_with_which_the_loss_falls_stay_and_the_next_ones_on_either_side(losses, low, high):
+    finding, left = check_rates(RATE, tried(*losses), steps=100)
     assert finding.holds
     assert (left.low, left.high) == (rates_of(RATE)[low], rates_of(RATE)[high])
 
 
-def test_where_the_loss_falls_with_no_rate_there_is_nothing_to_search():
-    finding, _ = judge_rates(RATE, tried(1.0, 0.98, 1.1, math.inf), steps=100)
+def test_if_the_loss_falls_with_no_rate_there_is_nothing_to_search():
+    finding, _ = check_rates(RATE, tried(1.0, 0.98, 1.1, math.inf), steps=100)
     assert not finding.holds
     assert "with no learning rate does the loss fall within 100 steps" in finding.says
     assert "1.0e-02 diverges" in finding.says
 
 
-def test_a_loss_falls_where_its_fall_is_more_than_its_noise_and_than_a_hundredth():
+def test_a_loss_falls_if_its_fall_exceeds_its_noise_and_a_hundredth():
     generator = np.random.default_rng(0)
     batches = 1.0 + generator.normal(0, 0.3, 99)  # some are harder than others, trained on or not
     noise = generator.normal(0, 0.02, 99)
@@ -180,29 +170,29 @@ def test_a_loss_falls_where_its_fall_is_more_than_its_noise_and_than_a_hundredth
     assert not rate_trial(1e-3, [], batches.tolist()).falls
 
 
-def test_the_best_trial_finished_with_the_lowest_loss_the_earlier_one_of_two():
+def test_the_best_trial_finished_with_the_lowest_loss_and_of_two_equal_ones_is_the_earlier():
     trials = [trial(4, (0.3,)), trial(1, (0.3,)), trial(2, (0.1,), state="pruned"), trial(3, (0.9, 0.4))]
     assert best_of(trials).number == 1
 
 
 @pytest.mark.parametrize(("rate", "end"), [(1.1e-4, "low"), (9e-3, "high")])
-def test_a_best_rate_at_an_end_of_its_range_says_to_widen_it(rate, end):
-    says = judge_curves(trial(parameters={"learning_rate": rate}), (RATE,)).says
+def test_a_best_rate_at_an_end_of_its_range_advises_to_widen_it(rate, end):
+    says = check_curves(trial(parameters={"learning_rate": rate}), (RATE,)).says
     assert f"is at the {end} end of its range: widen it, with --set tuning.learning_rate=[LOW,HIGH]" in says
 
 
-def test_a_fraction_of_one_can_not_be_widened():
+def test_a_fraction_of_one_cannot_be_widened():
     space = (Dimension(name="lowest_rate_fraction", low=0.1, high=1.0),)
-    assert "widen" not in judge_curves(trial(parameters={"lowest_rate_fraction": 1.0}), space).says
+    assert "widen" not in check_curves(trial(parameters={"lowest_rate_fraction": 1.0}), space).says
 
 
 @pytest.mark.parametrize(
-    ("losses", "said"),
+    ("losses", "advice"),
     [
         ((0.9, 0.6, 0.5), "took 17 % off the loss: train longer"),
         ((0.6, 0.5, 0.55), "added 10 % to the loss: train shorter"),
-        ((0.6, 0.5, 0.49), "its loss has settled"),
+        ((0.6, 0.5, 0.49), "the loss has settled"),
     ],
 )
-def test_the_end_of_the_curve_says_whether_to_train_longer_or_shorter(losses, said):
-    assert said in judge_curves(trial(losses=losses), (RATE,)).says
+def test_the_end_of_the_curve_advises_to_train_longer_or_shorter(losses, advice):
+    assert advice in check_curves(trial(losses=losses), (RATE,)).says

@@ -4,10 +4,11 @@ from rich.console import Console
 
 from finetune.runs.report import Report
 from finetune.tuning.report import print_trials
-from finetune.tuning.space import Dimension, Trial, Tuning
+from finetune.tuning.space import Dimension
+from finetune.tuning.state import Trial, Tuning
 
 
-def test_the_trials_of_a_search_are_listed_the_best_last_and_the_winner_marked():
+def test_the_table_of_trials_lists_the_best_one_last_and_marks_the_winner():
     report = Report(Console(file=io.StringIO(), width=200))
     space = (Dimension(name="learning_rate", low=1e-4, high=1e-2),)
     known = {"stage": "fine", "accuracy": 0.9, "seconds": 2.0}
@@ -22,5 +23,5 @@ def test_the_trials_of_a_search_are_listed_the_best_last_and_the_winner_marked()
     rows = [line.split() for line in report.console.file.getvalue().splitlines()[-2:]]
     assert rows == [
         ["3", "fine", "0.009", "0.800", "90.0", "%", "2", "s", "pruned"],
-        ["2", "fine", "0.002", "0.310", "90.0", "%", "2", "s", "ships"],
+        ["2", "fine", "0.002", "0.310", "90.0", "%", "2", "s", "winner"],
     ]

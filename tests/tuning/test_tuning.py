@@ -23,7 +23,8 @@ from finetune.progress import no_progress
 from finetune.runs.folder import RunFolder
 from finetune.runs.report import Report
 from finetune.tuning.checks import Checks
-from finetune.tuning.space import Dimension, Tuning, plan_of_trial
+from finetune.tuning.space import Dimension, plan_of_trial
+from finetune.tuning.state import Tuning
 from finetune.tuning.trials import Proposer, TrialSet
 from finetune.work import Work
 
@@ -32,11 +33,11 @@ DECAY = Dimension(name="weight_decay", low=1e-3, high=1e-1)
 
 
 class StopError(Exception):
-    """Someone pulled the plug."""
+    """The program is interrupted."""
 
 
 class Stopping(Report):
-    """A report that ends the program when a task that matches has come to a step."""
+    """A report that interrupts the program at a step of a matching task."""
 
     def __init__(self, task, step):
         super().__init__(Console(quiet=True))
@@ -57,9 +58,9 @@ def frozen_heap():
 
 
 def make_images(root, counts, shift, noise):
-    """Write images whose classes overlap: each has its class's colour, a little, and much of its own.
+    """Write images of overlapping classes: a weak colour of the class plus a strong random colour of each image.
 
-    A linear probe of them is so weak that the training loss of a tiny network falls within ten steps.
+    Their linear probe is so weak that the training loss of a tiny network falls within ten steps.
     """
     generator = np.random.default_rng(0)
     for split, classes in counts.items():
@@ -75,7 +76,7 @@ def make_images(root, counts, shift, noise):
 
 @pytest.fixture(scope="module")
 def make_recipe(tmp_path_factory, weights):
-    """The factory of a recipe for four trials; the images come with a validation split, or are cross-validated."""
+    """A function that returns a recipe for four trials, with a validation split or with cross-validation."""
     counts = {"train": {"a": 16, "b": 16, "c": 12}, "val": {"a": 8, "b": 8, "c": 8}, "test": {"a": 4, "b": 4, "c": 4}}
     root = tmp_path_factory.mktemp("data")
     given = make_images(root / "given", counts, shift=30, noise=60)
@@ -104,8 +105,10 @@ def make_recipe(tmp_path_factory, weights):
 
 @pytest.fixture(scope="module")
 def begun(make_recipe, tmp_path_factory):
-    """The factory of a copy of a search that was interrupted in its second and third step and in its first trial: all
-    copies rest on one measurement."""
+    """A function that copies a search that was interrupted in its second and third step and in its first trial.
+
+    All copies share one measurement.
+    """
     folders = {}
 
     def make(folder, **keys):
@@ -131,16 +134,16 @@ def finished(begun, tmp_path_factory):
 
 
 def tune_together(recipe, folder, together):
-    """What another process does: it begins when the other worker does, and has a fine trial before the other ends."""
+    """Search in another process: begin together with the other worker, and have a fine trial before that one ends."""
     begin, waited = TrialSet.begin, []
 
-    def begin_together(stage):
-        trial = begin(stage)
-        if stage.name == "fine" and not waited:
+    def begin_together(trial_set):
+        trial = begin(trial_set)
+        if trial_set.name == "fine" and not waited:
             waited.append(together.wait(timeout=120))
         return trial
 
-    TrialSet.begin = begin_together  # this process has nothing else to do
+    TrialSet.begin = begin_together  # this process does nothing else
     together.wait(timeout=120)
     finetune.tune(recipe, folder)
 
@@ -150,7 +153,7 @@ def tuning_of(folder):
 
 
 def outcome(folder):
-    """What a search came to, without what it took."""
+    """Return the results of a search without its durations."""
     tuning = tuning_of(folder)
     trials = [trial.changed(seconds=0.0) for trial in tuning.trials]
     return trials, tuning.changed(trials=(), seconds=0.0), folder.read_metrics().test, folder.read_plan()
@@ -161,7 +164,7 @@ def assert_same_weights(network, other):
         assert torch.equal(other.state_dict()[name], tensor)
 
 
-def test_a_search_takes_all_six_steps_and_leaves_a_run_that_predicts(finished):
+def test_a_search_takes_all_six_steps_and_saves_a_run_that_predicts(finished):
     model, folder = finished
     tuning = tuning_of(folder)
     assert [(finding.step, finding.holds) for finding in tuning.findings] == [(step, True) for step in range(1, 7)]
@@ -173,7 +176,7 @@ def test_every_trial_trained_with_its_own_parameters(finished, make_recipe):
     _, folder = finished
     decisions = folder.read_decisions()
     trials = tuning_of(folder).trials
-    assert [trial.number for trial in trials] == [0, 1, 2]  # of the first two one went on, the third is near it
+    assert [trial.number for trial in trials] == [0, 1, 2]  # one of the two coarse trials continued; 2 is a fine one
     assert len({tuple(trial.parameters.values()) for trial in trials}) == len(trials)
     for trial in trials:
         plan = Plan.load(folder.trial(trial.number) / "plan.json")
@@ -185,7 +188,7 @@ def test_every_trial_trained_with_its_own_parameters(finished, make_recipe):
             assert row["learning_rate"] == trial.parameters["learning_rate"] * factor
 
 
-def test_the_winner_has_the_lowest_held_out_loss_and_is_not_trained_anew(finished):
+def test_the_winner_has_the_lowest_held_out_loss_and_is_not_trained_again(finished):
     model, folder = finished
     tuning = tuning_of(folder)
     fine = [trial for trial in tuning.trials if trial.stage == "fine"]
@@ -203,7 +206,7 @@ def test_the_winner_is_the_model_that_its_plan_trains_alone(finished):
     assert_same_weights(alone.network, model.network)
 
 
-def test_the_recipe_that_a_search_leaves_plans_what_it_trained(finished):
+def test_the_saved_recipe_of_a_search_plans_the_winner(finished):
     _, folder = finished
     decisions = folder.read_decisions()
     assert decisions.recipe.training.learning_rate == decisions.plan.head_learning_rate
@@ -246,7 +249,7 @@ def test_a_search_that_is_interrupted_again_and_again_ends_as_one_that_is_not(be
     whole = finetune.resume_tuning(folders[0])
     stops = (
         (r"trial 1: training \(validation\)", 3),
-        (r"trial \d: training \(validation\)", 9),  # only whole ones come so far
+        (r"trial \d: training \(validation\)", 9),  # only fine trials take this many steps
         (r"trial 2: training \(validation\)", 5),
     )
     for stop in stops:
@@ -257,7 +260,7 @@ def test_a_search_that_is_interrupted_again_and_again_ends_as_one_that_is_not(be
     assert_same_weights(whole.network, resumed.network)
 
 
-def test_an_interrupted_refit_of_the_winner_goes_on_to_the_same_end(begun, finished, tmp_path):
+def test_an_interrupted_refit_of_the_winner_resumes_to_the_same_result(begun, finished, tmp_path):
     model, folder = finished
     again = begun(tmp_path / "run")
     with pytest.raises(StopError):
@@ -266,7 +269,7 @@ def test_an_interrupted_refit_of_the_winner_goes_on_to_the_same_end(begun, finis
     assert outcome(RunFolder(again)) == outcome(folder)
 
 
-def test_two_workers_share_the_trials_and_each_leaves_its_best(make_recipe, tmp_path):
+def test_two_workers_share_the_trials_and_each_saves_its_best(make_recipe, tmp_path):
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     recipe = make_recipe(training__learning_rate=1e-3, tuning__learning_rate=None, tuning__storage=storage)
     first, second = tmp_path / "one" / "flowers", tmp_path / "two" / "flowers"
@@ -292,17 +295,17 @@ def test_two_workers_at_the_same_time_share_the_trials(make_recipe, tmp_path):
         for ended in [workers.submit(tune_together, recipe, folder, together) for folder in folders]:
             ended.result()
     first, second = ({int(path.name) for path in (folder / "trials").iterdir()} for folder in folders)
-    # Both workers may begin what is then one too many.
+    # Both workers may begin the last trial at the same time, so that there is one too many.
     assert sorted(first | second) in ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5])
-    # One of the four coarse ones goes on as a fine one, with the worker that had it or the other; none else is twice.
-    goes_on = optuna.load_study(study_name="flowers-fine", storage=storage).trials[0].user_attrs["number"]
-    assert first & second <= {goes_on}
+    # One of the four coarse trials continues as a fine one, with either worker; no other trial is in both folders.
+    continued = optuna.load_study(study_name="flowers-fine", storage=storage).trials[0].user_attrs["number"]
+    assert first & second <= {continued}
     assert all(RunFolder(folder).is_finished() for folder in folders)
 
 
 @pytest.mark.parametrize("url", ["nonsense", "nosuch://host/name", "sqlite:////nowhere/at/all.db"])
-def test_a_storage_that_can_not_be_used_is_told(make_recipe, tmp_path, url):
-    with pytest.raises(TuningError, match=r"the storage can not be used: .*; give a database URL"):
+def test_a_storage_that_cannot_be_used_is_reported(make_recipe, tmp_path, url):
+    with pytest.raises(TuningError, match=r"the storage cannot be used: .*; give a database URL"):
         finetune.tune(make_recipe(tuning__storage=url), tmp_path / "run")
 
 
@@ -315,7 +318,7 @@ def test_a_time_budget_ends_a_cross_validated_search_early_with_a_winner(make_re
     assert (model.test, folder.read_decisions().recipe.time_budget) == (folder.read_metrics().test, 1.0)
 
 
-def test_images_that_are_all_alike_end_the_search_at_its_second_step(make_recipe, image_folder, tmp_path):
+def test_identical_images_end_the_search_at_its_second_step(make_recipe, image_folder, tmp_path):
     folder = image_folder(tmp_path / "images", {"a": 12, "b": 12})
     first = next(iter(sorted(folder.rglob("*.png")))).read_bytes()
     for path in [*folder.rglob("*.png"), *folder.rglob("*.jpg")]:
@@ -326,7 +329,7 @@ def test_images_that_are_all_alike_end_the_search_at_its_second_step(make_recipe
 
 
 @pytest.mark.parametrize(("strategy", "holds"), [("full", False), ("scratch", True)])
-def test_the_first_step_looks_for_the_probes_loss_or_that_of_ignorance(
+def test_the_first_step_expects_the_loss_of_the_probe_or_of_equal_probabilities(
     evidence, small_plan, weights, image_folder, tmp_path, strategy, holds
 ):
     images = load_images(str(image_folder(tmp_path / "images", {"a": 12, "b": 12, "c": 12})))
@@ -338,63 +341,63 @@ def test_the_first_step_looks_for_the_probes_loss_or_that_of_ignorance(
     assert checks.start().holds == holds
 
 
-def test_train_and_tune_do_not_go_on_with_each_others_folders(make_recipe, begun, tmp_path):
+def test_train_and_tune_do_not_resume_each_others_folders(make_recipe, begun, tmp_path):
     finetune.plan_only(make_recipe(), tmp_path / "planned")
-    with pytest.raises(RunFolderError, match="holds no search for hyper-parameters; go on with it: finetune train"):
+    with pytest.raises(RunFolderError, match="holds no search for hyper-parameters; resume it with: finetune train"):
         finetune.resume_tuning(tmp_path / "planned")
     with pytest.raises(RunFolderError, match="holds a plan, which would be another one"):
         finetune.tune(make_recipe(), tmp_path / "planned")
-    with pytest.raises(RunFolderError, match="go on with it: finetune tune --resume"):
+    with pytest.raises(RunFolderError, match="finetune tune --resume"):
         finetune.resume(begun(tmp_path / "tuned"))
 
 
-def make_stage(search="random", count=8, storage=None, about="a search", **rest):
+def make_trial_set(search="random", count=8, storage=None, about="a search", **rest):
     proposer = Proposer(search=search, space=(RATE, DECAY), count=count, seed=0, **rest)
     return TrialSet("fine", storage or optuna.storages.InMemoryStorage(), "run", about, proposer, (0, 1), "here", False)
 
 
-def tell(stage, trial, *losses):
-    """Report the losses at the rungs until it is stopped; return whether it was."""
+def tell(trial_set, trial, *losses):
+    """Report a trial's losses at the rungs and its end, unless it is stopped early; return whether it was."""
     for rung, loss in enumerate(losses[:-1], start=1):
-        if stage.should_stop(trial, rung, loss):
-            stage.end(trial, None, 0.5, 1.0, Work())
+        if trial_set.should_stop(trial, rung, loss):
+            trial_set.end(trial, None, 0.5, 1.0, Work())
             return True
-    stage.end(trial, losses[-1], 0.5, 1.0, Work())
+    trial_set.end(trial, losses[-1], 0.5, 1.0, Work())
     return False
 
 
-def test_a_trial_above_the_median_after_two_thirds_is_stopped_after_three_that_went_to_their_end():
-    stage = make_stage()
-    stopped = [tell(stage, stage.begin(), 1.0 + loss, loss, loss) for loss in (0.9, 0.5, 0.7, 0.8, 0.6)]
+def test_a_trial_above_the_median_after_two_thirds_is_stopped_once_three_trials_have_finished():
+    trial_set = make_trial_set()
+    stopped = [tell(trial_set, trial_set.begin(), 1.0 + loss, loss, loss) for loss in (0.9, 0.5, 0.7, 0.8, 0.6)]
     assert stopped == [False, False, False, True, False]
-    assert [(trial.state, len(trial.losses)) for trial in stage.trials()][3:] == [("pruned", 2), ("finished", 3)]
+    assert [(trial.state, len(trial.losses)) for trial in trial_set.trials()][3:] == [("pruned", 2), ("finished", 3)]
 
 
-def test_a_trial_above_the_median_after_a_third_goes_on():
-    stage = make_stage()
+def test_a_trial_above_the_median_after_a_third_continues():
+    trial_set = make_trial_set()
     for _ in range(3):
-        tell(stage, stage.begin(), 0.5, 0.5, 0.5)
-    assert not stage.should_stop(stage.begin(), 1, 0.9)
+        tell(trial_set, trial_set.begin(), 0.5, 0.5, 0.5)
+    assert not trial_set.should_stop(trial_set.begin(), 1, 0.9)
 
 
 def test_an_interrupted_trial_is_found_again_with_its_parameters_and_its_rungs():
-    stage = make_stage()
-    trial = stage.begin()
-    parameters = stage.parameters(trial)
-    stage.should_stop(trial, 1, 0.5)
-    again = stage.interrupted()
-    assert (stage.number(again), stage.parameters(again)) == (0, parameters)
-    assert not tell(stage, again, 0.5, 0.4, 0.3)
-    assert stage.trials()[0].losses == (0.5, 0.4, 0.3)
-    assert stage.interrupted() is None
+    trial_set = make_trial_set()
+    trial = trial_set.begin()
+    parameters = trial_set.parameters(trial)
+    trial_set.should_stop(trial, 1, 0.5)
+    again = trial_set.interrupted()
+    assert (trial_set.number(again), trial_set.parameters(again)) == (0, parameters)
+    assert not tell(trial_set, again, 0.5, 0.4, 0.3)
+    assert trial_set.trials()[0].losses == (0.5, 0.4, 0.3)
+    assert trial_set.interrupted() is None
 
 
-def test_a_trial_that_was_killed_before_it_had_parameters_gets_those_that_it_would_have_had():
-    whole, killed = make_stage("tpe"), make_stage("tpe")
+def test_a_trial_that_was_killed_before_it_had_parameters_gets_the_same_ones_later():
+    whole, killed = make_trial_set("tpe"), make_trial_set("tpe")
     for _ in range(7):
         trial = whole.begin()
         tell(whole, trial, 1e3 * whole.parameters(trial)["learning_rate"])
-        killed._study.ask()  # and nothing more
+        killed._study.ask()  # the trial exists, but has no worker yet
         trial = killed.interrupted()
         tell(killed, trial, 1e3 * killed.parameters(trial)["learning_rate"])
     assert [trial.parameters for trial in killed.trials()] == [trial.parameters for trial in whole.trials()]
@@ -402,33 +405,33 @@ def test_a_trial_that_was_killed_before_it_had_parameters_gets_those_that_it_wou
 
 def test_another_search_of_the_same_name_is_refused():
     storage = optuna.storages.InMemoryStorage()
-    make_stage(storage=storage)
-    make_stage(storage=storage)
+    make_trial_set(storage=storage)
+    make_trial_set(storage=storage)
     with pytest.raises(TuningError, match=r"another search named 'run' .*; give the run folder another name"):
-        make_stage(storage=storage, about="another")
+        make_trial_set(storage=storage, about="another")
 
 
-def test_no_more_trials_begin_than_are_wanted():
-    stage = make_stage(count=2)
-    assert stage.begin() is not None
-    assert stage.begin() is not None
-    assert stage.begin() is None
+def test_no_more_trials_begin_than_asked_for():
+    trial_set = make_trial_set(count=2)
+    assert trial_set.begin() is not None
+    assert trial_set.begin() is not None
+    assert trial_set.begin() is None
 
 
-def test_a_stage_with_a_first_trial_begins_with_it_and_then_searches():
+def test_a_trial_set_with_a_first_trial_begins_with_it_and_then_searches():
     first = {"learning_rate": 5e-3, "weight_decay": 2e-3}
-    stage = make_stage("grid", count=5, first=first)
-    tried = [stage.parameters(stage.begin()) for _ in range(5)]
+    trial_set = make_trial_set("grid", count=5, first=first)
+    tried = [trial_set.parameters(trial_set.begin()) for _ in range(5)]
     assert tried[0] == first
     assert len({tuple(point.values()) for point in tried}) == 5
-    assert stage.begin() is None
+    assert trial_set.begin() is None
 
 
 def test_the_parzen_estimator_learns_where_the_loss_is_low():
-    stage = make_stage("tpe", count=30)
+    trial_set = make_trial_set("tpe", count=30)
     for _ in range(30):
-        trial = stage.begin()
-        rate = stage.parameters(trial)["learning_rate"]
-        tell(stage, trial, abs(np.log10(rate) + 3.5))
-    rates = np.log10([trial.parameters["learning_rate"] for trial in stage.trials()])
+        trial = trial_set.begin()
+        rate = trial_set.parameters(trial)["learning_rate"]
+        tell(trial_set, trial, abs(np.log10(rate) + 3.5))
+    rates = np.log10([trial.parameters["learning_rate"] for trial in trial_set.trials()])
     assert np.abs(rates[15:] + 3.5).mean() < 0.5 * np.abs(rates[:5] + 3.5).mean()
