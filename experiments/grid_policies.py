@@ -1,4 +1,4 @@
-"""The prior of the grid's cells, the policies that are compared on them, and how they fare."""
+"""Fit the prior to the grid's cells, and replay policies on them to measure their regret and cost."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,43 +17,49 @@ from finetune.decide.race import compete, is_worth_racing
 from finetune.recipe import Preference
 
 RIDGE = 0.02
-"""Pull of the prior's coefficients to 0 (`alpha` of the regression)."""
+"""Ridge penalty on the prior's coefficients (`alpha` of the regression)."""
 
 SPREAD_OF_SETS = 0.1
-"""Variance of the log of a share of errors that remains from set to set: cells with many test errors weigh no more."""
+"""Variance between sets of the log share of errors; it limits the weight of cells with many test errors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a policy makes of a cell."""
+    """The outcome of a policy in a cell."""
 
     chosen: str
+    """Name of the candidate, or of the mean of several, that becomes the final model."""
     cost: float
-    """Forward equivalents, with what the decision itself took; the evidence is not counted: every policy has it."""
+    """Cost in forward equivalents, including the decision itself; without the evidence, which every policy needs."""
     raced: bool = False
+    """Whether there was a race."""
 
 
 Policy = Callable[[Cell], Decision]
+"""A rule that decides for a cell."""
 
 
 def fit_prior(cells: Sequence[Cell], uses: Sequence[int] = (0, 1, 2)) -> Prior:
-    """Return the prior of some cells: a Poisson regression of the test errors on the linear probe's, in which all
-    candidates have much in common.
+    """Return the prior fitted to some cells: a Poisson regression of the candidates' test errors on the linear probe's.
+
+    log(errors of candidate c / errors of the probe) = (a + a_c) + (b + b_c) . x with the features x of the cell. The
+    ridge penalty pulls b, a_c and b_c to 0.
 
     Args:
-        cells: what was trained.
-        uses: which features, besides the constant; the slopes of the others are 0.
+        cells: the cells to fit.
+        uses: indices of the features to use besides the constant; the slopes of the others are 0.
     """
     known = np.array([cell.known[1:] for cell in cells])[:, list(uses)].reshape(len(cells), len(uses))
     exposure = np.array([max(cell.errors[PROBE], 0.5) for cell in cells])
     ratios = np.array([_wrong(cell)[1:].sum(axis=1) for cell in cells]) / exposure[:, None]
     weights = 1.0 / (SPREAD_OF_SETS + 1.0 / exposure)
-    weights /= [sum(other.set == cell.set for other in cells) for cell in cells]  # sets weigh alike
+    weights /= [sum(other.set == cell.set for other in cells) for cell in cells]  # all sets have the same weight
     own = np.eye(len(CANDIDATES))
-    # All are pulled to 0 alike: what candidates share explains what it can, and what each has of its own the rest.
-    apart = np.concatenate([np.concatenate([np.tile(x, (len(own), 1)), own, np.kron(own, x)], axis=1) for x in known])
+    # Columns: the common slopes, each candidate's constant, each candidate's slopes. With the same penalty on all, the
+    # common slopes explain what they can, and the candidates' own slopes the rest.
+    design = np.concatenate([np.concatenate([np.tile(x, (len(own), 1)), own, np.kron(own, x)], axis=1) for x in known])
     model = PoissonRegressor(alpha=RIDGE, max_iter=1000)
-    model.fit(apart, ratios.ravel(), sample_weight=np.repeat(weights, len(own)))
+    model.fit(design, ratios.ravel(), sample_weight=np.repeat(weights, len(own)))
     count = len(uses)
     coefficients = np.zeros((len(own), 4))
     coefficients[:, 0] = model.intercept_ + model.coef_[count : count + len(own)]
@@ -71,31 +77,43 @@ def fit_prior(cells: Sequence[Cell], uses: Sequence[int] = (0, 1, 2)) -> Prior:
 
 
 def priors_without(cells: Sequence[Cell], uses: Sequence[int] = (0, 1, 2)) -> dict[str, Prior]:
-    """Return for each set the prior of all others."""
+    """Return for each set the prior fitted to all other sets."""
     return {
         name: fit_prior([cell for cell in cells if cell.set != name], uses) for name in {cell.set for cell in cells}
     }
 
 
 def _wrong(cell: Cell) -> NDArray[np.bool_]:
-    """Return which test images (n_candidates, n_images) are wrong with what ships where each candidate is chosen, the
-    linear probe first."""
-    return np.array([~cell.correct[finished(cell, [name]).chosen] for name in ALL])
+    """Return which test images (n_candidates, n_images) the final model gets wrong if each candidate is chosen.
+
+    The linear probe comes first. If a candidate is rejected, another one becomes the final model.
+    """
+    return np.array([~cell.correct[finish(cell, [name]).chosen] for name in ALL])
 
 
 def _chance(cell: Cell, expected: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the covariance of a cell's shares of errors over the expected ones that is chance: other test images would
-    have given others. The same images are hard for all candidates, so that differences vary less than shares do."""
+    """Return the part of the covariance between candidates that is due to the choice of test images.
+
+    The covariance is that of ratio / expected. The same images are hard for all candidates, so differences between
+    candidates vary less than the ratios do.
+
+    Args:
+        cell: the cell.
+        expected: expected ratio of each candidate's errors to the probe's (n_candidates,).
+    """
     wrong = _wrong(cell).astype(np.float64)
     exposure = max(cell.errors[PROBE], 0.5)
+    # Delta method: the influence of an image on W_c / (expected_c W_0), with W the numbers of wrong images.
     influence = wrong[1:] / (expected * exposure)[:, None] - wrong[0] / exposure
     chance: NDArray[np.float64] = cell.num_test * np.cov(influence)
     return chance
 
 
 def _without(spread: NDArray[np.float64], chance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return a covariance less a smaller one, of which at least a quarter stays, of sums and differences as well."""
-    root = np.linalg.cholesky(spread + 1e-6 * np.eye(len(spread)))  # two candidates may be alike
+    """Return a covariance minus the part due to chance; a quarter of the variance remains in every direction."""
+    # With spread = R R', the chance is whitened to R^-1 C R^-T; its eigenvalues are shares of the spread's variance,
+    # and are clipped to .75 before they are subtracted. The small diagonal keeps R invertible for equal candidates.
+    root = np.linalg.cholesky(spread + 1e-6 * np.eye(len(spread)))
     whitened = np.linalg.solve(root, np.linalg.solve(root, chance).T)
     values, vectors = np.linalg.eigh(whitened)
     root = root @ vectors * np.sqrt(1.0 - np.clip(values, 0.0, 0.75))
@@ -104,12 +122,12 @@ def _without(spread: NDArray[np.float64], chance: NDArray[np.float64]) -> NDArra
 
 
 def always(name: str) -> Policy:
-    """Return the policy that trains one candidate whatever the evidence."""
+    """Return the policy that always trains the same candidate."""
     return lambda cell: Decision(name, cell.costs[name][-1])
 
 
 def four_quadrants(cell: Cell) -> Decision:
-    """Decide by size and similarity alone, as lectures have it."""
+    """Decide by size and similarity alone, by the rule of the textbooks."""
     near, small = cell.evidence["domain_similarity"] >= 0.5, cell.evidence["num_images"] < 1000
     name = {(True, True): PROBE, (True, False): "partial", (False, True): "partial", (False, False): "full_far"}[
         near, small
@@ -129,7 +147,15 @@ def selector(
     uses: Sequence[int] = (0, 1, 2),
     averages: bool = True,
 ) -> Policy:
-    """Return the selector, its prior fitted without the set that it decides for."""
+    """Return the selector as a policy; its prior is fitted without the set of the cell.
+
+    Args:
+        cells: all cells.
+        prefer: the preference of the user.
+        races: whether it may race candidates.
+        uses: indices of the prior's features to use.
+        averages: whether it may average two candidates.
+    """
     priors = priors_without(cells, uses)
 
     def decide(cell: Cell) -> Decision:
@@ -138,10 +164,10 @@ def selector(
         raced = [place for place in left if place != MEASURED]
         other = partner(belief, costs, left[0], PRICE[prefer])
         if averages and prefer == "accuracy" and other is not None:
-            return finished(cell, [ALL[left[0]], ALL[other]])
+            return finish(cell, [ALL[left[0]], ALL[other]])
         can_race = races and cell.was_held_out
         if not can_race or not is_worth_racing(belief, raced, len(cell.right[PROBE][-1]), PRICE[prefer]):
-            return finished(cell, [ALL[left[0]]])
+            return finish(cell, [ALL[left[0]]])
         ended = compete(
             belief,
             costs,
@@ -156,16 +182,24 @@ def selector(
             if place != MEASURED
         }
         spent.pop(ended.winner, None)
-        return finished(cell, [ALL[ended.winner]], sum(spent.values()), raced=True)
+        return finish(cell, [ALL[ended.winner]], sum(spent.values()), raced=True)
 
     return decide
 
 
-def finished(cell: Cell, names: Sequence[str], spent: float = 0.0, raced: bool = False) -> Decision:
-    """Return what comes of candidates that are trained to the end: those that did harm are left out, and where all did,
-    another one is trained."""
+def finish(cell: Cell, names: Sequence[str], spent: float = 0.0, raced: bool = False) -> Decision:
+    """Return the decision that results when candidates are trained to the end.
+
+    Rejected candidates are left out. If all are rejected, the fallback is trained.
+
+    Args:
+        cell: the cell.
+        names: the candidates to train; several are averaged.
+        spent: cost of the decision so far, in forward equivalents.
+        raced: whether there was a race.
+    """
     spent += sum(cell.costs[name][-1] for name in names)
-    good = [name for name in names if name not in cell.harmed]
+    good = [name for name in names if name not in cell.rejected]
     if not good and FALLBACK not in names:
         spent += cell.costs[FALLBACK][-1]
         good = [FALLBACK]
@@ -173,42 +207,43 @@ def finished(cell: Cell, names: Sequence[str], spent: float = 0.0, raced: bool =
 
 
 def belief_about(cell: Cell, prior: Prior) -> Belief:
-    """Return what is believed of a cell's candidates before any is trained."""
+    """Return the belief about the accuracies of a cell's candidates before any is trained."""
     probe_error = max(1.0 - cell.evidence["probe_accuracy"], 0.002)
     return belief_of(prior, cell.known, probe_error, cell.evidence["probe_accuracy_error"])
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How a policy fares over cells."""
+    """Regret and cost of a policy over cells."""
 
     regrets: dict[str, float]
-    """By set: the mean over its cells of the best candidate's accuracy less the chosen one's."""
+    """Mean regret by set: the test accuracy of the best candidate minus that of the chosen one."""
     cost: float
-    """Over that of training all layers always."""
+    """Cost as a multiple of always training all layers."""
     of_all: float
-    """Over that of trying everything."""
+    """Cost as a share of trying every candidate."""
     of_chosen: float
-    """Over that of the chosen ones alone."""
+    """Cost as a multiple of training the chosen candidates alone."""
     raced: float
     """Share of the cells with a race."""
 
     @property
     def regret(self) -> float:
-        """The mean over sets."""
+        """Mean regret over the sets."""
         return float(np.mean(list(self.regrets.values())))
 
     @property
     def error(self) -> float:
-        """Its standard error."""
+        """Standard error of the mean regret over the sets."""
         values = list(self.regrets.values())
         return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
-def judge(cells: Sequence[Cell], policy: Policy) -> Score:
-    """Return a policy's regret against each cell's best candidate (its mean over seeds), and its cost.
+def evaluate(cells: Sequence[Cell], policy: Policy) -> Score:
+    """Return regret and cost of a policy.
 
-    The chosen candidate is scored on the other seeds, where there are some.
+    The regret is relative to the best candidate by mean accuracy over the seeds. The chosen candidate is scored on the
+    other seeds if there are any.
     """
     by_set: dict[str, list[float]] = {}
     decisions = [policy(cell) for cell in cells]

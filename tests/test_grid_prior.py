@@ -1,25 +1,17 @@
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-def policies(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT)
-    from experiments import grid_policies
-
-    return grid_policies
+from experiments.grid_cells import ALL, Cell
+from experiments.grid_policies import FALLBACK, fit_prior
 
 
 def make_cells(count, common, own, num_test):
-    """Cells in which candidates leave a third of the probe's errors, give or take what all share and what each has
-    alone, and in which the same test images are hard for all."""
-    from experiments.grid_cells import ALL, Cell
+    """Yield cells in which each candidate leaves about a third of the probe's errors; the same images are hard for all.
 
+    The log of the third varies by `common` for all candidates together, and by `own` for each alone.
+    """
     generator = np.random.default_rng(0)
     for number in range(count):
         logs = np.log(1 / 3) + generator.normal(0, common) + generator.normal(0, own, len(ALL) - 1)
@@ -38,16 +30,16 @@ def make_cells(count, common, own, num_test):
             validation_top1={},
             right={},
             costs={name: [0.0] for name in ALL},
-            harmed=frozenset(),
+            rejected=frozenset(),
             num_test=num_test,
             device="",
         )
 
 
-def test_chance_that_candidates_share_is_not_taken_off_their_differences(policies):
-    """The variance of what each has alone is found, though the chance of 300 test images in a share is as large."""
+def test_chance_that_candidates_share_is_not_subtracted_from_their_differences():
+    """The fit recovers each candidate's own variance, although the chance of 300 test images is as large."""
     cells = list(make_cells(count=200, common=0.2, own=0.15, num_test=300))
-    covariance = np.asarray(policies.fit_prior(cells).covariance)
+    covariance = np.asarray(fit_prior(cells).covariance)
     differences = [
         covariance[one, one] + covariance[other, other] - 2 * covariance[one, other]
         for one in range(len(covariance))
@@ -56,9 +48,9 @@ def test_chance_that_candidates_share_is_not_taken_off_their_differences(policie
     assert np.mean(differences) == pytest.approx(2 * 0.15**2, rel=0.35)
 
 
-def test_a_training_that_did_harm_counts_as_the_one_that_takes_its_place(policies):
+def test_a_rejected_training_counts_as_the_fallback_that_replaces_it():
     cells = list(make_cells(count=20, common=0.1, own=0.3, num_test=300))
-    harmed = [replace(cell, harmed=frozenset({"partial"})) for cell in cells]
-    prior = policies.fit_prior(harmed)
-    partial, fallback = prior.candidates.index("partial"), prior.candidates.index(policies.FALLBACK)
+    rejected = [replace(cell, rejected=frozenset({"partial"})) for cell in cells]
+    prior = fit_prior(rejected)
+    partial, fallback = prior.candidates.index("partial"), prior.candidates.index(FALLBACK)
     assert prior.coefficients[partial] == pytest.approx(prior.coefficients[fallback], abs=1e-3)

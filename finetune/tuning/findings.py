@@ -84,7 +84,7 @@ class RateTrial(FrozenModel):
     @property
     def falls(self) -> bool:
         """Whether the loss falls by more than a standard error and more than `LEAST_FALL`."""
-        # One standard error is little. But a useless rate that stays costs a few trials, and a lost one may be the best.
+        # One standard error is little, but a useless rate costs only a few trials, and a lost one may be the best.
         return self.untrained - self.trained > max(self.error, LEAST_FALL * self.untrained)
 
 
