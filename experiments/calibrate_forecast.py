@@ -1,16 +1,15 @@
-"""Refit and check what the forecast of more images assumes, by hiding images and looking.
+"""Refit and check the assumptions of the forecast of more images, by hiding images and adding them again.
 
-    python -m experiments.calibrate_forecast --data DIR [--cache curves.jsonl]
+    python -m experiments.calibrate_forecast --data DIR [--cache experiments/results/forecast_curves.jsonl]
 
 DIR holds image sets, each with train and test. A linear probe learns from 5, 20, 80 and all images of each class; its
-learning curve at one size, measured on training images alone, forecasts the test accuracy at the next ones. The
-assumptions of `finetune/forecast.py` are the triple that covers 93 % with the least width; they are judged leaving one
-set out. What the cache file holds is not measured again.
+learning curve at one size, measured on training images alone, forecasts the test accuracy at the larger sizes. The
+assumptions of finetune/decide/forecast.py are the triple whose intervals cover 93 % of the gains with the least width;
+they are evaluated by leaving one set out. Curves that the cache file holds are not measured again.
 """
 
 import argparse
 import itertools
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments.paths import RESULTS
+from experiments.rows import Row, append_row, read_rows
 from experiments.strategy_grid import SETS, few_of_each_class
 from finetune.data import ImageSplits, Pixels, labels_of, load_images
-
-# This script's folder comes first on the path, where finetune.py stands in for the package.
 from finetune.data.batches import PlainImages
 from finetune.decide.evidence import ForwardSettings
 from finetune.decide.forecast import NINETY_PERCENT, Assumptions, likely_slope
@@ -33,9 +32,10 @@ from finetune.predict.linear_probe import CURVE_SHARES, cross_validate, error_sl
 IMAGE_SIZE = 128
 
 SEEDS = {"5": 5, "20": 3, "80": 2, "all": 1}
-"""Subsets of each size."""
+"""Number of subsets at each size, in images per class."""
 
 FORECASTS = (("5", "20"), ("20", "80"), ("20", "all"), ("80", "all"))
+"""Pairs of sizes: the one that forecasts, and the one that is forecast."""
 
 FORWARD = ForwardSettings(
     precision="float32", layout="channels_last", batch_size=16, parallel_parts=1, num_threads=1, loader_workers=0
@@ -47,11 +47,10 @@ GRID = tuple(
         (0.2, 0.25, 0.3, 0.35), (0.08, 0.12, 0.16, 0.2), (0.08, 0.1, 0.12, 0.14, 0.16)
     )
 )
-"""What to choose from."""
-
+"""Triples of assumptions to choose from."""
 
 COVERED = 0.93
-"""Share of the forecasts within their interval that the assumptions are fitted to: of sets left out fewer are."""
+"""Share of the gains that the intervals must cover on the sets that are fitted; on a set left out they cover fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +58,28 @@ class Case:
     """A forecast that can be checked."""
 
     set: str
+    """Name of the image set."""
     images: int
+    """Number of training images."""
     more: int
+    """Number of images that are added."""
     slope: float
+    """Measured b in error ~ images ** -b."""
     slope_error: float
+    """Standard error of `slope`."""
     error_now: float
-    """On the test images, from the fewer images."""
+    """Test error with `images` images."""
     error_then: float
-    """From the more images."""
+    """Test error with `images + more` images."""
 
     def gain(self, slope: float) -> float:
-        """Return what a power law with this slope forecasts."""
+        """Return the fall of the test error that a power law with this slope forecasts."""
+        # error(n) = error(n0) (n / n0)^-slope
         return self.error_now * -math.expm1(-slope * math.log((self.images + self.more) / self.images))
 
 
-def measure(name: str, data: Path) -> Iterator[dict[str, Any]]:
-    """Yield a probe's learning curve and test errors at each size, with several subsets."""
+def measure(name: str, data: Path) -> Iterator[Row]:
+    """Yield the slope of a probe's learning curve and its test error, at each size and for several subsets."""
     splits = load_images(str(data / name))
     features, tested = (features_of(splits, part) for part in ("train", "test"))
     labels, test_labels = labels_of(splits.train), labels_of(splits.test)
@@ -97,7 +102,7 @@ def measure(name: str, data: Path) -> Iterator[dict[str, Any]]:
 
 
 def features_of(splits: ImageSplits, part: str) -> Any:  # noqa: ANN401
-    """Return the pooled features (n_images, width) of a split."""
+    """Return the pooled features (n_images, width) of the split `train` or `test`."""
     network, _ = create_network("tf_efficientnet_lite0", "pretrained", len(splits.class_names), IMAGE_SIZE)
     preprocessing = native_preprocessing(network.eval(), IMAGE_SIZE)
     pixels = Pixels(splits.train if part == "train" else splits.test, preprocessing.shorter_side)
@@ -105,8 +110,8 @@ def features_of(splits: ImageSplits, part: str) -> Any:  # noqa: ANN401
     return frozen_features(network, PlainImages(pixels, preprocessing), preprocessing, FORWARD, weights).numpy()
 
 
-def cases(rows: Sequence[dict[str, Any]]) -> list[Case]:
-    """Return every forecast; what is forecast is the mean over the subsets."""
+def cases(rows: Sequence[Row]) -> list[Case]:
+    """Return every forecast; its target is the mean test error over the subsets of the larger size."""
     made = []
     for name in {row["set"] for row in rows}:
         own = [row for row in rows if row["set"] == name]
@@ -126,8 +131,8 @@ def cases(rows: Sequence[dict[str, Any]]) -> list[Case]:
     return made
 
 
-def judge(some: Sequence[Case], assumed: Assumptions) -> tuple[float, float, float, float]:
-    """Return coverage, mean absolute error, mean error, and median width."""
+def evaluate(some: Sequence[Case], assumed: Assumptions) -> tuple[float, float, float, float]:
+    """Return coverage, mean absolute error, mean error and median width of the 90 % intervals of forecast gains."""
     covered, errors, widths = [], [], []
     for case in some:
         slope, deviation = likely_slope(case.slope, case.slope_error, assumed)
@@ -145,29 +150,29 @@ def judge(some: Sequence[Case], assumed: Assumptions) -> tuple[float, float, flo
 
 
 def fit(some: Sequence[Case]) -> Assumptions:
-    """Return the assumptions that cover enough with the least width."""
+    """Return the assumptions whose intervals cover enough with the least width and error."""
 
     def cost(assumed: Assumptions) -> float:
-        coverage, error, _, width = judge(some, assumed)
+        coverage, error, _, width = evaluate(some, assumed)
         return width + error + 10.0 * max(0.0, COVERED - coverage)
 
     return min(GRID, key=cost)
 
 
 def main() -> None:
-    """Measure what is missing, fit, and judge."""
+    """Measure the curves that are missing, fit the assumptions, and evaluate them by leaving one set out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, default=Path("curves.jsonl"))
+    parser.add_argument("--data", type=Path, required=True, help="folder of the image sets")
+    parser.add_argument("--cache", type=Path, default=RESULTS / "forecast_curves.jsonl", help="file of the curves")
     arguments = parser.parse_args()
-    rows = [json.loads(line) for line in arguments.cache.read_text().splitlines()] if arguments.cache.exists() else []
+    rows = read_rows(arguments.cache)
     for name in SETS:
         if any(row["set"] == name for row in rows):
             continue
         found = list(measure(name, arguments.data))
         rows += found
-        with arguments.cache.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in found)
+        for row in found:
+            append_row(arguments.cache, row)
     made = cases(rows)
     gains = [case.error_now - case.error_then for case in made]
     print(f"{len(made)} forecasts; fitted: {fit(made)}; mean gain {np.mean(gains):.3f}")
@@ -175,12 +180,12 @@ def main() -> None:
     held = []
     for name in names:
         left_out = fit([case for case in made if case.set != name])
-        result = judge([case for case in made if case.set == name], left_out)
+        result = evaluate([case for case in made if case.set == name], left_out)
         held.append((len([case for case in made if case.set == name]), *result))
-        print(f"{name:15} {left_out} coverage {result[0]:.2f}, off by {result[1]:.3f}, width {result[3]:.3f}")
+        print(f"{name:15} {left_out} coverage {result[0]:.2f}, error {result[1]:.3f}, width {result[3]:.3f}")
     counts = np.array([row[0] for row in held])
     means = [float(np.average([row[column] for row in held], weights=counts)) for column in (1, 2, 3)]
-    print(f"leaving a set out: coverage {means[0]:.2f}, off by {means[1]:.3f} in the mean, of it bias {means[2]:+.3f}")
+    print(f"leaving one set out: coverage {means[0]:.2f}, mean absolute error {means[1]:.3f}, bias {means[2]:+.3f}")
 
 
 if __name__ == "__main__":

@@ -1,230 +1,54 @@
 """Refit and check the constants of the domain similarity on labelled image sets.
 
-    python -m experiments.calibrate_similarity --data DIR [--cache parts.json] [--write finetune/similarity.py]
+    python -m experiments.calibrate_similarity --data DIR [--cache experiments/results/similarity_parts.json]
+        [--write finetune/measure/similarity.py]
 
-DIR holds the sets of `DOMAINS` as NAME/train/CLASS/IMAGE. The weights are shared by all networks; the mean and spread
-of each part belong to a network. The parts of each set are measured once and kept in the cache file.
+DIR holds the sets of `DOMAINS` as NAME/train/CLASS/IMAGE. All networks share the weights; the mean and spread of each
+part belong to a network. The parts of each set are measured once and kept in the cache file.
 """
 
 import argparse
 import json
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from scipy.optimize import minimize
-from sklearn.datasets import load_digits, load_sample_images
 from sklearn.metrics import roc_auc_score
 
-# This script's folder comes first on the path, where finetune.py stands in for the package.
-from finetune.measure.domain import DomainProbe, Moments
+from experiments.paths import RESULTS
+from experiments.similarity_sets import DOMAINS, DRAWS, Table, measure_all
 from finetune.measure.similarity import CLIP, Calibration, PartScale
-from finetune.network.weights import create_pretrained
 
-DOMAINS = {
-    "flowers12": "near",
-    "scene15": "near",
-    "clothing10": "near",
-    "cifar10": "near",
-    "pacs_cartoon7": "medium",
-    "signdigits10": "medium",
-    "magtile5": "medium",
-    "ucmerced21": "far",
-    "brainmri3": "far",
-    "fashion10": "far",
-    "wbc4": "far",
-}
 NETWORKS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
+
 OWN_PARTS = ("late_vigour", "middle_vigour", "energy")
+"""Parts for a network with constants of its own."""
+
 GENERIC_PARTS = (("late_vigour", "middle_vigour"), ("logit_skewness",))
+"""Parts for other networks: with batch-norm layers, and without."""
+
 TARGETS = {"near": 0.95, "medium": 0.5, "far": 0.05}
+"""Similarity that the regression aims at, by distance."""
+
 MEDIUM_WEIGHT = 0.25
+"""Weight of a set of medium distance, against 1 for a near or a far one."""
+
 NARROW_WEIGHT = 0.5
 """Weight of a set's subsets of two or three classes, against 1 for the set: narrow sets must score like broad ones."""
+
 RIDGE = 0.1
-SIZE = 128
+"""Ridge penalty on the weights."""
+
 LIMIT = 400
-FOLDS = 10
-DRAWS = 6
-
-Parts = Mapping[str, float]
-Picture = tuple[Image.Image, int]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The parts of one set, and of random reductions of it."""
-
-    full: Parts
-    half: Sequence[Parts]
-    """Half of the images."""
-    imbalanced: Sequence[Parts]
-    """Half of the classes reduced to 20 %."""
-    narrow: Sequence[Parts]
-    """Two or three of the classes."""
-
-
-Table = dict[str, Measured]
-Model = Callable[[str, Parts], float]
-
-
-# ------------------------------------------------------------ images
-
-
-def balanced_subset(folder: Path, limit: int, seed: int) -> list[tuple[Path, int]]:
-    """Return at most `limit` images of a folder of class folders, the classes as equal as they can be."""
-    generator = random.Random(seed)
-    queues = [sorted(path for path in child.iterdir()) for child in sorted(folder.iterdir()) if child.is_dir()]
-    for queue in queues:
-        generator.shuffle(queue)
-    rounds = range(max(map(len, queues)))
-    return [(queue[turn], label) for turn in rounds for label, queue in enumerate(queues) if turn < len(queue)][:limit]
-
-
-def crop_centre(image: Image.Image) -> Image.Image:
-    """Return the central square with the shorter side resized (also enlarged) to `SIZE`."""
-    image = image.convert("RGB")
-    scale = SIZE / min(image.size)
-    width, height = (max(SIZE, round(side * scale)) for side in image.size)
-    left, top = (width - SIZE) // 2, (height - SIZE) // 2
-    return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + SIZE, top + SIZE))
-
-
-def read_set(folder: Path, change: Callable[[Image.Image], Image.Image], limit: int, seed: int) -> Iterator[Picture]:
-    """Yield the prepared images of a set's class-balanced subset."""
-    for path, label in balanced_subset(folder / "train", limit, seed):
-        with Image.open(path) as image:
-            yield crop_centre(change(image.convert("RGB"))), label
-
-
-def digit_pictures() -> Iterator[Picture]:
-    """Yield scikit-learn's 8 x 8 digits: far."""
-    digits = load_digits()
-    for values, label in zip(digits.images[:300], digits.target[:300], strict=True):
-        yield crop_centre(Image.fromarray((values * 15.9).astype(np.uint8))), int(label)
-
-
-def photo_pictures(seed: int) -> Iterator[Picture]:
-    """Yield crops of scikit-learn's two photographs: near, though narrow."""
-    generator = random.Random(seed)
-    for label, values in enumerate(load_sample_images().images):
-        image = Image.fromarray(values)
-        for _ in range(30):
-            side = int(min(image.size) * generator.uniform(0.6, 1))
-            left, top = generator.randint(0, image.width - side), generator.randint(0, image.height - side)
-            yield crop_centre(image.crop((left, top, left + side, top + side))), label
-
-
-def grey(image: Image.Image) -> Image.Image:
-    """Return the image without its colours."""
-    return image.convert("L")
-
-
-def quarter(image: Image.Image) -> Image.Image:
-    """Return the image at a quarter of the resolution the network sees."""
-    return crop_centre(image).resize((SIZE // 4, SIZE // 4), Image.Resampling.BICUBIC)
-
-
-def sanity_sets(data: Path, limit: int, seed: int) -> dict[str, tuple[str, Iterator[Picture]]]:
-    """Return the sets that are only checked, never fitted: name to domain and images."""
-    sets: dict[str, tuple[str, Iterator[Picture]]] = {
-        "digits 8x8": ("far", digit_pictures()),
-        "2 photographs": ("near", photo_pictures(seed)),
-    }
-    for name in ("flowers12", "clothing10"):
-        for change in (grey, quarter):
-            sets[f"{name} {change.__name__}"] = ("near", read_set(data / name, change, limit, seed))
-    return sets
-
-
-# ------------------------------------------------------------ measurement
-
-
-def load_network(name: str) -> torch.nn.Module:
-    """Return the frozen pretrained network with its original head."""
-    network, _ = create_pretrained(name, None)
-    return network.eval()
-
-
-def batches(network: torch.nn.Module, pictures: Iterable[Picture]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield batches as the network wants them."""
-    config: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
-    mean, deviation = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-    listed = list(pictures)
-    for start in range(0, len(listed), 50):
-        part = listed[start : start + 50]
-        values = torch.from_numpy(np.stack([np.asarray(image) for image, _ in part])).permute(0, 3, 1, 2).float() / 255
-        yield (values - mean) / deviation, torch.tensor([label for _, label in part])
-
-
-def measure(network: torch.nn.Module, pictures: Iterable[Picture], seed: int) -> Measured:
-    """Return the parts of a set and of its reductions, from one pass.
-
-    The moments are collected for each fold of each class: reductions are sums over some of these cells.
-    """
-    probe = DomainProbe(network)
-    seen: dict[int, int] = {}
-    for images, labels in batches(network, pictures):
-        cells = []
-        for label in labels.tolist():
-            seen[label] = seen.get(label, -1) + 1
-            cells.append(label * FOLDS + seen[label] % FOLDS)
-        probe.add(images, torch.tensor(cells))
-    labels_seen = sorted(seen)
-    generator = random.Random(seed)
-    everything = range(FOLDS)
-
-    def reduced(folds: Mapping[int, Iterable[int]]) -> Parts:
-        chosen = [[probe.groups.get(label * FOLDS + fold) for fold in kept] for label, kept in folds.items()]
-        return probe.parts([total for cells in chosen if (total := _sum_moments(cells)) is not None])
-
-    half, imbalanced, narrow = [], [], []
-    for _ in range(DRAWS):
-        half.append(reduced({label: generator.sample(everything, FOLDS // 2) for label in labels_seen}))
-        small = set(generator.sample(labels_seen, len(labels_seen) // 2))
-        fifth = FOLDS // 5
-        imbalanced.append(
-            reduced({label: generator.sample(everything, fifth if label in small else FOLDS) for label in labels_seen})
-        )
-        few = generator.sample(labels_seen, min(len(labels_seen), generator.choice((2, 3))))
-        narrow.append(reduced(dict.fromkeys(few, everything)))
-    return Measured(reduced(dict.fromkeys(labels_seen, everything)), half, imbalanced, narrow)
-
-
-def _sum_moments(cells: Iterable[Moments | None]) -> Moments | None:
-    total: Moments | None = None
-    for cell in cells:
-        if cell is not None:
-            total = cell if total is None else total + cell
-    return total
-
-
-def measure_all(data: Path, names: Sequence[str], cache: Path, limit: int, seed: int) -> dict[str, Table]:
-    """Return the measurements of all sets with all networks, from the cache where it has them."""
-    stored = json.loads(cache.read_text()) if cache.exists() else {}
-    for name in names:
-        network = load_network(name)
-        table = stored.setdefault(name, {})
-        sources = {key: read_set(data / key, lambda image: image, limit, seed) for key in DOMAINS}
-        sources |= {key: pictures for key, (_, pictures) in sanity_sets(data, limit, seed).items()}
-        for key, pictures in sources.items():
-            if key not in table:
-                table[key] = asdict(measure(network, pictures, seed))
-                cache.write_text(json.dumps(stored))
-                print(f"measured {key} with {name}", flush=True)
-    return {name: {key: Measured(**entry) for key, entry in stored[name].items()} for name in names}
-
-
-# ------------------------------------------------------------ fit
+"""Number of images of a set that are measured."""
 
 
 def scales(tables: Iterable[Table], sets: Iterable[str], part: str) -> tuple[float, float]:
-    """Return mean and deviation of a part over the near and far sets."""
+    """Return mean and standard deviation of a part over the near and far sets."""
     clear = [key for key in sets if DOMAINS[key] != "medium"]
     values = np.array([table[key].full[part] for table in tables for key in clear])
     return float(values.mean()), float(values.std())
@@ -233,7 +57,7 @@ def scales(tables: Iterable[Table], sets: Iterable[str], part: str) -> tuple[flo
 def fit(tables: Mapping[str, Table], part_names: Sequence[str], sets: Sequence[str]) -> dict[str, Calibration]:
     """Return the constants of each network, and pooled ones under "", fitted on `sets`.
 
-    It is a logistic regression on soft targets with a ridge on the weights, which all networks share.
+    The model is a logistic regression on soft targets (`TARGETS`) with a ridge penalty; all networks share its weights.
     """
     standards = {name: {part: scales([table], sets, part) for part in part_names} for name, table in tables.items()}
     rows, targets, masses = [], [], []
@@ -265,6 +89,10 @@ def fit(tables: Mapping[str, Table], part_names: Sequence[str], sets: Sequence[s
 def _fit_logistic(
     inputs: np.ndarray[Any, Any], targets: np.ndarray[Any, Any], masses: np.ndarray[Any, Any]
 ) -> np.ndarray[Any, Any]:
+    """Return the weights (n_parts + 1,), the intercept last, that minimise the penalised cross-entropy."""
+
+    # Loss sum_i m_i (log(1 + exp(z_i)) - t_i z_i) + RIDGE |w|^2, without the intercept; gradient
+    # X' (m (sigmoid(z) - t)) + 2 RIDGE w.
     def loss(weights: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
         logits = inputs @ weights
         shrunk = np.append(weights[:-1], 0.0)
@@ -274,13 +102,14 @@ def _fit_logistic(
     return np.asarray(minimize(loss, np.zeros(inputs.shape[1]), jac=True).x)
 
 
-# ------------------------------------------------------------ evaluation
-
-
 def evaluate(tables: Mapping[str, Table], part_names: Sequence[str], network: str, key: str) -> dict[str, Any]:
-    """Return how well the score of `network` tells near from far when each set is left out of the fit.
+    """Return how well the score of a network separates near from far sets that are left out of the fit.
 
-    `key` names the constants to judge: the network's own, or "" for the pooled ones, then fitted without the network.
+    Args:
+        tables: measurements by network.
+        part_names: parts of the similarity to use.
+        network: the network whose score is evaluated.
+        key: constants to evaluate: the network's own (its name), or "" for the pooled ones, fitted without the network.
     """
     others = tables if key else {name: table for name, table in tables.items() if name != network} or tables
     table, sets = tables[network], list(DOMAINS)
@@ -334,7 +163,7 @@ def print_evaluation(name: str, result: Mapping[str, Any]) -> None:
 
 
 def as_source(calibrations: Mapping[str, Calibration], generic: Sequence[Calibration]) -> str:
-    """Return the constants as the Python source that `similarity.py` holds between its two marks."""
+    """Return the constants as Python source, as similarity.py holds them between its two marks."""
 
     def one(calibration: Calibration, indent: str) -> str:
         lines = [f"Calibration(\n{indent}    intercept={calibration.intercept},\n{indent}    parts={{\n"]
@@ -347,14 +176,14 @@ def as_source(calibrations: Mapping[str, Calibration], generic: Sequence[Calibra
     rest = "".join(f"    {one(value, ' ' * 4)},\n" for value in generic)
     return (
         f"CALIBRATIONS: Mapping[str, Calibration] = MappingProxyType(\n    {{\n{own}    }}\n)\n"
-        f'"""The constants of the networks that were calibrated."""\n\n'
+        f'"""Constants of the networks that were calibrated."""\n\n'
         f"GENERIC: tuple[Calibration, ...] = (\n{rest})\n"
-        f'"""For other networks, the first whose parts were measured: with batch-norm layers, without."""\n'
+        f'"""Constants for other networks, with batch-norm layers or without; the first whose parts are measured."""\n'
     )
 
 
 def write_source(path: Path, source: str) -> None:
-    """Put the constants between the marks of `similarity.py`."""
+    """Write the constants between the marks of a similarity.py."""
     begin, end = "# CONSTANTS BEGIN: written by experiments/calibrate_similarity.py\n", "# CONSTANTS END"
     text = path.read_text()
     head, tail = text[: text.index(begin) + len(begin)], text[text.index(end) :]
@@ -364,12 +193,12 @@ def write_source(path: Path, source: str) -> None:
 def main() -> None:
     """Measure, fit, evaluate and write the constants."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the image sets")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
-    parser.add_argument("--cache", type=Path, default=Path("parts.json"))
-    parser.add_argument("--out", type=Path, default=Path("constants.json"))
-    parser.add_argument("--write", type=Path, help="a similarity.py whose constants to replace")
-    parser.add_argument("--limit", type=int, default=LIMIT, help="images of a set")
+    parser.add_argument("--cache", type=Path, default=RESULTS / "similarity_parts.json", help="file of measurements")
+    parser.add_argument("--out", type=Path, default=RESULTS / "similarity_constants.json", help="file of the constants")
+    parser.add_argument("--write", type=Path, help="a similarity.py whose constants are replaced")
+    parser.add_argument("--limit", type=int, default=LIMIT, help="number of images of a set that are measured")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()

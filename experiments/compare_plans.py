@@ -1,16 +1,15 @@
-"""Train plans that differ in a setting on the same images, and compare what they make of others.
+"""Train plans that differ in a setting on the same images, and compare their accuracy on held-out images.
 
     python -m experiments.compare_plans --data DIR --runs FOLDER --settings training.co_tuning=0 training.co_tuning=2.3
         [--sets flowers12 ...] [--seeds 1 ...] [--strategies partial full] [--per-class 20] [--steps 150]
 
-Of each set in DIR, some training images of every class are trained on and up to 700 of the others judge; the test split
-is not looked at. Each setting, as `--set` takes it, or several with commas, is compared with the first one. Results are
-appended to FOLDER/plans.jsonl, and what is there already is not repeated; the table at the end is of all that were
-asked for.
+Some training images of every class of each set in DIR are trained on; up to 700 of the others are held out. The test
+split is not read. Each setting has the form of `--set` (several are joined with commas) and is compared with the first
+one. Results are appended to FOLDER/plans.jsonl and not measured again; the table at the end shows all settings that
+were asked for.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,9 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.measure_ensembles import interval
+from experiments.rows import Row, append_row, read_rows
 from experiments.strategy_grid import few_of_each_class
-
-# This script's folder comes first on the path, where finetune.py stands in for the package.
 from finetune import choose_strategy, load_images, load_recipe, make_plan, measure_evidence
 from finetune.data import ImageSplits, labels_of
 from finetune.training import train as run_plan
@@ -33,27 +31,25 @@ SETS = (
     "signdigits10",
 )  # fmt: skip
 
-JUDGES = 700
-"""Most images that judge."""
+MOST_HELD_OUT = 700
+"""Largest number of held-out images."""
 
 IMAGE_SIZE = 128
 
-Row = dict[str, Any]
-
 
 def divided(folder: Path, per_class: int, seed: int) -> ImageSplits:
-    """Return a set of which `per_class` training images of each class are trained on and others judge."""
+    """Return a set with `per_class` training images of each class, and held-out images from the rest."""
     splits = load_images(str(folder))
     labels = labels_of(splits.train)
     own = few_of_each_class(labels, per_class, seed)
     rest = np.setdiff1d(np.arange(len(labels)), own)
-    judges = np.random.default_rng(seed).permutation(rest)[:JUDGES]
-    train, validation = (splits.train.select(np.sort(members)) for members in (own, judges))
+    held_out = np.random.default_rng(seed).permutation(rest)[:MOST_HELD_OUT]
+    train, validation = (splits.train.select(np.sort(images)) for images in (own, held_out))
     return replace(splits, train=train, validation=validation, test=None)
 
 
 def train(name: str, seed: int, strategy: str, setting: str, asked: argparse.Namespace) -> Row:
-    """Return what a plan with a setting makes of a set."""
+    """Train a plan with a setting on a set; return its accuracy and log-loss on the held-out images."""
     splits = divided(asked.data / name, asked.per_class, seed)
     asked_for: dict[str, Any] = {"image_size": IMAGE_SIZE, "steps": asked.steps, "refit": False}
     asked_for |= dict(pair.split("=", 1) for pair in setting.split(","))
@@ -63,7 +59,7 @@ def train(name: str, seed: int, strategy: str, setting: str, asked: argparse.Nam
     start = time.perf_counter()
     model = run_plan(plan, splits)
     if model.validation is None:
-        raise ValueError("nothing judges this plan")
+        raise ValueError(f"{name} has no images left to hold out; give a smaller --per-class")
     return {
         "set": name,
         "seed": seed,
@@ -81,7 +77,7 @@ def train(name: str, seed: int, strategy: str, setting: str, asked: argparse.Nam
 
 
 def table(rows: Sequence[Row], asked: argparse.Namespace) -> Iterator[str]:
-    """Yield the lines of the table of one strategy after another."""
+    """Yield the lines of the tables, one for each strategy."""
     found = {
         (row["set"], row["seed"], row["strategy"], row["setting"]): row
         for row in rows
@@ -89,7 +85,7 @@ def table(rows: Sequence[Row], asked: argparse.Namespace) -> Iterator[str]:
     }
     first, *others = asked.settings
     for strategy in asked.strategies:
-        yield f"| {strategy}, {asked.per_class} a class | " + " | ".join(asked.settings) + " |"
+        yield f"| {strategy}, {asked.per_class} per class | " + " | ".join(asked.settings) + " |"
         yield "|---|" + "---|" * len(asked.settings)
         gains: dict[str, list[float]] = {setting: [] for setting in others}
         ratios: dict[str, list[float]] = {setting: [] for setting in others}
@@ -101,7 +97,8 @@ def table(rows: Sequence[Row], asked: argparse.Namespace) -> Iterator[str]:
             yield f"| {name} | " + " | ".join(map(_cell, cells.values())) + " |"
         means = [_with_interval(np.array(values)) for values in gains.values()]
         yield "| points gained (90 % over sets) | | " + " | ".join(means) + " |"
-        yield "| log-loss, of the first one's | | " + " | ".join(f"{np.mean(r):.3f}" for r in ratios.values()) + " |"
+        losses = " | ".join(f"{np.mean(values):.3f}" for values in ratios.values())
+        yield f"| log-loss, relative to the first setting | | {losses} |"
         yield ""
 
 
@@ -115,15 +112,15 @@ def _with_interval(values: NDArray[np.float64]) -> str:
 
 
 def _cell(rows: Sequence[Row]) -> str:
-    harm = ", the probe ships" if any(row["note"] for row in rows) else ""
-    return f"{_mean(rows, 'top1'):.3f} / {_mean(rows, 'log_loss'):.3f}{harm}"
+    rejected = ", rejected" if any(row["note"] for row in rows) else ""
+    return f"{_mean(rows, 'top1'):.3f} / {_mean(rows, 'log_loss'):.3f}{rejected}"
 
 
 def main() -> None:
-    """Train what is missing, then print the table."""
+    """Train the plans whose results are missing, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the image sets")
-    parser.add_argument("--runs", type=Path, required=True, help="where results are kept")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the results")
     parser.add_argument("--settings", nargs="+", required=True, metavar="KEY=VALUE[,KEY=VALUE]")
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
@@ -133,7 +130,7 @@ def main() -> None:
     asked = parser.parse_args()
     asked.runs.mkdir(parents=True, exist_ok=True)
     file = asked.runs / "plans.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    rows = read_rows(file)
     keys = ("set", "seed", "strategy", "setting", "per_class", "steps")
     done = {tuple(row[key] for key in keys) for row in rows}
     for seed in asked.seeds:
@@ -143,8 +140,7 @@ def main() -> None:
                     if (name, seed, strategy, setting, asked.per_class, asked.steps) in done:
                         continue
                     rows.append(train(name, seed, strategy, setting, asked))
-                    with file.open("a") as out:
-                        out.write(json.dumps(rows[-1]) + "\n")
+                    append_row(file, rows[-1])
                     print(rows[-1], flush=True)
     print("\n".join(table(rows, asked)))
 

@@ -1,9 +1,10 @@
-"""What random search gains over a grid at equal budget: docs/tuning.md.
+"""Compare grid search, random search and TPE at equal budget.
 
-`python -m experiments.compare_searches --data DIR` trains a table of learning rates and weight decays (of which the first
-matters and the second does less) with two seeds, and replays searches on it: the proposals are those of
-`finetune tune`, the losses between the table's points are interpolated. Rows are kept in `--output`, so that an
-interrupted run goes on.
+    python -m experiments.compare_searches --data DIR [--output experiments/results/searches.jsonl]
+
+The program trains a table of learning rates and weight decays with two seeds (the rate matters most), and replays
+searches on it: the proposals are those of `finetune tune`, and losses between the table's points are interpolated.
+Rows that the output file holds are not trained again, so an interrupted run continues.
 """
 
 import argparse
@@ -19,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from experiments.paths import RESULTS
+from experiments.rows import Row, append_row, read_rows
 from finetune.data import ImageSplits, labels_of, load_images, stratified_subset
 from finetune.decide.candidates import RUNGS
 from finetune.decide.choice import choose_strategy
@@ -28,49 +31,56 @@ from finetune.predict.metrics import log_loss
 from finetune.predict.model import fit_temperature
 from finetune.recipe import Recipe, Search, load_recipe
 from finetune.training import Checkpoints, begin, evaluate_at, finish
-from finetune.tuning.space import Dimension, Parameters, Space, Trial, Tuning, best_of, plan_of_trial, refine
+from finetune.tuning.space import Dimension, Parameters, Space, plan_of_trial, refine
+from finetune.tuning.state import Trial, Tuning, best_of
 from finetune.tuning.trials import Proposer
 
 RATES = tuple(5e-5 * 2**power for power in range(8))
 DECAYS = (1e-3, 0.3)
+
 USUAL_DECAY = 0.02
-"""What a plan has where nothing is searched."""
+"""Weight decay of a plan without a search."""
 
 SEEDS = (0, 1)
-TRAINED = 200
-JUDGED = 300
+
+NUM_TRAINED = 200
+"""Number of training images."""
+
+NUM_HELD_OUT = 300
+"""Number of held-out images."""
+
 CENTRES = (1e-4, 3.2e-3)
-"""Between these lie the middles of the ranges that are searched: nobody knows beforehand where in its range the best
-rate is. Beyond the table its ends are taken, where the loss is that of the probe or of a constant answer."""
+"""Lowest and highest middle of the ranges that are searched, since the position of the best rate in its range is
+unknown beforehand. Beyond the table its ends are used, where the loss is that of the probe or of a constant answer."""
 
 FACTOR = 8.0
-"""How far a range goes on either side of its middle: as in `finetune tune`."""
+"""Highest learning rate of a range over its middle, as in `finetune tune`."""
 
 SEARCHES: tuple[Search, ...] = get_args(Search)
 BUDGETS = (4, 9, 16, 25)
 REPLAYS = 200
+"""Number of replays of each search on each seed's table."""
 
-Row = dict[str, Any]
 Loss = Callable[[Parameters], float]
 
 
 def recipe_of(data: str, seed: int) -> Recipe:
-    """Return what is trained: the last stages, for a few seconds."""
+    """Return the recipe of the table's trainings: the last stages, for a few seconds."""
     return load_recipe(data=data, strategy="partial", image_size=64, steps=30, refit=False, seed=seed)
 
 
 def splits_of(recipe: Recipe) -> ImageSplits:
-    """Return a few training images, and others that judge."""
+    """Return a few training images and held-out images, both from the training split."""
     splits = load_images(recipe.data, recipe.columns, recipe.limit, recipe.seed)
-    learned = stratified_subset(labels_of(splits.train), TRAINED, recipe.seed)
-    others = np.setdiff1d(np.arange(len(splits.train)), learned)
-    judged = np.random.default_rng(recipe.seed).permutation(others)[:JUDGED]
-    return replace(splits, train=splits.train.select(learned), validation=splits.train.select(np.sort(judged)))
+    trained = stratified_subset(labels_of(splits.train), NUM_TRAINED, recipe.seed)
+    others = np.setdiff1d(np.arange(len(splits.train)), trained)
+    held_out = np.random.default_rng(recipe.seed).permutation(others)[:NUM_HELD_OUT]
+    return replace(splits, train=splits.train.select(trained), validation=splits.train.select(np.sort(held_out)))
 
 
 def measure(data: str, output: Path) -> list[Row]:
-    """Train what the table lacks; return its rows."""
-    rows = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
+    """Train the points that the table lacks; return its rows."""
+    rows = read_rows(output)
     done = {(row["seed"], row["learning_rate"], row["weight_decay"]) for row in rows}
     for seed in SEEDS:
         open_rows = [(rate, decay) for rate in RATES for decay in DECAYS if (seed, rate, decay) not in done]
@@ -99,8 +109,7 @@ def measure(data: str, output: Path) -> list[Row]:
             row["seconds"] = round(state.seconds, 2)
             row["usual_rate"] = make_plan(recipe, evidence, choice).head_learning_rate
             rows.append(row)
-            with output.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_row(output, row)
             print(json.dumps(row), flush=True)
     return rows
 
@@ -111,7 +120,7 @@ def _right(look: Any) -> NDArray[np.bool_]:  # noqa: ANN401  (a Look)
 
 
 def surface(rows: Sequence[Row], seed: int, value: Callable[[Row], float]) -> Loss:
-    """Return a function that interpolates a seed's table, in logarithms of its two numbers."""
+    """Return a function that interpolates a seed's table linearly, in the logarithms of rate and decay."""
     table = {(row["learning_rate"], row["weight_decay"]): value(row) for row in rows if row["seed"] == seed}
     curves = [[table[rate, decay] for rate in RATES] for decay in DECAYS]
 
@@ -124,13 +133,13 @@ def surface(rows: Sequence[Row], seed: int, value: Callable[[Row], float]) -> Lo
 
 
 def space_at(centre: float) -> Space:
-    """Return the space around a middle."""
+    """Return the ranges around a middle learning rate."""
     rate = Dimension(name="learning_rate", low=centre / FACTOR, high=centre * FACTOR)
     return rate, Dimension(name="weight_decay", low=DECAYS[0], high=DECAYS[1])
 
 
 def tried(proposer: Proposer, loss: Loss, number: int) -> list[tuple[Parameters, float]]:
-    """Return the proposals of a search, and their losses."""
+    """Return the first `number` proposals of a search, and their losses."""
     found: list[tuple[Parameters, float]] = []
     before: list[FrozenTrial] = []
     for place in range(min(number, proposer.num_trials)):
@@ -147,23 +156,28 @@ def tried(proposer: Proposer, loss: Loss, number: int) -> list[tuple[Parameters,
     return found
 
 
-def one_stage(search: Search, space: Space, budget: int, seed: int, loss: Loss) -> Parameters:
-    """Return the best of a search of whole trainings."""
+def single_search(search: Search, space: Space, budget: int, seed: int, loss: Loss) -> Parameters:
+    """Return the best parameters of a search with complete trainings."""
     proposer = Proposer(search=search, space=space, count=budget, seed=seed)
     return min(tried(proposer, loss, budget), key=lambda each: each[1])[0]
 
 
 class Surface(NamedTuple):
-    """The losses of a seed, over the numbers that are searched."""
+    """The losses of a seed as functions of the parameters."""
 
     rungs: tuple[Loss, ...]
-    """Held-out, after a third and after two thirds of the steps."""
+    """Held-out losses after a third and after two thirds of the steps."""
     late: Loss
+    """Held-out loss at the end."""
     test: Loss
+    """Test loss at the end."""
 
 
-def two_stages(search: Search, trials: int, rung: int, space: Space, seed: int, each: Surface) -> Parameters:
-    """Return the best of a coarse search up to a rung and a fine one of whole trainings, without pruning."""
+def coarse_to_fine(search: Search, trials: int, rung: int, space: Space, seed: int, each: Surface) -> Parameters:
+    """Return the best parameters of a coarse search up to a rung, and a fine search with complete trainings.
+
+    No trial is stopped early.
+    """
     tuning = Tuning(name="", worker="", search=search, num_trials=trials, asked=space, space=space)
     coarse = tuple(
         Trial(
@@ -195,7 +209,7 @@ def _loss_at(rung: int, row: Row) -> float:
 
 
 def report(rows: Sequence[Row]) -> None:
-    """Print what each search leaves to gain, over all seeds and ranges."""
+    """Print the table of losses, and how far each search's result is above the best, over all seeds and ranges."""
     surfaces = [
         Surface(
             rungs=tuple(surface(rows, seed, partial(_loss_at, rung)) for rung in range(len(RUNGS))),
@@ -213,24 +227,24 @@ def report(rows: Sequence[Row]) -> None:
     print("\n| search | trainings | held-out loss above the best, nats | test loss above the best, nats |")
     print("|---|---|---|---|")
     usual = {"learning_rate": float(rows[0]["usual_rate"]), "weight_decay": USUAL_DECAY}
-    _print_row("none: the plan's own numbers", "1", surfaces, lambda *_: usual)
+    _print_row("none: the plan's own values", "1", surfaces, lambda *_: usual)
     for budget in BUDGETS:
         for search in SEARCHES:
             _print_row(search, str(budget), surfaces, partial(_whole, search, budget))
     for rung, name in enumerate(("12 thirds and 8", "12 two thirds and 8")):
         for search in SEARCHES:
-            _print_row(f"{search}, coarse to fine", name, surfaces, partial(two_stages, search, 20, rung))
+            _print_row(f"{search}, coarse to fine", name, surfaces, partial(coarse_to_fine, search, 20, rung))
     print(f"\n{len(rows)} trainings of {np.mean([row['seconds'] for row in rows]):.1f} s")
 
 
 def _whole(search: Search, budget: int, space: Space, number: int, each: Surface) -> Parameters:
-    return one_stage(search, space, budget, number, each.late)
+    return single_search(search, space, budget, number, each.late)
 
 
 def _print_row(
     name: str, trainings: str, surfaces: Sequence[Surface], search: Callable[[Space, int, Surface], Parameters]
 ) -> None:
-    """Print the mean, the standard error of the mean and the worst twentieth of what is left to gain."""
+    """Print the mean loss above the best, its standard error, and the loss that one replay in twenty exceeds."""
     grid = [
         {"learning_rate": float(rate), "weight_decay": decay}
         for rate in np.geomspace(RATES[0], RATES[-1], 161)
@@ -254,10 +268,10 @@ def _print_row(
 
 
 def main() -> None:
-    """Read the options, train and report."""
+    """Train the table, then report the searches."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="a class-per-folder tree with a test split")
-    parser.add_argument("--output", type=Path, default=Path("searches.jsonl"), help="where the table is kept")
+    parser.add_argument("--output", type=Path, default=RESULTS / "searches.jsonl", help="file of the table's rows")
     options = parser.parse_args()
     report(measure(options.data, options.output))
 

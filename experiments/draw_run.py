@@ -1,4 +1,4 @@
-"""Draw what a run prints, as the README shows it.
+"""Draw the output of a run, as the README shows it.
 
 python -m experiments.draw_run [--data demo:digits] [--picture docs/images/run.svg]
 """
@@ -7,18 +7,18 @@ import argparse
 import tempfile
 from pathlib import Path
 
-# This script's folder comes first on the path, where finetune.py stands in for the package.
 from rich.console import Console
 
+from experiments.paths import IMAGES
 from finetune import Recipe, run
 from finetune.runs.report import Report
 
 
 def main() -> None:
-    """Run and draw."""
+    """Run, then draw the output."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="demo:digits")
-    parser.add_argument("--picture", type=Path, default=Path("docs/images/run.svg"))
+    parser.add_argument("--data", default="demo:digits", help="images to train on")
+    parser.add_argument("--picture", type=Path, default=IMAGES / "run.svg", help="file of the picture")
     arguments = parser.parse_args()
     console = Console(record=True, width=118, highlight=False)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,27 +1,26 @@
-"""Train ensembles and averages beside the single model on several image sets, and write what they gain.
+"""Train ensembles, averages and the single model on several image sets, and write the gains of the averages.
 
     python -m experiments.measure_ensembles --data DIR --runs FOLDER [--few] [--sets flowers12 ...] [--seeds 0 1 2]
     python -m experiments.measure_ensembles --runs FOLDER [--few] --write docs/ensembles.md
 
-DIR holds image sets, each with train and test. The first form trains and appends a row to FOLDER/rows.jsonl for each
-set and seed; what is there already is not repeated. Each row has the single model, without its moving average, with
-test-time flips, with weights nearer to the linear probe's, and averages of seeds, snapshots and backbones, on the test
-images. What the held-out images recommend is chosen as a run with `--ensemble` chooses; the test images choose nothing.
-With --few there are so few images that a run cross-validates, and the mean of its folds is looked at.
+DIR holds image sets, each with train and test. The first form appends a row to FOLDER/rows.jsonl for each set and seed;
+rows that are there are not measured again. A row holds the test results of the single model, the same without its
+moving average, with test-time flips, and blended with the linear probe; and of averages of seeds, snapshots and
+backbones. The recommended option is selected on the held-out images as in a run with `--ensemble`; the test images are
+not used for any choice. With --few there are so few images that a run cross-validates, and the mean of its folds is
+measured.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-# This script's folder comes first on the path, where finetune.py stands in for the package.
+from experiments.rows import Row, append_row, read_rows
 from finetune import ImageSplits, Recipe, choose_strategy, load_images, make_plan, measure_evidence
 from finetune.data import labels_of
 from finetune.decide.plan import Plan
@@ -36,36 +35,37 @@ from finetune.training import begin, finish, train
 SETS = ("flowers12", "clothing10", "ucmerced21", "brainmri3", "fashion10", "cifar10")
 
 IMAGES = 600
-"""Training images of each set, a fifth of them held out."""
+"""Number of training images of each set; a fifth of them is held out."""
 
 FEW = 200
-"""Of those with which a run cross-validates."""
+"""Number of training images of each set with --few; a run cross-validates on so small a set."""
 
 STEPS = 100
 
-SEEDS, SNAPSHOTS = 3, 3
-"""Members of each ensemble."""
+SEEDS = 3
+"""Number of members of an ensemble of seeds."""
 
-Row = dict[str, Any]
+SNAPSHOTS = 3
+"""Number of members of an ensemble of snapshots."""
 
 
 def plan_of(recipe: Recipe, splits: ImageSplits) -> tuple[Plan, float]:
-    """Return what a run would train with this recipe, without a refit, and its milliseconds an image in prediction."""
+    """Return the plan of a recipe, and the milliseconds per image of a prediction."""
     evidence = measure_evidence(recipe, splits)
     plan = make_plan(recipe, evidence, choose_strategy(evidence, recipe))
     return plan, 1e3 / evidence.speed.forward_images_per_second
 
 
 def run_few(name: str, seed: int, data: Path) -> Row:
-    """Train on few images of one set with one seed."""
+    """Train the single model and the mean of its folds on few images of a set; return the row."""
     splits = load_images(str(data / name), limit=FEW, seed=seed)
     plan, latency = plan_of(Recipe(data=name, image_size=128, seed=seed, steps=STEPS), splits)
     started = time.perf_counter()
     state, single = finish(begin(plan, splits, keeps_weights=True))
     mean = single if single.harm else average([single, *fold_models(state, single)])
     options = {
-        "single": judged(single, splits, plan, latency),
-        "mean of folds": judged(mean, splits, plan, latency * (1 + plan.folds)),
+        "single": tested(single, splits, plan, latency),
+        "mean of folds": tested(mean, splits, plan, latency * (1 + plan.folds)),
     }
     seconds = round(time.perf_counter() - started, 1)
     return {
@@ -75,7 +75,7 @@ def run_few(name: str, seed: int, data: Path) -> Row:
 
 
 def run_cell(name: str, seed: int, data: Path) -> Row:
-    """Train everything on one set with one seed."""
+    """Train the single model and all averages on a set with a seed; return the row."""
     splits = load_images(str(data / name), limit=IMAGES, seed=seed)
     recipe = Recipe(data=name, image_size=128, seed=seed, refit=False, steps=STEPS)
     plan, latency = plan_of(recipe, splits)
@@ -106,7 +106,7 @@ def run_cell(name: str, seed: int, data: Path) -> Row:
         models[FLIPPED] = (with_flips(first), 2 * latency)
     row: Row = {"set": name, "seed": seed, "strategy": plan.strategy, "metric": plan.metric, "options": {}}
     for label, (model, milliseconds) in models.items():
-        row["options"][label] = judged(model, splits, plan, milliseconds)
+        row["options"][label] = tested(model, splits, plan, milliseconds)
     for label in soups.keys() & models.keys():
         mean = label.replace("soup", "mean")
         row["options"][label]["train_seconds"] = row["options"][mean]["train_seconds"]
@@ -114,8 +114,8 @@ def run_cell(name: str, seed: int, data: Path) -> Row:
     return row
 
 
-def judged(model: Predictor, splits: ImageSplits, plan: Plan, milliseconds: float) -> Row:
-    """Return how good a model is on the test images, and what it took."""
+def tested(model: Predictor, splits: ImageSplits, plan: Plan, milliseconds: float) -> Row:
+    """Return the test results of a model, its training seconds and its milliseconds per image of a prediction."""
     if splits.test is None:
         raise ValueError("the set has no test split")
     probabilities, labels = model.probabilities(splits.test), labels_of(splits.test)
@@ -130,7 +130,7 @@ def judged(model: Predictor, splits: ImageSplits, plan: Plan, milliseconds: floa
 
 
 def recommendations(models: dict[str, tuple[Predictor, float]]) -> Iterator[tuple[str, str]]:
-    """Yield what a run with each kind of ensemble would ship."""
+    """Yield the kinds of ensembles, and the option that a run with each kind would recommend."""
     for kind in ("seeds", "snapshots", "backbones"):
         entered = [f"mean of {kind}", "single"]
         if kind != "backbones":
@@ -143,11 +143,11 @@ def recommendations(models: dict[str, tuple[Predictor, float]]) -> Iterator[tupl
 
 
 def gains(rows: Sequence[Row], options: Sequence[Row]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return each set's mean gain over the single model in points, and the log-loss as a share of the single's.
+    """Return for each set (n_sets,) the mean gain over the single model in points, and the relative log-loss.
 
     Args:
-        rows: of all sets and seeds.
-        options: what is looked at in each.
+        rows: the rows of all sets and seeds.
+        options: the option to compare with the single model, in each row.
     """
     points: dict[str, list[float]] = {}
     losses: dict[str, list[float]] = {}
@@ -159,14 +159,14 @@ def gains(rows: Sequence[Row], options: Sequence[Row]) -> tuple[NDArray[np.float
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the 90 % interval of the mean over sets, by bootstrap."""
+    """Return the 90 % interval of the mean over sets, by drawing sets with replacement."""
     drawn = np.random.default_rng(0).choice(values, (4000, len(values))).mean(axis=1)
     return float(np.quantile(drawn, 0.05)), float(np.quantile(drawn, 0.95))
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield the table's lines."""
-    yield "| | gain, points (90 %) | log-loss, of the single's | calibration error | training, x | prediction, x |"
+    """Yield the lines of the table."""
+    yield "| | gain, points (90 %) | log-loss, relative | calibration error | training, x | prediction, x |"
     yield "|---|---|---|---|---|---|"
     names = sorted({name for row in rows for name in row["options"]} - {"single"})
     lines = {name: [row["options"].get(name, row["options"]["single"]) for row in rows] for name in names}
@@ -187,39 +187,43 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         )
 
 
+def write_table(path: Path, rows: Sequence[Row], is_few: bool) -> None:
+    """Replace the table between the marks of a page."""
+    what = "folds, " if is_few else ""
+    begin, end = f"<!-- begins: {what}written by experiments.measure_ensembles -->\n", "<!-- ends -->"
+    before, _, rest = path.read_text("utf-8").partition(begin)
+    after = rest.partition(end)[2]
+    sets, seeds = sorted({row["set"] for row in rows}), sorted({row["seed"] for row in rows})
+    source = (
+        f"{len(sets)} sets ({', '.join(sets)}), {len(rows)} cells, seeds {', '.join(map(str, seeds))}; 2 CPU cores "
+        f"(x86_64), {date.today()}.\n"
+    )
+    lines = "\n".join(table(rows))
+    path.write_text(f"{before}{begin}{lines}\n\n{source}{end}{after}", "utf-8")
+
+
 def main() -> None:
-    """Train, or write the table."""
+    """Train what is missing, or write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="folder of the image sets")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the rows")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--few", action="store_true", help=f"{FEW} training images of each set, cross-validated")
-    parser.add_argument("--write", type=Path)
+    parser.add_argument("--write", type=Path, help="page whose table is replaced; nothing is trained")
     asked = parser.parse_args()
     asked.runs.mkdir(parents=True, exist_ok=True)
     file = asked.runs / ("few.jsonl" if asked.few else "rows.jsonl")
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    rows = read_rows(file)
     if asked.write:
-        what = "folds, " if asked.few else ""
-        begin, end = f"<!-- begins: {what}written by experiments/measure_ensembles.py -->\n", "<!-- ends -->"
-        before, _, rest = asked.write.read_text("utf-8").partition(begin)
-        after = rest.partition(end)[2]
-        seeds = sorted({row["seed"] for row in rows})
-        told = (
-            f"{len({row['set'] for row in rows})} sets ({', '.join(sorted({row['set'] for row in rows}))}), "
-            f"{len(rows)} cells, seeds {', '.join(map(str, seeds))}; 2 CPU cores (x86_64), {date.today()}.\n"
-        )
-        lines = "\n".join(table(rows))
-        asked.write.write_text(f"{before}{begin}{lines}\n\n{told}{end}{after}", "utf-8")
+        write_table(asked.write, rows, asked.few)
         return
     for seed in asked.seeds:
         for name in asked.sets:
             if any((row["set"], row["seed"]) == (name, seed) for row in rows):
                 continue
             rows.append((run_few if asked.few else run_cell)(name, seed, asked.data))
-            with file.open("a") as out:
-                out.write(json.dumps(rows[-1]) + "\n")
+            append_row(file, rows[-1])
             print(name, seed, rows[-1]["recommended"], f"{rows[-1]['seconds']:.0f} s", flush=True)
 
 

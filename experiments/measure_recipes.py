@@ -1,11 +1,11 @@
-"""Run every recipe with several seeds, as a person would, and write the results where they are told of.
+"""Run every recipe with several seeds by the command, and write the results into recipes and pages.
 
     python -m experiments.measure_recipes --data DIR [--recipes flowers ...] [--seeds 0 1 2] [--runs FOLDER]
     python -m experiments.measure_recipes --data DIR --strategies auto linear_probe full --recipes clothing --seeds 0
 
-DIR holds the image sets under the names that `SETS` gives. The first form writes the recipes' headers, their table and
-the README's examples; the second compares forced strategies and writes the table of docs/strategies.md. A run that is
-in FOLDER already is not repeated, so that an interrupted measurement goes on where it stopped.
+DIR holds the image sets under the folder names of `SETS`. The first form writes the recipes' headers, their table and
+the README's examples; the second compares forced strategies and writes the table of docs/explanation/strategies.md.
+Runs that FOLDER holds are not repeated, so an interrupted measurement continues.
 """
 
 import argparse
@@ -20,15 +20,13 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-# This script's folder comes first on the path, where finetune.py stands in for the package.
-ROOT = Path(__file__).resolve().parent.parent
-
+from experiments.paths import PAGES, ROOT
 from finetune.runs.folder import RunFolder
 
 STRATEGIES = ("auto", "linear_probe", "norm_tuning", "partial", "full", "scratch")
 
-MARKS = ("<!-- begins: written by experiments/measure_recipes.py -->", "<!-- ends -->")
-"""Between them lies what this script writes into the README and docs/strategies.md."""
+MARKS = ("<!-- begins: written by experiments.measure_recipes -->", "<!-- ends -->")
+"""Marks around the table that this program writes into a page."""
 
 SHOWN = ("oxford_flowers", "clothing", "uc_merced", "brain_tumor_mri", "fashion_mnist")
 """The README's examples, from near to far."""
@@ -36,10 +34,12 @@ SHOWN = ("oxford_flowers", "clothing", "uc_merced", "brain_tumor_mri", "fashion_
 
 @dataclass(frozen=True, slots=True)
 class ImageSet:
-    """What a recipe was measured on."""
+    """The image set of a recipe."""
 
     folder: str
+    """Name of its folder."""
     what: str
+    """Name, source and numbers of classes and images, in words."""
 
 
 SETS = {
@@ -57,22 +57,31 @@ SETS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """What one run gave."""
+class RunResult:
+    """The result of one run."""
 
     metric: str
+    """Metric of the set."""
     value: float
+    """Test result by the metric."""
     chosen: str
+    """Label of the chosen candidate."""
     seconds: float
+    """Wall time of the run, in seconds."""
     training_seconds: float
+    """Wall time of the training, in seconds."""
     expected_seconds: float
+    """Predicted wall time of the training, in seconds."""
     similarity: float
+    """Domain similarity."""
     probe: float
+    """Cross-validated accuracy of the linear probe."""
     threads: int
+    """Number of threads of the run."""
 
 
-def measure(name: str, strategy: str, data: Path, seed: int, runs: Path) -> Result:
-    """Return the result of a recipe with a seed, from its run folder if it is there."""
+def measure(name: str, strategy: str, data: Path, seed: int, runs: Path) -> RunResult:
+    """Return the result of a recipe with a seed; run it unless its run folder is there."""
     folder = runs / f"{name}-{strategy}-{seed}"
     if not (folder / "metrics.json").exists():
         command = [sys.executable, str(ROOT / "scripts" / "finetune.py"), "train", "--output", str(folder)]
@@ -82,7 +91,7 @@ def measure(name: str, strategy: str, data: Path, seed: int, runs: Path) -> Resu
     evidence = json.loads((folder / "evidence.json").read_text())
     candidate = RunFolder(folder).read_decisions().choice.chosen
     environment = json.loads((folder / "environment.json").read_text())
-    return Result(
+    return RunResult(
         metric=evidence["metric"],
         value=metrics["test"][evidence["metric"]],
         chosen=candidate.label,
@@ -95,32 +104,32 @@ def measure(name: str, strategy: str, data: Path, seed: int, runs: Path) -> Resu
     )
 
 
-def mean_and_spread(results: Sequence[Result]) -> str:
-    """Return mean and standard deviation of the test metric."""
+def mean_and_spread(results: Sequence[RunResult]) -> str:
+    """Return mean and standard deviation of the test metric over the runs."""
     values = [result.value for result in results]
     mean = f"{statistics.mean(values):.3f}"
     return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
 
 
-def accuracy(results: Sequence[Result]) -> str:
-    """Return mean and standard deviation, and a word where it is not top-1."""
+def accuracy(results: Sequence[RunResult]) -> str:
+    """Return mean and standard deviation, and the metric if it is not top-1."""
     return mean_and_spread(results) + (" (balanced)" if results[0].metric == "balanced_accuracy" else "")
 
 
-def mean_minutes(results: Sequence[Result]) -> str:
-    """Return the mean duration of the runs, and on how many threads."""
+def mean_minutes(results: Sequence[RunResult]) -> str:
+    """Return the mean duration of the runs, and their number of threads."""
     threads = " or ".join(sorted({str(result.threads) for result in results}))
     unit = "thread" if threads == "1" else "threads"
     return f"{statistics.mean(result.seconds for result in results) / 60:.1f} min on {threads} {unit}"
 
 
-def chosen(results: Sequence[Result]) -> str:
-    """Return what the runs chose."""
+def chosen(results: Sequence[RunResult]) -> str:
+    """Return the candidates that the runs chose."""
     return ", ".join(sorted({result.chosen for result in results}))
 
 
-def write_header(name: str, results: list[Result]) -> None:
-    """Put what was measured into the recipe's first lines."""
+def write_header(name: str, results: Sequence[RunResult]) -> None:
+    """Write the results into the first lines of a recipe."""
     path = ROOT / "recipes" / f"{name}.yaml"
     body = [line for line in path.read_text("utf-8").splitlines() if not line.startswith("#")]
     header = [
@@ -132,24 +141,25 @@ def write_header(name: str, results: list[Result]) -> None:
     path.write_text("\n".join([*header, *body]) + "\n", "utf-8")
 
 
-def write_table(all_results: dict[str, list[Result]]) -> None:
-    """Write the table of results."""
+def write_table(all_results: dict[str, list[RunResult]]) -> None:
+    """Write recipes/README.md: the table of results."""
     seeds = max(map(len, all_results.values()))
     lines = [
         "# Recipes",
         "",
-        "One file for each image set, with what it gave in its first lines.",
-        "The place of the images is given with `--data`:",
+        "Each file is a recipe for an image set; its first lines hold its measured results.",
+        "The folder of the images is given with `--data`:",
         "",
         "```bash",
         "finetune train --recipe recipes/oxford_flowers.yaml --data ./flowers",
         "```",
         "",
-        f"Test results of {seeds} seeds (mean ± standard deviation), read once, at the end of each run.",
+        f"Test results are the mean ± standard deviation of {seeds} seeds. The test images are read once in each run,",
+        "at its end.",
         f"Network: the embedded EfficientNet-Lite0. Hardware: {hardware()}.",
         f"Date: {date.today()}. Command: `python -m experiments.measure_recipes --data DIR`.",
         "",
-        "| recipe | images (training + test) | similarity | probe (5-fold) | chosen | metric | test | a run takes |",
+        "| recipe | images (training + test) | similarity | probe (5-fold) | chosen | metric | test | time of a run |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, results in sorted(all_results.items()):
@@ -162,10 +172,10 @@ def write_table(all_results: dict[str, list[Result]]) -> None:
     (ROOT / "recipes" / "README.md").write_text("\n".join(lines) + "\n", "utf-8")
 
 
-def write_examples(all_results: dict[str, list[Result]]) -> None:
-    """Write some results into the README."""
+def write_examples(all_results: dict[str, list[RunResult]]) -> None:
+    """Write the results of the `SHOWN` recipes into the README."""
     lines = [
-        "| images (training + test) | similarity | linear probe (5-fold) | chosen | test accuracy | a run takes |",
+        "| images (training + test) | similarity | linear probe (5-fold) | chosen | test accuracy | time of a run |",
         "|---|---|---|---|---|---|",
     ]
     for name in SHOWN:
@@ -185,16 +195,16 @@ def write_examples(all_results: dict[str, list[Result]]) -> None:
 
 
 def write_between(path: Path, lines: Sequence[str]) -> None:
-    """Replace what lies between the marks of a page."""
+    """Replace the lines between the marks of a page."""
     before, rest = path.read_text("utf-8").split(MARKS[0])
     path.write_text(before + "\n".join([MARKS[0], *lines, MARKS[1]]) + rest.split(MARKS[1])[1], "utf-8")
 
 
-def write_comparison(all_results: dict[str, dict[str, list[Result]]], command: str) -> None:
-    """Write the table of forced strategies into docs/strategies.md."""
+def write_comparison(all_results: dict[str, dict[str, list[RunResult]]], command: str) -> None:
+    """Write the table of forced strategies into docs/explanation/strategies.md."""
     strategies = list(next(iter(all_results.values())))
     lines = [
-        f"Test accuracy and what a run takes; {hardware()}, {date.today()}. Command:",
+        f"Test accuracy and time of a run; {hardware()}, {date.today()}. Command:",
         f"`{command}`.",
         "",
         "| set | " + " | ".join(strategies) + " |",
@@ -214,24 +224,24 @@ def write_comparison(all_results: dict[str, dict[str, list[Result]]], command: s
         f"Training took {min(ratios):.2f} to {max(ratios):.2f} times the expected seconds "
         f"(median {statistics.median(ratios):.2f}, {len(ratios)} runs).",
     ]
-    write_between(ROOT / "docs" / "strategies.md", lines)
+    write_between(PAGES / "strategies.md", lines)
 
 
 def hardware() -> str:
-    """Return what the runs ran on."""
+    """Return the number and kind of CPU cores."""
     return f"{os.cpu_count()} CPU cores ({platform.machine()})"
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure, then write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the image sets")
     parser.add_argument("--recipes", nargs="+", choices=sorted(SETS), default=sorted(SETS))
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=["auto"], help="several are compared")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run folders go")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders")
     arguments = parser.parse_args()
-    results: dict[str, dict[str, list[Result]]] = {
+    results: dict[str, dict[str, list[RunResult]]] = {
         name: {strategy: [] for strategy in arguments.strategies} for name in arguments.recipes
     }
     for seed in arguments.seeds:

@@ -1,9 +1,9 @@
-"""Measure how time and memory grow with the number of images: index, evidence, linear probe, and some training steps.
+"""Measure how time and memory grow with the number of images: index, evidence, linear probe and a few training steps.
 
     python -m experiments.measure_scale [--sizes 1000 10000 100000] [--folder FOLDER] [--image-size 128]
 
-Images of 20 classes are made once (1,000 different ones, JPEG, 213 x 160 px; links to them make larger sets). Each size
-runs in a process of its own, whose greatest resident memory is told; the cache is new for each.
+Images of 20 classes are made once: 1,000 different ones (JPEG, 213 x 160 px), and links to them for larger sets. Each
+size runs in a process of its own with an empty cache; its peak resident memory is reported.
 """
 
 import argparse
@@ -17,11 +17,13 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-
 CLASSES = 20
+
 DIFFERENT = 1_000
+"""Number of different images."""
+
 STEPS = 20
+"""Number of training steps of all layers."""
 
 
 def make_images(folder: Path, count: int) -> Path:
@@ -53,7 +55,7 @@ def make_images(folder: Path, count: int) -> Path:
 
 
 def measure(tree: Path, image_size: int) -> dict[str, float]:
-    """Return seconds and greatest resident memory (MB) after each link of the chain."""
+    """Return the seconds of each part of a run, and the peak resident memory (MB) after it."""
     import finetune
     from finetune.data import load_images
     from finetune.measure import measure_evidence
@@ -83,11 +85,11 @@ def measure(tree: Path, image_size: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure each size in its own process and print a table."""
+    """Measure each size in its own process, then print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", type=int, default=[1_000, 10_000, 100_000])
-    parser.add_argument("--folder", type=Path, help="where the images are made; a temporary folder by default")
-    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--sizes", nargs="+", type=int, default=[1_000, 10_000, 100_000], help="numbers of images")
+    parser.add_argument("--folder", type=Path, help="folder of the images; by default a temporary one")
+    parser.add_argument("--image-size", type=int, default=128, help="side of the square images, in pixels")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure is not None:
@@ -99,7 +101,8 @@ def main() -> None:
         for size in arguments.sizes:
             tree = make_images(folder, size)
             with tempfile.TemporaryDirectory() as cache:
-                command = [sys.executable, __file__, "--measure", str(tree), "--image-size", str(arguments.image_size)]
+                command = [sys.executable, "-m", "experiments.measure_scale", "--measure", str(tree)]
+                command += ["--image-size", str(arguments.image_size)]
                 environment = os.environ | {"FINETUNE_CACHE": cache}
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
             columns[size] = json.loads(done.stdout.splitlines()[-1])

@@ -1,18 +1,18 @@
-"""Train every strategy on every image set at several sizes; races, priors and ablations are replayed from the table.
+"""Train every candidate on every image set at several sizes; priors, races and ablations are replayed from the rows.
 
     python -m experiments.strategy_grid --data DIR --runs FOLDER [--sets flowers12 ...] [--sizes all 5 20] [--seeds 0 1]
     python -m experiments.strategy_grid --runs FOLDER --write experiments/results/strategy_grid.jsonl.gz
 
-DIR holds image sets, each with train and test. The first form trains and appends rows to FOLDER/rows.jsonl; what is
-there already is not repeated, so that an interrupted grid goes on where it stopped. The second packs the rows.
+DIR holds image sets, each with train and test. The first form trains and appends rows to FOLDER/rows.jsonl; rows that
+are there are not trained again, so an interrupted grid continues. The second form compresses the rows into a file.
 
-A row is one strategy in one cell (a set at a size with a seed). It holds, for every held-out image (by
-cross-validation where the product cross-validates), the log-loss a third and two thirds of the way, at the end, and of
-the blend with the linear probe; for every test image the log-loss and whether it was right, at the end and of the
-blend; and what all that cost. Of cells that are not cross-validated (`CROSS_VALIDATED`) the test images alone are
-there, which is a quarter of the work; whether their trainings did harm was judged on the training images. Rows called
-`mean` hold the accuracies of averaged probabilities. The test images are the targets that the prior is fitted to, and
-choose nothing else.
+A row is one candidate in one cell (a set at a size with a seed); its key `arm` names the candidate. It holds the
+log-loss of every held-out image after a third and two thirds of the steps, at the end, and of the blend with the linear
+probe (by cross-validation wherever a run cross-validates); the log-loss and correctness of every test image, at the end
+and of the blend; and the cost. Cells that are not cross-validated (`CROSS_VALIDATED`) hold the test images alone, which
+takes a quarter of the work; their trainings were compared with the linear probe on the training images. Rows called
+`mean` hold the accuracies of averaged probabilities. The prior is fitted to the test images; they are not used for any
+other choice.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# This script's folder comes first on the path, where finetune.py stands in for the package.
+from experiments.rows import Row, append_row, read_rows
 from finetune import Evidence, ImageSplits, Recipe, choose_strategy, load_images, make_plan, measure_evidence
 from finetune.data import labels_of
 from finetune.decide.candidates import RUNGS, SPECS
@@ -51,94 +51,93 @@ SETS = (
 IMAGE_SIZE = 128
 
 STEPS = {"5": 100, "20": 150, "all": 300}
-"""Optimizer steps by images per class."""
+"""Optimizer steps at each size, in images per class."""
 
 SEEDS = {"5": 5, "20": 2, "all": 2}
-"""Subsets and trainings of each size."""
+"""Number of seeds at each size; a seed determines the subset and the training."""
 
 CROSS_VALIDATED = {"5": 0, "20": 0, "all": 2}
-"""Seeds of each size that are cross-validated, where the product would, which takes four times as long; of the others
-the final training alone is run."""
+"""Number of seeds at each size that are cross-validated wherever a run would be, which takes four times as long; with
+the other seeds the final training alone is run."""
 
 
 TRAINED = tuple(name for name in SPECS if name != "scratch")
-"""The candidates of every cell; random weights are trained in some."""
-
-Row = dict[str, Any]
+"""Candidates of every cell; random weights are trained in some cells only."""
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class CellKey:
     """A set at a size with a seed."""
 
     set: str
+    """Name of the image set."""
     size: str
+    """Images per class, or `all`."""
     seed: int
+    """Seed of the subset and of the trainings."""
 
     @property
     def name(self) -> str:
-        """What its files are called."""
+        """Start of the names of its files."""
         return f"{self.set}-{self.size}-{self.seed}"
 
 
-class Rows:
-    """The rows of a folder, and the probabilities that they were made of."""
+class GridRows:
+    """The rows of a folder, and the probabilities of each trained candidate."""
 
     def __init__(self, folder: Path) -> None:
-        """Go on with what `folder` holds."""
+        """Read the rows that a folder holds."""
         self._file = folder / "rows.jsonl"
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        lines = self._file.read_text().splitlines() if self._file.exists() else []
-        self.all: list[Row] = [json.loads(line) for line in lines]
+        self.all = read_rows(self._file)
 
-    def has(self, cell: Cell, arm: str) -> bool:
-        """Return whether a cell's row of this name is there."""
-        return any((row["set"], row["size"], row["seed"], row["arm"]) == (*_key(cell), arm) for row in self.all)
+    def has(self, cell: CellKey, name: str) -> bool:
+        """Return whether a cell has a row of this name."""
+        return any((row["set"], row["size"], row["seed"], row["arm"]) == (*_key(cell), name) for row in self.all)
 
-    def add(self, cell: Cell, arm: str, row: Row) -> None:
-        """Write a row."""
-        row = {"set": cell.set, "size": cell.size, "seed": cell.seed, "arm": arm, **row}
+    def add(self, cell: CellKey, name: str, row: Row) -> None:
+        """Append a row."""
+        row = {"set": cell.set, "size": cell.size, "seed": cell.seed, "arm": name, **row}
         self.all.append(row)
-        with self._file.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(self._file, row)
 
-    def keep(self, cell: Cell, arm: str, **probabilities: NDArray[np.float64]) -> None:
-        """Keep an arm's probabilities (n_images, num_classes) beside the rows, to average them later."""
-        kept: dict[str, Any] = {name: values.astype(np.float16) for name, values in probabilities.items()}
-        np.savez_compressed(self._folder / f"{cell.name}-{arm}.npz", **kept)
+    def save_probabilities(self, cell: CellKey, name: str, probabilities: Mapping[str, NDArray[np.float64]]) -> None:
+        """Save a candidate's probabilities (n_images, n_classes), so that they can be averaged later."""
+        saved: dict[str, Any] = {part: values.astype(np.float16) for part, values in probabilities.items()}
+        np.savez_compressed(self._folder / f"{cell.name}-{name}.npz", **saved)
 
-    def kept(self, cell: Cell, arm: str) -> dict[str, NDArray[np.float64]]:
-        """Return what `keep` kept."""
-        with np.load(self._folder / f"{cell.name}-{arm}.npz") as file:
-            return {name: file[name].astype(np.float64) for name in file.files}
+    def probabilities(self, cell: CellKey, name: str) -> dict[str, NDArray[np.float64]]:
+        """Return a candidate's saved probabilities."""
+        with np.load(self._folder / f"{cell.name}-{name}.npz") as file:
+            return {part: file[part].astype(np.float64) for part in file.files}
 
 
-def _key(cell: Cell) -> tuple[str, str, int]:
+def _key(cell: CellKey) -> tuple[str, str, int]:
     return cell.set, cell.size, cell.seed
 
 
-def cells(sets: Sequence[str], sizes: Sequence[str], seeds: Sequence[int] | None) -> Iterator[Cell]:
-    """Yield the cells, all sets with one seed before the next seed."""
+def cells(sets: Sequence[str], sizes: Sequence[str], seeds: Sequence[int] | None) -> Iterator[CellKey]:
+    """Yield the cells; all sets with one seed come before the next seed."""
     for seed in seeds if seeds is not None else range(max(SEEDS.values())):
         for size in sizes:
             if seed < SEEDS[size]:
-                yield from (Cell(name, size, seed) for name in sets)
+                yield from (CellKey(name, size, seed) for name in sets)
 
 
 def losses(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return each image's negative log-probability of its class, at most 15.9."""
+    """Return the log-loss (n_images,) of each image in nats, at most 15.9."""
     right = probabilities[np.arange(len(labels)), labels]
     return -np.log(np.clip(right, 1.3e-7, 1.0))
 
 
 def pack_losses(values: NDArray[np.float64]) -> str:
-    """Return losses as text, a byte each: the root in 64ths, which is fine where losses are small."""
+    """Return losses as text, a byte each: 64 sqrt(loss), whose resolution is finest for small losses."""
     return base64.b64encode(np.round(np.sqrt(values) * 64).clip(0, 255).astype(np.uint8).tobytes()).decode()
 
 
 def pack_bits(values: NDArray[np.bool_]) -> str:
-    """Return truth values as text, eight a byte."""
+    """Return truth values as text, eight in a byte."""
     return base64.b64encode(np.packbits(values).tobytes()).decode()
 
 
@@ -147,8 +146,8 @@ def pack_labels(values: NDArray[np.int64]) -> str:
     return base64.b64encode(values.astype(np.uint8).tobytes()).decode()
 
 
-def judged(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> Row:
-    """Return what a row says of some images."""
+def scores(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> Row:
+    """Return accuracies and mean log-loss."""
     right = probabilities.argmax(axis=1) == labels
     return {
         "top1": round(float(right.mean()), 4),
@@ -158,24 +157,24 @@ def judged(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> Row
 
 
 def in_detail(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> Row:
-    """Return the same with each image's loss and rightness."""
+    """Return the scores, and the loss and correctness of each image."""
     return {
-        **judged(probabilities, labels),
+        **scores(probabilities, labels),
         "losses": pack_losses(losses(probabilities, labels)),
         "correct": pack_bits(probabilities.argmax(axis=1) == labels),
     }
 
 
 def few_of_each_class(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.intp]:
-    """Return sorted indices of `count` images of each class, or of all it has."""
+    """Return sorted indices of `count` images of each class, or of all images of a smaller class."""
     order = np.random.default_rng(seed).permutation(len(labels))
     kept = [order[labels[order] == label][:count] for label in np.unique(labels)]
     return np.sort(np.concatenate(kept))
 
 
-def run_cell(cell: Cell, arms: Sequence[str], data: Path, rows: Rows) -> None:
-    """Train what is missing of a cell."""
-    missing = [name for name in arms if not rows.has(cell, name)]
+def run_cell(cell: CellKey, candidates: Sequence[str], data: Path, rows: GridRows) -> None:
+    """Train the candidates of a cell whose rows are missing."""
+    missing = [name for name in candidates if not rows.has(cell, name)]
     if not missing and rows.has(cell, "mean"):
         return
     splits = load_images(str(data / cell.set))
@@ -188,26 +187,26 @@ def run_cell(cell: Cell, arms: Sequence[str], data: Path, rows: Rows) -> None:
         keys = {"speed", "stages", "preprocessing", "image_size_reason", "seconds"}
         rows.add(cell, "evidence", json.loads(evidence.model_dump_json(exclude=keys, by_alias=True)))
     for name in missing:
-        row, probabilities = train_arm(cell, name, recipe, evidence, splits)
-        rows.keep(cell, name, **probabilities)
+        row, probabilities = train_candidate(cell, name, recipe, evidence, splits)
+        rows.save_probabilities(cell, name, probabilities)
         rows.add(cell, name, row)
         print(cell.name, name, row["test"]["top1"], f"{row['seconds']:.0f} s", flush=True)
     if not rows.has(cell, "mean"):
         rows.add(cell, "mean", {"means": list(averages(cell, TRAINED, rows))})
 
 
-def train_arm(
-    cell: Cell, arm: str, recipe: Recipe, evidence: Evidence, splits: ImageSplits
+def train_candidate(
+    cell: CellKey, name: str, recipe: Recipe, evidence: Evidence, splits: ImageSplits
 ) -> tuple[Row, dict[str, NDArray[np.float64]]]:
-    """Return a candidate's row and the probabilities of the held-out and of the test images."""
+    """Train a candidate; return its row and its probabilities on the held-out and the test images."""
     if splits.test is None:
         raise ValueError(f"{cell.set} has no test split")
     start = time.perf_counter()
-    if arm != "linear_probe":
-        recipe = recipe.changed(steps=STEPS[cell.size] * (SCRATCH_FACTOR if arm == "scratch" else 1))
-    plan = make_plan(recipe, evidence, choose_strategy(evidence, recipe).led_by(arm))
+    if name != "linear_probe":
+        recipe = recipe.changed(steps=STEPS[cell.size] * (SCRATCH_FACTOR if name == "scratch" else 1))
+    plan = make_plan(recipe, evidence, choose_strategy(evidence, recipe).led_by(name))
     is_last_alone = plan.steps > 0 and plan.validation == "cross_validation" and cell.seed >= CROSS_VALIDATED[cell.size]
-    if is_last_alone:  # nothing is chosen by these seeds, so that nothing needs to be held out
+    if is_last_alone:  # these seeds are not used for races, so no images need to be held out
         plan = plan.changed(validation="given", refit=False, refit_steps=0, evaluations=1)
         splits = replace(splits, validation=splits.train)
     with tempfile.TemporaryDirectory() as folder:
@@ -224,14 +223,14 @@ def train_arm(
         test_labels = labels_of(splits.test)
         tested = {"test": model.probabilities(splits.test)}
         last = looks[-1]
-        shipped = last.probe if model.note and last.probe is not None else last.logits
-        held = {"held_out": softmax(shipped / model.temperature)}
-        if plan.steps and arm != "scratch" and not model.note:
+        final = last.probe if model.note and last.probe is not None else last.logits
+        held = {"held_out": softmax(final / model.temperature)}
+        if plan.steps and name != "scratch" and not model.note:
             blended = blend(state)
             tested["blended_test"] = blended.probabilities(splits.test)
             if blended.held_out is not None:
                 held["blended_held_out"] = blended.held_out.probabilities
-    judging: Row = {
+    evaluation: Row = {
         "validation": plan.validation,
         "labels": pack_labels(last.labels),
         "temperature": round(model.temperature, 3),
@@ -247,7 +246,7 @@ def train_arm(
         "note": model.note,
         "blend": BLEND,
         "test_labels": pack_labels(test_labels),
-        **({} if is_last_alone else judging),
+        **({} if is_last_alone else evaluation),
         **{name: in_detail(probabilities, test_labels) for name, probabilities in tested.items()},
         "forward_equivalents": [done.forward_equivalents for done in (*work, model.work)],
         "seconds": round(time.perf_counter() - start, 1),
@@ -256,11 +255,11 @@ def train_arm(
     return row, tested if is_last_alone else {**held, **tested}
 
 
-def averages(cell: Cell, arms: Sequence[str], rows: Rows) -> Iterator[Row]:
-    """Yield the accuracies of every subset's mean probabilities."""
+def averages(cell: CellKey, candidates: Sequence[str], rows: GridRows) -> Iterator[Row]:
+    """Yield the scores of the mean probabilities of every subset of the candidates."""
     detail = {row["arm"]: row for row in rows.all if (row["set"], row["size"], row["seed"]) == _key(cell)}
-    tuned = [arm for arm in arms if arm != "linear_probe"]
-    kept = {arm: rows.kept(cell, arm) for arm in tuned}
+    tuned = [name for name in candidates if name != "linear_probe"]
+    saved = {name: rows.probabilities(cell, name) for name in tuned}
     parts = {"test": "test_labels", "held_out": "labels"}
     labels = {
         part: np.frombuffer(base64.b64decode(detail[tuned[0]][name]), dtype=np.uint8).astype(np.int64)
@@ -269,24 +268,24 @@ def averages(cell: Cell, arms: Sequence[str], rows: Rows) -> Iterator[Row]:
     }
     for count in range(2, len(tuned) + 1):
         for subset in itertools.combinations(tuned, count):
-            means = {part: np.mean([kept[arm][part] for arm in subset], axis=0) for part in labels}
-            yield {"of": subset, **{part: judged(means[part], labels[part]) for part in labels}}
+            means = {part: np.mean([saved[name][part] for name in subset], axis=0) for part in labels}
+            yield {"of": subset, **{part: scores(means[part], labels[part]) for part in labels}}
 
 
 def main() -> None:
-    """Run the grid, or pack it."""
+    """Train the grid, or compress its rows into a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="folder of the image sets")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the rows")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
     parser.add_argument("--sizes", nargs="+", default=list(STEPS), choices=list(STEPS))
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument(
-        "--scratch", action="store_true", help="train from random weights, too: takes five times as long"
+        "--scratch", action="store_true", help="also train from random weights, which takes five times as long"
     )
-    parser.add_argument("--write", type=Path)
+    parser.add_argument("--write", type=Path, help="file for the compressed rows; nothing is trained")
     asked = parser.parse_args()
-    rows = Rows(asked.runs)
+    rows = GridRows(asked.runs)
     if asked.write:
         about = {
             "command": "python -m experiments.strategy_grid --data DIR --runs FOLDER",
@@ -297,9 +296,9 @@ def main() -> None:
         with gzip.open(asked.write, "wt") as file:
             file.writelines(json.dumps(row) + "\n" for row in (about, *rows.all))
         return
-    arms = (*TRAINED, "scratch") if asked.scratch else TRAINED
+    candidates = (*TRAINED, "scratch") if asked.scratch else TRAINED
     for cell in cells(asked.sets, asked.sizes, asked.seeds):
-        run_cell(cell, arms, asked.data, rows)
+        run_cell(cell, candidates, asked.data, rows)
 
 
 if __name__ == "__main__":
