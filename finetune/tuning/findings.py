@@ -32,17 +32,17 @@ STILL_FALLING = 0.05
 """Fall of the held-out loss over the last third of the steps, as a share, above which a training ends too early."""
 
 
-def check_start(loss: float, error: float, expected: float, whose: str) -> Finding:
+def check_start(loss: float, error: float, expected: float, source: str) -> Finding:
     """Return step 1: whether the held-out loss before the first step is the expected one.
 
     Args:
         loss: measured loss, in nats.
         error: standard error of `loss`.
         expected: expected loss, in nats.
-        whose: the source of the expected loss, in words.
+        source: the source of the expected loss, in words, as a possessive: "the linear probe's".
     """
     holds = abs(loss - expected) <= SURE * error + START_TOLERANCE * max(expected, LEAST_EXPECTED)
-    says = f"the loss before the first step is {loss:.3f} ± {error:.3f}, {whose} is {expected:.3f}"
+    says = f"the loss before the first step is {loss:.3f} ± {error:.3f}, {source} is {expected:.3f}"
     if not holds:
         says += (
             ": the network does not see the images as it was measured, or its weights are others; check the weights, "

@@ -118,7 +118,7 @@ def test_the_plan_of_a_trial_has_its_parameters_and_is_otherwise_the_same(decide
 
 @pytest.mark.parametrize(("loss", "holds"), [(0.5, True), (0.69, True), (0.71, False), (2.3, False), (0.2, False)])
 def test_the_initial_loss_must_be_the_expected_one_up_to_chance_and_a_fifth(loss, holds):
-    finding = check_start(loss, error=0.03, expected=0.5, whose="the linear probe's")
+    finding = check_start(loss, error=0.03, expected=0.5, source="the linear probe's")
     assert finding.holds == holds
     assert ("check the weights" in finding.says) != holds
 
