@@ -1,7 +1,7 @@
 """Train ensembles, averages and the single model on several image sets, and write the gains of the averages.
 
     python -m experiments.measure_ensembles --data DIR --runs FOLDER [--few] [--sets flowers12 ...] [--seeds 0 1 2]
-    python -m experiments.measure_ensembles --runs FOLDER [--few] --write docs/ensembles.md
+    python -m experiments.measure_ensembles --runs FOLDER [--few] --write docs/explanation/ensembles.md
 
 DIR holds image sets, each with train and test. The first form appends a row to FOLDER/rows.jsonl for each set and seed;
 rows that are there are not measured again. A row holds the test results of the single model, the same without its

@@ -4,7 +4,7 @@
     python -m experiments.measure_recipes --data DIR --strategies auto linear_probe full --recipes clothing --seeds 0
 
 DIR holds the image sets under the folder names of `SETS`. The first form writes the recipes' headers, their table and
-the README's examples; the second compares forced strategies and writes the table of docs/explanation/strategies.md.
+the README's examples; the second compares forced strategies and writes the table of docs/explanation/choice.md.
 Runs that FOLDER holds are not repeated, so an interrupted measurement continues.
 """
 
@@ -201,7 +201,7 @@ def write_between(path: Path, lines: Sequence[str]) -> None:
 
 
 def write_comparison(all_results: dict[str, dict[str, list[RunResult]]], command: str) -> None:
-    """Write the table of forced strategies into docs/explanation/strategies.md."""
+    """Write the table of forced strategies into docs/explanation/choice.md."""
     strategies = list(next(iter(all_results.values())))
     lines = [
         f"Test accuracy and time of a run; {hardware()}, {date.today()}. Command:",
@@ -224,7 +224,7 @@ def write_comparison(all_results: dict[str, dict[str, list[RunResult]]], command
         f"Training took {min(ratios):.2f} to {max(ratios):.2f} times the expected seconds "
         f"(median {statistics.median(ratios):.2f}, {len(ratios)} runs).",
     ]
-    write_between(PAGES / "strategies.md", lines)
+    write_between(PAGES / "choice.md", lines)
 
 
 def hardware() -> str:
