@@ -24,7 +24,7 @@ from experiments.rows import Row, append_row, read_rows
 from experiments.strategy_grid import few_of_each_class
 from finetune import choose_strategy, load_images, load_recipe, make_plan, measure_evidence
 from finetune.data import ImageSplits, labels_of
-from finetune.training import train as run_plan
+from finetune.training import train
 
 SETS = (
     "flowers12", "clothing10", "scene15", "cifar10", "pacs_cartoon7", "ucmerced21", "brainmri3", "fashion10",
@@ -48,7 +48,7 @@ def divided(folder: Path, per_class: int, seed: int) -> ImageSplits:
     return replace(splits, train=train, validation=validation, test=None)
 
 
-def train(name: str, seed: int, strategy: str, setting: str, asked: argparse.Namespace) -> Row:
+def measure(name: str, seed: int, strategy: str, setting: str, asked: argparse.Namespace) -> Row:
     """Train a plan with a setting on a set; return its accuracy and log-loss on the held-out images."""
     splits = divided(asked.data / name, asked.per_class, seed)
     asked_for: dict[str, Any] = {"image_size": IMAGE_SIZE, "steps": asked.steps, "refit": False}
@@ -57,7 +57,7 @@ def train(name: str, seed: int, strategy: str, setting: str, asked: argparse.Nam
     evidence = measure_evidence(recipe, splits)
     plan = make_plan(recipe, evidence, choose_strategy(evidence, recipe)).changed(evaluations=1)
     start = time.perf_counter()
-    model = run_plan(plan, splits)
+    model = train(plan, splits)
     if model.validation is None:
         raise ValueError(f"{name} has no images left to hold out; give a smaller --per-class")
     return {
@@ -139,7 +139,7 @@ def main() -> None:
                 for setting in asked.settings:
                     if (name, seed, strategy, setting, asked.per_class, asked.steps) in done:
                         continue
-                    rows.append(train(name, seed, strategy, setting, asked))
+                    rows.append(measure(name, seed, strategy, setting, asked))
                     append_row(file, rows[-1])
                     print(rows[-1], flush=True)
     print("\n".join(table(rows, asked)))

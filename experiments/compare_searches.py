@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from finetune.measure import measure_evidence
 from finetune.predict.metrics import log_loss
 from finetune.predict.model import fit_temperature
 from finetune.recipe import Recipe, Search, load_recipe
-from finetune.training import Checkpoints, begin, evaluate_at, finish
+from finetune.training import Checkpoints, HeldOutPredictions, begin, evaluate_at, finish
 from finetune.tuning.space import Dimension, Parameters, Space, plan_of_trial, refine
 from finetune.tuning.state import Trial, Tuning, best_of
 from finetune.tuning.trials import Proposer
@@ -94,13 +94,13 @@ def measure(data: str, output: Path) -> list[Row]:
             parameters = {"learning_rate": rate, "weight_decay": decay}
             plan = plan_of_trial(recipe, evidence, choice, parameters)
             with TemporaryDirectory() as folder:
-                state, looks = begin(plan, splits, checkpoints=Checkpoints(Path(folder))), []
+                state, predictions = begin(plan, splits, checkpoints=Checkpoints(Path(folder))), []
                 for share in (*RUNGS, 1.0):
                     state, found = evaluate_at(state, share)
-                    looks.append(found)
+                    predictions.append(found)
                 state, model = finish(state)
-            losses = [log_loss(each.logits / fit_temperature(each.logits, each.labels), each.labels) for each in looks]
-            row = {"seed": seed, **parameters, "losses": losses, "top1": float(np.mean(_right(looks[-1])))}
+            losses = [_calibrated_loss(found) for found in predictions]
+            row = {"seed": seed, **parameters, "losses": losses, "top1": float(np.mean(_right(predictions[-1])))}
             if splits.test is not None:
                 answers = model.probabilities(splits.test)
                 row["test_loss"] = float(
@@ -114,8 +114,14 @@ def measure(data: str, output: Path) -> list[Row]:
     return rows
 
 
-def _right(look: Any) -> NDArray[np.bool_]:  # noqa: ANN401  (a Look)
-    right: NDArray[np.bool_] = look.logits.argmax(axis=1) == look.labels
+def _calibrated_loss(found: HeldOutPredictions) -> float:
+    """Return the log-loss in nats at the best temperature."""
+    return log_loss(found.logits / fit_temperature(found.logits, found.labels), found.labels)
+
+
+def _right(found: HeldOutPredictions) -> NDArray[np.bool_]:
+    """Return whether each held-out image (n_images,) is classified correctly."""
+    right: NDArray[np.bool_] = found.logits.argmax(axis=1) == found.labels
     return right
 
 

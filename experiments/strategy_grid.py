@@ -214,15 +214,15 @@ def train_candidate(
         checkpoints.begin()
         state = begin(plan, splits, checkpoints=checkpoints, keeps_weights=True)
         work = [state.work]
-        looks = []
+        predictions = []
         for share in (1.0,) if is_last_alone or not plan.steps else (*RUNGS, 1.0):
             state, found = evaluate_at(state, share)
-            looks.append(found)
+            predictions.append(found)
             work.append(state.work)
         state, model = finish(state)
         test_labels = labels_of(splits.test)
         tested = {"test": model.probabilities(splits.test)}
-        last = looks[-1]
+        last = predictions[-1]
         final = last.probe if model.note and last.probe is not None else last.logits
         held = {"held_out": softmax(final / model.temperature)}
         if plan.steps and name != "scratch" and not model.note:
@@ -234,9 +234,9 @@ def train_candidate(
         "validation": plan.validation,
         "labels": pack_labels(last.labels),
         "temperature": round(model.temperature, 3),
-        "rungs": [pack_losses(losses(softmax(look.logits), look.labels)) for look in looks],
-        "rung_top1": [round(float((look.logits.argmax(axis=1) == look.labels).mean()), 4) for look in looks],
-        **{name: in_detail(probabilities, last.labels) for name, probabilities in held.items()},
+        "rungs": [pack_losses(losses(softmax(found.logits), found.labels)) for found in predictions],
+        "rung_top1": [round(float((found.logits.argmax(axis=1) == found.labels).mean()), 4) for found in predictions],
+        **{part: in_detail(probabilities, last.labels) for part, probabilities in held.items()},
     }
     row: Row = {
         "device": evidence.speed.device,
@@ -247,7 +247,7 @@ def train_candidate(
         "blend": BLEND,
         "test_labels": pack_labels(test_labels),
         **({} if is_last_alone else evaluation),
-        **{name: in_detail(probabilities, test_labels) for name, probabilities in tested.items()},
+        **{part: in_detail(probabilities, test_labels) for part, probabilities in tested.items()},
         "forward_equivalents": [done.forward_equivalents for done in (*work, model.work)],
         "seconds": round(time.perf_counter() - start, 1),
         "training_seconds": round(model.seconds, 1),
