@@ -28,6 +28,6 @@ def test_every_program_shows_its_command(name, monkeypatch, capsys):
     assert f"python -m experiments.{name} " in capsys.readouterr().out
 
 
-def test_the_list_of_programs_is_complete():
+def test_the_list_of_programs_has_every_program():
     text = (EXPERIMENTS / "README.md").read_text("utf-8")
-    assert set(re.findall(r"python -m experiments\.([a-z_]+)", text)) == set(PROGRAMS)
+    assert set(PROGRAMS) <= set(re.findall(r"python -m experiments\.([a-z_]+)", text))
