@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from finetune.cache import keep_value, list_entries
+from finetune.cache import write_value, list_entries
 from finetune.cli import main
 from finetune.training import Checkpoints
 
@@ -428,7 +428,7 @@ def test_a_diagnosis_of_a_folder_without_a_run_says_what_is_expected(command):
 
 
 def test_what_is_kept_is_listed_and_cleared(command, empty_cache):
-    keep_value("measurements", "k", "the speed of something", {"number": 1})
+    write_value("measurements", "k", "the speed of something", {"number": 1})
     status, printed, _ = command("cache")
     assert status == 0
     assert "the speed of something" in printed

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from finetune.cache import keep_value, make_key, read_value, size_limit
+from finetune.cache import write_value, make_key, read_value, size_limit
 from finetune.data import ImageSplits, Pixels, even_sample, groups_of, labels_of, native_size, stratified_subset
 from finetune.data.batches import PlainImages, VariedImages, normaliser, read_in_turn
 from finetune.decide.evidence import Evidence, ForwardSettings, LearningCurve, MachineSpeed, ProbeResult, StageProfile
@@ -20,7 +20,7 @@ from finetune.decide.plan import AugmentationPlan
 from finetune.decide.preprocessing import Preprocessing, choose_image_size
 from finetune.decide.workload import default_batch_size, default_trainable_stages, short_stages
 from finetune.device import MEMORY_FORMATS, autocast, best_device
-from finetune.errors import RecipeError
+from finetune.errors import CacheError, RecipeError
 from finetune.measure.domain import DomainProbe
 from finetune.measure.machine import is_busy, machine_name
 from finetune.measure.similarity import similarity
@@ -222,9 +222,10 @@ def _machine(
         busy = is_busy()
         found = measure()
         if not busy:
-            keep_value("measurements", key, f"speed of {name} at {preprocessing.image_size} px", found)
-    stages = tuple(StageProfile.parse(stage, origin="the cache") for stage in found["stages"])
-    return stages, MachineSpeed.parse(found["speed"], origin="the cache").changed(num_processes=processes)
+            write_value("measurements", key, f"speed of {name} at {preprocessing.image_size} px", found)
+    origin = "a measurement in the cache is damaged (remove it with 'finetune cache --clear')"
+    stages = tuple(StageProfile.parse(stage, origin, CacheError) for stage in found["stages"])
+    return stages, MachineSpeed.parse(found["speed"], origin, CacheError).changed(num_processes=processes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,7 +272,7 @@ def _similarity(
             for moments, groups in streams.map(measure, batches):
                 probe.collect(moments, groups)
         parts = probe.parts(list(probe.groups.values()))
-        keep_value("features", key, f"domain similarity: {len(members)} images", parts)
+        write_value("features", key, f"domain similarity: {len(members)} images", parts)
         work = Work(forward_images=len(members), forward_equivalents=float(len(members)))
         work += Work() if pixels.is_kept else pixels.reading(len(members))
     # Without batch norms and a classifier of many classes nothing tells near from far.
