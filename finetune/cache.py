@@ -124,7 +124,7 @@ class CachedRows:
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:  # noqa: ANN401  (a slice or indices)
         """Return a copy of some rows."""
-        # Each row read by its index maps up to MAPPED_AROUND more bytes. Many rows are read in parts, and the pages of a
+        # Each row read by its index maps up to MAPPED_AROUND more bytes. Many rows are read in parts; the pages of one
         # part are released before the next part is read.
         pieces = len(rows) if isinstance(rows, (list, np.ndarray)) else 1
         most = max(1, RELEASE_AFTER // MAPPED_AROUND)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from finetune.cache import write_value, list_entries
+from finetune.cache import list_entries, write_value
 from finetune.cli import main
 from finetune.training import Checkpoints
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from finetune.cache import write_value, make_key, read_value, size_limit
+from finetune.cache import make_key, read_value, size_limit, write_value
 from finetune.data import ImageSplits, Pixels, even_sample, groups_of, labels_of, native_size, stratified_subset
 from finetune.data.batches import PlainImages, VariedImages, normaliser, read_in_turn
 from finetune.decide.evidence import Evidence, ForwardSettings, LearningCurve, MachineSpeed, ProbeResult, StageProfile
