@@ -68,3 +68,13 @@ def nearest_names(name: str, known: Iterable[str], most: int = 3) -> str:
     """
     near = difflib.get_close_matches(name, list(known), n=most, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
+
+
+def quoted_names(names: Sequence[str], most: int = 8) -> str:
+    """Return the first `most` names in quotes, and how many there are besides.
+
+    >>> quoted_names(["cat", "dog", "owl"], most=2)
+    "'cat', 'dog' and 1 more"
+    """
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

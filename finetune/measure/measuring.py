@@ -98,7 +98,7 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
     labels_seen = labels[sample]
     table = splits.train if len(sample) == len(labels) else splits.train.select(sample)
     pixels = Pixels(table, preprocessing.shorter_side)
-    work = pixels.keep(progress)
+    work = pixels.cache(progress)
     stages, speed = _machine(network, name, preprocessing, recipe, num_images, pixels, progress)
     network.to(memory_format=MEMORY_FORMATS[speed.forward.layout])
     domain = _similarity(network, name, pixels, labels_seen, recipe.seed, speed.forward)
@@ -204,7 +204,7 @@ def _machine(
     # Their schemas, so that an older version's measurements are not mistaken for this one's.
     schemas = MachineSpeed.model_json_schema(), StageProfile.model_json_schema()
     key = make_key(
-        name, preprocessing, batch_size, asked or "usual and short", pixels.is_kept, machine_name(device), schemas
+        name, preprocessing, batch_size, asked or "usual and short", pixels.is_cached, machine_name(device), schemas
     )
 
     def measure() -> dict[str, Any]:
@@ -274,7 +274,7 @@ def _similarity(
         parts = probe.parts(list(probe.groups.values()))
         write_value("features", key, f"domain similarity: {len(members)} images", parts)
         work = Work(forward_images=len(members), forward_equivalents=float(len(members)))
-        work += Work() if pixels.is_kept else pixels.reading(len(members))
+        work += Work() if pixels.is_cached else pixels.reading_work(len(members))
     # Without batch norms and a classifier of many classes nothing tells near from far.
     value, is_calibrated = similarity(parts, name) if parts else (0.5, False)
     return _Domain(similarity=value, parts=parts, is_calibrated=is_calibrated, work=work)

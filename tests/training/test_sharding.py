@@ -149,7 +149,7 @@ TASKS = """
 import timm
 import torch
 
-from finetune.batches import Share, StepSampler, make_loader
+from finetune.batches import BatchShare, StepSampler, make_loader
 from finetune.network.backbone import set_trainable
 from finetune.plan import Plan
 from finetune.training.loop import Task, make_accelerator, train_steps
@@ -175,7 +175,7 @@ def train_in_turn(folder, rank, count):
         plan = Plan.load(folder / f"{strategy}.json")
 
         def loader(steps):
-            sampler = StepSampler(range(10), Share(plan.batch_size, steps, plan.seed, rank, count))
+            sampler = StepSampler(range(10), BatchShare(plan.batch_size, steps, plan.seed, rank, count))
             return make_loader(Inputs(), torch.device("cpu"), 0, sampler)
 
         task = Task(
