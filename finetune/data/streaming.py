@@ -138,7 +138,7 @@ def _class_names(dataset: datasets.IterableDataset, label_column: str, name: str
     feature = dataset.features[label_column] if dataset.features else None
     if not isinstance(feature, datasets.ClassLabel):
         raise DataError(
-            f"{name}: the classes of a stream must be known in advance, but column '{label_column}' is not a ClassLabel; "
+            f"{name}: the classes of a stream must be known in advance, but '{label_column}' is not a ClassLabel; "
             f"store the data set with hf:{name}"
         )
     return list(feature.names)

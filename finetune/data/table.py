@@ -182,7 +182,9 @@ def refuse_straddling_groups(groups: list[str], splits: list[str]) -> None:
     first: dict[str, str] = {}
     for group, split in zip(groups, splits, strict=True):
         if first.setdefault(group, split) != split:
-            raise DataError(f"group '{group}' is in {first[group]} and in {split}; all images of a group must be in one split")
+            raise DataError(
+                f"group '{group}' is in {first[group]} and in {split}; all images of a group must be in one split"
+            )
 
 
 def _optional_column(frame: pd.DataFrame, asked: str | None, usual: str, path: Path) -> str | None:
