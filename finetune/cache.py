@@ -221,6 +221,7 @@ def new_entry(
     Raises:
         CacheError: the disk became full.
     """
+    # The entry is written next to its final place and renamed at the end, which is atomic.
     partial = cache_folder() / kind / f"{key}.{secrets.token_hex(4)}.partial"
     try:
         fits = _make_room(num_bytes)
@@ -282,6 +283,7 @@ def clear() -> int:
 
 
 def _read_about(kind: Kind, key: str) -> dict[str, Any] | None:
+    """Return the description of an entry and mark the entry as used, or None if it is missing or damaged."""
     path = cache_folder() / kind / key / ABOUT
     try:
         about: dict[str, Any] = json.loads(path.read_text("utf-8"))

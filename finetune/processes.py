@@ -35,7 +35,7 @@ def from_main_process(make: Callable[[], Made]) -> Made:
     state = _state()
     if state.num_processes == 1:
         return make()
-    outcome: list[object] = [None, None]
+    outcome: list[object] = [None, None]  # result and error
     if state.is_main_process:
         try:
             outcome[0] = make()
@@ -59,15 +59,16 @@ def divide_rows(make: Callable[[list[int]], Array], indices: Sequence[int] | NDA
     if state.num_processes == 1:
         return make([int(index) for index in indices])
     own = np.array_split(np.asarray(indices, dtype=np.intp), state.num_processes)[state.process_index]
-    outcome: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]  # rows and error
     try:
         outcome[0] = make([int(index) for index in own])
     except FinetuneError as error:
         outcome[1] = error
     outcomes = of_all_processes(outcome)
-    for _, error in outcomes:
-        if error is not None:
-            raise error
+    for _, raised in outcomes:
+        if raised is not None:
+            raise raised
+    # A process without rows may return them with another shape or type.
     filled = [rows for rows, _ in outcomes if len(rows)]
     return np.concatenate(filled or [outcomes[0][0]])  # type: ignore[return-value]
 

@@ -273,7 +273,7 @@ def test_files_that_can_not_be_labelled_are_told_of_and_left_out(command, image_
     status, printed, said = command("predict", "out", "images/a")
     assert status == 0
     assert len(printed.splitlines()) == 7
-    assert said == "left out: images/a/broken.jpg can not be read: no image of a known format\n"
+    assert said == "left out: images/a/broken.jpg can not be read: not an image of a known format\n"
 
 
 def test_an_evaluation_on_unknown_classes_is_refused(command, image_folder, quick, tmp_path):

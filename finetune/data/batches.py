@@ -104,7 +104,7 @@ class BatchShare:
 
     def own(self, batch: list[Item]) -> list[Item]:
         """Return this process's share of a whole batch."""
-        return batch[self.rank :: self.world_size]
+        return batch[self.rank :: self.world_size]  # shares differ by at most one image
 
 
 class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
@@ -128,6 +128,7 @@ class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
         Raises:
             DataError: an image cannot be decoded.
         """
+        # Step t has the images at positions t * size .. (t + 1) * size - 1 of the stream; the position is the key.
         size = self._share.batch_size
         examples = self._stream.read(self._share.steps.start * size)
         for step in self._share.steps:
@@ -137,6 +138,7 @@ class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
             yield torch.stack(varied), torch.tensor([label for _, (_, label) in own])
 
     def _decode(self, source: ImageSource) -> NDArray[np.uint8]:
+        """Return an image (height, width, 3) uint8."""
         return np.array(decode(source, self._shorter_side, "an image of the stream"))
 
 
@@ -159,6 +161,8 @@ class StepSampler(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Yield the keys of each step, this process's share."""
+        # With n images and all passes in a row, step t has positions t * size .. (t + 1) * size - 1. Position p is item
+        # p mod n in the permutation of pass p // n; the pass is the number of the view.
         passes: dict[int, list[int]] = {}
         size = self._share.batch_size
         for step in self._share.steps:
@@ -207,7 +211,7 @@ def make_loader(
         keys: indices or keys to read, without a sampler.
     """
     source: Any = dataset  # torch's type is its own class, but it uses only these two methods
-    pinned = device.type == "cuda"
+    pinned = device.type == "cuda"  # pinned memory is copied to the GPU while it computes
     if batches is not None:
         return BatchLoader(source, batch_sampler=batches, num_workers=workers, pin_memory=pinned)
     order = list(range(len(dataset)) if keys is None else keys)
@@ -268,10 +272,12 @@ def _without_tracebacks(batches: Iterator[Any]) -> Iterator[Any]:
 
 
 def _itself(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return a batch that a worker has read."""
     return batch
 
 
 def _read(loader: DataLoader[Any], keys: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401  (indices or keys)
+    """Return the batch of some keys, read in this thread."""
     images: Any = loader.dataset
     batch: tuple[Tensor, Tensor] = loader.collate_fn(images.__getitems__(keys))
     return batch

@@ -41,11 +41,12 @@ def read_image(source: ImageSource, shorter_side: int | None = None) -> Image.Im
     """
     with Image.open(_open(source)) as image:
         if shorter_side is not None:
+            # JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides stay at least as asked.
             image.draft(None, _draft_size(image.size, shorter_side))
         upright = ImageOps.exif_transpose(image)
         rgb = _to_rgb(upright)
     if shorter_side is not None and (factor := min(rgb.size) // shorter_side) >= 2:
-        rgb = rgb.reduce(factor)
+        rgb = rgb.reduce(factor)  # means of factor x factor pixels
     return rgb
 
 
@@ -123,6 +124,7 @@ def _is_whole(source: ImageSource) -> bool:
     opened = _open(source)
     with opened if isinstance(opened, io.BytesIO) else Path(opened).open("rb") as file:
         with Image.open(file) as image:
+            # Pillow checks the checksum of every chunk of a PNG.
             if image.format == "PNG" and image.mode in {"1", "L", "P", "RGB", "RGBA"}:
                 image.verify()
                 return True
@@ -149,6 +151,7 @@ def _draft_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Return an image of any mode in RGB, transparent pixels blended with white."""
+    # I, I;16 and F are 32-bit, 16-bit and floating-point grey.
     if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
         return _stretched(image)
     if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
@@ -164,6 +167,7 @@ def _stretched(image: Image.Image) -> Image.Image:
     Cameras use 10 to 16 bits, so no fixed divisor suits them all. A constant image keeps its value, at most 255.
     """
     values = np.asarray(image, dtype=np.float32)
+    # 255 (value - low) / (high - low), over finite values; floating-point images may have holes.
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)

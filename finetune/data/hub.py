@@ -35,6 +35,7 @@ def load_hub_table(name: str, columns: TableColumns) -> LabelledTable:
     grouped = False
     if columns.split is not None:
         raise DataError(f"{name}: a Hugging Face data set has its own splits; remove columns.split")
+    # The training split comes first, so that its ClassLabel decides the order of the classes.
     loaded = load_dataset_dict(name)
     for split, dataset in sorted(loaded.items(), key=lambda item: SPLIT_NAMES.get(str(item[0])) != "train"):
         image_column = image_column_of(dataset, columns.path, name)
@@ -55,6 +56,7 @@ def load_hub_table(name: str, columns: TableColumns) -> LabelledTable:
         if columns.group is not None:
             group_column = find_column(dataset.column_names, columns.group, (), "group", name)
         grouped = grouped or group_column is not None
+        # Without a group column in this split, each image is a group of its own.
         groups += (
             [f"{split} {row}" for row in range(len(values))]
             if group_column is None

@@ -109,6 +109,7 @@ def to_splits(table: LabelledTable, seed: int) -> ImageSplits:
     splits = table.splits
     if splits is None:
         everything = to_dataset(table, class_names)
+        # One image for the test, one to hold out, one to train on.
         check_counts(ImageSplits(train=everything, validation=None, test=None, class_names=class_names), least=3)
         stay, held_out = stratified_holdout(labels_of(everything), TEST_FRACTION, seed, groups_of(everything))
         return ImageSplits(
@@ -132,6 +133,7 @@ def to_splits(table: LabelledTable, seed: int) -> ImageSplits:
                 f"the {name} split has classes without any training image: {quoted_names(only_later)}; "
                 f"add training images of them or take them out of the {name} split"
             )
+    # A class that the data set names but has no image of is not a class of the model.
     class_names = tuple(name for name in class_names if name in trained)
     parts = {name: to_dataset(table.select(rows), class_names) for name, rows in rows_of.items() if rows}
     return ImageSplits(
@@ -148,7 +150,7 @@ def to_dataset(table: LabelledTable, class_names: tuple[str, ...]) -> Dataset:
     if table.groups is not None:
         content["group"] = list(table.groups)
         features["group"] = Value("string")
-    if isinstance(table.sources, Column):
+    if isinstance(table.sources, Column):  # images of a Hugging Face data set stay in its files
         labelled = Dataset.from_dict(content, features=Features(features))
         return concatenate_datasets([table.sources.source, labelled], axis=1)
     content["image"] = [

@@ -66,11 +66,13 @@ class Pixels:
         Raises:
             DataError: an image cannot be decoded.
         """
+        # Threads help with decoding; copying cached rows is faster without.
         if self.is_cached:
             return [self._read_one(index) for index in indices]
         return in_threads(self._read_one, indices)
 
     def _read_one(self, index: int) -> NDArray[np.uint8]:
+        """Return one image (height, width, 3) from its table."""
         number = bisect_right(self._starts, index) - 1
         return self._parts[number].read(index - self._starts[number])
 
@@ -79,6 +81,7 @@ class _TablePixels:
     """Pixels of the images of one table."""
 
     def __init__(self, table: Dataset, shorter_side: int) -> None:
+        """Prepare to read images as `Pixels` does."""
         self.sources = table["image"]
         self.cached: dict[str, CachedRows] | None = None
         self._shorter_side = shorter_side
@@ -89,6 +92,7 @@ class _TablePixels:
         return self.__dict__ | {"cached": self.cached is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the state, and map the cached rows again."""
         self.__dict__.update(state)
         self.cached = read_arrays("pixels", self._key()) if state["cached"] else None
 
@@ -101,6 +105,7 @@ class _TablePixels:
         return self._contents
 
     def cache(self, progress: Progress) -> Work:
+        """Decode all images into the cache, as in `Pixels.cache`."""
         count = len(self.sources)
         if self.cached is not None or not count:
             return Work()
@@ -111,6 +116,8 @@ class _TablePixels:
         with new_entry("pixels", self._key(), about, self._estimated_bytes()) as writer:
             if writer is None:
                 return Work()
+            # Images differ in size, so all values are in one flat array `pixels`; image i ends at `ends[i]` and has
+            # (width, height) `sizes[i]`. Blocks bound the memory that decoded images take.
             end = 0
             for start in range(0, count, BLOCK):
                 images = in_threads(self._decode, range(start, min(start + BLOCK, count)))
@@ -125,6 +132,7 @@ class _TablePixels:
         return Work(decoded_images=count, decoded_bytes=int(self.contents["size"].sum()))
 
     def read(self, index: int) -> NDArray[np.uint8]:
+        """Return one image (height, width, 3), from the cache or from its file."""
         if self.cached is None:
             return np.array(self._decode(index))
         width, height = map(int, self.cached["sizes"][index])
@@ -137,11 +145,12 @@ class _TablePixels:
         return decode(source, self._shorter_side, name_of(source, index))
 
     def _key(self) -> str:
+        """Return the cache key: it depends on the content and the order of the files, not on their names."""
         content = hashlib.blake2b(self.contents["digest"].tobytes()).hexdigest()
         return make_key("pixels", content, self._shorter_side)
 
     def _estimated_bytes(self) -> int:
-        # The mean decoded size of some images, evenly spaced in the table, times the number of images.
+        """Return the approximate size of all decoded images, in bytes, from a sample evenly spaced in the table."""
         count = len(self.sources)
         sample = in_threads(self._decode, range(0, count, -(-count // SAMPLED)))
         return int(np.mean([3 * image.width * image.height for image in sample]) * count)
@@ -154,5 +163,6 @@ def name_of(source: ImageSource, index: int) -> str:
 
 
 def _digest(source: ImageSource) -> tuple[bytes, int]:
+    """Return the digest and the size in bytes of an encoded image."""
     encoded = encoded_bytes(source)
     return digest_of(encoded), len(encoded)

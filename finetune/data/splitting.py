@@ -29,12 +29,14 @@ def stratified_holdout(
         DataError: there is only one group.
     """
     if groups is not None:
+        # Of 1 / fraction folds, the one whose number of images is nearest to the asked fraction.
         folds = _group_folds(labels, max(2, round(1 / fraction)), seed, groups)
         return min(folds, key=lambda fold: abs(len(fold[1]) - fraction * len(labels)))
     generator = np.random.default_rng(seed)
     held_out: list[int] = []
     for label in np.unique(labels):
         own = generator.permutation(np.flatnonzero(labels == label))
+        # At least one image is held out, and at least one stays.
         held_out.extend(own[: min(max(1, round(len(own) * fraction)), len(own) - 1)])
     mask = np.zeros(len(labels), dtype=bool)
     mask[held_out] = True
@@ -52,7 +54,7 @@ def stratified_folds(
         DataError: there is only one group.
     """
     smallest = int(np.bincount(labels)[np.unique(labels)].min())
-    num_folds = max(2, min(num_folds, smallest))
+    num_folds = max(2, min(num_folds, smallest))  # every fold holds out an image of every class
     if groups is None:
         splitter = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
         return list(splitter.split(np.zeros(len(labels)), labels))
@@ -61,6 +63,8 @@ def stratified_folds(
 
 def even_sample(labels: "NDArray[np.integer]", most: int, seed: int) -> "NDArray[np.intp]":
     """Return the sorted indices of at most `most` images, as equally divided among the classes as possible."""
+    # Each image gets its rank in a random order of its class. All images of rank 0, then those of rank 1, and so on,
+    # are one image of each class in turn.
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(labels))
     rank = np.zeros(len(labels), dtype=np.int64)

@@ -43,6 +43,7 @@ class ImageStream:
         Raises:
             DataError: there is no readable image.
         """
+        # A position counts the images that are read, so that it is the same image in every run with the same seed.
         position = 0
         for epoch in count():
             self._dataset.set_epoch(epoch)
@@ -84,6 +85,7 @@ def load_stream(name: str, columns: TableColumns, seed: int) -> tuple[LabelledTa
         shuffled = _plain(dataset, image_column_of(dataset, columns.path, name), label_column).shuffle(
             seed=seed, buffer_size=BUFFER
         )
+        # One image more than the sample shows whether the split is longer.
         rows = list(islice(shuffled, SAMPLE + 1))
         is_longer, rows = len(rows) > SAMPLE, rows[:SAMPLE]
         if any(row["label"] is None or row["label"] < 0 for row in rows):
@@ -99,6 +101,7 @@ def load_stream(name: str, columns: TableColumns, seed: int) -> tuple[LabelledTa
     if streamed is None:
         return table, None
     table = _with_validation(table, class_names, name, seed)
+    # The stream yields the sampled images, too; held-out ones are recognized by their digest.
     held_out = frozenset(
         digest_of(encoded_bytes(source))
         for source, split in zip(table.sources, table.splits or (), strict=True)
