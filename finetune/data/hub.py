@@ -35,8 +35,8 @@ def load_hub_table(name: str, columns: TableColumns) -> LabelledTable:
     grouped = False
     if columns.split is not None:
         raise DataError(f"{name}: a Hugging Face data set has its own splits; remove columns.split")
-    # The training split comes first, so that its ClassLabel decides the order of the classes.
     loaded = load_dataset_dict(name)
+    # The training split comes first, so that its ClassLabel decides the order of the classes.
     for split, dataset in sorted(loaded.items(), key=lambda item: SPLIT_NAMES.get(str(item[0])) != "train"):
         image_column = image_column_of(dataset, columns.path, name)
         label_column = label_column_of(dataset, columns.label, name)
