@@ -1,7 +1,7 @@
-"""What was computed once and is worth keeping between runs: arrays and values on disk, by what they were made from.
+"""Cache arrays and values on disk between runs, under a key made from everything that they depend on.
 
-An entry is a folder that appears whole or not at all, so that a kill in the middle or a second process leaves nothing
-half written. The least recently used entries make room for new ones.
+An entry is a folder that appears whole or not at all, so that a killed or a second process cannot leave half an entry.
+The least recently used entries are removed to make room for new ones.
 """
 
 import hashlib
@@ -19,52 +19,54 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
+import platformdirs
 from numpy.typing import NDArray
 
-from finetune.errors import FinetuneError, RecipeError
+from finetune.errors import CacheError, FinetuneError
 
 Kind = Literal["pixels", "features", "activations", "measurements"]
 
 LARGEST = 16 * 2**30
-"""Most bytes that the cache takes by default."""
+"""Default limit of the cache's size, in bytes."""
 
-SHARE_OF_DISK = 0.25
-"""And at most this share of what is free on the disk or in the cache already."""
+DISK_FRACTION = 0.25
+"""Default limit of the cache's size, as a fraction of the space that is free on the disk or taken by the cache."""
 
 FORMAT = 2
-"""Part of every key: a new number forgets what earlier versions kept."""
+"""Number of the entries' format, a part of every key: a new number makes all earlier entries unused."""
 
-RELEASED = 64 * 2**20
-"""Bytes of mapped pages that are read before these are given back: till then they count as this process's memory."""
+RELEASE_AFTER = 64 * 2**20
+"""Bytes of mapped pages that are read before they are released; until then they count as this process's memory."""
 
-AROUND = 16 * mmap.PAGESIZE
-"""What Linux maps with each page that is read, where the disk's own cache has it."""
+MAPPED_AROUND = 16 * mmap.PAGESIZE
+"""Bytes that Linux maps around each page that is read, where the disk's own cache has them."""
 
 ABANDONED = 3600.0
-"""Seconds after which an entry in the making counts as left behind."""
+"""Seconds without a change after which a partial entry is removed."""
 
 ABOUT = "about.json"
+"""Name of the file that describes an entry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """Something that is kept."""
+    """A cached entry."""
 
     kind: str
     about: str
-    """What it was made from, for people."""
+    """Description of what the entry was made from, for people."""
     path: Path
     num_bytes: int
     used: float
-    """When it was last read or written, in seconds since 1970."""
+    """Time of the last reading or writing, in seconds since 1970."""
 
     def used_at(self) -> datetime:
-        """Return the same in local time."""
+        """Return the time of the last reading or writing, in local time."""
         return datetime.fromtimestamp(self.used)
 
 
 class Writer:
-    """An entry in the making; arrays grow by rows."""
+    """Write an entry whose arrays grow by rows."""
 
     def __init__(self, folder: Path) -> None:
         """Write into `folder`."""
@@ -76,9 +78,9 @@ class Writer:
         """Add rows (n, ...) to the array `name`; all its rows have one shape and type.
 
         Raises:
-            FinetuneError: the disk is full.
+            CacheError: the disk is full.
         """
-        with _explained():
+        with _disk_errors_explained():
             if name not in self._files:
                 self._files[name] = (self._folder / name).open("wb")
                 self.arrays[name] = {"dtype": rows.dtype.str, "shape": [0, *rows.shape[1:]]}
@@ -86,30 +88,30 @@ class Writer:
             self._files[name].write(np.ascontiguousarray(rows).data)
 
     def close(self) -> None:
-        """Write out what is buffered.
+        """Write buffered rows to the disk and close all files.
 
         Raises:
-            FinetuneError: the disk is full.
+            CacheError: the disk is full.
         """
-        with _explained():
+        with _disk_errors_explained():
             while self._files:
                 self._files.popitem()[1].close()
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Say what to do when the disk is full."""
+def _disk_errors_explained() -> Iterator[None]:
+    """Turn an error of the disk into a CacheError that says what to do."""
     try:
         yield
     except OSError as error:
-        raise FinetuneError(
-            f"{cache_folder()} can not be written to ({error.strerror}); make room there, let FINETUNE_CACHE name a "
-            f"folder on another disk, or keep nothing with FINETUNE_CACHE_LIMIT=0; then start again or --resume"
+        raise CacheError(
+            f"{cache_folder()} cannot be written to ({error.strerror}); make room there, set FINETUNE_CACHE to a "
+            f"folder on another disk, or switch the cache off with FINETUNE_CACHE_LIMIT=0; then start again or --resume"
         ) from None
 
 
 class CachedRows:
-    """Rows of an array in memory or mapped from the disk; of the latter few stay in this process's memory."""
+    """Rows of an array that is in memory or memory-mapped; few mapped pages stay in this process's memory."""
 
     def __init__(self, array: NDArray[Any]) -> None:
         """Read rows of `array` (n, ...)."""
@@ -122,56 +124,63 @@ class CachedRows:
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:  # noqa: ANN401  (a slice or indices)
         """Return a copy of some rows."""
+        # Each row read by its index maps up to MAPPED_AROUND more bytes. Many rows are read in parts; the pages of one
+        # part are released before the next part is read.
         pieces = len(rows) if isinstance(rows, (list, np.ndarray)) else 1
-        most = max(1, RELEASED // AROUND)
+        most = max(1, RELEASE_AFTER // MAPPED_AROUND)
         if pieces > most:
             return np.concatenate([self[rows[start : start + most]] for start in range(0, pieces, most)])
         part = np.array(self.array[rows])
-        self._unreleased += part.nbytes + pieces * AROUND
+        self._unreleased += part.nbytes + pieces * MAPPED_AROUND
         mapping = getattr(self.array, "_mmap", None)
-        if self._unreleased > RELEASED and mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
-            mapping.madvise(mmap.MADV_DONTNEED)  # reading a page again takes it from the disk's own cache
+        if self._unreleased > RELEASE_AFTER and mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapping.madvise(mmap.MADV_DONTNEED)  # a page that is read again comes from the disk's own cache
             self._unreleased = 0
         return part
 
 
 def cache_folder() -> Path:
-    """Return where the cache lies: `$FINETUNE_CACHE`, else `finetune` in the user's cache folder."""
+    """Return the folder of the cache: `$FINETUNE_CACHE`, or `finetune` in the user's cache folder of the system.
+
+    The user's cache folder is `$XDG_CACHE_HOME` or `~/.cache` on Linux, `~/Library/Caches` on macOS and
+    `%LOCALAPPDATA%` on Windows (there `finetune\\Cache`).
+    """
     own = os.environ.get("FINETUNE_CACHE")
     if own:
         return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
+    return platformdirs.user_cache_path("finetune", appauthor=False)
 
 
 def size_limit() -> int:
-    """Return how many bytes the cache may take: `$FINETUNE_CACHE_LIMIT` in GB, else 16 GiB or a quarter of the disk's
-    free space, whichever is less.
+    """Return the limit of the cache's size, in bytes.
+
+    It is `$FINETUNE_CACHE_LIMIT` (in GB); by default 16 GiB, or a quarter of the disk's free space if that is less.
 
     Raises:
-        RecipeError: the limit is no number.
+        CacheError: the environment variable is not a number.
     """
     asked = os.environ.get("FINETUNE_CACHE_LIMIT")
     if asked:
         try:
             return int(float(asked) * 1e9)
         except (ValueError, OverflowError):
-            raise RecipeError(
-                f"FINETUNE_CACHE_LIMIT is '{asked}'; give the size in GB, such as 20, or 0 to keep nothing"
+            raise CacheError(
+                f"FINETUNE_CACHE_LIMIT is '{asked}'; give the size in GB, such as 20, or 0 to switch the cache off"
             ) from None
     folder = cache_folder()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return min(LARGEST, int(SHARE_OF_DISK * (shutil.disk_usage(folder).free + _total(list_entries()))))
+    return min(LARGEST, int(DISK_FRACTION * (shutil.disk_usage(folder).free + _total(list_entries()))))
 
 
 def make_key(*parts: object) -> str:
-    """Return the name of what is made from `parts`, whose `str` must tell them apart."""
+    """Return the key of an entry that depends on `parts`; different parts must have a different `str`."""
     text = "\n".join([str(FORMAT), *map(str, parts)])
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
 
 
 def read_arrays(kind: Kind, key: str) -> dict[str, CachedRows] | None:
-    """Return an entry's arrays, memory-mapped, or None if there is no such entry."""
+    """Return the arrays of an entry by name, memory-mapped, or None if the entry is missing or damaged."""
     about = _read_about(kind, key)
     if about is None:
         return None
@@ -181,7 +190,7 @@ def read_arrays(kind: Kind, key: str) -> dict[str, CachedRows] | None:
             name: CachedRows(np.memmap(folder / name, dtype=array["dtype"], mode="r", shape=tuple(array["shape"])))
             for name, array in about["arrays"].items()
         }
-    except FileNotFoundError:  # cleared by another process meanwhile
+    except FileNotFoundError:  # another process has just removed it
         return None
     except (OSError, ValueError, KeyError):
         _discard(folder)
@@ -189,7 +198,7 @@ def read_arrays(kind: Kind, key: str) -> dict[str, CachedRows] | None:
 
 
 def read_value(kind: Kind, key: str) -> dict[str, Any] | None:
-    """Return an entry's value, or None if there is no such entry."""
+    """Return the value of an entry, or None if the entry is missing or damaged."""
     about = _read_about(kind, key)
     return None if about is None else about["value"]
 
@@ -198,25 +207,29 @@ def read_value(kind: Kind, key: str) -> dict[str, Any] | None:
 def new_entry(
     kind: Kind, key: str, about: str, num_bytes: int, value: dict[str, Any] | None = None
 ) -> Iterator[Writer | None]:
-    """Make an entry; it is there when the context ends without an error.
+    """Make an entry, which appears when the context ends without an error.
 
-    Yields None where nothing can be kept: it is too large, or the folder can not be written to.
+    Yields None if the entry cannot be cached: it is larger than the limit, or the folder cannot be written to.
 
     Args:
-        kind: its kind.
-        key: from `make_key`.
-        about: what it is made from, for people.
-        num_bytes: about how large it will be.
-        value: something small to keep with the arrays.
+        kind: kind of the entry.
+        key: key of the entry, from `make_key`.
+        about: description of what the entry is made from, for people.
+        num_bytes: expected size of the arrays, in bytes.
+        value: small JSON value that is saved with the arrays.
+
+    Raises:
+        CacheError: the disk became full.
     """
+    # The entry is written next to its final place and renamed at the end, which is atomic.
     partial = cache_folder() / kind / f"{key}.{secrets.token_hex(4)}.partial"
     try:
-        is_kept = _make_room(num_bytes)
-        if is_kept:
+        fits = _make_room(num_bytes)
+        if fits:
             partial.mkdir(parents=True)
     except OSError:
-        is_kept = False
-    if not is_kept:
+        fits = False
+    if not fits:
         yield None
         return
     writer = Writer(partial)
@@ -224,28 +237,28 @@ def new_entry(
         yield writer
         writer.close()
         content = {"about": about, "arrays": writer.arrays, "value": value or {}}
-        with _explained():
+        with _disk_errors_explained():
             (partial / ABOUT).write_text(json.dumps(content), "utf-8")
-        read_arrays(kind, key)  # takes away what is damaged
-        with suppress(OSError):  # another process was faster, and made the same
+        read_arrays(kind, key)  # removes a damaged entry of the same key
+        with suppress(OSError):  # another process was faster and made the same entry
             partial.rename(partial.with_name(key))
     finally:
-        with suppress(FinetuneError):  # told already
+        with suppress(FinetuneError):  # an earlier error of the disk is being raised already
             writer.close()
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def keep_value(kind: Kind, key: str, about: str, value: dict[str, Any]) -> None:
-    """Keep something small; where nothing can be kept, it is forgotten."""
+def write_value(kind: Kind, key: str, about: str, value: dict[str, Any]) -> None:
+    """Cache a small JSON value; do nothing if it cannot be cached."""
     with new_entry(kind, key, about, 0, value):
         pass
 
 
 def list_entries() -> list[Entry]:
-    """Return what is kept, the least recently used first."""
+    """Return all entries, the least recently used first."""
     entries: list[Entry] = []
     for path in cache_folder().glob(f"*/*/{ABOUT}"):
-        with suppress(OSError, ValueError, KeyError):  # cleared meanwhile, or no entry of ours
+        with suppress(OSError, ValueError, KeyError):  # another process has just removed it, or it is damaged
             about = json.loads(path.read_text("utf-8"))
             entries.append(
                 Entry(
@@ -260,37 +273,38 @@ def list_entries() -> list[Entry]:
 
 
 def clear() -> int:
-    """Remove everything that is kept; return the bytes that it took. A run that reads it meanwhile is not disturbed."""
+    """Remove all entries and return their size, in bytes. A run that is reading an entry is not disturbed."""
     entries = list_entries()
     for path in cache_folder().glob("*/*"):
         if path.parent.name in get_args(Kind) and path.suffix != ".partial":  # damaged entries, too
             shutil.rmtree(path, ignore_errors=True)
-    _sweep()
+    _remove_abandoned()
     return _total(entries)
 
 
 def _read_about(kind: Kind, key: str) -> dict[str, Any] | None:
+    """Return the description of an entry and mark the entry as used, or None if it is missing or damaged."""
     path = cache_folder() / kind / key / ABOUT
     try:
         about: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, ValueError):
-        _discard(path.parent)  # what was being removed when something was killed, or was not written whole
+        _discard(path.parent)  # a process was killed while it removed the entry, or the file is damaged
         return None
     except OSError:
         return None
-    with suppress(OSError):  # a cache that can be read alone is still a cache
+    with suppress(OSError):  # a cache that can only be read is still a cache
         os.utime(path)
     return about
 
 
 def _discard(folder: Path) -> None:
-    """Remove a damaged entry, so that it can be made anew."""
+    """Remove a damaged entry, so that it can be made again."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _make_room(num_bytes: int) -> bool:
-    """Remove what was not used for longest until `num_bytes` more fit; return whether they do."""
-    _sweep()
+    """Remove the least recently used entries until `num_bytes` more fit; return whether they do."""
+    _remove_abandoned()
     limit = size_limit()
     if num_bytes > limit or limit == 0:
         return False
@@ -304,8 +318,8 @@ def _make_room(num_bytes: int) -> bool:
     return True
 
 
-def _sweep() -> None:
-    """Remove what killed processes left half written: nothing was added to it for an hour."""
+def _remove_abandoned() -> None:
+    """Remove the partial entries of killed processes, which have not changed for an hour."""
     for path in cache_folder().glob("*/*.partial"):
         with suppress(OSError):
             written = max(file.stat().st_mtime for file in (path, *path.iterdir()))

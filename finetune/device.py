@@ -1,4 +1,4 @@
-"""Pick the device, and the number and memory formats that networks run in."""
+"""Choose the device, and define the number formats and memory formats that networks run in."""
 
 from contextlib import AbstractContextManager
 
@@ -7,10 +7,14 @@ import torch
 from finetune.recipe import Precision
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The number format of each precision."""
+
+MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+"""The memory format of each layout."""
 
 
 def best_device() -> torch.device:
-    """Return the device of this process that networks run on."""
+    """Return the device on which this process runs networks: its CUDA device, or the CPU where there is none."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
@@ -19,6 +23,3 @@ def best_device() -> torch.device:
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
     """Return the context in which the network computes with `precision`."""
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32")
-
-
-MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}

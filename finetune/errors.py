@@ -1,14 +1,15 @@
-"""What can go wrong, as one tree.
+"""Define every error that the toolkit raises on purpose, as one tree.
 
-FinetuneError            a mistake of the person: one sentence that teaches; the command line exits with 2
-├── RecipeError          a recipe, a plan or an option holds an impossible value or an unknown key
-├── DataError            the images, their labels or their splits can not be used as they are
-├── TuningError          a search for hyper-parameters would be wasted, or is another one
-├── ModelError           an unknown network, or weights that cannot be found or do not match it
-├── DivergenceError      a training whose loss or gradients became infinite or not a number
-└── RunFolderError       a run folder is missing, incomplete or already taken
+FinetuneError            the input is wrong: one sentence that says what to do; the command line exits with status 2
+├── RecipeError          a recipe, a plan or an option has an impossible value or an unknown key
+├── DataError            the images, their labels or their splits cannot be used as they are
+├── ModelError           the network is unknown, or its weights cannot be found or do not match it
+├── DivergenceError      the loss or a gradient of a training became infinite or NaN
+├── TuningError          a hyper-parameter search would be wasted, or does not match the one in the run folder
+├── RunFolderError       a run folder is missing, incomplete or already in use
+└── CacheError           the cache cannot be written to, or one of its settings has an impossible value
 
-Anything else that is raised is a defect of this library.
+Any other exception is a defect of this library.
 """
 
 import difflib
@@ -18,27 +19,23 @@ from finetune.history import Row
 
 
 class FinetuneError(Exception):
-    """A mistake of the person: what was given, what was expected, what to do next."""
+    """The input is wrong; the sentence says what was given, what was expected and what to do next."""
 
 
 class RecipeError(FinetuneError):
-    """A recipe, a plan or an option holds an impossible value or an unknown key."""
+    """A recipe, a plan or an option has an impossible value or an unknown key."""
 
 
 class DataError(FinetuneError):
-    """The images, their labels or their splits can not be used as they are."""
-
-    def __str__(self) -> str:
-        """Return the sentence, without the traceback that torch's loader wraps around what a worker of it raised."""
-        return super().__str__().rpartition("DataError: ")[2].strip()
+    """The images, their labels or their splits cannot be used as they are."""
 
 
 class ModelError(FinetuneError):
-    """An unknown network, or weights that are not to be had or do not match."""
+    """The network is unknown, or its weights cannot be found or do not match it."""
 
 
 class DivergenceError(FinetuneError):
-    """A training whose loss or gradients became infinite or not a number."""
+    """The loss or a gradient of a training became infinite or NaN."""
 
     def __init__(self, sentence: str, history: Sequence[Row] = ()) -> None:
         """Hold the sentence and the history.
@@ -52,11 +49,15 @@ class DivergenceError(FinetuneError):
 
 
 class TuningError(FinetuneError):
-    """A search for hyper-parameters would be wasted, or is another one."""
+    """A hyper-parameter search would be wasted, or does not match the one in the run folder."""
 
 
 class RunFolderError(FinetuneError):
-    """A run folder is missing, incomplete or already taken."""
+    """A run folder is missing, incomplete or already in use."""
+
+
+class CacheError(FinetuneError):
+    """The cache cannot be written to, or one of its settings has an impossible value."""
 
 
 def nearest_names(name: str, known: Iterable[str], most: int = 3) -> str:
@@ -67,3 +68,13 @@ def nearest_names(name: str, known: Iterable[str], most: int = 3) -> str:
     """
     near = difflib.get_close_matches(name, list(known), n=most, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
+
+
+def quoted_names(names: Sequence[str], most: int = 8) -> str:
+    """Return the first `most` names in quotes, and how many there are besides.
+
+    >>> quoted_names(["cat", "dog", "owl"], most=2)
+    "'cat', 'dog' and 1 more"
+    """
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

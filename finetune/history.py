@@ -1,4 +1,4 @@
 """Define the rows of a training's history."""
 
 Row = dict[str, float | int | str]
-"""What was measured at one step, by name; one line of `history.jsonl`."""
+"""Quantities measured at one step, by name; one line of `history.jsonl`."""

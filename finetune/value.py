@@ -1,4 +1,8 @@
-"""The base of every value that flows through the toolkit: frozen, checked, and the same after a trip through JSON."""
+"""Define the base class of all values that the toolkit passes on and saves.
+
+A value is frozen, its fields are checked, and reading its JSON file gives an equal value. Some fields have an alias:
+files use the alias as the key, so that files of earlier versions can be read; Python code uses the attribute's name.
+"""
 
 import json
 from pathlib import Path
@@ -6,11 +10,11 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from finetune.errors import RecipeError, nearest_names
+from finetune.errors import FinetuneError, RecipeError, nearest_names
 
 
 class FrozenModel(BaseModel):
-    """A frozen value; change it with `changed`, save it with `save`, read it with `load`."""
+    """A frozen, checked value: `changed` makes a changed copy, `save` writes a file, `load` reads it."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -22,11 +26,15 @@ class FrozenModel(BaseModel):
     )
 
     def changed(self, **changes: Any) -> Self:  # noqa: ANN401  (any field may change; validation holds the types)
-        """Return a copy with `changes` made and checked."""
+        """Return a checked copy with other values for some fields, given by attribute name.
+
+        Raises:
+            RecipeError: an unknown field or a wrong value, named in one sentence.
+        """
         return self.parse({**self.model_dump(), **changes}, origin=type(self).__name__)
 
     def save(self, path: Path) -> None:
-        """Write the value as readable JSON, whole or not at all."""
+        """Write the value as indented JSON; the file appears whole or not at all."""
         partial = path.with_name(path.name + ".partial")
         partial.write_text(
             json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False) + "\n", "utf-8"
@@ -35,10 +43,10 @@ class FrozenModel(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a value that `save` wrote and a person may have edited.
+        """Return the value in a file that `save` wrote and a person may have edited.
 
         Raises:
-            RecipeError: no such file, no JSON, an unknown key or a wrong value, named with its key.
+            RecipeError: there is no such file, it is not JSON, or a key is unknown or has a wrong value.
         """
         try:
             content = json.loads(path.read_text("utf-8"))
@@ -49,22 +57,30 @@ class FrozenModel(BaseModel):
         return cls.parse(content, origin=str(path))
 
     @classmethod
-    def parse(cls, content: object, origin: str) -> Self:
-        """Return `content` as a checked value; `origin` names its source in errors.
+    def parse(cls, content: object, origin: str, kind: type[FinetuneError] = RecipeError) -> Self:
+        """Return `content` as a checked value.
+
+        Args:
+            content: keys and values, as read from a file.
+            origin: where the content is from, for the error.
+            kind: type of the error.
 
         Raises:
-            RecipeError: one sentence about the first wrong key.
+            FinetuneError: one sentence about the first wrong key; a RecipeError unless `kind` says otherwise.
         """
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise RecipeError(f"{origin}: {explain(cls, error)}") from None
-        except RecipeError as error:  # of a value that explains itself
-            raise RecipeError(f"{origin}: {error}") from None
+            raise kind(f"{origin}: {explain(cls, error)}") from None
+        except RecipeError as error:  # from a class whose constructor explains its errors itself
+            raise kind(f"{origin}: {error}") from None
 
 
 def explain(cls: type[BaseModel], error: ValidationError) -> str:
-    """Return one sentence about the first thing that is wrong with a `cls`, unknown keys before values."""
+    """Return one sentence about the first problem of a `cls`, unknown keys before wrong values.
+
+    Keys have the names that the input used: those of the file, or those of the attributes in Python.
+    """
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
     key = ".".join(str(part) for part in problem["loc"]) or cls.__name__.lower()
@@ -77,15 +93,15 @@ def explain(cls: type[BaseModel], error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if not problem["loc"]:
-        return message  # a rule over several keys, which names them itself
+        return message  # from a rule over several keys, whose sentence names them
     return f"{key}: {message}, but {problem['input']!r} was given"
 
 
 def _owner(cls: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
-    """Return the model class that holds the key at `location`, or None where it is inside a list."""
+    """Return the model class that holds the key at `location`, or None if the key is inside a list."""
     for part in location:
-        field = cls.model_fields.get(str(part))
-        annotation = field.annotation if field else None
+        fields = {alias: field for name, field in cls.model_fields.items() for alias in (name, field.alias)}
+        annotation = fields[part].annotation if part in fields else None
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return None
         cls = annotation

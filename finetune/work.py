@@ -1,22 +1,23 @@
-"""Count what a run does in images: decoded, forward, backward."""
+"""Count the images that a run decodes, sends forward and sends backward."""
 
 from finetune.value import FrozenModel
 
 
 class Work(FrozenModel):
-    """How much was computed; a forward equivalent is one image through the whole network once."""
+    """Amount of computation of a run, in images."""
 
     forward_images: int = 0
-    """Images sent forward, wholly or in part."""
+    """Images sent forward through the whole network or a part of it."""
     backward_images: int = 0
-    """Images whose gradients were taken."""
+    """Images for which gradients were computed."""
     forward_equivalents: float = 0.0
+    """Computation in units of one forward pass of one image through the whole network."""
     decoded_images: int = 0
     """Images decoded from their files."""
     decoded_bytes: int = 0
-    """Size of these files."""
+    """Size of the decoded files, in bytes."""
     cache_hits: int = 0
-    """Images whose pixels, features or activations were there from before, each counted apart."""
+    """Images whose pixels, features or activations were read from the cache; each of the three counts separately."""
 
     def __add__(self, other: "Work") -> "Work":
         """Return the sum."""
@@ -27,5 +28,6 @@ class Work(FrozenModel):
         return self._combined(other, -1)
 
     def _combined(self, other: "Work", sign: int) -> "Work":
-        mine, its = self.model_dump(), other.model_dump()
-        return Work(**{name: round(value + sign * its[name], 1) for name, value in mine.items()})
+        own, added = self.model_dump(), other.model_dump()
+        # One decimal, as forward equivalents are estimates; otherwise sums would show rounding errors.
+        return Work(**{name: round(value + sign * added[name], 1) for name, value in own.items()})

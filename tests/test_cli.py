@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from finetune.cache import keep_value, list_entries
+from finetune.cache import list_entries, write_value
 from finetune.cli import main
 from finetune.training import Checkpoints
 
@@ -273,7 +273,7 @@ def test_files_that_can_not_be_labelled_are_told_of_and_left_out(command, image_
     status, printed, said = command("predict", "out", "images/a")
     assert status == 0
     assert len(printed.splitlines()) == 7
-    assert said == "left out: images/a/broken.jpg can not be read: no image of a known format\n"
+    assert said == "left out: images/a/broken.jpg can not be read: not an image of a known format\n"
 
 
 def test_an_evaluation_on_unknown_classes_is_refused(command, image_folder, quick, tmp_path):
@@ -428,7 +428,7 @@ def test_a_diagnosis_of_a_folder_without_a_run_says_what_is_expected(command):
 
 
 def test_what_is_kept_is_listed_and_cleared(command, empty_cache):
-    keep_value("measurements", "k", "the speed of something", {"number": 1})
+    write_value("measurements", "k", "the speed of something", {"number": 1})
     status, printed, _ = command("cache")
     assert status == 0
     assert "the speed of something" in printed

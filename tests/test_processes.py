@@ -18,10 +18,10 @@ from finetune.training import train
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 USUAL = {"batch_size": 6, "steps": 5, "clip_norm": 10.0}
-"""Some gradients are longer than that and some shorter, so that their length counts: AdamW alone would not notice."""
+"""Some gradients are longer than `clip_norm` and some shorter, so that their length counts; AdamW alone ignores it."""
 
 STRAY = 20
-"""Parameters, of all, that may differ by more than rounding."""
+"""Number of parameters that may differ by more than rounding."""
 
 AT_128 = Preprocessing(
     image_size=128, crop_fraction=1.0, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
@@ -72,8 +72,8 @@ for file in sorted((folder / "plans").iterdir()):
     torch.save(content | {"state": model.network.state_dict()}, folder / f"{file.stem}-{rank}.pt")
 
 interrupted = Plan.load(folder / "plans" / "full-best.json")
-kept = Checkpoints(folder / "interrupted", writes=rank == "0")
-kept.begin()
+checkpoints = Checkpoints(folder / "interrupted", writes=rank == "0")
+checkpoints.begin()
 
 
 def interrupt(task, done, _total):
@@ -82,9 +82,9 @@ def interrupt(task, done, _total):
 
 
 try:
-    train(interrupted, load_images(interrupted.data), interrupt, kept)
+    train(interrupted, load_images(interrupted.data), interrupt, checkpoints)
 except KeyboardInterrupt:
-    resumed = train(interrupted, load_images(interrupted.data), checkpoints=kept)
+    resumed = train(interrupted, load_images(interrupted.data), checkpoints=checkpoints)
     torch.save(resumed.network.state_dict(), folder / f"resumed-{rank}.pt")
 
 hurried = Plan.load(folder / "plans" / "full.json").changed(steps=5000, time_budget=4.0)
@@ -117,14 +117,14 @@ finetune.run(recipe, folder / "run")
 (folder / f"written-{rank}.json").write_text(json.dumps(written))
 
 
-def two_alike(names, _evidence):
+def two_equal(names, _evidence):
     mean = np.array([0.9 if name in {"partial", "full_far"} else 0.5 for name in names])
     return Belief(mean=mean, covariance=0.1**2 * np.eye(len(names)))
 
 
-contest.believe_all, choice.PROBE_SUFFICES = two_alike, -1.0
+contest.believe_all, choice.PROBE_SUFFICES = two_equal, -1.0
 choice.PRICE = dict.fromkeys(choice.PRICE, 0.0)
-evaluation.SURE = float("inf")  # so few steps do harm, and both members are to stay
+evaluation.SURE = float("inf")  # after these few steps both members are worse than the linear probe, and are to stay
 for name, prefer in (("raced", "balanced"), ("averaged", "accuracy")):
     model = finetune.run(recipe.changed(strategy="auto", prefer=prefer), folder / name)
     ended = {"strategy": model.plan.strategy, "top1": model.test.top1, "temperature": model.temperature}
@@ -196,7 +196,7 @@ def test_two_processes_train_the_weights_of_one(plans, alone, together, way):
     start = start_of(plans[way])
     whole = movement(expected, start)
     assert whole.norm() > 0
-    # AdamW makes a whole step of a gradient that is 0 but for rounding: a few numbers may go their own way.
+    # AdamW takes a whole step along a gradient that is 0 except for rounding, so a few numbers may differ.
     apart = (movement(own, start) - whole).abs().sort().values
     assert apart[:-STRAY].norm() < 5e-5 * whole.norm()
     assert apart[-STRAY:].max() < 0.1 * plans[way].head_learning_rate
@@ -210,7 +210,7 @@ def test_two_processes_report_the_loss_of_the_whole_batch(alone, together, way):
         assert losses == pytest.approx([row["train_loss"] for row in alone[way].history], rel=1e-3)
 
 
-def test_every_held_out_image_is_judged_once(alone, together, way):
+def test_every_held_out_image_is_evaluated_once(alone, together, way):
     expected = alone[way].validation
     for result in together[way]:
         validation = result["validation"]
@@ -223,11 +223,11 @@ def test_every_held_out_image_is_judged_once(alone, together, way):
 
 
 def test_the_work_of_both_processes_together_is_that_of_one(alone, together, way):
-    # What one of them has decoded or sent forward, the other may find.
-    def looked_at(work):
+    # One process may find in the cache what the other has decoded or sent forward.
+    def images_of(work):
         return work["forward_images"] + work["decoded_images"] + work["cache_hits"], work["backward_images"]
 
-    assert [looked_at(result["work"]) for result in together[way]] == [looked_at(alone[way].work.model_dump())] * 2
+    assert [images_of(result["work"]) for result in together[way]] == [images_of(alone[way].work.model_dump())] * 2
 
 
 def test_both_processes_stop_early_at_the_same_step(together):
@@ -241,7 +241,7 @@ def test_two_processes_interrupted_and_resumed_end_with_the_weights_of_an_uninte
         assert {name for name, tensor in result["state"].items() if not torch.equal(tensor, resumed[name])} == set()
 
 
-def test_two_processes_whose_clocks_differ_walk_a_time_budget_in_the_same_steps(folder, together):
+def test_two_processes_whose_clocks_differ_spend_a_time_budget_in_the_same_steps(folder, together):
     assert together
     one, two = (torch.load(folder / f"hurried-{rank}.pt", weights_only=True) for rank in (0, 1))
     rates = [[row["learning_rate"] for row in result["history"]] for result in (one, two)]
@@ -251,7 +251,7 @@ def test_two_processes_whose_clocks_differ_walk_a_time_budget_in_the_same_steps(
     assert {name for name in one["state"] if not torch.equal(one["state"][name], two["state"][name])} == set()
 
 
-def test_where_a_training_diverged_is_known_if_another_process_has_the_image(folder, together):
+def test_the_layer_where_a_training_diverged_is_known_if_another_process_has_the_image(folder, together):
     assert together
     one, two = ((folder / f"diverged-{rank}.txt").read_text() for rank in (0, 1))
     assert one == two
@@ -281,7 +281,7 @@ def test_two_processes_leave_one_finished_run_folder(folder, together):
     assert run.read_model().class_names == ("a", "b", "c")
 
 
-def test_every_test_image_is_judged_once(folder, plans, together):
+def test_every_test_image_is_evaluated_once(folder, plans, together):
     assert together
     run = RunFolder(folder / "run")
     test = load_images(plans["full"].data).test

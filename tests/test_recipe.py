@@ -62,8 +62,8 @@ def test_overrides_reach_into_sections_with_dots_too():
     assert recipe.columns.label == "kind"
 
 
-def test_an_override_into_what_is_no_section_is_refused():
-    with pytest.raises(RecipeError, match="'data' is no section of the recipe, so it has no key 'seed'"):
+def test_an_override_into_a_key_that_is_not_a_section_is_refused():
+    with pytest.raises(RecipeError, match="'data' is not a section of the recipe, so it has no key 'seed'"):
         load_recipe(data="x", data__seed=1)
 
 
@@ -153,7 +153,7 @@ def test_an_assignment_without_key_or_value_is_refused(text):
 
 
 def test_an_assignment_that_is_no_yaml_is_refused_with_its_key():
-    with pytest.raises(RecipeError, match="--set seed: '\\[1' can not be read as a value"):
+    with pytest.raises(RecipeError, match="--set seed: '\\[1' cannot be read as a value"):
         parse_assignment("seed=[1")
 
 

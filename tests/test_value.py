@@ -1,18 +1,21 @@
 import json
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from finetune.decide.choice import Backbone, choose_strategy
 from finetune.decide.diagnosis import Verdict
+from finetune.decide.evidence import Evidence
 from finetune.decide.forecast import ASSUMED
+from finetune.decide.plan import Plan
 from finetune.decide.planning import make_plan
 from finetune.decide.prior import Prior
 from finetune.decide.workload import size_workload
 from finetune.ensemble.recommendation import Option
-from finetune.errors import RecipeError
+from finetune.errors import CacheError, RecipeError
 from finetune.network.weights import WeightsReport
 from finetune.predict.metrics import score
 from finetune.recipe import AugmentationRecipe, Recipe, TableColumns, TrainingRecipe, TuningRecipe
@@ -121,7 +124,7 @@ def test_every_value_is_the_same_after_a_trip_through_a_file(name, evidence, tmp
     assert type(value).load(tmp_path / "value.json") == value
 
 
-def test_a_value_can_not_be_changed_in_place():
+def test_a_value_cannot_be_changed_in_place():
     with pytest.raises(ValidationError, match="frozen"):
         Inner().colour = "blue"
 
@@ -148,13 +151,68 @@ def test_saving_leaves_no_other_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["value.json"]
 
 
+STORED = Path(__file__).parent / "stored"
+"""Files that a run wrote before the attributes with aliases had their names."""
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Evidence, "evidence"), (Plan, "plan")])
+def test_a_file_that_an_earlier_version_wrote_is_read_and_written_with_the_same_keys(tmp_path, kind, name):
+    value = kind.load(STORED / f"{name}.json")
+    value.save(tmp_path / "value.json")
+    assert json.loads((tmp_path / "value.json").read_text()) == json.loads((STORED / f"{name}.json").read_text())
+
+
+def test_the_aliases_of_stored_files_are_the_attributes_of_the_code():
+    evidence, plan = Evidence.load(STORED / "evidence.json"), Plan.load(STORED / "plan.json")
+    assert (evidence.chirality, evidence.probe.inverse_regularization) == (0.635, 0.025)
+    assert (evidence.speed.forward.parallel_parts, evidence.speed.training[0].parallel_parts) == (1, 1)
+    assert (plan.parallel_parts, plan.forward.parallel_parts, plan.probe_inverse_regularization) == (1, 1, 0.025)
+
+
+class Aliased(FrozenModel):
+    parallel_parts: Annotated[int, Field(ge=1, alias="streams")]
+    inner: Annotated[Inner, Field(alias="colours")] = Inner()
+
+
+def test_a_field_with_an_alias_is_changed_by_its_name_and_saved_under_its_alias(tmp_path):
+    value = Aliased(parallel_parts=2).changed(parallel_parts=3)
+    value.save(tmp_path / "value.json")
+    assert json.loads((tmp_path / "value.json").read_text()) == {"streams": 3, "colours": {"colour": "red"}}
+    assert Aliased.load(tmp_path / "value.json") == value
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"streams": 0}, "value: streams: input should be greater than or equal to 1, but 0 was given"),
+        ({}, "value: the key 'streams' is missing"),
+        ({"streems": 1}, "value: unknown key 'streems'; did you mean 'streams'?"),
+        ({"streams": 1, "colours": {"colr": 1}}, "value: unknown key 'colours.colr'; did you mean 'colour'?"),
+    ],
+)
+def test_an_error_names_the_key_of_the_file_and_not_the_attribute(content, sentence):
+    with pytest.raises(RecipeError) as caught:
+        Aliased.parse(content, "value")
+    assert str(caught.value) == sentence
+
+
+def test_a_wrong_change_is_refused_with_the_name_that_was_given():
+    with pytest.raises(RecipeError, match=r"^Aliased: parallel_parts: .* but 0 was given"):
+        Aliased(parallel_parts=1).changed(parallel_parts=0)
+
+
+def test_a_wrong_value_is_refused_with_the_kind_of_error_that_was_asked_for():
+    with pytest.raises(CacheError, match=r"^the cache: number: .*'many' was given"):
+        Outer.parse({"number": "many"}, "the cache", CacheError)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(RecipeError, match=r"there is no file .*plan\.json; expected the outer of a run"):
         Outer.load(tmp_path / "plan.json")
 
 
 @pytest.mark.parametrize("content", [b"{'number': 1}", b"\xff\xfe\x00"], ids=["quotes", "bytes"])
-def test_a_file_that_is_no_json_is_refused(tmp_path, content):
+def test_a_file_that_is_not_json_is_refused(tmp_path, content):
     (tmp_path / "value.json").write_bytes(content)
     with pytest.raises(RecipeError, match=r"value\.json is not valid JSON"):
         Outer.load(tmp_path / "value.json")

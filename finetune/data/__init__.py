@@ -1,19 +1,19 @@
-"""Images and their labels: where they come from, how they are split, how their pixels are read."""
+"""Load images and their labels, split them, and read their pixels as batches.
+
+In the order in which an image passes through them:
+
+- `sources`: loads labelled images from anywhere; `folder` scans a folder, `table` reads a table, `hub` and `streaming`
+  read Hugging Face data sets, `demo` writes the embedded demo.
+- `image_splits`: makes train, validation and test splits; `splitting` chooses which images are held out.
+- `decoding`: decodes an image file; `pixels` caches decoded images.
+- `augmentation`: resizes, crops and varies an image; `batches` makes batches of them.
+"""
 
 from finetune.data.decoding import ImageSource, decode, in_threads, native_size, read_image, why_unreadable
+from finetune.data.folder import files_below
+from finetune.data.image_splits import ImageSplits, Unreadable, groups_of, labels_of, paths_of
 from finetune.data.pixels import Pixels
-from finetune.data.sources import (
-    ImageSplits,
-    Unreadable,
-    files_below,
-    groups_of,
-    label_paths,
-    labels_of,
-    load_images,
-    load_scored_images,
-    paths_of,
-    table_of_paths,
-)
+from finetune.data.sources import label_paths, load_images, load_scored_images, table_of_paths
 from finetune.data.splitting import even_sample, stratified_folds, stratified_holdout, stratified_subset
 from finetune.data.streaming import ImageStream
 

@@ -1,6 +1,6 @@
-"""From a decoded image to the square that the network sees: as prediction sees it, or varied by a seed.
+"""Turn a decoded image into the square that the network receives: plain, as for a prediction, or augmented.
 
-Everything works on uint8 tensors: PyTorch resizes them three times as fast as Pillow, to the same values but for
+All operations work on uint8 tensors: PyTorch resizes them three times as fast as Pillow, to the same values except for
 rounding.
 """
 
@@ -23,47 +23,48 @@ from finetune.recipe import Mixing
 
 
 class Key(NamedTuple):
-    """Which image, and which of its augmented views."""
+    """The key of an augmented view of an image."""
 
     image: int
+    """Index of the image."""
     view: int
+    """Number of the view of this image."""
     is_small: bool = False
-    """Whether the view has fewer pixels than prediction sees (`Preprocessing.smaller`)."""
+    """Whether the view has the smaller size of progressive resizing (`Preprocessing.smaller`)."""
 
 
 ASPECT = (3 / 4, 4 / 3)
-"""Least and greatest width over height of a random crop."""
+"""Smallest and largest ratio of width to height of a random crop."""
 
 ATTEMPTS = 10
-"""Random crops that are tried before the middle of the image is taken."""
+"""Random crops that are tried before the centre of the image is taken."""
 
 GREY = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in a pixel's brightness (ITU-R BT.601)."""
+"""Weights of red, green and blue in the grey value of a pixel (ITU-R BT.601)."""
 
 CONCENTRATION = {"mixup": 0.2, "cutmix": 1.0}
-"""Both parameters of the beta distribution that the share of an image is drawn from: ImageNet's in the two papers."""
+"""Parameter alpha of the distribution Beta(alpha, alpha) of the mixing share: the two papers' values for ImageNet."""
 
 GLOBAL_STATE = threading.Lock()
-"""Held by the thread that draws from PyTorch's global random state."""
+"""Lock of the thread that draws from PyTorch's global random state."""
 
 POLICIES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "randaugment": lambda: RandAugment(interpolation=InterpolationMode.BILINEAR),
     "trivialaugment": lambda: TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR),
 }
-"""Cubuk et al. 2020 and Mueller & Hutter 2021."""
+"""Published augmentation policies by name (Cubuk et al. 2020; Mueller & Hutter 2021)."""
 
 
 def plain_view(image: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
-    """Return an image (h, w, 3) as prediction sees it, (3, size, size) uint8: its shorter side resized, the centre cut
-    out."""
+    """Return an image (h, w, 3) as a prediction uses it, (3, size, size) uint8: the centre of the resized image."""
     return _plain(_to_tensor(image), preprocessing)
 
 
 class Variation:
-    """How training images are varied: a function of the image, its key and the seed."""
+    """Augment training images; each view is a function of the image, its key and the seed."""
 
     def __init__(self, preprocessing: Preprocessing, plan: AugmentationPlan, seed: int) -> None:
-        """Vary as planned."""
+        """Augment as planned."""
         self._preprocessing = preprocessing
         self._smaller = preprocessing.smaller()
         self._plan = plan
@@ -71,10 +72,11 @@ class Variation:
         self._policy = POLICIES[plan.policy]() if plan.policy != "none" else None
 
     def __call__(self, images: Sequence[NDArray[np.uint8]], keys: Sequence[Key]) -> list[Tensor]:
-        """Return each image (h, w, 3) varied, (3, size, size) uint8; the global random state is left as it was."""
+        """Return a view (3, size, size) uint8 of each image (h, w, 3); the global random state stays the same."""
         return [self._vary(_to_tensor(image), key) for image, key in zip(images, keys, strict=True)]
 
     def _vary(self, image: Tensor, key: Key) -> Tensor:
+        """Return a view of an image: a random crop, flips, colour jitter and a policy, as planned."""
         plan = self._plan
         preprocessing = self._smaller if key.is_small else self._preprocessing
         size = preprocessing.image_size
@@ -95,10 +97,10 @@ class Variation:
         return view if self._policy is None else self._apply_policy(self._policy, view, generator)
 
     def _apply_policy(self, policy: Callable[[Tensor], Tensor], view: Tensor, generator: np.random.Generator) -> Tensor:
-        """Apply torchvision's policy, which draws from the global random state, one thread at a time."""
+        """Apply a policy of torchvision, which draws from the global random state, in one thread at a time."""
         with GLOBAL_STATE:
             state = torch.get_rng_state()
-            # torch.manual_seed seeds accelerators, too, and takes ten times as long.
+            # torch.manual_seed would also seed accelerators, which takes ten times as long.
             torch.default_generator.manual_seed(int(generator.integers(2**32)))
             varied = policy(view)
             torch.set_rng_state(state)
@@ -106,33 +108,36 @@ class Variation:
 
 
 def mix(inputs: Tensor, mixing: Mixing, seed: Sequence[int]) -> tuple[Tensor, float]:
-    """Return a batch of which each image is mixed with the one before it, and the share that is its own.
+    """Return a batch in which each image is mixed with the one before it, and the share of each that is its own.
 
-    Mixup (Zhang et al. 2018) takes a weighted mean of the two, CutMix (Yun et al. 2019) cuts a box out of the other.
-    Activations that are kept are mixed where they lie (Verma et al. 2019, manifold mixup).
+    Mixup (Zhang et al. 2018) takes the weighted mean of two images; CutMix (Yun et al. 2019) replaces a box of one by
+    that of the other. Cached activations are mixed at the frozen boundary (manifold mixup, Verma et al. 2019).
 
     Args:
-        inputs: (n, channels, height, width) pixels (uint8) or activations; or (n, tokens, width), for mixup.
-        mixing: none returns the inputs.
-        seed: decides what is drawn.
+        inputs: (n, channels, height, width) pixels (uint8) or activations; for mixup also (n, tokens, width).
+        mixing: kind of mixing; `none` returns the inputs.
+        seed: seed of the draw.
 
     Raises:
-        RecipeError: a box was to be cut out of tokens, which have no place.
+        RecipeError: CutMix of tokens, which have no place in the image.
     """
     if mixing == "none" or len(inputs) < 2:
         return inputs, 1.0
     generator = np.random.default_rng(seed)
-    share = float(generator.beta(CONCENTRATION[mixing], CONCENTRATION[mixing]))
+    mixing_share = float(generator.beta(CONCENTRATION[mixing], CONCENTRATION[mixing]))  # lambda of both papers
     others = inputs.roll(1, dims=0)
     if mixing == "mixup":
-        mixed = inputs.float().lerp(others.float(), 1.0 - share)
-        return (mixed.round() if inputs.dtype == torch.uint8 else mixed).to(inputs.dtype), share
+        # x' = lambda x + (1 - lambda) other
+        mixed = inputs.float().lerp(others.float(), 1.0 - mixing_share)
+        return (mixed.round() if inputs.dtype == torch.uint8 else mixed).to(inputs.dtype), mixing_share
     if inputs.ndim != 4:
         raise RecipeError(
             "cutmix needs images or maps, but this network's activations are tokens; mix by mixup instead"
         )
+    # A box with sqrt(1 - lambda) of both sides has 1 - lambda of the area. It is cut at the edges of the image, so the
+    # share is computed again from the part of the box that is left.
     height, width = inputs.shape[-2:]
-    box = np.sqrt(1.0 - share) * np.array([height, width])
+    box = np.sqrt(1.0 - mixing_share) * np.array([height, width])
     centre = generator.uniform(size=2) * np.array([height, width])
     top, left = np.maximum(np.round(centre - box / 2), 0).astype(int)
     bottom, right = np.minimum(np.round(centre + box / 2), [height, width]).astype(int)
@@ -142,11 +147,12 @@ def mix(inputs: Tensor, mixing: Mixing, seed: Sequence[int]) -> tuple[Tensor, fl
 
 
 def _to_tensor(image: NDArray[np.uint8]) -> Tensor:
-    """Return (3, h, w) with the channels of a pixel beside each other in memory, which resizes fastest."""
+    """Return (3, h, w) with the channels of a pixel next to each other in memory, which is fastest to resize."""
     return torch.from_numpy(image).permute(2, 0, 1)
 
 
 def _plain(image: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Return the centre (3, size, size) of an image whose shorter side was resized."""
     size = preprocessing.image_size
     resized = functional.resize(image, [preprocessing.shorter_side], _interpolation(preprocessing), antialias=True)
     square: Tensor = functional.center_crop(resized, [size, size])
@@ -154,37 +160,43 @@ def _plain(image: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def _interpolation(preprocessing: Preprocessing) -> InterpolationMode:
-    """Return the network's own way of resizing, or bicubic where tensors can not be resized so."""
+    """Return the interpolation of the network's pretraining, or bicubic if tensors do not support it."""
     return InterpolationMode.BILINEAR if preprocessing.interpolation == "bilinear" else InterpolationMode.BICUBIC
 
 
 def _random_box(height: int, width: int, smallest: float, generator: np.random.Generator) -> tuple[int, int, int, int]:
-    """Return top, left, height and width of a crop with `smallest` to 1 of the area and a ratio of sides in `ASPECT`.
+    """Return top, left, height and width of a random crop, in pixels.
 
-    It is torchvision's RandomResizedCrop (Szegedy et al. 2015) on plain numbers, which takes a quarter of the time.
+    Its area is a fraction of `smallest` to 1 of the image, its aspect ratio is within `ASPECT`. This is torchvision's
+    RandomResizedCrop (Szegedy et al. 2015) on plain numbers, which takes a quarter of the time.
     """
     for _ in range(ATTEMPTS):
+        # width x height = area and width / height = ratio; the ratio is uniform in its logarithm.
         area = height * width * generator.uniform(smallest, 1.0)
         ratio = math.exp(generator.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
         tall, wide = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < tall <= height and 0 < wide <= width:
             return int(generator.integers(height - tall + 1)), int(generator.integers(width - wide + 1)), tall, wide
-    # The largest crop in the middle that keeps to the ratios.
+    # The largest crop in the centre with an allowed aspect ratio.
     tall, wide = min(height, round(width / ASPECT[0])), min(width, round(height * ASPECT[1]))
     return (height - tall) // 2, (width - wide) // 2, tall, wide
 
 
 def _jitter(view: Tensor, strength: float, generator: np.random.Generator) -> Tensor:
-    """Return a view with brightness, contrast and saturation each changed by a factor within 1 +- `strength`.
+    """Return a view (3, h, w) uint8 with brightness, contrast and saturation multiplied by factors in 1 +- `strength`.
 
-    It is torchvision's ColorJitter in this order, in one step instead of three with rounding between them: a matrix
-    that mixes the colours, and a level that is added.
+    This is torchvision's ColorJitter in this order, computed in one step instead of three with rounding after each.
     """
+    # With factors b, c, s and the grey value g(x) of a pixel, whose weights add up to 1:
+    #   brightness  x1 = b x
+    #   contrast    x2 = c x1 + (1 - c) mean(g(x1))
+    #   saturation  x3 = s x2 + (1 - s) g(x2)
+    # Together: x3 = c b (s x + (1 - s) g(x)) + b (1 - c) mean(g(x)), a matrix product and an added level.
     brightness, contrast, saturation = generator.uniform(1.0 - strength, 1.0 + strength, 3).tolist()
     scale = brightness * contrast
     values = view.reshape(3, -1).float()
     level = float(values.mean(dim=1) @ torch.tensor(GREY)) * brightness * (1.0 - contrast)
     colours = torch.eye(3) * (saturation * scale) + torch.tensor(GREY) * ((1.0 - saturation) * scale)
-    changed = torch.addmm(torch.tensor(level + 0.5), colours, values).clamp_(0.0, 255.0)
-    # By way of integers, which takes half as long as the direct way.
+    changed = torch.addmm(torch.tensor(level + 0.5), colours, values).clamp_(0.0, 255.0)  # + 0.5: truncation rounds
+    # By way of int32, which takes half as long as the direct conversion.
     return changed.to(torch.int32).to(torch.uint8).view_as(view)

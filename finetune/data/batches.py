@@ -1,5 +1,4 @@
-"""From a table of images to batches: decoded, varied by the seed, in an order that is a function of the seed and the
-step."""
+"""Make batches of images: decoded, augmented, and in an order that depends on the seed and the step only."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,35 +17,36 @@ from finetune.data.augmentation import Key, Variation, plain_view
 from finetune.decide.plan import AugmentationPlan
 from finetune.decide.preprocessing import Preprocessing
 from finetune.device import MEMORY_FORMATS
+from finetune.errors import DataError
 from finetune.recipe import Layout
 
 Item = TypeVar("Item")
 
 
 class Images(Protocol):
-    """A data set of images or of what was made of them, by index or key."""
+    """A data set of images or activations, by index or key."""
 
     def __len__(self) -> int:
         """Return the number of images."""
         ...
 
     def __getitems__(self, keys: Any, /) -> list[tuple[Tensor, int]]:  # noqa: ANN401  (indices or keys)
-        """Return (pixels or activations, index) for each key."""
+        """Return the pixels or activations and the index of each key."""
         ...
 
 
 class PlainImages:
-    """Images as prediction sees them: (uint8 pixels (3, size, size), index)."""
+    """Images as a prediction uses them: pairs of uint8 pixels (3, size, size) and index."""
 
     def __init__(self, pixels: Pixels, preprocessing: Preprocessing, mirrored: bool = False) -> None:
-        """Prepare `pixels`; `mirrored` flips them left to right."""
+        """Prepare `pixels`; if `mirrored`, flip them left to right."""
         self.pixels = pixels
         self._preprocessing = preprocessing
         self._mirrored = mirrored
 
-    def describe(self, members: Sequence[int] | None = None) -> str:
-        """Return all that the images (of `members`) depend on."""
-        return f"{self.pixels.content(members)} {self._preprocessing} {'mirrored' if self._mirrored else 'plain'}"
+    def describe(self, indices: Sequence[int] | None = None) -> str:
+        """Return a text of everything that these images (all by default) depend on, for cache keys."""
+        return f"{self.pixels.digest(indices)} {self._preprocessing} {'mirrored' if self._mirrored else 'plain'}"
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -61,68 +61,74 @@ class PlainImages:
 
 
 class VariedImages:
-    """Images as training sees them; an item's key and the seed alone decide how it is varied."""
+    """Augmented images for the training; a view depends on its key and the seed only."""
 
     def __init__(self, pixels: Pixels, preprocessing: Preprocessing, plan: AugmentationPlan, seed: int) -> None:
-        """Vary `pixels` as planned."""
+        """Augment `pixels` as planned."""
         self._pixels = pixels
         self._seed = seed
         self._plan = plan
         self._plain = PlainImages(pixels, preprocessing)
         self._vary = Variation(preprocessing, plan, seed)
 
-    def describe(self, members: Sequence[int] | None = None) -> str:
-        """Return all that a view of the images (of `members`) depends on, but for its number."""
-        return f"{self._plain.describe(members)} {self._plan} {self._seed}"
+    def describe(self, indices: Sequence[int] | None = None) -> str:
+        """Return a text of everything that views of these images (all by default) depend on, except their keys."""
+        return f"{self._plain.describe(indices)} {self._plan} {self._seed}"
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self._pixels)
 
     def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int]]:
-        """Return several varied images with their indices."""
+        """Return several views with the indices of their images."""
         indices = [key.image for key in keys]
         return list(zip(self._vary(self._pixels.read(indices), keys), indices, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """What a process takes of the batches of a training."""
+class BatchShare:
+    """One process's share of the batches of a training."""
 
     batch_size: int
-    """Images a step, over all processes."""
+    """Images of a step over all processes."""
     steps: range
+    """Steps whose batches are read."""
     seed: int
-    """Of the order of the images and how they are varied."""
+    """Seed of the order of the images and of the augmentation."""
     rank: int = 0
+    """Number of the process."""
     world_size: int = 1
+    """Number of processes."""
     small_steps: int = 0
-    """First steps of the training, which see small images."""
+    """Number of steps, from the first of the training, with small images (progressive resizing)."""
 
     def own(self, batch: list[Item]) -> list[Item]:
-        """Return this process's part of a whole batch."""
-        return batch[self.rank :: self.world_size]
+        """Return this process's share of a whole batch."""
+        return batch[self.rank :: self.world_size]  # shares differ by at most one image
 
 
 class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
-    """This process's share of the batches of some steps, varied, from a stream: (n, 3, size, size) uint8, classes (n,).
+    """Augmented batches from a stream: pixels (n, 3, size, size) uint8 and class indices (n,).
 
-    The batch of a step depends on the seed and the step alone: a resumed training passes over what it has seen.
+    The batch of a step depends on the seed and the step only; a resumed training skips the images of earlier steps.
     """
 
-    def __init__(self, stream: ImageStream, preprocessing: Preprocessing, plan: AugmentationPlan, share: Share) -> None:
-        """Read from `stream`."""
+    def __init__(
+        self, stream: ImageStream, preprocessing: Preprocessing, plan: AugmentationPlan, share: BatchShare
+    ) -> None:
+        """Read this process's share from `stream`."""
         self._stream = stream
         self._shorter_side = preprocessing.shorter_side
         self._vary = Variation(preprocessing, plan, share.seed)
         self._share = share
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the steps' batches.
+        """Yield the batch of each step.
 
         Raises:
-            DataError: an image that can not be decoded.
+            DataError: an image cannot be decoded.
         """
+        # Step t has the images at positions t * size .. (t + 1) * size - 1 of the stream; the position is the key.
         size = self._share.batch_size
         examples = self._stream.read(self._share.steps.start * size)
         for step in self._share.steps:
@@ -132,20 +138,21 @@ class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
             yield torch.stack(varied), torch.tensor([label for _, (_, label) in own])
 
     def _decode(self, source: ImageSource) -> NDArray[np.uint8]:
+        """Return an image (height, width, 3) uint8."""
         return np.array(decode(source, self._shorter_side, "an image of the stream"))
 
 
 class StepSampler(Sampler[list[Key]]):
-    """Full batches for a number of steps; each pass over the images is a new permutation, and passes run into each
-    other.
+    """Keys of full batches; each pass over the images is a new permutation, and a batch may contain the end of one pass
+    and the start of the next.
 
-    The batch of a step depends on the seed and the step alone, so a resumed training goes on exactly as it would
-    have. With several processes each one takes its share of every batch.
+    The batch of a step depends on the seed and the step only, so a resumed training sees the same batches as an
+    uninterrupted one. Each of several processes takes its share of every batch.
     """
 
-    def __init__(self, members: Sequence[int], share: Share) -> None:
-        """Draw from the images `members`."""
-        self._members = np.asarray(members)
+    def __init__(self, indices: Sequence[int], share: BatchShare) -> None:
+        """Draw from the images at `indices`."""
+        self._indices = np.asarray(indices)
         self._share = share
 
     def __len__(self) -> int:
@@ -153,21 +160,36 @@ class StepSampler(Sampler[list[Key]]):
         return len(self._share.steps)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        """Yield this process's keys of each step."""
+        """Yield the keys of each step, this process's share."""
+        # With n images and all passes in a row, step t has positions t * size .. (t + 1) * size - 1. Position p is item
+        # p mod n in the permutation of pass p // n; the pass is the number of the view.
         passes: dict[int, list[int]] = {}
         size = self._share.batch_size
         for step in self._share.steps:
             batch: list[Key] = []
             for position in range(step * size, (step + 1) * size):
-                number, offset = divmod(position, len(self._members))
+                number, offset = divmod(position, len(self._indices))
                 if number not in passes:
                     passes = {number: self._permutation(number)}
                 batch.append(Key(passes[number][offset], number, step < self._share.small_steps))
             yield self._share.own(batch)
 
     def _permutation(self, number: int) -> list[int]:
+        """Return the image indices of pass `number` in their order."""
         generator = np.random.default_rng((self._share.seed, number))
-        return [int(index) for index in generator.permutation(self._members)]
+        return [int(index) for index in generator.permutation(self._indices)]
+
+
+class BatchLoader(DataLoader[Any]):
+    """A loader whose worker processes do not change the sentence of a DataError."""
+
+    def __iter__(self) -> Any:  # noqa: ANN401  (torch's own iterator has a private class)
+        """Return an iterator over the batches.
+
+        Raises:
+            DataError: an image cannot be decoded; raised by the iterator.
+        """
+        return _without_tracebacks(super().__iter__())
 
 
 def make_loader(
@@ -176,20 +198,26 @@ def make_loader(
     workers: int,
     batches: Sampler[list[Key]] | None = None,
     batch_size: int = 64,
-    members: Sequence[int] | Sequence[Key] | None = None,
-) -> DataLoader[tuple[Tensor, int]]:
-    """Return a loader over the sampler's batches, or over `members` (all images) in order.
+    keys: Sequence[int] | Sequence[Key] | None = None,
+) -> BatchLoader:
+    """Return a loader over the batches of a sampler, or over `keys` (all images by default) in order.
 
-    `workers` processes read ahead; what they make does not depend on their number.
+    Args:
+        dataset: images or activations.
+        device: device of the network.
+        workers: number of processes that read ahead; the batches do not depend on it.
+        batches: sampler of the keys of each batch, or None.
+        batch_size: images of a batch, without a sampler.
+        keys: indices or keys to read, without a sampler.
     """
-    source: Any = dataset  # torch asks for its own class, but uses these two methods alone
-    pinned = device.type == "cuda"
+    source: Any = dataset  # torch's type is its own class, but it uses only these two methods
+    pinned = device.type == "cuda"  # pinned memory is copied to the GPU while it computes
     if batches is not None:
-        return DataLoader(source, batch_sampler=batches, num_workers=workers, pin_memory=pinned)
-    order = list(range(len(dataset)) if members is None else members)
-    # A pass that is over before its workers have started gains nothing from them.
+        return BatchLoader(source, batch_sampler=batches, num_workers=workers, pin_memory=pinned)
+    order = list(range(len(dataset)) if keys is None else keys)
+    # One or two batches would be read before the workers have started.
     workers = workers if len(order) > 2 * batch_size else 0
-    return DataLoader(source, batch_size=batch_size, sampler=order, num_workers=workers, pin_memory=pinned)
+    return BatchLoader(source, batch_size=batch_size, sampler=order, num_workers=workers, pin_memory=pinned)
 
 
 def read_in_turn(
@@ -197,29 +225,28 @@ def read_in_turn(
     device: torch.device,
     workers: int,
     batch_size: int,
-    members: Sequence[int] | Sequence[Key] | None = None,
+    keys: Sequence[int] | Sequence[Key] | None = None,
 ) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
-    """Yield, for each batch over `members` (all images) in order, the function that returns it.
+    """Yield for each batch over `keys` (all images by default), in order, the function that returns it.
 
-    Without workers it reads the batch when it is called: threads that compute with batches side by side read them, too,
-    and do not wait for a thread that reads for all of them.
+    Without workers, the function reads the batch when it is called. Threads that compute with batches in parallel then
+    also read them in parallel, and do not wait for a single thread that reads for all.
     """
-    loader = make_loader(dataset, device, workers, batch_size=batch_size, members=members)
+    loader = make_loader(dataset, device, workers, batch_size=batch_size, keys=keys)
     if loader.num_workers:
         yield from (partial(_itself, batch) for batch in loader)
     else:
-        yield from (partial(_read, loader, keys) for keys in loader.batch_sampler or ())
+        yield from (partial(_read, loader, own) for own in loader.batch_sampler or ())
 
 
-def make_stream_loader(
-    batches: StreamedBatches, device: torch.device, workers: int
-) -> DataLoader[tuple[Tensor, Tensor]]:
+def make_stream_loader(batches: StreamedBatches, device: torch.device, workers: int) -> BatchLoader:
     """Return a loader of streamed batches; at most one worker reads ahead, as a stream has one reader."""
-    return DataLoader(batches, batch_size=None, num_workers=min(workers, 1), pin_memory=device.type == "cuda")
+    return BatchLoader(batches, batch_size=None, num_workers=min(workers, 1), pin_memory=device.type == "cuda")
 
 
 def normaliser(preprocessing: Preprocessing, device: torch.device, layout: Layout) -> Callable[[Tensor], Tensor]:
-    """Return the function from uint8 pixels (n, 3, h, w) to the network's input, in its layout on `device`."""
+    """Return the function from pixels (n, 3, h, w) uint8 to the network's float32 input, in its layout on `device`."""
+    # (pixels / 255 - mean) / std = (pixels - 255 mean) / (255 std)
     mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1) * 255.0
     std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1) * 255.0
 
@@ -230,11 +257,27 @@ def normaliser(preprocessing: Preprocessing, device: torch.device, layout: Layou
     return normalise
 
 
+def _without_tracebacks(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield batches; raise a DataError of a worker with its own sentence.
+
+    torch raises the exception of a worker again with a text that has three parts: where it was caught, the worker's
+    traceback, and at the end of the traceback the type and the sentence of the exception.
+    """
+    try:
+        yield from batches
+    except DataError as error:
+        if not str(error).startswith("Caught "):
+            raise
+        raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
+
+
 def _itself(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return a batch that a worker has read."""
     return batch
 
 
 def _read(loader: DataLoader[Any], keys: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401  (indices or keys)
+    """Return the batch of some keys, read in this thread."""
     images: Any = loader.dataset
     batch: tuple[Tensor, Tensor] = loader.collate_fn(images.__getitems__(keys))
     return batch

@@ -1,4 +1,4 @@
-"""From a file, upright and in RGB, whatever its orientation tag and its mode; small where small is enough."""
+"""Decode an image file to upright RGB, at a reduced size where that is enough."""
 
 import hashlib
 import io
@@ -17,13 +17,13 @@ Given = TypeVar("Given")
 Done = TypeVar("Done")
 
 CHUNK = 16
-"""Images that a thread takes at once: small files are read faster than threads take turns."""
+"""Images that a thread takes at once; small files are read faster than threads are switched."""
 
 JPEG_END = b"\xff\xd9"
 """The marker that ends a JPEG stream."""
 
 JPEG_END_WITHIN = 64
-"""Bytes of the file's end in which the marker must lie: some cameras pad their files."""
+"""Bytes at the end of a file in which the marker must be; some cameras pad their files."""
 
 ImageSource = str | Path | bytes | dict[str, Any]
 """A path, an encoded file's bytes, or a row of `datasets` with `path` and `bytes`."""
@@ -32,47 +32,48 @@ ImageSource = str | Path | bytes | dict[str, Any]
 def read_image(source: ImageSource, shorter_side: int | None = None) -> Image.Image:
     """Return an upright RGB image whose shorter side is at least `shorter_side`, unless the file's is smaller.
 
-    The EXIF orientation is applied, transparency is laid on white, 16-bit and floating-point grey is stretched from its
-    least to its greatest value, and of an animation the first frame is read. Where the file is at least twice as
-    large as asked for, it is decoded smaller (JPEG: in the frequency domain), which costs a fraction of the time.
+    The EXIF orientation is applied, transparent pixels are blended with white, 16-bit and floating-point grey is scaled
+    from its smallest to its largest value, and the first frame of an animation is read. A file at least twice as large
+    as needed is decoded at a reduced size (JPEG: in the frequency domain), which takes a fraction of the time.
 
     Raises:
-        OSError, ValueError, SyntaxError, Image.DecompressionBombError: the file is no readable image.
+        OSError, ValueError, SyntaxError, Image.DecompressionBombError: the file is not a readable image.
     """
     with Image.open(_open(source)) as image:
         if shorter_side is not None:
+            # JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides stay at least as asked.
             image.draft(None, _draft_size(image.size, shorter_side))
         upright = ImageOps.exif_transpose(image)
         rgb = _to_rgb(upright)
     if shorter_side is not None and (factor := min(rgb.size) // shorter_side) >= 2:
-        rgb = rgb.reduce(factor)
+        rgb = rgb.reduce(factor)  # means of factor x factor pixels
     return rgb
 
 
 def decode(source: ImageSource, shorter_side: int, name: str) -> Image.Image:
-    """Return `read_image` of an image that is called `name`.
+    """Return `read_image` of an image; an error calls it `name`.
 
     Raises:
-        DataError: it can not be decoded.
+        DataError: the image cannot be decoded.
     """
     try:
         return read_image(source, shorter_side)
-    except Exception as error:  # decoders raise whatever they like
+    except Exception as error:  # decoders raise exceptions of any type
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{name} can not be decoded ({reason}); take it out of the data and start again") from None
+        raise DataError(f"{name} cannot be decoded ({reason}); remove it from the data and start again") from None
 
 
 def native_size(source: ImageSource) -> tuple[int, int]:
-    """Return (width, height) as stored, read from the header alone."""
+    """Return (width, height) as stored in the header of the file, in pixels."""
     with Image.open(_open(source)) as image:
         return image.size
 
 
 def why_unreadable(sources: Sequence[ImageSource]) -> list[str | None]:
-    """Return the reason for each image that can not be read, else None.
+    """Return for each image why it cannot be read, or None if it can.
 
-    A JPEG file that ends as it should and a PNG file with the right checksums are not decoded: that costs a hundred
-    times as much. Everything else is.
+    A JPEG file with the end marker and a PNG file with correct checksums count as readable without being decoded, which
+    would take a hundred times as long. All other files are decoded.
     """
 
     def attempt(source: ImageSource | None) -> str | None:
@@ -82,8 +83,8 @@ def why_unreadable(sources: Sequence[ImageSource]) -> list[str | None]:
             if not _is_whole(source):
                 read_image(source, shorter_side=32)
         except UnidentifiedImageError:  # its message repeats the path
-            return "no image of a known format"
-        except Exception as error:  # decoders raise whatever they like (AVIF: RuntimeError)
+            return "not an image of a known format"
+        except Exception as error:  # decoders raise exceptions of any type (AVIF: RuntimeError)
             return " ".join(str(error).split()) or type(error).__name__
         return None
 
@@ -91,7 +92,10 @@ def why_unreadable(sources: Sequence[ImageSource]) -> list[str | None]:
 
 
 def in_threads(work: Callable[[Given], Done], given: Sequence[Given]) -> list[Done]:
-    """Return `work` of each; reading, decoding and hashing let other threads run meanwhile."""
+    """Return `work` of each given item, computed in threads.
+
+    Threads help because reading, decoding and hashing release Python's global lock.
+    """
 
     def chunk(start: int) -> list[Done]:
         return [work(item) for item in given[start : start + CHUNK]]
@@ -104,22 +108,23 @@ def in_threads(work: Callable[[Given], Done], given: Sequence[Given]) -> list[Do
 
 
 def encoded_bytes(source: ImageSource) -> bytes:
-    """Return an image as it is encoded in its file."""
+    """Return the encoded bytes of an image."""
     if isinstance(source, dict):
         return encoded_bytes(source["bytes"] if source.get("bytes") is not None else source["path"])
     return source if isinstance(source, bytes) else Path(str(source)).read_bytes()
 
 
 def digest_of(encoded: bytes) -> bytes:
-    """Return what tells encoded images apart."""
+    """Return a digest of an encoded image, 16 bytes."""
     return hashlib.blake2b(encoded, digest_size=16).digest()
 
 
 def _is_whole(source: ImageSource) -> bool:
-    """Return whether an image is sure to be readable without decoding it; False says nothing."""
+    """Return True if an image is certainly readable, found without decoding it; False if it may or may not be."""
     opened = _open(source)
     with opened if isinstance(opened, io.BytesIO) else Path(opened).open("rb") as file:
         with Image.open(file) as image:
+            # Pillow checks the checksum of every chunk of a PNG.
             if image.format == "PNG" and image.mode in {"1", "L", "P", "RGB", "RGBA"}:
                 image.verify()
                 return True
@@ -132,17 +137,21 @@ def _is_whole(source: ImageSource) -> bool:
 
 
 def _open(source: ImageSource) -> str | Path | io.BytesIO:
+    """Return the path or the bytes of an image as Pillow opens them."""
     if isinstance(source, dict):
         return _open(source["bytes"] if source.get("bytes") is not None else source["path"])
     return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
 def _draft_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
+    """Return (width, height) with the given shorter side and the same aspect ratio, in pixels."""
     scale = shorter_side / min(size)
     return max(1, int(size[0] * scale)), max(1, int(size[1] * scale))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image of any mode in RGB, transparent pixels blended with white."""
+    # I, I;16 and F are 32-bit, 16-bit and floating-point grey.
     if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
         return _stretched(image)
     if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
@@ -153,8 +162,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _stretched(image: Image.Image) -> Image.Image:
-    """Return deep grey as 8-bit RGB: cameras fill 10 to 16 bits, so no fixed divisor suits them all."""
+    """Return an image of deep grey as 8-bit RGB, scaled from its smallest to its largest value.
+
+    Cameras use 10 to 16 bits, so no fixed divisor suits them all. A constant image keeps its value, at most 255.
+    """
     values = np.asarray(image, dtype=np.float32)
+    # 255 (value - low) / (high - low), over finite values; floating-point images may have holes.
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)

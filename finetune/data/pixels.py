@@ -1,8 +1,8 @@
-"""Decoded images: each is decoded once, to the size that is needed, and kept on disk where all of them fit."""
+"""Read decoded images: each is decoded once, to the size that is needed, and cached on disk if all of them fit."""
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -13,22 +13,23 @@ from PIL import Image
 
 from finetune.cache import CachedRows, make_key, new_entry, read_arrays
 from finetune.data.decoding import ImageSource, decode, digest_of, encoded_bytes, in_threads
+from finetune.progress import Progress
 from finetune.work import Work
 
 BLOCK = 256
-"""Images that are decoded before they are written out."""
+"""Images that are decoded before they are written to the cache."""
 
 SAMPLED = 16
-"""Images from whose decoded size that of all is estimated."""
+"""Images that are decoded to estimate the size of all."""
 
 
 class Pixels:
-    """The images of one table, or of several after one another: upright, in RGB, by their index."""
+    """Upright RGB images of one table, or of several tables in a row, by index."""
 
     def __init__(self, tables: Dataset | Sequence[Dataset], shorter_side: int) -> None:
-        """Read images whose shorter side has at least `shorter_side` pixels; nothing is read yet."""
+        """Prepare to read images whose shorter side has at least `shorter_side` pixels, unless the file has fewer."""
         listed = [tables] if isinstance(tables, Dataset) else list(tables)
-        self._parts = [_Part(table, shorter_side) for table in listed]
+        self._parts = [_TablePixels(table, shorter_side) for table in listed]
         self._starts = [0, *accumulate(len(part.sources) for part in self._parts)]
 
     def __len__(self) -> int:
@@ -36,78 +37,87 @@ class Pixels:
         return self._starts[-1]
 
     @property
-    def is_kept(self) -> bool:
-        """Whether all images lie decoded on disk."""
-        return all(part.kept is not None for part in self._parts)
+    def is_cached(self) -> bool:
+        """Whether all decoded images are in the cache."""
+        return all(part.cached is not None for part in self._parts)
 
-    def content(self, members: Sequence[int] | NDArray[np.intp] | None = None) -> str:
-        """Return a digest of the encoded images (or of `members`), in their order."""
+    def digest(self, indices: Sequence[int] | NDArray[np.intp] | None = None) -> str:
+        """Return a digest of the encoded images at `indices` (all by default), in their order."""
         digests = np.concatenate([part.contents["digest"] for part in self._parts])
-        chosen = digests if members is None else digests[np.asarray(members, dtype=np.intp)]
+        chosen = digests if indices is None else digests[np.asarray(indices, dtype=np.intp)]
         return hashlib.blake2b(chosen.tobytes(), digest_size=16).hexdigest()
 
-    def keep(self, progress: Callable[[str, int, int], None]) -> Work:
-        """Decode all images and keep them on disk, unless they lie there already or take too much of it.
+    def cache(self, progress: Progress) -> Work:
+        """Decode all images into the cache, unless they are in it already or too large for it.
 
         Raises:
-            DataError: an image that can not be decoded.
+            DataError: an image cannot be decoded.
         """
-        return sum((part.keep(progress) for part in self._parts), Work())
+        return sum((part.cache(progress) for part in self._parts), Work())
 
-    def reading(self, count: int) -> Work:
-        """Return what decoding `count` images takes, each image as often as the others."""
+    def reading_work(self, count: int) -> Work:
+        """Return the work of decoding `count` images of average size."""
         size = sum(int(part.contents["size"].sum()) for part in self._parts)
         return Work(decoded_images=count, decoded_bytes=round(size * count / max(len(self), 1)))
 
     def read(self, indices: Sequence[int]) -> list[NDArray[np.uint8]]:
-        """Return several images, each (height, width, 3).
+        """Return several images, each (height, width, 3) uint8.
 
         Raises:
-            DataError: an image that can not be decoded.
+            DataError: an image cannot be decoded.
         """
-        return in_threads(self._read_one, indices) if not self.is_kept else [self._read_one(index) for index in indices]
+        # Threads help with decoding; copying cached rows is faster without.
+        if self.is_cached:
+            return [self._read_one(index) for index in indices]
+        return in_threads(self._read_one, indices)
 
     def _read_one(self, index: int) -> NDArray[np.uint8]:
+        """Return one image (height, width, 3) from its table."""
         number = bisect_right(self._starts, index) - 1
         return self._parts[number].read(index - self._starts[number])
 
 
-class _Part:
-    """The images of one table."""
+class _TablePixels:
+    """Pixels of the images of one table."""
 
     def __init__(self, table: Dataset, shorter_side: int) -> None:
+        """Prepare to read images as `Pixels` does."""
         self.sources = table["image"]
-        self.kept: dict[str, CachedRows] | None = None
+        self.cached: dict[str, CachedRows] | None = None
         self._shorter_side = shorter_side
         self._contents: NDArray[Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what another process needs; what is kept, it finds on disk."""
-        return self.__dict__ | {"kept": self.kept is not None}
+        """Return the state without the cached rows, which another process reads from the disk."""
+        return self.__dict__ | {"cached": self.cached is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the state, and map the cached rows again."""
         self.__dict__.update(state)
-        self.kept = read_arrays("pixels", self._key()) if state["kept"] else None
+        self.cached = read_arrays("pixels", self._key()) if state["cached"] else None
 
     @property
     def contents(self) -> NDArray[Any]:
-        """Digest and size of each encoded image."""
+        """Digest and size in bytes of each encoded image (n_images,), as a structured array."""
         if self._contents is None:
             kind = np.dtype([("digest", "V16"), ("size", np.int64)])
             self._contents = np.asarray(in_threads(_digest, self.sources), dtype=kind)
         return self._contents
 
-    def keep(self, progress: Callable[[str, int, int], None]) -> Work:
+    def cache(self, progress: Progress) -> Work:
+        """Decode all images into the cache, as in `Pixels.cache`."""
         count = len(self.sources)
-        if self.kept is not None or not count:
+        if self.cached is not None or not count:
             return Work()
-        self.kept = read_arrays("pixels", self._key())
-        if self.kept is not None:
+        self.cached = read_arrays("pixels", self._key())
+        if self.cached is not None:
             return Work(cache_hits=count)
         about = f"{count} images with at least {self._shorter_side} px, the first is {name_of(self.sources[0], 0)}"
         with new_entry("pixels", self._key(), about, self._estimated_bytes()) as writer:
             if writer is None:
                 return Work()
+            # Images differ in size, so all values are in one flat array `pixels`; image i ends at `ends[i]` and has
+            # (width, height) `sizes[i]`. Blocks bound the memory that decoded images take.
             end = 0
             for start in range(0, count, BLOCK):
                 images = in_threads(self._decode, range(start, min(start + BLOCK, count)))
@@ -118,37 +128,41 @@ class _Part:
                 writer.append("ends", ends.astype(np.int64))
                 writer.append("sizes", np.asarray([image.size for image in images], dtype=np.int32))
                 progress("decoding images", start + len(images), count)
-        self.kept = read_arrays("pixels", self._key())
+        self.cached = read_arrays("pixels", self._key())
         return Work(decoded_images=count, decoded_bytes=int(self.contents["size"].sum()))
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        if self.kept is None:
+        """Return one image (height, width, 3), from the cache or from its file."""
+        if self.cached is None:
             return np.array(self._decode(index))
-        width, height = map(int, self.kept["sizes"][index])
-        end = int(self.kept["ends"][index])
+        width, height = map(int, self.cached["sizes"][index])
+        end = int(self.cached["ends"][index])
         start = end - 3 * width * height
-        return self.kept["pixels"][start:end].reshape(height, width, 3)
+        return self.cached["pixels"][start:end].reshape(height, width, 3)
 
     def _decode(self, index: int) -> Image.Image:
         source = self.sources[index]
         return decode(source, self._shorter_side, name_of(source, index))
 
     def _key(self) -> str:
+        """Return the cache key: it depends on the content and the order of the files, not on their names."""
         content = hashlib.blake2b(self.contents["digest"].tobytes()).hexdigest()
         return make_key("pixels", content, self._shorter_side)
 
     def _estimated_bytes(self) -> int:
+        """Return the approximate size of all decoded images, in bytes, from a sample evenly spaced in the table."""
         count = len(self.sources)
         sample = in_threads(self._decode, range(0, count, -(-count // SAMPLED)))
         return int(np.mean([3 * image.width * image.height for image in sample]) * count)
 
 
 def name_of(source: ImageSource, index: int) -> str:
-    """Return what to call an image: its path, or `image N` where it has none."""
+    """Return the name of an image: its path, or `image N` if it has none."""
     path = source.get("path") if isinstance(source, dict) else source
     return f"image {index}" if path is None or isinstance(path, bytes) else str(path)
 
 
 def _digest(source: ImageSource) -> tuple[bytes, int]:
+    """Return the digest and the size in bytes of an encoded image."""
     encoded = encoded_bytes(source)
     return digest_of(encoded), len(encoded)

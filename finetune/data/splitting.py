@@ -1,4 +1,4 @@
-"""Deterministic splits: stratified by class, and never through a group."""
+"""Choose which images are held out: stratified by class, the same for the same seed, and without dividing a group."""
 
 import warnings
 from typing import TYPE_CHECKING
@@ -15,38 +15,46 @@ if TYPE_CHECKING:
 def stratified_holdout(
     labels: "NDArray[np.integer]", fraction: float, seed: int, groups: "NDArray[np.str_] | None" = None
 ) -> tuple["NDArray[np.intp]", "NDArray[np.intp]"]:
-    """Return the sorted indices that stay and those held out, about `fraction` of each class.
+    """Return the sorted indices of the images that stay and of those that are held out.
 
-    Without groups at least one image of each class is on either side; groups stay whole.
+    Without groups, a class with two or more images has at least one image on each side. Groups are not divided.
+
+    Args:
+        labels: class indices (n_images,).
+        fraction: fraction of each class to hold out, approximately.
+        seed: seed of the draw.
+        groups: group of each image (n_images,), or None.
 
     Raises:
-        DataError: too few groups to hold one out.
+        DataError: there is only one group.
     """
     if groups is not None:
+        # Of 1 / fraction folds, the one whose number of images is nearest to the asked fraction.
         folds = _group_folds(labels, max(2, round(1 / fraction)), seed, groups)
         return min(folds, key=lambda fold: abs(len(fold[1]) - fraction * len(labels)))
     generator = np.random.default_rng(seed)
-    held: list[int] = []
+    held_out: list[int] = []
     for label in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == label))
-        held.extend(members[: min(max(1, round(len(members) * fraction)), len(members) - 1)])
+        own = generator.permutation(np.flatnonzero(labels == label))
+        # At least one image is held out, and at least one stays.
+        held_out.extend(own[: min(max(1, round(len(own) * fraction)), len(own) - 1)])
     mask = np.zeros(len(labels), dtype=bool)
-    mask[held] = True
+    mask[held_out] = True
     return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 
 def stratified_folds(
     labels: "NDArray[np.integer]", num_folds: int, seed: int, groups: "NDArray[np.str_] | None" = None
 ) -> list[tuple["NDArray[np.intp]", "NDArray[np.intp]"]]:
-    """Return (train, held out) indices of each fold; fewer folds where the smallest class has fewer images.
+    """Return the (training, held-out) indices of each fold; every image is held out once and groups are not divided.
 
-    Every image is held out once. Groups stay whole.
+    There are fewer than `num_folds` folds, but at least two, if the smallest class has fewer images.
 
     Raises:
-        DataError: fewer groups than two folds need.
+        DataError: there is only one group.
     """
     smallest = int(np.bincount(labels)[np.unique(labels)].min())
-    num_folds = max(2, min(num_folds, smallest))
+    num_folds = max(2, min(num_folds, smallest))  # every fold holds out an image of every class
     if groups is None:
         splitter = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
         return list(splitter.split(np.zeros(len(labels)), labels))
@@ -54,41 +62,44 @@ def stratified_folds(
 
 
 def even_sample(labels: "NDArray[np.integer]", most: int, seed: int) -> "NDArray[np.intp]":
-    """Return sorted indices of at most `most` images, taken from the classes in turn."""
+    """Return the sorted indices of at most `most` images, as equally divided among the classes as possible."""
+    # Each image gets its rank in a random order of its class. All images of rank 0, then those of rank 1, and so on,
+    # are one image of each class in turn.
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(labels))
     rank = np.zeros(len(labels), dtype=np.int64)
     for label in np.unique(labels):
-        members = order[labels[order] == label]
-        rank[members] = np.arange(len(members))
+        own = order[labels[order] == label]
+        rank[own] = np.arange(len(own))
     return np.sort(order[np.argsort(rank[order], kind="stable")][:most])
 
 
 def _group_folds(
     labels: "NDArray[np.integer]", num_folds: int, seed: int, groups: "NDArray[np.str_]"
 ) -> list[tuple["NDArray[np.intp]", "NDArray[np.intp]"]]:
+    """Return (training, held-out) indices of folds that do not divide groups."""
     num_groups = len(np.unique(groups))
     if num_groups < 2:
         raise DataError("all images belong to one group, so no image can be held out; check the group column")
     splitter = StratifiedGroupKFold(min(num_folds, num_groups), shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        # A class with fewer images than folds is missing from some of them, as the person's groups have it.
+        # A class with fewer images than folds is missing from some folds; groups leave no other way.
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         return list(splitter.split(np.zeros(len(labels)), labels, groups))
 
 
 def stratified_subset(labels: "NDArray[np.integer]", count: int, seed: int) -> "NDArray[np.intp]":
-    """Return the sorted indices of `count` images, each class in proportion and with at least two images.
+    """Return the sorted indices of `count` images, in proportion to the classes and at least two of each class.
 
     Raises:
-        DataError: `count` leaves less than two images for some class.
+        DataError: `count` is less than two images per class.
     """
     if count >= len(labels):
         return np.arange(len(labels))
     classes, sizes = np.unique(labels, return_counts=True)
     if count < 2 * len(classes):
         raise DataError(
-            f"a limit of {count} images leaves less than two for each of {len(classes)} classes; "
+            f"a limit of {count} images leaves fewer than two for each of {len(classes)} classes; "
             f"use at least {2 * len(classes)}"
         )
     quotas = _quotas(sizes, count)
@@ -101,7 +112,11 @@ def stratified_subset(labels: "NDArray[np.integer]", count: int, seed: int) -> "
 
 
 def _quotas(sizes: "NDArray[np.integer]", count: int) -> "NDArray[np.integer]":
-    """Return how many of each class are taken: in proportion, at least 2, `count` in all."""
+    """Return the number of images to take from each class: in proportion, at least 2 each, `count` in all.
+
+    Quotas start from the rounded-down exact ones; then images are added or removed one at a time, each where the quota
+    differs most from the exact one.
+    """
     exact = sizes * (count / sizes.sum())
     quotas: NDArray[np.integer] = np.minimum(np.maximum(np.floor(exact), 2), sizes).astype(int)
     while quotas.sum() != count:

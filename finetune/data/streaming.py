@@ -1,6 +1,6 @@
-"""Hugging Face data sets as streams: read from where they lie while they are trained on, without being stored."""
+"""Read a Hugging Face data set as a stream during the training, without storing it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import count, islice
 
 import datasets
@@ -15,54 +15,62 @@ from finetune.errors import DataError
 from finetune.recipe import TableColumns
 
 SAMPLE = 5_000
-"""Images of each split that are held in memory, encoded: what is measured, what judges, what is tested on."""
+"""Images of each split that are held in memory, encoded: for the measurement, as held-out images and for the test."""
 
 BUFFER = 1_000
-"""Images among which a stream is shuffled, beside the order of its files."""
+"""Size of the buffer in which a stream is shuffled, in images; the order of its files is shuffled, too."""
 
 
 class ImageStream:
-    """The training images of a stream without those that judge, in another order at each pass."""
+    """The training images of a stream except the held-out ones, in another order in each pass."""
 
-    def __init__(self, dataset: datasets.IterableDataset, num_images: int, judging: frozenset[bytes]) -> None:
-        """Read `dataset`, shuffled, with an undecoded `image` and a `label`; leave out images with these digests."""
+    def __init__(self, dataset: datasets.IterableDataset, num_images: int, held_out: frozenset[bytes]) -> None:
+        """Read a shuffled data set with an undecoded `image` and a `label`.
+
+        Args:
+            dataset: the training split.
+            num_images: number of its images.
+            held_out: digests of the images that are left out.
+        """
         self._dataset = dataset
-        self._judging = judging
+        self._held_out = held_out
         self.num_images = num_images
-        """Training images in all."""
+        """Number of training images, the held-out ones included."""
 
     def read(self, start: int) -> Iterator[tuple[ImageSource, int]]:
-        """Yield image and class without end, from position `start` on; unreadable images are passed over."""
+        """Yield an image and its class without end, starting at image `start`; unreadable images are skipped.
+
+        Raises:
+            DataError: there is no readable image.
+        """
+        # A position counts the images that are read, so that it is the same image in every run with the same seed.
         position = 0
         for epoch in count():
             self._dataset.set_epoch(epoch)
             before = position
             for row in self._dataset:
                 source: ImageSource = row["image"]
-                if digest_of(encoded_bytes(source)) in self._judging or why_unreadable([source])[0] is not None:
+                if digest_of(encoded_bytes(source)) in self._held_out or why_unreadable([source])[0] is not None:
                     continue
                 if position >= start:
                     yield source, int(row["label"])
                 position += 1
             if position == before:
-                raise DataError("the stream has no readable training image beside those that judge")
+                raise DataError("the stream has no readable training image except the held-out ones")
 
 
-def load_stream(
-    name: str, columns: TableColumns, split_names: Mapping[str, str], seed: int
-) -> tuple[LabelledTable, ImageStream | None]:
+def load_stream(name: str, columns: TableColumns, seed: int) -> tuple[LabelledTable, ImageStream | None]:
     """Return a sample of each split of a Hugging Face data set, and the stream of its training images.
 
-    A split of at most `SAMPLE` images is the sample itself, and where that is the training split there is no stream.
+    A split of at most `SAMPLE` images is sampled whole; if this is the training split, there is no stream.
 
     Args:
         name: hub name or local folder.
-        columns: which columns hold what; found by type, then by name.
-        split_names: what splits may be called.
-        seed: of the sample and of the order.
+        columns: names of the columns; by default they are found by type and name.
+        seed: seed of the sample and of the order of the images.
 
     Raises:
-        DataError: it can not be loaded, names no classes, or its sample lacks one of them.
+        DataError: the data set cannot be loaded, its classes have no names, or the sample lacks a class.
     """
     sources: list[ImageSource] = []
     labels: list[str] = []
@@ -73,35 +81,37 @@ def load_stream(
     for split, dataset in load_dataset_dict(name, streaming=True).items():
         label_column = label_column_of(dataset, columns.label, name)
         class_names = _class_names(dataset, label_column, name)
-        kind = name_split(str(split), split_names, name)
+        kind = name_split(str(split), name)
         shuffled = _plain(dataset, image_column_of(dataset, columns.path, name), label_column).shuffle(
             seed=seed, buffer_size=BUFFER
         )
+        # One image more than the sample shows whether the split is longer.
         rows = list(islice(shuffled, SAMPLE + 1))
-        goes_on, rows = len(rows) > SAMPLE, rows[:SAMPLE]
+        is_longer, rows = len(rows) > SAMPLE, rows[:SAMPLE]
         if any(row["label"] is None or row["label"] < 0 for row in rows):
-            raise DataError(f"{name}: images of the split '{split}' have no label; take the split out")
+            raise DataError(f"{name}: images of the split '{split}' have no label; remove the split")
         sources += [row["image"] for row in rows]
         labels += [class_names[row["label"]] for row in rows]
         splits += [kind] * len(rows)
-        if kind == "train" and goes_on:
+        if kind == "train" and is_longer:
             streamed, num_images = shuffled, _size(dataset, str(split), label_column)
     table = LabelledTable(
         sources=sources, labels=labels, splits=splits if set(splits) != {"train"} else None, class_names=class_names
     )
     if streamed is None:
         return table, None
-    judged = _with_judges(table, class_names, name, seed)
-    judging = frozenset(
+    table = _with_validation(table, class_names, name, seed)
+    # The stream yields the sampled images, too; held-out ones are recognized by their digest.
+    held_out = frozenset(
         digest_of(encoded_bytes(source))
-        for source, split in zip(judged.sources, judged.splits or (), strict=True)
+        for source, split in zip(table.sources, table.splits or (), strict=True)
         if split == "validation"
     )
-    return judged, ImageStream(streamed, num_images, judging)
+    return table, ImageStream(streamed, num_images, held_out)
 
 
-def _with_judges(table: LabelledTable, class_names: list[str], name: str, seed: int) -> LabelledTable:
-    """Hold a part of the training sample out, unless there is a validation split."""
+def _with_validation(table: LabelledTable, class_names: list[str], name: str, seed: int) -> LabelledTable:
+    """Return the table with a validation split: the data set's own, or a held-out part of the training sample."""
     splits = list(table.splits or ["train"] * len(table.labels))
     train = [number for number, split in enumerate(splits) if split == "train"]
     trained = [table.labels[number] for number in train]
@@ -109,17 +119,17 @@ def _with_judges(table: LabelledTable, class_names: list[str], name: str, seed: 
     if missing:
         raise DataError(
             f"{name}: the first {len(train)} images of the shuffled stream show none of {len(missing)} classes, such "
-            f"as '{missing[0]}'; shuffle the data set, or let it be stored with hf:{name}"
+            f"as '{missing[0]}'; shuffle the data set, or store it with hf:{name}"
         )
     if "validation" not in splits:
-        _, held = stratified_holdout(np.unique(trained, return_inverse=True)[1], HELD_OUT, seed)
-        for number in held:
+        _, held_out = stratified_holdout(np.unique(trained, return_inverse=True)[1], HELD_OUT, seed)
+        for number in held_out:
             splits[train[number]] = "validation"
     return LabelledTable(sources=table.sources, labels=table.labels, splits=splits, class_names=table.class_names)
 
 
 def _plain(dataset: datasets.IterableDataset, image_column: str, label_column: str) -> datasets.IterableDataset:
-    """Return the two columns by their usual names, images undecoded."""
+    """Return the two columns under their usual names, with undecoded images."""
     selected = dataset.select_columns([image_column, label_column])
     names = {image_column: "image", label_column: "label"}
     renamed = selected.rename_columns({old: new for old, new in names.items() if old != new})
@@ -127,17 +137,18 @@ def _plain(dataset: datasets.IterableDataset, image_column: str, label_column: s
 
 
 def _class_names(dataset: datasets.IterableDataset, label_column: str, name: str) -> list[str]:
+    """Return the names of the classes in the order of the ClassLabel."""
     feature = dataset.features[label_column] if dataset.features else None
     if not isinstance(feature, datasets.ClassLabel):
         raise DataError(
-            f"{name}: the classes of a stream must be known beforehand, but column '{label_column}' is no ClassLabel; "
-            f"let the data set be stored with hf:{name}"
+            f"{name}: the classes of a stream must be known in advance, but '{label_column}' is not a ClassLabel; "
+            f"store the data set with hf:{name}"
         )
     return list(feature.names)
 
 
 def _size(dataset: datasets.IterableDataset, split: str, label_column: str) -> int:
-    """Return how many images a split has: as it says itself, or counted by its labels."""
+    """Return the number of images of a split, from its description or by counting its labels."""
     known = (dataset.info.splits or {}).get(split)
     if known is not None and known.num_examples:
         return int(known.num_examples)

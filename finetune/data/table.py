@@ -1,7 +1,7 @@
-"""Tables of images: CSV, TSV and Parquet files with a path, a label and perhaps a split and a group."""
+"""Read a table of images: a CSV, TSV or Parquet file with a path and a label, and optionally a split and a group."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,32 @@ from finetune.errors import DataError, nearest_names
 from finetune.recipe import TableColumns
 
 PATH_COLUMNS = ("path", "image", "file", "file_name", "filename", "image_path", "filepath")
+"""Usual names of the column with paths, in the order in which they are tried."""
+
 LABEL_COLUMNS = ("label", "class", "target", "labels", "class_name", "category")
+"""Usual names of the column with classes, in the order in which they are tried."""
+
+SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "val": "validation", "validation": "validation", "valid": "validation", "dev": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""Usual names of each split, in lower case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledTable:
-    """Images with their labels, one row each, before they are split and read."""
+    """Labelled images, one in each row, before they are divided into splits."""
 
     sources: Sequence[ImageSource]
     labels: Sequence[str]
     splits: Sequence[str] | None = None
     groups: Sequence[str] | None = None
     class_names: Sequence[str] | None = None
-    """The classes in the order that the source states; None means sorted by name."""
+    """Names of the classes in the order that the data set gives; None: sorted by name."""
 
     def select(self, rows: Sequence[int]) -> "LabelledTable":
-        """Return the table of these rows."""
+        """Return a table of some rows."""
         return LabelledTable(
             sources=self._selected(rows),
             labels=[self.labels[row] for row in rows],
@@ -39,24 +49,24 @@ class LabelledTable:
         )
 
     def _selected(self, rows: Sequence[int]) -> Sequence[ImageSource]:
-        if isinstance(self.sources, Column):  # a data set's own, whose images are read as they are needed
+        if isinstance(self.sources, Column):  # of a Hugging Face data set, which reads its images when they are needed
             selected: Sequence[ImageSource] = self.sources.source.select(rows)["image"]
             return selected
         return [self.sources[row] for row in rows]
 
     def name(self, row: int) -> str:
-        """Return what to call the image of a row."""
+        """Return the name of the image in a row: its path, or `image N`."""
         source = self.sources[row]
         if isinstance(source, dict):
             source = source.get("path") or f"image {row}"
         return f"image {row}" if isinstance(source, bytes) else str(source)
 
 
-def load_table(path: Path, columns: TableColumns, split_names: Mapping[str, str]) -> LabelledTable:
-    """Return the images that a CSV, TSV or Parquet file lists; relative paths start at the table's folder.
+def load_table(path: Path, columns: TableColumns) -> LabelledTable:
+    """Return the images that a CSV, TSV or Parquet file lists; relative paths start at the folder of the file.
 
     Raises:
-        DataError: another kind of file, a missing column (the columns there are get named), an empty or a double label.
+        DataError: the file is not a table, a column is missing, or an image has no label or several labels.
     """
     frame = _read(path)
     path_column = find_column(list(frame.columns), columns.path, PATH_COLUMNS, "path", str(path))
@@ -66,14 +76,12 @@ def load_table(path: Path, columns: TableColumns, split_names: Mapping[str, str]
     if any(isinstance(image, str) and not image for image in images):
         raise DataError(f"{path}: {sum(not image for image in images)} rows have no {path_column}")
     sources = [image if isinstance(image, dict) else str(path.parent / str(image)) for image in images]
-    _refuse_double_rows([image if isinstance(image, str) else str(row) for row, image in enumerate(images)], labels)
+    _refuse_several_labels([image if isinstance(image, str) else str(row) for row, image in enumerate(images)], labels)
     split_column = _optional_column(frame, columns.split, "split", path)
     group_column = _optional_column(frame, columns.group, "group", path)
     splits = None
     if split_column is not None:
-        splits = [
-            name_split(str(name), split_names, f"{path}, column '{split_column}'") for name in frame[split_column]
-        ]
+        splits = [name_split(str(name), f"{path}, column '{split_column}'") for name in frame[split_column]]
     groups = None if group_column is None else [str(group) for group in frame[group_column]]
     if splits is not None and groups is not None:
         refuse_straddling_groups(groups, splits)
@@ -81,10 +89,17 @@ def load_table(path: Path, columns: TableColumns, split_names: Mapping[str, str]
 
 
 def find_column(names: list[str], asked: str | None, usual: tuple[str, ...], what: str, origin: str) -> str:
-    """Return the column that was asked for, or the first of the usual names.
+    """Return the name of a column: the one that was asked for, or the first that has a usual name.
+
+    Args:
+        names: names of all columns.
+        asked: name that the recipe gives, or None.
+        usual: usual names in lower case, in the order in which they are tried.
+        what: key of the recipe's `columns`, for the error.
+        origin: name of the data, for the error.
 
     Raises:
-        DataError: there is none; names the columns there are.
+        DataError: there is no such column; names all columns.
     """
     if asked is not None:
         if asked in names:
@@ -101,34 +116,43 @@ def find_column(names: list[str], asked: str | None, usual: tuple[str, ...], wha
     )
 
 
-def name_split(name: str, split_names: Mapping[str, str], origin: str) -> str:
-    """Return train, validation or test for any of their usual names."""
-    split = split_names.get(name.strip().lower())
+def name_split(name: str, origin: str) -> str:
+    """Return train, validation or test for any of their usual names; `origin` names the data in the error.
+
+    Raises:
+        DataError: the name is not a usual one.
+    """
+    split = SPLIT_NAMES.get(name.strip().lower())
     if split is None:
-        raise DataError(f"{origin}: '{name}' is no split; expected train, validation or test")
+        raise DataError(f"{origin}: '{name}' is not a split; expected train, validation or test")
     return split
 
 
 def _read(path: Path) -> pd.DataFrame:
+    """Return the content of a table."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         try:
             return pd.read_parquet(path)
         except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-            raise DataError(f"{path} can not be read as a table: {error}") from None
+            raise DataError(f"{path} cannot be read as a table: {error}") from None
     if suffix not in {".csv", ".tsv"}:
-        raise DataError(f"{path} is a file, but no CSV, TSV or Parquet table; give a folder or a table")
+        raise DataError(f"{path} is a file, but not a CSV, TSV or Parquet table; give a folder or a table")
     try:
-        # Everything as text: a class may be called "01" or "NA".
+        # Read everything as text, as a class may have the name "01" or "NA".
         return pd.read_csv(path, sep="\t" if suffix == ".tsv" else ",", dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} can not be read as a table: {error}") from None
+        raise DataError(f"{path} cannot be read as a table: {error}") from None
 
 
 def read_labels(values: list[Any], name: str) -> list[str]:
-    """Return the class names of a column, or refuse several an image and none."""
+    """Return the class names of a column called `name`.
+
+    Raises:
+        DataError: an image has no label or several labels.
+    """
     if any(not isinstance(value, (str, int, float, bool)) and hasattr(value, "__len__") for value in values):
-        raise DataError(f"column '{name}' holds several labels an image; multi-label data is out of scope for now")
+        raise DataError(f"column '{name}' holds several labels per image; multi-label data is not supported")
     labels = ["" if pd.isna(value) else str(value).strip() for value in values]
     missing = sum(not label for label in labels)
     if missing:
@@ -138,30 +162,33 @@ def read_labels(values: list[Any], name: str) -> list[str]:
         parts = [part.strip() for part in re.split(r"[|;,]", label)]
         if len(parts) > 1 and any(part in known for part in parts):
             raise DataError(
-                f"column '{name}' holds several labels an image ({label!r}); multi-label data is out of scope for now"
+                f"column '{name}' holds several labels per image ({label!r}); multi-label data is not supported"
             )
     return labels
 
 
-def _refuse_double_rows(images: list[str], labels: list[str]) -> None:
+def _refuse_several_labels(images: list[str], labels: list[str]) -> None:
+    """Raise a DataError if an image is in two rows with different labels."""
     first: dict[str, str] = {}
     for image, label in zip(images, labels, strict=True):
         if first.setdefault(image, label) != label:
             raise DataError(
-                f"{image} is listed as '{first[image]}' and as '{label}': several labels an image are out of "
-                f"scope for now"
+                f"{image} is listed as '{first[image]}' and as '{label}'; several labels per image are not supported"
             )
 
 
 def refuse_straddling_groups(groups: list[str], splits: list[str]) -> None:
-    """Raise DataError where images of one group are in several splits."""
+    """Raise a DataError if images of one group are in several splits."""
     first: dict[str, str] = {}
     for group, split in zip(groups, splits, strict=True):
         if first.setdefault(group, split) != split:
-            raise DataError(f"group '{group}' is in {first[group]} and in {split}; a group must not straddle splits")
+            raise DataError(
+                f"group '{group}' is in {first[group]} and in {split}; all images of a group must be in one split"
+            )
 
 
 def _optional_column(frame: pd.DataFrame, asked: str | None, usual: str, path: Path) -> str | None:
+    """Return the column that was asked for, or the one with the usual name, or None."""
     if asked is None:
         return next((str(name) for name in frame.columns if str(name).lower() == usual), None)
     return find_column(list(frame.columns), asked, (), usual, str(path))

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from finetune.cache import keep_value, make_key, read_value, size_limit
+from finetune.cache import make_key, read_value, size_limit, write_value
 from finetune.data import ImageSplits, Pixels, even_sample, groups_of, labels_of, native_size, stratified_subset
 from finetune.data.batches import PlainImages, VariedImages, normaliser, read_in_turn
 from finetune.decide.evidence import Evidence, ForwardSettings, LearningCurve, MachineSpeed, ProbeResult, StageProfile
@@ -20,7 +20,7 @@ from finetune.decide.plan import AugmentationPlan
 from finetune.decide.preprocessing import Preprocessing, choose_image_size
 from finetune.decide.workload import default_batch_size, default_trainable_stages, short_stages
 from finetune.device import MEMORY_FORMATS, autocast, best_device
-from finetune.errors import RecipeError
+from finetune.errors import CacheError, RecipeError
 from finetune.measure.domain import DomainProbe
 from finetune.measure.machine import is_busy, machine_name
 from finetune.measure.similarity import similarity
@@ -98,7 +98,7 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
     labels_seen = labels[sample]
     table = splits.train if len(sample) == len(labels) else splits.train.select(sample)
     pixels = Pixels(table, preprocessing.shorter_side)
-    work = pixels.keep(progress)
+    work = pixels.cache(progress)
     stages, speed = _machine(network, name, preprocessing, recipe, num_images, pixels, progress)
     network.to(memory_format=MEMORY_FORMATS[speed.forward.layout])
     domain = _similarity(network, name, pixels, labels_seen, recipe.seed, speed.forward)
@@ -204,7 +204,7 @@ def _machine(
     # Their schemas, so that an older version's measurements are not mistaken for this one's.
     schemas = MachineSpeed.model_json_schema(), StageProfile.model_json_schema()
     key = make_key(
-        name, preprocessing, batch_size, asked or "usual and short", pixels.is_kept, machine_name(device), schemas
+        name, preprocessing, batch_size, asked or "usual and short", pixels.is_cached, machine_name(device), schemas
     )
 
     def measure() -> dict[str, Any]:
@@ -222,9 +222,10 @@ def _machine(
         busy = is_busy()
         found = measure()
         if not busy:
-            keep_value("measurements", key, f"speed of {name} at {preprocessing.image_size} px", found)
-    stages = tuple(StageProfile.parse(stage, origin="the cache") for stage in found["stages"])
-    return stages, MachineSpeed.parse(found["speed"], origin="the cache").changed(num_processes=processes)
+            write_value("measurements", key, f"speed of {name} at {preprocessing.image_size} px", found)
+    origin = "a measurement in the cache is damaged (remove it with 'finetune cache --clear')"
+    stages = tuple(StageProfile.parse(stage, origin, CacheError) for stage in found["stages"])
+    return stages, MachineSpeed.parse(found["speed"], origin, CacheError).changed(num_processes=processes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,9 +272,9 @@ def _similarity(
             for moments, groups in streams.map(measure, batches):
                 probe.collect(moments, groups)
         parts = probe.parts(list(probe.groups.values()))
-        keep_value("features", key, f"domain similarity: {len(members)} images", parts)
+        write_value("features", key, f"domain similarity: {len(members)} images", parts)
         work = Work(forward_images=len(members), forward_equivalents=float(len(members)))
-        work += Work() if pixels.is_kept else pixels.reading(len(members))
+        work += Work() if pixels.is_cached else pixels.reading_work(len(members))
     # Without batch norms and a classifier of many classes nothing tells near from far.
     value, is_calibrated = similarity(parts, name) if parts else (0.5, False)
     return _Domain(similarity=value, parts=parts, is_calibrated=is_calibrated, work=work)

@@ -133,7 +133,7 @@ def _real_batch(
 ) -> Tensor:
     """Return `count` normalised images; few images come several times, each varied in its own way."""
     keys = [Key(number % len(images), number // len(images)) for number in range(count)]
-    pixels, _ = next(iter(make_loader(images, device, 0, batch_size=count, members=keys)))
+    pixels, _ = next(iter(make_loader(images, device, 0, batch_size=count, keys=keys)))
     return normaliser(preprocessing, device, layout)(pixels)
 
 

@@ -123,7 +123,7 @@ def count_work(outputs: Outputs, pixels: Pixels, share: float = 1.0) -> Work:
     if outputs.found:
         return Work(cache_hits=count)
     work = Work(forward_images=count, forward_equivalents=round(count * share, 1))
-    return work if pixels.is_kept else work + pixels.reading(count)
+    return work if pixels.is_cached else work + pixels.reading_work(count)
 
 
 def digest_weights(network: nn.Module, leave_out: str) -> str:

@@ -21,7 +21,7 @@ from finetune.measure import measure_evidence
 from finetune.network.weights import resolve_model
 from finetune.predict.metrics import score
 from finetune.predict.model import Ensemble, Predictor, TrainedModel, average
-from finetune.processes import from_main_process, is_main_process, share_out
+from finetune.processes import divide_rows, from_main_process, is_main_process
 from finetune.recipe import Recipe, load_recipe
 from finetune.runs.execution import begin, decide, finish, measure_networks
 from finetune.runs.folder import SCHEDULE, RunFolder, RunMetrics, Seconds, default_folder
@@ -237,7 +237,7 @@ def _scored(members: Sequence[TrainedModel], splits: ImageSplits, report: Report
     test, labels, names = splits.test, labels_of(splits.test), list(splits.class_names)
 
     def judged(member: TrainedModel) -> NDArray[np.float64]:
-        return share_out(lambda rows: member.probabilities(test.select(rows), report.progress), range(len(test)))
+        return divide_rows(lambda rows: member.probabilities(test.select(rows), report.progress), range(len(test)))
 
     parts = [judged(member) for member in members]
     members = [replace(member, test=score(part, labels, names)) for member, part in zip(members, parts, strict=True)]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from finetune.data.batches import (
+    BatchShare,
     Images,
-    Share,
     StepSampler,
     StreamedBatches,
     make_loader,
@@ -32,7 +32,7 @@ from finetune.network.outputs import count_work
 from finetune.network.tail import Tail, cut
 from finetune.predict.linear_probe import LinearHead
 from finetune.predict.model import scores_of
-from finetune.processes import share_out
+from finetune.processes import divide_rows
 from finetune.training.cached_activations import Activations, KeptActivations, keep_activations
 from finetune.training.evaluation import Evaluation
 from finetune.training.head import (
@@ -106,7 +106,7 @@ def fit_probe(material: Material, phase: Phase) -> Fit:
         raise ValueError("a plan without steps needs features")
     subtract_log_frequencies(material, phase)
     if material.plan.test_time_flips:
-        logits = share_out(partial(scores_of, material.network, material.pixels, material.plan), phase.held_out)
+        logits = divide_rows(partial(scores_of, material.network, material.pixels, material.plan), phase.held_out)
     else:
         logits = current_head(material).logits_of(material.features, phase.held_out)
     return Fit(logits=logits, probe=None, steps=0, history=(), cached=None, work=Work(), seconds_before=0.0)
@@ -138,7 +138,7 @@ def fit(
     """
     accelerator = make_accelerator(phase.plan)
     trained = _choose_module(material, phase.plan, accelerator, cached)
-    predict = partial(share_out, _predictor(material, phase, trained.tail, trained.cached))
+    predict = partial(divide_rows, _predictor(material, phase, trained.tail, trained.cached))
     resumed = material.checkpoints.step(phase.name)
     seconds_before = _seconds_before_interruption(resumed, steps_before)
     history: list[Row] = []
@@ -278,7 +278,7 @@ def _make_loader(
     """Return the loader of this process's part of the batches of some steps."""
     plan = phase.plan
     process = accelerator.process_index, accelerator.num_processes
-    share = Share(plan.batch_size, steps, plan.noise_seed, *process, plan.small_steps)
+    share = BatchShare(plan.batch_size, steps, plan.noise_seed, *process, plan.small_steps)
     if material.stream is not None:
         batches = StreamedBatches(material.stream, plan.preprocessing, plan.augmentation, share)
         return make_stream_loader(batches, accelerator.device, plan.forward.loader_workers)
@@ -322,8 +322,8 @@ def _training_work(material: Material, plan: Plan, steps: range, cached: KeptAct
     work = Work(forward_images=images, backward_images=images, forward_equivalents=round(whole * cost, 1))
     if material.stream is not None:
         return work + Work(decoded_images=images)
-    if cached is None and not material.pixels.is_kept:
-        return work + material.pixels.reading(images)
+    if cached is None and not material.pixels.is_cached:
+        return work + material.pixels.reading_work(images)
     return work
 
 

@@ -105,7 +105,7 @@ def prepare(
     pixels = Pixels(tables, plan.preprocessing.shorter_side)
     plain = PlainImages(pixels, plan.preprocessing)
     with first_alone():
-        work = pixels.keep(progress)
+        work = pixels.cache(progress)
     if plan.batch_norm_statistics == "re_estimated":
         work += _re_estimate_statistics(network, plain, plan)
     digest = digest_weights(network, leave_out=find_head(network)[0])

@@ -14,7 +14,7 @@ from finetune.network.backbone import find_head
 from finetune.network.co_tuning import without_source
 from finetune.predict.metrics import score, softmax
 from finetune.predict.model import HeldOut, TrainedModel, fit_temperature, scores_of
-from finetune.processes import share_out
+from finetune.processes import divide_rows
 from finetune.training.evaluation import HeldOutPredictions
 from finetune.training.head import start_head, subtract_log_frequencies
 from finetune.training.material import Material, Weights, copy_weights
@@ -88,7 +88,7 @@ def predict_with(
         network = network_with(material, weights[phase.name])
         if len(phase.held_out):
             predict = partial(scores_of, network, material.pixels, plan)
-            found.append((phase, share_out(predict, phase.held_out), None))
+            found.append((phase, divide_rows(predict, phase.held_out), None))
     return collect(material, found), network
 
 

@@ -7,7 +7,7 @@ import torch
 from conftest import PLAIN
 from PIL import Image
 from scipy.stats import ks_2samp
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from torchvision.transforms import (
     CenterCrop,
     Compose,
@@ -22,7 +22,16 @@ from torchvision.transforms.functional import adjust_brightness, adjust_contrast
 
 from finetune.data import Pixels, batches, table_of_paths
 from finetune.data.augmentation import ASPECT, Key, _jitter, _random_box
-from finetune.data.batches import PlainImages, Share, StepSampler, VariedImages, make_loader, normaliser, read_in_turn
+from finetune.data.batches import (
+    BatchShare,
+    PlainImages,
+    StepSampler,
+    VariedImages,
+    make_loader,
+    make_stream_loader,
+    normaliser,
+    read_in_turn,
+)
 from finetune.decide.plan import AugmentationPlan
 from finetune.errors import DataError
 from finetune.progress import no_progress
@@ -53,43 +62,43 @@ def pixels_of(images, keys):
 
 
 def test_every_batch_is_full_even_where_the_images_do_not_divide_by_it():
-    assert [len(batch) for batch in StepSampler(range(10), Share(4, range(7), seed=0))] == [4] * 7
+    assert [len(batch) for batch in StepSampler(range(10), BatchShare(4, range(7), seed=0))] == [4] * 7
 
 
 def test_each_pass_is_a_permutation_and_passes_run_into_each_other():
-    keys = [key for batch in StepSampler(range(10), Share(4, range(5), seed=0)) for key in batch]
+    keys = [key for batch in StepSampler(range(10), BatchShare(4, range(5), seed=0)) for key in batch]
     assert sorted(key.image for key in keys if key.view == 0) == list(range(10))
     assert sorted(key.image for key in keys if key.view == 1) == list(range(10))
     assert [key.view for key in keys] == [0] * 10 + [1] * 10
 
 
 def test_passes_differ_in_their_order_and_so_do_seeds():
-    first = [index for batch in StepSampler(range(10), Share(10, range(2), seed=0)) for index, *_ in batch]
-    other = [index for batch in StepSampler(range(10), Share(10, range(1), seed=1)) for index, *_ in batch]
+    first = [index for batch in StepSampler(range(10), BatchShare(10, range(2), seed=0)) for index, *_ in batch]
+    other = [index for batch in StepSampler(range(10), BatchShare(10, range(1), seed=1)) for index, *_ in batch]
     assert first[:10] != first[10:]
     assert first[:10] != other
 
 
 def test_a_batch_larger_than_the_set_takes_several_passes():
-    (batch,) = StepSampler([3, 7], Share(5, range(1), seed=0))
+    (batch,) = StepSampler([3, 7], BatchShare(5, range(1), seed=0))
     assert sorted(index for index, *_ in batch[:2]) == sorted(index for index, *_ in batch[2:4]) == [3, 7]
     assert [view for _, view, _ in batch] == [0, 0, 1, 1, 2]
 
 
 def test_only_members_are_drawn():
-    drawn = {index for batch in StepSampler([2, 5, 11], Share(4, range(6), seed=0)) for index, *_ in batch}
+    drawn = {index for batch in StepSampler([2, 5, 11], BatchShare(4, range(6), seed=0)) for index, *_ in batch}
     assert drawn == {2, 5, 11}
 
 
 def test_a_resumed_sampler_goes_on_with_the_same_batches():
-    whole = list(StepSampler(range(10), Share(4, range(9), seed=3)))
-    assert list(StepSampler(range(10), Share(4, range(5, 9), seed=3))) == whole[5:]
+    whole = list(StepSampler(range(10), BatchShare(4, range(9), seed=3)))
+    assert list(StepSampler(range(10), BatchShare(4, range(5, 9), seed=3))) == whole[5:]
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_the_processes_share_every_batch_among_them(world_size):
-    whole = list(StepSampler(range(10), Share(6, range(4), seed=0)))
-    parts = [list(StepSampler(range(10), Share(6, range(4), 0, rank, world_size))) for rank in range(world_size)]
+    whole = list(StepSampler(range(10), BatchShare(6, range(4), seed=0)))
+    parts = [list(StepSampler(range(10), BatchShare(6, range(4), 0, rank, world_size))) for rank in range(world_size)]
     for step, batch in enumerate(whole):
         shared = [key for part in parts for key in part[step]]
         assert sorted(shared) == sorted(batch)
@@ -97,14 +106,14 @@ def test_the_processes_share_every_batch_among_them(world_size):
 
 
 def test_the_first_steps_see_the_images_of_others_small():
-    small, others = ([*StepSampler(range(10), Share(4, range(6), 0, small_steps=steps))] for steps in (4, 0))
+    small, others = ([*StepSampler(range(10), BatchShare(4, range(6), 0, small_steps=steps))] for steps in (4, 0))
     assert [[key.is_small for key in batch] for batch in small] == [[True] * 4] * 4 + [[False] * 4] * 2
     assert [[key[:2] for key in batch] for batch in small] == [[key[:2] for key in batch] for batch in others]
 
 
 def test_steps_that_are_resumed_see_images_of_the_size_that_they_would_have_seen():
-    whole = list(StepSampler(range(10), Share(4, range(9), 3, small_steps=6)))
-    assert list(StepSampler(range(10), Share(4, range(4, 9), 3, small_steps=6))) == whole[4:]
+    whole = list(StepSampler(range(10), BatchShare(4, range(9), 3, small_steps=6)))
+    assert list(StepSampler(range(10), BatchShare(4, range(4, 9), 3, small_steps=6))) == whole[4:]
 
 
 @pytest.mark.parametrize("crop", [0.5, 1.0])
@@ -274,18 +283,18 @@ def test_a_loader_gives_all_images_in_order_or_the_asked_ones(table, preprocessi
     images = PlainImages(Pixels(table, 32), preprocessing)
     device = torch.device("cpu")
     everything = [int(index) for _, indices in make_loader(images, device, 0, batch_size=4) for index in indices]
-    some = [int(index) for _, indices in make_loader(images, device, 0, members=[4, 0]) for index in indices]
+    some = [int(index) for _, indices in make_loader(images, device, 0, keys=[4, 0]) for index in indices]
     assert (everything, some) == (list(range(6)), [4, 0])
 
 
 @pytest.mark.usefixtures("empty_cache")
 def test_processes_that_read_ahead_give_the_same_batches(table, preprocessing):
     pixels = Pixels(table, 32)
-    pixels.keep(no_progress)
+    pixels.cache(no_progress)
     images = VariedImages(pixels, preprocessing, AugmentationPlan(**PLAIN | {"smallest_crop": 0.3}), 0)
     keys = [Key(number % 6, number // 6) for number in range(12)]
     made = [
-        [batch for batch, _ in make_loader(images, torch.device("cpu"), workers, batch_size=3, members=keys)]
+        [batch for batch, _ in make_loader(images, torch.device("cpu"), workers, batch_size=3, keys=keys)]
         for workers in (0, 2)
     ]
     assert len(made[0]) == 4
@@ -293,12 +302,12 @@ def test_processes_that_read_ahead_give_the_same_batches(table, preprocessing):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("members", [None, [5, 0, 3, 2, 1]])
-def test_batches_that_are_read_in_turn_are_the_loaders(table, preprocessing, workers, members):
+@pytest.mark.parametrize("keys", [None, [5, 0, 3, 2, 1]])
+def test_batches_that_are_read_in_turn_are_the_loaders(table, preprocessing, workers, keys):
     images = PlainImages(Pixels(table, 32), preprocessing)
     device = torch.device("cpu")
-    expected = list(make_loader(images, device, 0, batch_size=2, members=members))
-    made = [read() for read in read_in_turn(images, device, workers, 2, members)]
+    expected = list(make_loader(images, device, 0, batch_size=2, keys=keys))
+    made = [read() for read in read_in_turn(images, device, workers, 2, keys)]
     assert len(made) == len(expected) == 3
     for (pixels, indices), (own, others) in zip(made, expected, strict=True):
         assert torch.equal(pixels, own)
@@ -317,18 +326,48 @@ def test_views_are_the_same_where_several_threads_make_them(table, preprocessing
     assert all(torch.equal(pixels_of(images, one)[0], view) for one, view in zip(keys, made, strict=True))
 
 
+SENTENCE = "a.png cannot be decoded (it is cut short); remove it from the data and start again"
+
+
 class Broken:
-    """Images of which none can be read."""
+    """Images that cannot be decoded."""
 
     def __len__(self):
-        return 1
+        return 3
 
-    def __getitem__(self, _index):
-        raise DataError("a.png can not be read: it is cut short")
+    def __getitems__(self, _keys):
+        raise DataError(SENTENCE)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside threads
-def test_what_a_worker_can_not_read_is_told_in_the_same_sentence():
-    with pytest.raises(DataError) as told:
-        next(iter(DataLoader(Broken(), num_workers=1)))
-    assert str(told.value) == "a.png can not be read: it is cut short"
+class BrokenStream(IterableDataset):
+    """A stream whose first image cannot be decoded."""
+
+    def __iter__(self):
+        raise DataError(SENTENCE)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork next to threads
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_an_image_that_a_worker_cannot_decode_is_reported_in_the_same_sentence(workers, is_stream):
+    cpu = torch.device("cpu")
+    loader = (
+        make_stream_loader(BrokenStream(), cpu, workers)
+        if is_stream
+        else make_loader(Broken(), cpu, workers, batch_size=1)
+    )
+    assert loader.num_workers == workers
+    with pytest.raises(DataError) as caught:
+        next(iter(loader))
+    assert str(caught.value) == SENTENCE
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_loader_starts_its_workers_and_draws_their_seed_when_it_is_asked_for_an_iterator(table, preprocessing):
+    images = PlainImages(Pixels(table, 32), preprocessing)
+    states = []
+    for make in (make_loader, lambda images, *_, **__: DataLoader(images, batch_size=2, sampler=range(6))):
+        torch.manual_seed(0)
+        iter(make(images, torch.device("cpu"), 0, batch_size=2))
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)

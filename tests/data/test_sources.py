@@ -138,7 +138,7 @@ def test_a_flat_tree_may_have_classes_called_train_and_test(image_folder, root):
 def test_a_folder_that_may_be_a_split_or_a_class_with_folders_is_refused_with_what_to_do(image_folder, root, name):
     image_folder(root, {"plane/old": 3, "ship/old": 3, f"{name}/old": 3, f"{name}/new": 3})
     with pytest.raises(
-        DataError, match=rf"{name}, with classes in it, beside 'plane', 'ship'; .* --data .*{name}; .* rename"
+        DataError, match=rf"{name}, with classes in it, next to 'plane', 'ship'; .* --data .*{name}; .* rename"
     ):
         load_images(str(root))
 
@@ -383,10 +383,10 @@ def test_a_table_of_paths_has_the_images_in_their_order_and_no_labels(labelled):
 
 
 def test_a_path_that_is_not_there_is_named(labelled):
-    with pytest.raises(DataError, match=r"nowhere\.png can not be read as an image: .*No such file"):
+    with pytest.raises(DataError, match=r"nowhere\.png cannot be read as an image: .*No such file"):
         table_of_paths([*labelled[0], "nowhere.png"])
 
 
 def test_a_path_that_is_no_image_is_named(labelled, tmp_path):
-    with pytest.raises(DataError, match=r"broken\.jpg can not be read as an image: \w"):
+    with pytest.raises(DataError, match=r"broken\.jpg cannot be read as an image: \w"):
         table_of_paths([*labelled[0], str(break_image(tmp_path / "broken.jpg"))])

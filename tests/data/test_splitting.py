@@ -152,7 +152,7 @@ def test_folds_are_the_same_for_the_same_seed_and_others_for_another(grouped):
     assert first != other
 
 
-def test_one_group_can_not_be_split():
+def test_one_group_cannot_be_split():
     labels, groups = np.tile([0, 1], 10), np.asarray(["g"] * 20)
     for split, amount in ((stratified_holdout, 0.15), (stratified_folds, 5)):
         with pytest.raises(DataError, match="all images belong to one group"):

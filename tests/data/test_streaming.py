@@ -9,7 +9,7 @@ from PIL import Image
 
 import finetune
 from finetune.data import labels_of, load_images, read_image, streaming
-from finetune.data.batches import Share, StreamedBatches
+from finetune.data.batches import BatchShare, StreamedBatches
 from finetune.errors import DataError
 from finetune.recipe import TableColumns
 from finetune.training import Checkpoints, train
@@ -120,7 +120,7 @@ def test_what_fits_into_the_sample_is_no_stream(tmp_path):
     assert splits.test_was_made
 
 
-def test_images_that_can_not_be_read_are_passed_over(tmp_path):
+def test_images_that_cannot_be_read_are_passed_over(tmp_path):
     broken = {"bytes": b"no image", "path": None}
     table = split_of(COUNT).cast_column("img", datasets.Image(decode=False))
     rows = [broken if number in {5, 30} else row for number, row in enumerate(table["img"])]
@@ -134,7 +134,7 @@ def test_images_that_can_not_be_read_are_passed_over(tmp_path):
 
 
 def test_classes_without_names_are_refused(tmp_path):
-    with pytest.raises(DataError, match="no ClassLabel"):
+    with pytest.raises(DataError, match="is not a ClassLabel"):
         load_images(write(tmp_path, train=split_of(COUNT, feature=Value("string"))), TableColumns(label="fine_label"))
 
 
@@ -154,7 +154,7 @@ def batches(name, small_plan):
     stream, plan = load_images(name).stream, small_plan()
 
     def make(steps, **share):
-        return list(StreamedBatches(stream, plan.preprocessing, plan.augmentation, Share(6, steps, 0, **share)))
+        return list(StreamedBatches(stream, plan.preprocessing, plan.augmentation, BatchShare(6, steps, 0, **share)))
 
     return make
 
@@ -162,7 +162,7 @@ def batches(name, small_plan):
 def test_the_first_steps_of_a_stream_see_small_images(name, small_plan):
     stream, plan = load_images(name).stream, small_plan()
     larger = plan.preprocessing.changed(image_size=128)
-    made = StreamedBatches(stream, larger, plan.augmentation, Share(6, range(1, 4), 0, small_steps=2))
+    made = StreamedBatches(stream, larger, plan.augmentation, BatchShare(6, range(1, 4), 0, small_steps=2))
     assert [images.shape[-1] for images, _ in made] == [96, 128, 128]
 
 

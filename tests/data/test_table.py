@@ -6,7 +6,6 @@ import pytest
 from PIL import Image
 
 from finetune.data import groups_of, labels_of, load_images, load_scored_images, paths_of
-from finetune.data.sources import SPLIT_NAMES
 from finetune.data.table import load_table
 from finetune.errors import DataError
 from finetune.recipe import TableColumns
@@ -39,7 +38,7 @@ def pictures(image_folder, tmp_path):
 
 
 def read(file, /, **columns):
-    return load_table(file, TableColumns(**columns), SPLIT_NAMES)
+    return load_table(file, TableColumns(**columns))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,7 +110,7 @@ def test_a_split_column_in_another_case_is_no_less_a_split_column(write):
 def test_an_unknown_split_name_is_refused_with_the_file_and_the_column(write):
     path = write(path=["1", "2"], label=["x", "y"], split=["train", "holdout"])
     with pytest.raises(
-        DataError, match=r"table\.csv, column 'split': 'holdout' is no split; expected train, validation"
+        DataError, match=r"table\.csv, column 'split': 'holdout' is not a split; expected train, validation"
     ):
         read(path)
 
@@ -135,21 +134,21 @@ def test_groups_stay_with_their_images(write, pictures):
 
 def test_a_group_that_straddles_given_splits_is_refused(write):
     path = write(path=list("1234"), label=list("xyxy"), split=["train", "train", "test", "test"], group=list("mnno"))
-    with pytest.raises(DataError, match="group 'n' is in train and in test; a group must not straddle splits"):
+    with pytest.raises(DataError, match="in train and in test; all images of a group must be in one split"):
         read(path)
 
 
 @pytest.mark.parametrize("labels", [[["x"], ["y"]], [["x", "y"], ["x"]], [[0, 1], [1, 0]]])
 def test_lists_of_labels_are_refused(write, labels):
     with pytest.raises(
-        DataError, match="column 'label' holds several labels an image; multi-label data is out of scope"
+        DataError, match="column 'label' holds several labels per image; multi-label data is not supported"
     ):
         read(write("parquet", path=["1", "2"], label=labels))
 
 
 @pytest.mark.parametrize("several", ["cat|dog", "cat;dog", "cat, dog", "dog | bird"])
 def test_labels_joined_in_one_text_are_refused(write, several):
-    with pytest.raises(DataError, match=r"several labels an image \('.*'\); multi-label data is out of scope"):
+    with pytest.raises(DataError, match=r"several labels per image \('.*'\); multi-label data is not supported"):
         read(write(path=["1", "2", "3"], label=["cat", several, "dog"]))
 
 
@@ -159,7 +158,7 @@ def test_a_class_name_may_hold_a_comma(write):
 
 
 def test_an_image_with_two_labels_in_two_rows_is_refused(write):
-    with pytest.raises(DataError, match=r"1\.png is listed as 'x' and as 'y': several labels an image"):
+    with pytest.raises(DataError, match=r"1\.png is listed as 'x' and as 'y'; several labels per image"):
         read(write(path=["1.png", "2.png", "1.png"], label=["x", "y", "y"]))
 
 
@@ -245,7 +244,7 @@ def test_the_test_rows_of_a_table_are_scored(write, pictures):
 @pytest.mark.parametrize("name", ["table.txt", "table.xlsx", "table", "image.png"])
 def test_a_file_of_another_kind_is_refused(tmp_path, name):
     (tmp_path / name).write_text("path,label\n1.png,x\n")
-    with pytest.raises(DataError, match="is a file, but no CSV, TSV or Parquet table; give a folder or a table"):
+    with pytest.raises(DataError, match="is a file, but not a CSV, TSV or Parquet table; give a folder or a table"):
         load_images(str(tmp_path / name))
 
 
@@ -253,7 +252,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path, name):
 def test_an_empty_file_is_refused(tmp_path, kind):
     path = tmp_path / f"table.{kind}"
     path.write_bytes(b"")
-    with pytest.raises(DataError, match=rf"table\.{kind} can not be read as a table"):
+    with pytest.raises(DataError, match=rf"table\.{kind} cannot be read as a table"):
         load_images(str(path))
 
 
@@ -261,7 +260,7 @@ def test_an_empty_file_is_refused(tmp_path, kind):
 def test_a_file_that_is_no_table_is_refused(tmp_path, kind):
     path = tmp_path / f"table.{kind}"
     path.write_bytes(b"\xff\xfe\x00\x81" * 50)
-    with pytest.raises(DataError, match=rf"table\.{kind} can not be read as a table"):
+    with pytest.raises(DataError, match=rf"table\.{kind} cannot be read as a table"):
         load_images(str(path))
 
 

@@ -254,8 +254,8 @@ def test_kept_outputs_of_any_shape_are_told_by_their_number():
 @pytest.mark.parametrize("is_kept", [False, True])
 def test_the_work_behind_features_is_counted_once(small_network, small_plan, images, is_kept):
     if is_kept:
-        images.pixels.keep(no_progress)
-    reading = Work() if is_kept else images.pixels.reading(70)
+        images.pixels.cache(no_progress)
+    reading = Work() if is_kept else images.pixels.reading_work(70)
     first, again = (frozen(small_network(), images, small_plan()) for _ in range(2))
     assert count_work(first, images.pixels, 0.5) == Work(forward_images=70, forward_equivalents=35.0) + reading
     assert count_work(again, images.pixels, 0.5) == Work(cache_hits=70)

@@ -51,7 +51,7 @@ def test_unreadable_files_are_left_out_with_a_reason(model, image_folder, tmp_pa
     table, unreadable = label_images(model, [tmp_path])
     assert len(table) == 12
     assert [(file.path, file.reason) for file in unreadable] == [
-        (str(tmp_path / "a" / "broken.png"), "no image of a known format")
+        (str(tmp_path / "a" / "broken.png"), "not an image of a known format")
     ]
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from finetune.data.augmentation import mix
-from finetune.data.batches import Share, StepSampler, make_loader
+from finetune.data.batches import BatchShare, StepSampler, make_loader
 from finetune.decide.schedule import learning_rate_factor
 from finetune.errors import DivergenceError
 from finetune.network.backbone import find_stages, set_trainable
@@ -62,7 +62,8 @@ def make_task(network, plan, inputs=None, **changes):
     inputs = inputs or Inputs()
 
     def loader(steps):
-        return make_loader(inputs, CPU, 0, StepSampler(range(NUM_IMAGES), Share(plan.batch_size, steps, plan.seed)))
+        share = BatchShare(plan.batch_size, steps, plan.seed)
+        return make_loader(inputs, CPU, 0, StepSampler(range(NUM_IMAGES), share))
 
     content = {
         "name": "validation",
@@ -102,7 +103,7 @@ def differing(first, second):
 
 
 def batch_of(plan, step):
-    (keys,) = StepSampler(range(NUM_IMAGES), Share(plan.batch_size, range(step, step + 1), plan.seed))
+    (keys,) = StepSampler(range(NUM_IMAGES), BatchShare(plan.batch_size, range(step, step + 1), plan.seed))
     return torch.tensor([index for index, *_ in keys])
 
 

@@ -51,7 +51,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from finetune.errors import DataError, RunFolderError
 from finetune.images import load_images
 from finetune.plan import Plan
-from finetune.processes import is_main_process, share_out
+from finetune.processes import is_main_process, divide_rows
 from finetune.training import Checkpoints, train
 
 sys.path.insert(0, str(folder))
@@ -78,9 +78,9 @@ os.environ |= {  # as `accelerate launch --use_fsdp` leaves them
     "FSDP_MIN_NUM_PARAMS": "20000",
 }
 is_main_process()
-shared = {"rows": [share_out(rows, range(count)).tolist() for count in (7, 1)], "made": list(made)}
+shared = {"rows": [divide_rows(rows, range(count)).tolist() for count in (7, 1)], "made": list(made)}
 try:
-    share_out(mistake, range(4))
+    divide_rows(mistake, range(4))
 except DataError as error:
     shared["error"] = str(error)
 own = folder / f"disk of {rank}"
@@ -149,7 +149,7 @@ TASKS = """
 import timm
 import torch
 
-from finetune.batches import Share, StepSampler, make_loader
+from finetune.batches import BatchShare, StepSampler, make_loader
 from finetune.network.backbone import set_trainable
 from finetune.plan import Plan
 from finetune.training.loop import Task, make_accelerator, train_steps
@@ -175,7 +175,7 @@ def train_in_turn(folder, rank, count):
         plan = Plan.load(folder / f"{strategy}.json")
 
         def loader(steps):
-            sampler = StepSampler(range(10), Share(plan.batch_size, steps, plan.seed, rank, count))
+            sampler = StepSampler(range(10), BatchShare(plan.batch_size, steps, plan.seed, rank, count))
             return make_loader(Inputs(), torch.device("cpu"), 0, sampler)
 
         task = Task(

@@ -1,0 +1,93 @@
+"""Scan a folder of images: one subfolder for each class, with or without train, validation and test folders."""
+
+import os
+from pathlib import Path
+
+from finetune.data.table import SPLIT_NAMES, LabelledTable
+from finetune.errors import DataError, quoted_names
+
+SIDE_FILES = frozenset({
+    ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf", ".py", ".ipynb",
+    ".zip", ".tar", ".gz", ".db", ".ini", ".log", ".npy", ".npz", ".mat", ".parquet", ".xlsx",
+})  # fmt: skip
+"""Endings of files that are not images; every other file in a class folder counts as one, with any name."""
+
+
+def load_folder(root: Path) -> LabelledTable:
+    """Return all files below the class folders of `root` with their classes, and their splits if `root` has splits.
+
+    Raises:
+        DataError: there is no image, or the folders do not show what is a split and what is a class.
+    """
+    splits = _split_folders(root)
+    folders = [(split, folder) for split, folder in splits.items()] if splits else [(None, root)]
+    sources: list[str] = []
+    labels: list[str] = []
+    names: list[str] = []
+    for split, folder in folders:
+        for class_folder in sorted(entry for entry in folder.iterdir() if _is_class_folder(entry)):
+            files = files_below(class_folder)
+            sources += files
+            labels += [class_folder.name] * len(files)
+            names += [split or ""] * len(files)
+    if not sources:
+        raise DataError(_nothing_found(root))
+    return LabelledTable(sources=sources, labels=labels, splits=names if splits else None)
+
+
+def files_below(folder: Path) -> list[str]:
+    """Return the sorted paths of all files in a folder and its subfolders, except hidden ones and `SIDE_FILES`."""
+    files: list[str] = []
+    for parent, directories, names in os.walk(folder, followlinks=True):
+        directories[:] = sorted(name for name in directories if not name.startswith("."))
+        files += [
+            os.path.join(parent, name)  # noqa: PTH118  (with many files, a Path for each would take most of the time)
+            for name in sorted(names)
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() not in SIDE_FILES  # noqa: PTH122
+        ]
+    return files
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Return the folder of each split, or {} if `root` has no splits; a class may have the name of a split, too."""
+    found: dict[str, Path] = {}
+    for entry in sorted(root.iterdir()):
+        split = SPLIT_NAMES.get(entry.name.lower())
+        if split and entry.is_dir() and any(_is_class_folder(child) for child in entry.iterdir()):
+            if split in found:
+                raise DataError(f"{root} has two folders for the {split} split: {found[split].name} and {entry.name}")
+            found[split] = entry
+    if found and "train" not in found:
+        if len(found) > 1:
+            raise DataError(f"{root} has {quoted_names(sorted(found))} but no train folder")
+        found = {"test": next(iter(found.values()))} if "test" in found else {}
+    if len(found) == 1:
+        (only,) = found.values()
+        _refuse_other_classes(root, only)
+    return found
+
+
+def _refuse_other_classes(root: Path, only: Path) -> None:
+    """Raise a DataError if class folders with images are next to the single split folder `only`."""
+    folders = [entry for entry in sorted(root.iterdir()) if entry != only and _is_class_folder(entry)]
+    others = [entry.name for entry in folders if entry.name.lower() not in SPLIT_NAMES and files_below(entry)]
+    if others:
+        raise DataError(
+            f"{root} has the folder {only.name}, with classes in it, next to {quoted_names(others)}; if {only.name} is "
+            f"a split, give only this folder: --data {only}; if it is a class, rename it"
+        )
+
+
+def _is_class_folder(entry: Path) -> bool:
+    return entry.is_dir() and not entry.name.startswith(".") and entry.name != "__MACOSX"
+
+
+def _nothing_found(root: Path) -> str:
+    """Return the sentence for a folder without images in class folders."""
+    loose = [entry for entry in root.iterdir() if entry.is_file() and entry.suffix.lower() not in SIDE_FILES]
+    if loose:
+        return (
+            f"{root} holds {len(loose)} files but no class folders; "
+            f"put the images of each class into a subfolder named after the class, or give a table with path and label"
+        )
+    return f"{root} is empty; expected one subfolder of images for each class"

@@ -1,0 +1,176 @@
+"""Turn a table of labelled images into train, validation and test splits that can be trained on."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
+from datasets import Image as ImageFeature
+from datasets.arrow_dataset import Column
+
+from finetune.data.decoding import why_unreadable
+from finetune.data.splitting import stratified_holdout
+from finetune.data.streaming import ImageStream
+from finetune.data.table import LabelledTable
+from finetune.errors import DataError, quoted_names
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TEST_FRACTION = 0.15
+"""Fraction of each class that becomes the test split of data without splits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """A file that was left out, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSplits:
+    """Labelled images, divided into splits for training, validation and test.
+
+    Each split is a `datasets.Dataset` with an undecoded `image`, a `label` (ClassLabel over `class_names`, the same in
+    all splits) and, if the data has groups, a `group`.
+    """
+
+    train: Dataset
+    validation: Dataset | None
+    """Validation split of the data; None if the data has none, and held-out images are taken from `train` later."""
+    test: Dataset | None
+    class_names: tuple[str, ...]
+    unreadable: tuple[Unreadable, ...] = ()
+    """Files that cannot be read as images and were left out."""
+    test_was_made: bool = False
+    """Whether `test` was split off from the training images because the data has no test split."""
+    stream: ImageStream | None = None
+    """Stream of all training images, if `train` is only a sample of them."""
+
+    @property
+    def num_training_images(self) -> int:
+        """Number of training images, those of the stream included."""
+        return len(self.train) if self.stream is None else self.stream.num_images
+
+
+def labels_of(dataset: Dataset) -> "NDArray[np.int64]":
+    """Return the class indices (n_images,) of a split."""
+    return np.asarray(dataset.with_format("numpy")["label"][:], dtype=np.int64)
+
+
+def groups_of(dataset: Dataset) -> "NDArray[np.str_] | None":
+    """Return the groups (n_images,) of a split, or None if it has no groups."""
+    return np.asarray(dataset["group"][:], dtype=str) if "group" in dataset.column_names else None
+
+
+def paths_of(dataset: Dataset) -> list[str]:
+    """Return the path of each image, or `image N` where it has none."""
+    return [row["path"] or f"image {number}" for number, row in enumerate(dataset["image"])]
+
+
+def without_unreadable(table: LabelledTable, data: str) -> tuple[LabelledTable, tuple[Unreadable, ...]]:
+    """Return the rows of a table whose images can be read, and the files of the others.
+
+    Args:
+        table: labelled images.
+        data: name of the data in errors.
+
+    Raises:
+        DataError: there is no row, or no image can be read.
+    """
+    if not table.labels:
+        raise DataError(f"{data} has no rows")
+    reasons = why_unreadable(table.sources)
+    unreadable = tuple(
+        Unreadable(path=table.name(number), reason=reason)
+        for number, reason in enumerate(reasons)
+        if reason is not None
+    )
+    if not unreadable:
+        return table, unreadable
+    if len(unreadable) == len(reasons):
+        raise DataError(
+            f"none of the {len(reasons)} files of {data} can be read as an image; the first is {unreadable[0].path}: "
+            f"{unreadable[0].reason}"
+        )
+    return table.select([number for number, reason in enumerate(reasons) if reason is None]), unreadable
+
+
+def to_splits(table: LabelledTable, seed: int) -> ImageSplits:
+    """Return the splits of a table; of a table without splits, `TEST_FRACTION` of each class become the test split.
+
+    Raises:
+        DataError: there is no training image, or a class that only a later split has.
+    """
+    found = set(table.labels)
+    class_names = tuple(name for name in table.class_names or sorted(found) if name in found)
+    splits = table.splits
+    if splits is None:
+        everything = to_dataset(table, class_names)
+        # One image for the test, one to hold out, one to train on.
+        check_counts(ImageSplits(train=everything, validation=None, test=None, class_names=class_names), least=3)
+        stay, held_out = stratified_holdout(labels_of(everything), TEST_FRACTION, seed, groups_of(everything))
+        return ImageSplits(
+            train=everything.select(stay),
+            validation=None,
+            test=everything.select(held_out),
+            class_names=class_names,
+            test_was_made=True,
+        )
+    rows_of = {
+        name: [number for number, split in enumerate(splits) if split == name]
+        for name in ("train", "validation", "test")
+    }
+    if not rows_of["train"]:
+        raise DataError("the data has a test split but no training images; add a train split")
+    trained = {table.labels[number] for number in rows_of["train"]}
+    for name in ("validation", "test"):
+        only_later = sorted({table.labels[number] for number in rows_of[name]} - trained)
+        if only_later:
+            raise DataError(
+                f"the {name} split has classes without any training image: {quoted_names(only_later)}; "
+                f"add training images of them or take them out of the {name} split"
+            )
+    # A class that the data set names but has no image of is not a class of the model.
+    class_names = tuple(name for name in class_names if name in trained)
+    parts = {name: to_dataset(table.select(rows), class_names) for name, rows in rows_of.items() if rows}
+    return ImageSplits(
+        train=parts["train"], validation=parts.get("validation"), test=parts.get("test"), class_names=class_names
+    )
+
+
+def to_dataset(table: LabelledTable, class_names: tuple[str, ...]) -> Dataset:
+    """Return a table as a split; labels become indices into `class_names`."""
+    position = {name: number for number, name in enumerate(class_names)}
+    image = ImageFeature(decode=False)
+    content: dict[str, list[Any]] = {"label": [position[label] for label in table.labels]}
+    features = {"label": ClassLabel(names=list(class_names))}
+    if table.groups is not None:
+        content["group"] = list(table.groups)
+        features["group"] = Value("string")
+    if isinstance(table.sources, Column):  # images of a Hugging Face data set stay in its files
+        labelled = Dataset.from_dict(content, features=Features(features))
+        return concatenate_datasets([table.sources.source, labelled], axis=1)
+    content["image"] = [
+        source if isinstance(source, dict) else {"path": str(source), "bytes": None} for source in table.sources
+    ]
+    return Dataset.from_dict(content, features=Features({"image": image, **features}))
+
+
+def check_counts(splits: ImageSplits, least: int = 2) -> None:
+    """Raise a DataError if there is one class, or a class has fewer than `least` training images."""
+    counts = np.bincount(labels_of(splits.train), minlength=len(splits.class_names))
+    if len(splits.class_names) < 2:
+        raise DataError(
+            f"there is only one class, '{splits.class_names[0]}'; a classifier needs at least two, each in its "
+            f"own folder"
+        )
+    few = [name for name, count in zip(splits.class_names, counts, strict=True) if count < least]
+    if few:
+        uses = "one to learn from, one to check with" + (" and one to test with" if least == 3 else "")
+        raise DataError(
+            f"too few training images of {quoted_names(few)}: every class needs at least {least}, {uses}; add images "
+            f"or leave the class out"
+        )
