@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from finetune.decide.candidates import RUNGS, SPECS
 from finetune.decide.prior import features
-from finetune.decide.workload import BATCH_SIZE, FOLDS, MOST_VIEWS
+from finetune.decide.workload import BATCH_SIZE, MOST_VIEWS, TRAINING_FOLDS
 
 PROBE = "linear_probe"
 
@@ -143,4 +143,7 @@ def _costs(arm: str, row: dict[str, Any], num_images: int) -> list[float]:
         views = (MOST_VIEWS + 1) * num_images
         tail = (alone - views) / (3 * images - views)
         prefix = views * (1.0 - tail)
-    return [prefix + trained * (alone - prefix) for trained in (*(FOLDS * share for share in RUNGS), FOLDS + 1)]
+    return [
+        prefix + trained * (alone - prefix)
+        for trained in (*(TRAINING_FOLDS * share for share in RUNGS), TRAINING_FOLDS + 1)
+    ]

@@ -23,7 +23,8 @@ class FrozenModel(BaseModel):
 
     def changed(self, **changes: Any) -> Self:  # noqa: ANN401  (any field may change; validation holds the types)
         """Return a copy with `changes` made and checked."""
-        return self.parse({**self.model_dump(), **changes}, origin=type(self).__name__)
+        computed = set(type(self).model_computed_fields)
+        return self.parse({**self.model_dump(exclude=computed), **changes}, origin=type(self).__name__)
 
     def save(self, path: Path) -> None:
         """Write the value as readable JSON, whole or not at all."""

@@ -7,12 +7,11 @@ from finetune.decide.choice import Choice
 from finetune.decide.evidence import Evidence, ForwardSettings, TrainingSpeed
 from finetune.decide.plan import Plan
 from finetune.decide.workload import (
-    FOLDS,
     SMALL_SET,
+    TRAINING_FOLDS,
     Workload,
     default_batch_size,
-    num_judged,
-    size_workload,
+    num_evaluated,
     small_cost,
 )
 from finetune.recipe import BatchNormStatistics, Optimizer, Precision, Recipe, Strategy, TrainingRecipe
@@ -37,7 +36,7 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
     """
     asked = recipe.training
     chosen = choice.chosen
-    load = size_workload(recipe, evidence, choice.strategy, chosen.trainable_stages or None)
+    load = chosen.workload(recipe, evidence)
     names = [stage.name for stage in evidence.stages]
     speed = _speed(evidence, choice.strategy, load)
     precision = asked.precision or speed.precision
@@ -86,7 +85,7 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "minimum_gain": asked.minimum_gain or 0.0,
         "time_budget": recipe.time_budget or 0.0,
         "validation": _validation(evidence),
-        "folds": 5 if choice.strategy == "linear_probe" and steps == 0 else FOLDS,
+        "folds": 5 if choice.strategy == "linear_probe" and steps == 0 else TRAINING_FOLDS,
         "refit": load.refit_steps > 0,
         "refit_steps": load.refit_steps if steps else 0,
         "metric": evidence.metric,
@@ -181,7 +180,7 @@ def _about_stopping(evidence: Evidence, steps: int, asked: TrainingRecipe) -> tu
     if asked.patience == 0:
         return ("all steps are taken, as was asked",)
     if evidence.num_images < MANY_IMAGES:
-        judging = num_judged(evidence)
+        judging = num_evaluated(evidence)
         return (f"all {steps} steps are taken: to stop early by {judging} judging images is to stop by noise",)
     return (f"all {steps} steps are taken: the loss falls most at the end, where the rate comes down",)
 

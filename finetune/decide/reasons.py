@@ -1,20 +1,59 @@
-"""Explain a choice in sentences with numbers."""
+"""Explain a decision, a race, or the choice of a network in sentences with numbers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from finetune.decide.belief import MEASURED
+from finetune.decide.belief import PROBE_PLACE
 from finetune.decide.candidates import RUNGS, Candidate
-from finetune.decide.contest import Contest, _is_affordable, most_seconds
+from finetune.decide.decision import PROBE_SUFFICES, Decision
 from finetune.decide.evidence import Evidence
-from finetune.decide.race import Race
+from finetune.decide.race import Race, most_seconds
 from finetune.recipe import Recipe
 
 FEW_IMAGES = 20
-"""Images per class below which a class is small."""
-
+"""Images per class below which an image set is called small."""
 
 NEAR = 0.5
-"""Domain similarity from which on images are near the pretraining images."""
+"""Domain similarity from which on images are called near the pretraining images."""
+
+
+def explain(decision: Decision, evidence: Evidence, recipe: Recipe) -> tuple[str, ...]:
+    """Return the reasons of a decision, one sentence each: the images first, the expectation last."""
+    candidates = decision.candidates
+    return (
+        _size_and_similarity(evidence),
+        _ground(decision, recipe),
+        *_about_budget(candidates, recipe),
+        *_about_race(decision.racing, candidates),
+        *_about_members(decision.members, candidates),
+        *_about_ensemble(decision.ensemble, recipe),
+        _expectation(candidates, decision.name),
+    )
+
+
+def explain_race(race: Race, candidates: Sequence[Candidate]) -> tuple[str, ...]:
+    """Return the course of a race and the reasons of its result, one sentence each.
+
+    Args:
+        race: over.
+        candidates: all candidates with what is believed of them after the race.
+    """
+    winner = race.contest.names[race.winner]
+    return (
+        *_course(race, candidates),
+        _rule(candidates, winner, race.contest.tolerance),
+        _expectation(candidates, winner),
+    )
+
+
+def explain_backbone(probe_accuracies: Mapping[str, float]) -> str:
+    """Return the reason for a network among several.
+
+    Args:
+        probe_accuracies: accuracy of a linear probe on each network's features, 0 .. 1, the chosen network first.
+    """
+    (chosen, accuracy), *others = probe_accuracies.items()
+    rest = ", ".join(f"{name} {100 * value:.1f} %" for name, value in others)
+    return f"{chosen} is taken: its linear probe has {100 * accuracy:.1f} %, that of {rest}"
 
 
 def _size_and_similarity(evidence: Evidence) -> str:
@@ -27,8 +66,17 @@ def _size_and_similarity(evidence: Evidence) -> str:
     )
 
 
-def _why(candidates: Sequence[Candidate], name: str, tolerance: float) -> str:
-    entered = [each for each in candidates if each.strategy != "scratch" and _is_affordable(each)]
+def _ground(decision: Decision, recipe: Recipe) -> str:
+    if decision.ground == "asked":
+        return f"{recipe.strategy} was asked for"
+    if decision.ground == "probe_suffices":
+        return f"the linear probe's errors are below {100 * PROBE_SUFFICES:g} %: there is nothing to gain"
+    return _rule(decision.candidates, decision.name, decision.contest.tolerance)
+
+
+def _rule(candidates: Sequence[Candidate], name: str, tolerance: float) -> str:
+    """Return how the pick compares with the most accurate candidate."""
+    entered = [each for each in candidates if each.strategy != "scratch" and each.has_enough_steps]
     chosen = next(candidate for candidate in entered if candidate.name == name)
     if not tolerance:
         return f"{chosen.label} is expected to be the most accurate, with a chance of {100 * chosen.chance:.0f} %"
@@ -44,7 +92,7 @@ def _why(candidates: Sequence[Candidate], name: str, tolerance: float) -> str:
 
 
 def _about_budget(candidates: Sequence[Candidate], recipe: Recipe) -> tuple[str, ...]:
-    left_out = [each.label for each in candidates if each.strategy != "scratch" and not _is_affordable(each)]
+    left_out = [each.label for each in candidates if each.strategy != "scratch" and not each.has_enough_steps]
     if recipe.strategy != "auto" or recipe.time_budget is None or not left_out:
         return ()
     return (
@@ -86,21 +134,22 @@ def _about_ensemble(ensemble: str, recipe: Recipe) -> tuple[str, ...]:
     return (f"{told[kind]}, unless one model is better on the held-out images",) if kind else ()
 
 
-def _story(candidates: Sequence[Candidate], contest: Contest, race: Race) -> Iterator[str]:
+def _course(race: Race, candidates: Sequence[Candidate]) -> Iterator[str]:
     """Yield a sentence for each rung."""
     labels = {candidate.name: candidate.label for candidate in candidates}
-    for share, before, look, after in zip(RUNGS, race.left, race.looks, race.left[1:], strict=False):
-        trained = contest.named([place for place in before if place != MEASURED])
-        means = zip(trained, 100 * look.mean(axis=1), strict=True)
+    for share, before, right, after in zip(RUNGS, race.left, race.evaluations, race.left[1:], strict=False):
+        trained = race.contest.named([place for place in before if place != PROBE_PLACE])
+        means = zip(trained, 100 * right.mean(axis=1), strict=True)
         seen = ", ".join(f"{labels[name]} {mean:.1f} %" for name, mean in means)
-        stay = ", ".join(labels[name] for name in contest.named(after))
+        stay = ", ".join(labels[name] for name in race.contest.named(after))
         yield (
-            f"race after {100 * share:.0f} % of the steps, mean probability of the right class of {look.shape[1]} "
+            f"race after {100 * share:.0f} % of the steps, mean probability of the right class of {right.shape[1]} "
             f"held-out images: {seen}; {stay} {'goes' if len(after) == 1 else 'go'} on"
         )
 
 
-def _expectation(chosen: Candidate, probe: Candidate) -> str:
+def _expectation(candidates: Sequence[Candidate], name: str) -> str:
+    chosen, probe = (next(each for each in candidates if each.name == own) for own in (name, "linear_probe"))
     expected = f"expected {100 * chosen.expected_top1:.1f} ± {100 * chosen.expected_top1_error:.1f} % top-1"
     if chosen.name == "linear_probe":
         return f"{expected}, as its cross-validation measured"

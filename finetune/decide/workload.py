@@ -13,7 +13,7 @@ LARGE_BATCH_SIZE = 128
 LARGE_SET = 10_000
 """From so many images on, the batch is larger: gradients of 32 images waste an accelerator."""
 
-LEAST_STEPS = 100
+MINIMUM_STEPS = 100
 """Fewer do not get far enough, however large their batches and rates are (experiments/log.md, 2026-11-25)."""
 
 MOST_VIEWS = 6
@@ -28,7 +28,7 @@ HELD_OUT = 0.2
 SMALL_SHARE = 0.5
 """Share of the steps that see smaller images, where there are enough images."""
 
-FOLDS = 3
+TRAINING_FOLDS = 3
 """Folds of a cross-validated fine-tuning: each costs a training."""
 
 SCRATCH_FACTOR = 5
@@ -78,7 +78,7 @@ def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy, stages
     refit = evidence.num_images < REFIT_SET if recipe.refit is None else recipe.refit
     trainings, refit_share = 1, REFIT_SHARE if refit else 0.0
     if not evidence.has_validation and evidence.num_images < SMALL_SET:
-        trainings, refit_share = FOLDS, 1.0  # no fold saw all images, so none of them ships
+        trainings, refit_share = TRAINING_FOLDS, 1.0  # no fold saw all images, so none of them ships
     steps = default_steps(evidence.num_images, evidence.domain_similarity) * (
         SCRATCH_FACTOR if strategy == "scratch" else 1
     )
@@ -142,7 +142,7 @@ def default_steps(num_images: int, similarity: float) -> int:
     1,200 images, 1,000 or 500 at 10,000; in passes over the images that is many where there are few of them and few
     where there are many. Measured in experiments/log.md, 2026-11-24 and -25.
     """
-    return max(LEAST_STEPS, round((10.0 - 5.0 * similarity) * math.sqrt(num_images)))
+    return max(MINIMUM_STEPS, round((10.0 - 5.0 * similarity) * math.sqrt(num_images)))
 
 
 def steps_at(batch_size: int, steps: int, usual: int) -> int:
@@ -151,7 +151,7 @@ def steps_at(batch_size: int, steps: int, usual: int) -> int:
     >>> steps_at(64, 400, 32), steps_at(1024, 400, 32), steps_at(8, 400, 32)
     (200, 100, 1600)
     """
-    return max(round(steps * usual / batch_size), LEAST_STEPS)
+    return max(round(steps * usual / batch_size), MINIMUM_STEPS)
 
 
 def cached_views(num_images: int, steps: int, batch_size: int, values: int | None, num_bytes: int) -> int:
@@ -196,7 +196,7 @@ def small_cost(preprocessing: Preprocessing) -> float:
     return float((preprocessing.smaller().image_size / preprocessing.image_size) ** 2)
 
 
-def num_judged(evidence: Evidence) -> int:
+def num_evaluated(evidence: Evidence) -> int:
     """Return about how many images judge a training: all where they are cross-validated, else some held-out ones."""
     if evidence.num_images < SMALL_SET and not evidence.has_validation:
         return evidence.num_held
@@ -247,7 +247,7 @@ def expected_seconds(strategy: Strategy, workload: Workload, evidence: Evidence)
         small = small_views(views, workload.small_steps, workload.steps)
         is_kept_back = workload.trainings == 1 and not workload.refit_steps and not evidence.has_validation
         trained = evidence.num_images * (1.0 - HELD_OUT if is_kept_back else 1.0)
-        judged = min(evidence.num_images, 2 * num_judged(evidence))  # and as many that are trained on
+        judged = min(evidence.num_images, 2 * num_evaluated(evidence))  # and as many that are trained on
         prefix = (trained * (views - saved * small) + judged) / rate
         prefix += (trained * views + judged) / speed.reading_images_per_second
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 from finetune.data import ImageSplits
 from finetune.decide.choice import choose_backbone, choose_strategy
 from finetune.decide.evidence import Evidence
-from finetune.decide.members import PlannedRun, budgeted, list_members, plan_choice
+from finetune.decide.planned_run import PlannedRun, budgeted, list_members, plan_choice
 from finetune.decide.planning import make_plan
 from finetune.ensemble.members import TrainedMember, recommend_members, train_members
 from finetune.ensemble.recommendation import Option

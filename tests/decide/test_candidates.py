@@ -3,7 +3,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from finetune.decide.candidates import SGD_RATE, SPECS, believe_all, learning_rates, list_candidates, rate_factor
+from finetune.decide.candidates import (
+    SGD_RATE,
+    SPECS,
+    Candidate,
+    believe_all,
+    learning_rates,
+    list_candidates,
+    rate_factor,
+)
 from finetune.decide.prior import PRIOR
 from finetune.recipe import Recipe, TrainingRecipe
 
@@ -14,7 +22,7 @@ def listed(evidence, recipe=AUTO):
     return {candidate.name: candidate for candidate in list_candidates(evidence, recipe)}
 
 
-def test_the_prior_knows_every_arm_but_the_measured_one_and_random_weights():
+def test_the_prior_knows_every_candidate_except_the_measured_one_and_random_weights():
     assert {"linear_probe", *PRIOR.candidates, "scratch"} == set(SPECS)
 
 
@@ -26,7 +34,7 @@ def test_the_probes_expectation_is_what_was_measured(evidence):
 @pytest.mark.parametrize("name", [name for name in SPECS if name not in {"linear_probe", "scratch"}])
 def test_training_is_expected_to_remove_some_of_the_probes_errors_and_not_all(evidence, name):
     candidate = listed(evidence)[name]
-    assert candidate.basis == "published"
+    assert candidate.basis == "prior"
     assert 0.85 < candidate.expected_top1 < 1.0
 
 
@@ -124,3 +132,16 @@ def test_the_rates_of_all_candidates_follow_the_batch(evidence, optimizer, size,
     for name, candidate in usual.items():
         assert other[name].learning_rate == pytest.approx(factor * candidate.learning_rate, rel=0.05)
         assert other[name].lowest_rate_fraction == candidate.lowest_rate_fraction
+
+
+def test_a_candidate_of_an_older_file_is_read(evidence, tmp_path):
+    candidate = listed(evidence)["partial"]
+    candidate.changed(basis="published").save(tmp_path / "candidate.json")
+    assert Candidate.load(tmp_path / "candidate.json").changed(basis="prior") == candidate
+
+
+def test_a_candidates_workload_follows_the_recipe_that_it_is_asked_for(evidence):
+    candidate = listed(evidence)["partial_short"]
+    usual, longer = (candidate.workload(recipe, evidence) for recipe in (AUTO, AUTO.changed(steps=700)))
+    assert (usual.trainable_stages, usual.steps) == (1, 100)
+    assert (longer.trainable_stages, longer.steps) == (1, 700)

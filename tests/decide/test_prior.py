@@ -41,7 +41,7 @@ def test_every_feature_has_its_say(number):
 
 
 def test_a_probe_without_errors_leaves_a_belief_without_nonsense(evidence):
-    belief = believe(PRIOR, evidence.changed(probe_accuracy=1.0))
+    belief = believe(PRIOR, evidence.changed(probe=evidence.probe.changed(accuracy=1.0)))
     assert np.isfinite(belief.mean).all()
     assert (belief.mean <= 1.0).all()
 

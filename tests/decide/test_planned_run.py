@@ -1,8 +1,8 @@
 import pytest
 
 from finetune.decide.choice import choose_strategy
-from finetune.decide.members import budgeted, list_members, plan_choice
 from finetune.decide.plan import CYCLE_SHARE
+from finetune.decide.planned_run import budgeted, list_members, plan_choice
 from finetune.recipe import Recipe
 
 

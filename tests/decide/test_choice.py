@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from finetune.decide import choice as strategy
+from finetune.decide import contest
 from finetune.decide.belief import Belief
 from finetune.decide.choice import choose_backbone, choose_strategy, settle
 from finetune.decide.contest import make_contest
-from finetune.decide.race import compete
+from finetune.decide.race import compete, most_seconds
 from finetune.errors import RecipeError
 from finetune.recipe import STRATEGIES, Recipe, TrainingRecipe
 
@@ -27,9 +27,13 @@ def believed(monkeypatch):
             mean = np.array([accuracies[NAMES.index(name)] for name in names])
             return Belief(mean=mean, covariance=deviation**2 * np.eye(len(names)))
 
-        monkeypatch.setattr(strategy, "believe_all", belief)
+        monkeypatch.setattr(contest, "believe_all", belief)
 
     return make
+
+
+def with_probe(evidence, accuracy, error):
+    return evidence.changed(probe=evidence.probe.changed(accuracy=accuracy, accuracy_error=error))
 
 
 @pytest.mark.parametrize(
@@ -42,15 +46,13 @@ def test_the_cheapest_within_the_tolerance_of_what_is_preferred_is_chosen(eviden
 
 @pytest.mark.parametrize("prefer", ["accuracy", "balanced", "speed"])
 def test_a_probe_without_errors_suffices_whatever_is_preferred(evidence, prefer):
-    sure = evidence.changed(probe_accuracy=0.999, probe_accuracy_error=0.001)
-    choice = choose_strategy(sure, AUTO.changed(prefer=prefer))
+    choice = choose_strategy(with_probe(evidence, 0.999, 0.001), AUTO.changed(prefer=prefer))
     assert choice.strategy == "linear_probe"
     assert "nothing to gain" in choice.reasons[1]
 
 
 def test_the_probes_standard_error_counts_as_errors(evidence):
-    unsure = evidence.changed(probe_accuracy=0.999, probe_accuracy_error=0.01)
-    assert "nothing to gain" not in choose_strategy(unsure).reasons[1]
+    assert "nothing to gain" not in choose_strategy(with_probe(evidence, 0.999, 0.01)).reasons[1]
 
 
 def test_the_choice_needs_no_recipe(evidence):
@@ -180,25 +182,24 @@ def test_a_race_takes_at_most_its_winners_training_and_the_others_to_the_last_ru
     partial, full = (
         next(candidate for candidate in candidates if candidate.name == name) for name in ("partial", "full_far")
     )
-    most = strategy.most_seconds(("full_far", "linear_probe", "partial"), candidates)
+    most = most_seconds(("full_far", "linear_probe", "partial"), candidates)
     assert most == pytest.approx(full.expected_seconds + partial.race_seconds)
     assert partial.race_seconds < 0.67 * partial.expected_seconds
 
 
 def settled(evidence, believed, rights):
-    """The choice after a race between `partial` and `full_far`, of which such probabilities are seen at each rung."""
+    """The choices before and after a race between `partial` and `full_far` with such mean probabilities."""
     believed(*OPEN, deviation=0.04)
     choice = choose_strategy(evidence)
-    contest = make_contest(choice.candidates, evidence, AUTO)
-    entered = [contest.names.index(name) for name in choice.racing]
+    made = make_contest(choice.candidates, evidence, AUTO)
+    entered = [made.names.index(name) for name in choice.racing]
 
-    def look(_rung, places):
+    def evaluate(_rung, places):
         noise = np.random.default_rng(0).normal(0, 0.05, 240)
         noise -= noise.mean()
-        return np.stack([rights[contest.names[place]] + noise for place in places])
+        return np.stack([rights[name] + noise for name in made.named(places)])
 
-    race = compete(contest.belief, contest.costs, contest.tolerance, entered, look)
-    return choice, settle(choice, contest, race, evidence)
+    return choice, settle(choice, compete(made, entered, evaluate), evidence)
 
 
 def test_after_a_race_the_winner_is_chosen_and_the_story_told(evidence, believed):
@@ -215,7 +216,7 @@ def test_after_a_race_the_winner_is_chosen_and_the_story_told(evidence, believed
 def test_a_race_raises_what_is_expected_of_its_winner_and_makes_it_surer(evidence, believed):
     before, after = settled(evidence, believed, {"partial": 0.70, "full_far": 0.80})
     earlier = next(candidate for candidate in before.candidates if candidate.name == "full_far")
-    assert (earlier.basis, after.chosen.basis) == ("published", "measured")
+    assert (earlier.basis, after.chosen.basis) == ("prior", "measured")
     assert after.chosen.expected_top1 > earlier.expected_top1
     assert after.chosen.expected_top1_error < earlier.expected_top1_error
     assert after.chosen.chance > 0.9
@@ -269,7 +270,7 @@ def test_of_several_networks_the_cheapest_within_the_tolerance_is_taken(evidence
         choice = choose_strategy(evidence, AUTO)
         chosen = choice.chosen.changed(expected_top1=top1, expected_seconds=seconds)
         choice = choice.changed(candidates=(chosen, *choice.candidates[1:]))
-        measured.append((evidence.changed(model=name, probe_accuracy=top1 - 0.05), choice))
+        measured.append((with_probe(evidence, top1 - 0.05, 0.02).changed(model=name), choice))
     found, choice = choose_backbone(measured, prefer)
     assert found.model == choice.backbones[0].model == model
     assert {backbone.model for backbone in choice.backbones} == set(sizes)

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from finetune.decide.choice import ENSEMBLE, Choice
+from finetune.decide.choice import Choice
+from finetune.decide.decision import AUTO_ENSEMBLE
 from finetune.decide.evidence import Evidence
 from finetune.decide.plan import CYCLE_SHARE, Plan
 from finetune.decide.planning import make_plan
@@ -80,7 +81,7 @@ def budgeted(recipe: Recipe) -> Recipe:
     """Return the recipe with the share of its time budget that each member of its ensemble has."""
     if recipe.time_budget is None or recipe.ensemble is None:
         return recipe
-    kind, _, count = (ENSEMBLE if recipe.ensemble == "auto" else recipe.ensemble).partition(":")
+    kind, _, count = (AUTO_ENSEMBLE if recipe.ensemble == "auto" else recipe.ensemble).partition(":")
     # Of snapshots all but the first are shorter; folds are trained for one model, too.
     trainings = {"snapshots": 1.0 + CYCLE_SHARE * (int(count or 1) - 1), "backbones": float(len(recipe.models))}
     return recipe.changed(time_budget=recipe.time_budget / trainings.get(kind, float(count or 1)))
