@@ -103,8 +103,8 @@ class Candidate(FrozenModel):
     """Probability that this candidate is the right pick: the cheapest one within the tolerance of the most accurate, if
     all accuracies were known. 0 where the candidate is not considered."""
     basis: Literal["measured", "prior", "published"]
-    """Source of the expectation. `measured`: a cross-validation or a race on these images; `prior`: the gains on our own
-    grid of other image sets (docs/selector.md), called `published` in older files."""
+    """Source of the expectation. `measured`: a cross-validation or a race on these images; `prior`: learned from our
+    own grid of other image sets (docs/selector.md), called `published` in older files."""
 
     @property
     def label(self) -> str:

@@ -212,7 +212,7 @@ class Evidence(FrozenModel):
         for key in cls.model_computed_fields:
             if key in content and content[key] != getattr(value, key):
                 raise ValueError(
-                    f"{key} is {content[key]}, but probe and speed say {getattr(value, key)}; it is computed from them: "
-                    f"change it there, and leave {key} out"
+                    f"{key} is {content[key]}, but probe and speed say {getattr(value, key)}, from which it is "
+                    f"computed; change it there, and leave {key} out"
                 )
         return value

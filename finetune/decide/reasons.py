@@ -53,16 +53,17 @@ def explain_backbone(probe_accuracies: Mapping[str, float]) -> str:
     """
     (chosen, accuracy), *others = probe_accuracies.items()
     rest = ", ".join(f"{name} {100 * value:.1f} %" for name, value in others)
-    return f"{chosen} is taken: its linear probe has {100 * accuracy:.1f} %, that of {rest}"
+    return f"{chosen} is chosen: its linear probe has {100 * accuracy:.1f} %, compared with {rest}"
 
 
 def _size_and_similarity(evidence: Evidence) -> str:
-    few = "below" if evidence.images_per_class < FEW_IMAGES else "at least"
+    is_small = evidence.images_per_class < FEW_IMAGES
+    size = f"fewer than {FEW_IMAGES}: small" if is_small else f"{FEW_IMAGES} or more: not small"
     near = "near" if evidence.domain_similarity >= NEAR else "far"
-    scale = "" if evidence.similarity_calibrated else ", uncalibrated for this network"
+    scale = "" if evidence.similarity_calibrated else "; uncalibrated for this network"
     return (
-        f"{evidence.images_per_class:.0f} images per class, {few} {FEW_IMAGES}; "
-        f"similarity {evidence.domain_similarity:.2f}, {near}{scale}"
+        f"{evidence.images_per_class:.0f} images per class ({size}); "
+        f"domain similarity {evidence.domain_similarity:.2f} ({near}{scale})"
     )
 
 
@@ -79,15 +80,15 @@ def _rule(candidates: Sequence[Candidate], name: str, tolerance: float) -> str:
     entered = [each for each in candidates if each.strategy != "scratch" and each.has_enough_steps]
     chosen = next(candidate for candidate in entered if candidate.name == name)
     if not tolerance:
-        return f"{chosen.label} is expected to be the most accurate, with a chance of {100 * chosen.chance:.0f} %"
+        return f"{chosen.label} is expected to be the most accurate, with a probability of {100 * chosen.chance:.0f} %"
     best = max(entered, key=lambda candidate: candidate.expected_top1)
     behind = 100 * (best.expected_top1 - chosen.expected_top1)
     points = "a point" if tolerance == 0.01 else f"{100 * tolerance:g} points"
     if best == chosen:
-        return f"{chosen.label} is expected to be the most accurate, by more than {points} over all that is cheaper"
+        return f"{chosen.label} is expected to be the most accurate, more than {points} above every cheaper candidate"
     return (
-        f"{chosen.label} is the cheapest that is expected within {points} of the best: {behind:.1f} "
-        f"below {best.label}, in {100 * chosen.expected_seconds / best.expected_seconds:.0f} % of the time"
+        f"{chosen.label} is the cheapest candidate that is expected within {points} of the best: {behind:.1f} points "
+        f"below {best.label}, in {100 * chosen.expected_seconds / best.expected_seconds:.0f} % of its time"
     )
 
 
@@ -96,8 +97,8 @@ def _about_budget(candidates: Sequence[Candidate], recipe: Recipe) -> tuple[str,
     if recipe.strategy != "auto" or recipe.time_budget is None or not left_out:
         return ()
     return (
-        f"the time budget of {recipe.time_budget:.0f} s leaves out {', '.join(left_out)}, which would have less than "
-        f"half of their steps",
+        f"the time budget of {recipe.time_budget:.0f} s leaves out {', '.join(left_out)}, which would take less "
+        f"than half of their steps",
     )
 
 
@@ -107,7 +108,7 @@ def _about_race(names: Sequence[str], candidates: Sequence[Candidate]) -> tuple[
     raced = [candidate for candidate in candidates if candidate.name in names and candidate.name != "linear_probe"]
     labels = ", ".join(candidate.label for candidate in raced)
     seconds = most_seconds(names, candidates)
-    return (f"that is not sure: {labels} race, which with the winner's training takes at most {seconds:.0f} s",)
+    return (f"this is uncertain: {labels} race, which takes at most {seconds:.0f} s with the winner's training",)
 
 
 def _about_members(names: Sequence[str], candidates: Sequence[Candidate]) -> tuple[str, ...]:
@@ -115,8 +116,8 @@ def _about_members(names: Sequence[str], candidates: Sequence[Candidate]) -> tup
         return ()
     labels = " and ".join(candidate.label for name in names for candidate in candidates if candidate.name == name)
     return (
-        f"picking is a gamble, so {labels} are trained and averaged: over other image sets that was about as good as "
-        f"the better one of each",
+        f"either may be the better one, so {labels} are trained and averaged: on other image sets, the mean of two was "
+        f"about as accurate as the better one",
     )
 
 
@@ -124,14 +125,14 @@ def _about_ensemble(ensemble: str, recipe: Recipe) -> tuple[str, ...]:
     if recipe.ensemble and not ensemble:
         return (f"the linear probe has no seed and no steps, so there is nothing for {recipe.ensemble} to average",)
     kind, _, count = ensemble.partition(":")
-    told = {
-        "seeds": f"{count} trainings with other seeds are averaged",
+    averaged = {
+        "seeds": f"{count} trainings with different seeds are averaged",
         "snapshots": f"{count} snapshots of one training are averaged, each after a cycle of its own",
         "backbones": f"{', '.join(recipe.models)} are all trained and averaged",
     }
     if kind == "folds":
-        return ("the trainings of the cross-validation are averaged with the last one, of all images",)
-    return (f"{told[kind]}, unless one model is better on the held-out images",) if kind else ()
+        return ("the trainings of the cross-validation are averaged with the last one, on all images",)
+    return (f"{averaged[kind]}, unless one model is better on the held-out images",) if kind else ()
 
 
 def _course(race: Race, candidates: Sequence[Candidate]) -> Iterator[str]:
@@ -144,7 +145,7 @@ def _course(race: Race, candidates: Sequence[Candidate]) -> Iterator[str]:
         stay = ", ".join(labels[name] for name in race.contest.named(after))
         yield (
             f"race after {100 * share:.0f} % of the steps, mean probability of the right class of {right.shape[1]} "
-            f"held-out images: {seen}; {stay} {'goes' if len(after) == 1 else 'go'} on"
+            f"held-out images: {seen}; {stay} continue{'s' if len(after) == 1 else ''}"
         )
 
 

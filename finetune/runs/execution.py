@@ -82,7 +82,7 @@ def decide(recipe: Recipe, measured: Sequence[Evidence]) -> tuple[PlannedRun, ..
     if leading.choice.ensemble == "folds" and leading.plan.validation != "cross_validation":
         raise RecipeError(
             f"folds averages the trainings of a cross-validation, but here models are evaluated on "
-            f"{leading.plan.judged_on}; ask for snapshots:3 or seeds:3"
+            f"{leading.plan.evaluated_on}; ask for snapshots:3 or seeds:3"
         )
     return list_members(leading, [plan_choice(recipe, *other) for other in others])
 

@@ -263,7 +263,7 @@ class RunFolder:
             alone = metrics.changed(
                 options=(),
                 validation=member.validation,
-                validation_source=member.plan.judged_on,
+                validation_source=member.plan.evaluated_on,
                 test=member.test,
                 seconds=seconds,
                 work=member.work,

@@ -185,7 +185,7 @@ def ship(folder: RunFolder, begun: RacedMembers, splits: ImageSplits, report: Re
     curves = from_main_process(lambda: _write_lost(folder, finished.rejected))
     metrics = RunMetrics(
         validation=model.validation,
-        validation_source=model.plan.judged_on,
+        validation_source=model.plan.evaluated_on,
         test=model.test,
         seconds=Seconds(
             evidence=sum({own.evidence.model: own.evidence.seconds for own in begun.members}.values()),

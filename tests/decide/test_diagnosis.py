@@ -11,7 +11,8 @@ from PIL import Image
 
 import finetune
 from finetune.data import labels_of, load_images
-from finetune.decide.diagnosis import BANDS, KINDS, diagnose, looked_at
+from finetune.decide.curve import BANDS
+from finetune.decide.diagnosis import KINDS, diagnose, looked_at
 from finetune.errors import DivergenceError
 from finetune.recipe import load_recipe, parse_assignment
 from finetune.training import train

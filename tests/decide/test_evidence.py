@@ -60,7 +60,7 @@ def test_a_file_without_what_is_computed_is_read(evidence, tmp_path):
 @pytest.mark.parametrize("key", COMPUTED)
 def test_a_computed_key_that_was_edited_is_refused_with_what_to_do(evidence, tmp_path, key):
     saved(evidence, tmp_path / "evidence.json", **{key: 0.99})
-    with pytest.raises(RecipeError, match=rf"{key} is 0\.99, but .* say {COMPUTED[key]}; .* leave {key} out"):
+    with pytest.raises(RecipeError, match=rf"{key} is 0\.99, but .* say {COMPUTED[key]}, .*; .* leave {key} out"):
         Evidence.load(tmp_path / "evidence.json")
 
 

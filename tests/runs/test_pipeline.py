@@ -364,7 +364,7 @@ def test_where_accuracy_is_preferred_the_mean_of_two_ships_and_says_so(averaged)
     choice = RunFolder(folder).read_decisions().choice
     assert len(choice.members) == len(model.members) == 2
     assert model.members[0].plan.strategy == choice.strategy
-    assert "picking is a gamble" in printed
+    assert "either may be the better one" in printed
     options = RunFolder(folder).read_metrics().options
     alone = [option.name.partition(" (")[0] for option in options[:-1]]
     assert alone == [member.plan.strategy for member in model.members]
@@ -577,4 +577,4 @@ def test_of_several_networks_one_is_chosen_and_the_others_are_told_of(recipe, tm
     assert {backbone.model for backbone in decisions.choice.backbones} == {"test_efficientnet", "test_resnet"}
     assert decisions.recipe.model == decisions.evidence.model == model.plan.model
     assert decisions.choice.backbones[0].model == model.plan.model
-    assert f"{model.plan.model} is taken: its linear probe has " in printed.getvalue()
+    assert f"{model.plan.model} is chosen: its linear probe has " in printed.getvalue()
