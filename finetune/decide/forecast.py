@@ -51,6 +51,7 @@ def forecast(evidence: Evidence, expected_top1: float, more_images: int | None =
     """
     more = more_images or round_number(evidence.num_images)
     # errors(n) = errors(n_0) (n / n_0)^-b, so the gain is (1 - top1) (1 - factor^-b); expm1 keeps small gains exact.
+    # The gain is monotonous in b: its interval is that of b, mapped.
     slope, deviation = likely_slope(evidence.probe.curve.slope, evidence.probe.curve.slope_error)
     factor = (evidence.num_images + more) / evidence.num_images
 

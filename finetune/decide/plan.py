@@ -179,9 +179,12 @@ class Plan(FrozenModel):
             raise ValueError("a refit needs at least one step; set refit_steps, or refit to false")
         if self.cycle and not self.steps:
             raise ValueError("a further cycle continues a training, but this plan has no steps; set cycle to 0")
-        if self.fold > (self.folds if self.validation == "cross_validation" else 0):
-            parts = f"{self.validation} in {self.folds} parts"
-            raise ValueError(f"there is no fold {self.fold} in a {parts}; set fold to 0")
+        folds = self.folds if self.validation == "cross_validation" else 0
+        if self.fold > folds:
+            raise ValueError(
+                f"there is no fold {self.fold}, because validation is {self.validation}, with {folds} folds; "
+                f"set fold to 0"
+            )
         if self.patience and self.validation == "cross_validation":
             raise ValueError(
                 "stopping early needs images that are held out in one training, but these are cross-validated; give a "

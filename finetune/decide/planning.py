@@ -1,24 +1,14 @@
-"""Make the plan: resolve each number that the recipe leaves open, and say why it is what it is."""
+"""Make the plan: resolve each number that the recipe leaves open."""
 
 import math
 
-from finetune.decide.candidates import MOST_SCALED, SGD_RATE, Candidate, rate_factor
+from finetune.decide.candidates import Candidate
 from finetune.decide.choice import Choice
-from finetune.decide.evidence import Evidence, ForwardSettings, TrainingSpeed
+from finetune.decide.evidence import Evidence, TrainingSpeed
 from finetune.decide.plan import Plan
-from finetune.decide.workload import (
-    SMALL_SET,
-    TRAINING_FOLDS,
-    Workload,
-    default_batch_size,
-    num_evaluated,
-    small_cost,
-)
-from finetune.recipe import BatchNormStatistics, Optimizer, Precision, Recipe, Strategy, TrainingRecipe
-
-MANY_IMAGES = 5_000
-"""Number of training images from which held-out images tell a better step from a worse one, and crops may be
-smaller."""
+from finetune.decide.plan_reasons import explain_plan
+from finetune.decide.workload import MANY_IMAGES, SMALL_SET, TRAINING_FOLDS, Workload
+from finetune.recipe import BatchNormStatistics, Optimizer, Recipe, Strategy, TrainingRecipe
 
 VERY_MANY_IMAGES = 20_000
 """Number of training images from which a policy of stronger augmentation is used."""
@@ -53,6 +43,7 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
     Raises:
         RecipeError: the fixed numbers do not fit together.
     """
+    # 1) Size: the workload of the candidate. A linear probe takes no steps, unless the recipe gives their number.
     asked = recipe.training
     chosen = choice.chosen
     load = chosen.workload(recipe, evidence)
@@ -60,9 +51,11 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
     speed = _speed(evidence, choice.strategy, load)
     precision = asked.precision or speed.precision
     steps = 0 if choice.strategy == "linear_probe" and recipe.steps is None and recipe.epochs is None else load.steps
+    # 2) Schedule: the warm-up always leaves a step for the peak rate.
     warmup = min(round(steps * _or(asked.warmup_fraction, WARMUP_FRACTION)), max(steps - 1, 0))
     # An exponential average with decay d looks back over 1 / (1 - d) steps: a horizon of h steps needs d = 1 - 1 / h.
     horizon = _or(asked.average_horizon, AVERAGE_HORIZON) * steps
+    # 3) Weights to keep: with few held-out images, the last ones; choosing the best would be choosing by noise.
     patience = _patience(evidence, asked)
     keep = asked.keep or ("best" if patience or evidence.num_images >= MANY_IMAGES else "last")
     statistics = asked.batch_norm_statistics or _statistics(choice.strategy)
@@ -112,21 +105,9 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "seed": recipe.seed,
         "training_seed": recipe.seed,
         "cycle": 0,
-        "reasons": (
-            *_reasons(evidence, load, choice, precision),
-            *_about_co_tuning(_co_tuning(evidence, choice.strategy, asked)),
-            *_rate_reasons(recipe, evidence, load, steps),
-            *_about_stopping(evidence, steps, asked),
-        ),
     }
-    return Plan.parse(content, origin="plan")
-
-
-def describe_forward(settings: ForwardSettings) -> str:
-    """Return the settings of a forward pass, for people."""
-    parallel = f", {settings.parallel_parts} in parallel" if settings.parallel_parts > 1 else ""
-    layout = settings.layout.replace("_", " ")
-    return f"forward in {settings.precision}, {layout}, batches of {settings.batch_size}{parallel}"
+    plan = Plan.parse(content, origin="plan")
+    return plan.changed(reasons=explain_plan(plan, load, evidence, recipe))
 
 
 def _or(asked: float | None, default: float) -> float:
@@ -135,17 +116,21 @@ def _or(asked: float | None, default: float) -> float:
 
 def _speed(evidence: Evidence, strategy: Strategy, load: Workload) -> TrainingSpeed:
     """Return the fastest way to compute the training steps; a probe with steps trains the head alone, in float32."""
+    # Training a head alone is not timed; `norm_tuning` is the nearest strategy that is.
     if strategy == "linear_probe":
         return evidence.speed.fastest("norm_tuning", 0).changed(precision="float32", parallel_parts=1)
     return evidence.speed.fastest(strategy, load.trainable_stages)
 
 
 def _statistics(strategy: Strategy) -> BatchNormStatistics:
+    """Return the default batch-norm statistics."""
+    # Pretrained weights come with statistics, which stay; random weights have none.
     return "updated" if strategy == "scratch" else "frozen"
 
 
 def _accumulation(evidence: Evidence, load: Workload, statistics: str) -> int:
     """Return the number of parts of a batch that fit into memory; statistics that are updated need whole batches."""
+    # Parts of a batch would each update the running statistics with fewer images than a batch has.
     return 1 if statistics == "updated" else math.ceil(load.batch_size / evidence.speed.micro_batch)
 
 
@@ -185,6 +170,7 @@ def _answer_to_imbalance(evidence: Evidence) -> str:
     """Return the answer to unequal classes with which the linear probe was best; top-1 accuracy needs none."""
     if evidence.metric == "top1":
         return "none"
+    # Class weights, or a shift of the logits by the log frequencies (logit adjustment, Menon et al. 2021).
     return max(evidence.probe.answers, key=lambda name: evidence.probe.answers[name])
 
 
@@ -193,28 +179,17 @@ def _patience(evidence: Evidence, asked: TrainingRecipe) -> int:
 
     With few held-out images, noise would stop a training. Where the rate decays to 0, the loss falls most at the end.
     """
+    # `constant` and `inverse_sqrt` are the schedules that do not decay to about 0.
     if asked.patience is not None:
         return asked.patience
     return 3 if evidence.num_images >= MANY_IMAGES and asked.schedule in {"constant", "inverse_sqrt"} else 0
 
 
-def _about_stopping(evidence: Evidence, steps: int, asked: TrainingRecipe) -> tuple[str, ...]:
-    patience = _patience(evidence, asked)
-    if not steps:
-        return ()
-    if patience:
-        return (f"a training stops after {patience} evaluations without a lower held-out log-loss",)
-    if asked.patience == 0:
-        return ("all steps are taken, as was asked",)
-    if evidence.num_images < MANY_IMAGES:
-        held_out = num_evaluated(evidence)
-        return (f"all {steps} steps are taken: to stop early by {held_out} held-out images is to stop by noise",)
-    return (f"all {steps} steps are taken: the loss falls most at the end, where the rate decays",)
-
-
 def _augmentation(recipe: Recipe, evidence: Evidence) -> dict[str, object]:
     asked = recipe.augmentation
     flip = asked.horizontal_flip if asked.horizontal_flip is not None else flips_are_safe(evidence)
+    # Stronger augmentation with more images: smaller crops from MANY_IMAGES, a policy from VERY_MANY_IMAGES
+    # (docs/training.md).
     large = evidence.num_images >= MANY_IMAGES
     return {
         "horizontal_flip": flip,
@@ -233,65 +208,3 @@ def flips_are_safe(evidence: Evidence) -> bool:
     0.87): a mirrored image may show something else there, or something that does not exist.
     """
     return evidence.chirality is not None and evidence.chirality < CHIRAL
-
-
-def _reasons(evidence: Evidence, load: Workload, choice: Choice, precision: Precision) -> tuple[str, ...]:
-    speed = evidence.speed
-    reasons = [evidence.image_size_reason]
-    if evidence.chirality is not None:
-        reasons.append(
-            f"a linear classifier tells mirrored copies from originals in {100 * evidence.chirality:.0f} % of pairs, "
-            f"so flips are {'on' if flips_are_safe(evidence) else 'off'}"
-        )
-    reasons.append(
-        f"{describe_forward(speed.forward)}: {speed.forward_images_per_second:.0f} images/s on {speed.device}, the "
-        f"fastest of the settings that were timed; its arithmetic changes {100 * speed.forward_error:.1f} % of the "
-        f"features' variance"
-    )
-    if choice.strategy != "linear_probe":
-        fastest = speed.fastest(choice.strategy, load.trainable_stages)
-        asked = "" if precision == fastest.precision else f", {precision} was asked for"
-        reasons.append(
-            f"{fastest.precision} training at {fastest.images_per_second:.0f} images/s{asked}: "
-            f"{load.trainings} x {load.steps} steps"
-            + (f" and {load.refit_steps} on all images" if load.refit_steps else "")
-        )
-    if load.small_steps:
-        side = evidence.preprocessing.smaller().image_size
-        reasons.append(
-            f"the first {load.small_steps} steps see images of {side} px (progressive resizing): "
-            f"{100 * (1 - small_cost(evidence.preprocessing)):.0f} % less work each"
-        )
-    if load.cached_views:
-        reasons.append(
-            f"{load.cached_views} augmented views of each image go through the frozen stages once and are cached"
-        )
-    if evidence.metric == "balanced_accuracy":
-        reasons.append(
-            f"the largest class has {evidence.imbalance:.1f} x the images of the smallest: models are compared by "
-            f"balanced accuracy"
-        )
-    return tuple(reasons)
-
-
-def _about_co_tuning(weight: float) -> tuple[str, ...]:
-    if not weight:
-        return ()
-    return (
-        f"co-tuning (weight {weight:g}): a second loss on the pretrained classifier keeps the features close to their "
-        f"pretrained values",
-    )
-
-
-def _rate_reasons(recipe: Recipe, evidence: Evidence, load: Workload, steps: int) -> tuple[str, ...]:
-    """Return why the rates differ from those of AdamW with the usual batch size."""
-    optimizer, usual = recipe.training.optimizer or "adamw", default_batch_size(evidence.num_images)
-    if not steps or (load.batch_size == usual and optimizer == "adamw"):
-        return ()
-    images = f"{load.batch_size} images a step with {'SGD' if optimizer == 'sgd' else 'AdamW'}"
-    if recipe.training.learning_rate is not None:
-        return (f"{images}: the rate is the one that was given",)
-    factor = rate_factor(optimizer, load.batch_size, usual)
-    rule = f"{SGD_RATE:.0f} for SGD, and linear in" if optimizer == "sgd" else "the square root of"
-    bound = f", up to {MOST_SCALED} x" if load.batch_size > MOST_SCALED * usual else ""
-    return (f"{images}: rates are {factor:.3g} x those of AdamW with {usual} ({rule} the batch{bound})",)

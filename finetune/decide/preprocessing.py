@@ -29,7 +29,7 @@ class Preprocessing(FrozenModel):
         return max(self.image_size, int(self.image_size / self.crop_fraction))
 
     def smaller(self) -> "Preprocessing":
-        """Return the same with about three quarters of the side, for first steps on smaller images; small squares stay."""
+        """Return the same with about three quarters of the side, for steps on smaller images; small squares stay."""
         side = max(STRIDE * round(0.75 * self.image_size / STRIDE), PLAIN_SIZES[0])
         return self.changed(image_size=min(side, self.image_size))
 

@@ -63,6 +63,7 @@ def compete(
         if len(trained) < 2:
             break
         evaluations.append(evaluate(rung, trained))
+        # Candidates that dropped out stay in the belief, and what is learned about the others changes it for them, too.
         contest = replace(contest, belief=update(contest.belief, trained, evaluations[-1], discrepancy))
         left.append(contest.finalists(left[-1]))
         if len(left[-1]) == 1:
@@ -81,7 +82,8 @@ def is_worth_racing(belief: Belief, raced: Sequence[int], num_evaluated: int, pr
     """
     if len(raced) < 2:
         return False
-    # The noise of `belief.update`, before the images are seen: their covariance is replaced by its usual size.
+    # The noise of `belief.update` before the images are seen: N = (v / n + discrepancy^2) I + SHARED_DEFICIT^2, where
+    # the usual variance v of a difference stands for the measured covariance.
     noise = (DIFFERENCE_VARIANCE / num_evaluated + DISCREPANCY[0] ** 2) * np.eye(len(raced)) + SHARED_DEFICIT**2
     return expected_gain(belief, raced, noise) >= price
 
@@ -95,5 +97,6 @@ def most_seconds(names: Sequence[str], candidates: Sequence[Candidate]) -> float
         candidates: all candidates.
     """
     raced = [candidate for candidate in candidates if candidate.name in names and candidate.name != "linear_probe"]
+    # Over all winners w: training of w + sum of the others' race times.
     lost = sum(candidate.race_seconds for candidate in raced)
     return max((candidate.expected_seconds + lost - candidate.race_seconds for candidate in raced), default=0.0)

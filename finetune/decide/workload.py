@@ -28,6 +28,10 @@ MOST_VIEWS = 6
 SMALL_SET = 600
 """Number of training images below which models are cross-validated, instead of holding out a part of the images."""
 
+MANY_IMAGES = 5_000
+"""Number of training images from which held-out images tell a better step from a worse one, and crops may be
+smaller."""
+
 HELD_OUT = 0.2
 """Share of the training images that is held out, where there are enough of them and no validation split."""
 
@@ -82,11 +86,14 @@ def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy, stages
     Raises:
         RecipeError: the recipe asks for smaller images than the network takes.
     """
+    # 1) Trainings: one and perhaps a refit, or one per fold. A refit of the whole length follows folds, because none of
+    # them saw all images.
     batch_size = recipe.batch_size or default_batch_size(evidence.num_images)
     refit = evidence.num_images < REFIT_SET if recipe.refit is None else recipe.refit
     trainings, refit_share = 1, REFIT_SHARE if refit else 0.0
     if not evidence.has_validation and evidence.num_images < SMALL_SET:
-        trainings, refit_share = TRAINING_FOLDS, 1.0  # no fold saw all images, so the refit takes all steps
+        trainings, refit_share = TRAINING_FOLDS, 1.0
+    # 2) Steps: the default length, or the recipe's.
     steps = default_steps(evidence.num_images, evidence.domain_similarity) * (
         SCRATCH_FACTOR if strategy == "scratch" else 1
     )
@@ -95,6 +102,7 @@ def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy, stages
         steps = recipe.steps
     elif recipe.epochs is not None:
         steps = math.ceil(recipe.epochs * evidence.num_images / batch_size)
+    # 3) Trained stages of `partial`: at least one stage stays frozen.
     stages = recipe.training.trainable_stages or stages or default_trainable_stages(evidence.stages)
     trainable = min(stages, len(evidence.stages) - 1)
 
@@ -111,6 +119,7 @@ def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy, stages
             small_steps=0 if views == 1 else small_steps(recipe, evidence, strategy, steps),
         )
 
+    # 4) Time budget: fewer steps, unless the recipe fixes their number.
     load = with_steps(steps)
     if recipe.time_budget is None or recipe.steps is not None or recipe.epochs is not None:
         return load
@@ -168,8 +177,10 @@ def cached_views(num_images: int, steps: int, batch_size: int, values: int | Non
     """Return how many augmented views of each image to cache in `num_bytes`, with `values` numbers of 2 bytes each."""
     if values is None:
         return 0
+    # A pass over the images uses one view of each, so more views than passes are wasted. One view more is cached for
+    # evaluations: the plain one. With several passes, a single view would be no augmentation at all.
     passes = math.ceil(steps * batch_size / max(num_images, 1))
-    affordable = num_bytes // (2 * values * num_images) - 1  # one more is cached for evaluations: the plain view
+    affordable = num_bytes // (2 * values * num_images) - 1
     views = min(MOST_VIEWS, passes, affordable)
     return views if views >= min(2, passes) else 0
 

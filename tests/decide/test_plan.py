@@ -66,10 +66,12 @@ def test_an_edited_plan_with_too_long_a_warm_up_is_refused(evidence, tmp_path):
         edited(evidence, tmp_path, steps=20, warmup_steps=20)
 
 
-@pytest.mark.parametrize(("images", "fold", "said"), [(240, 4, "a cross_validation in 3"), (700, 1, "a held_out in 3")])
+@pytest.mark.parametrize(
+    ("images", "fold", "said"), [(240, 4, "cross_validation, with 3"), (700, 1, "held_out, with 0")]
+)
 def test_a_fold_that_does_not_exist_is_refused(evidence, images, fold, said):
     plan = planned(evidence.changed(num_images=images), strategy="full")
-    with pytest.raises(RecipeError, match=f"there is no fold {fold} in {said} parts; set fold to 0"):
+    with pytest.raises(RecipeError, match=f"no fold {fold}, because validation is {said} folds; set fold to 0"):
         Plan.parse(plan.model_dump() | {"fold": fold}, origin="plan.json")
 
 
@@ -413,3 +415,8 @@ def test_a_plan_whose_refit_has_no_steps_is_refused(evidence):
     plan = planned(of_size(evidence, 900))
     with pytest.raises(FinetuneError, match="refit_steps"):
         plan.changed(refit_steps=0)
+
+
+def test_flips_that_the_recipe_fixes_are_not_explained_by_the_images(evidence):
+    plan = planned(evidence, augmentation=AugmentationRecipe(horizontal_flip=False))
+    assert any(reason.endswith("52 % of pairs; flips are off, as was asked") for reason in plan.reasons)
