@@ -73,8 +73,8 @@ def _about_small_images(plan: Plan, evidence: Evidence) -> tuple[str, ...]:
         return ()
     side, less = evidence.preprocessing.smaller().image_size, 1 - small_cost(evidence.preprocessing)
     return (
-        f"the first {plan.small_steps} steps see images of {side} px (progressive resizing): {100 * less:.0f} % less work "
-        f"each",
+        f"the first {plan.small_steps} steps see images of {side} px (progressive resizing): {100 * less:.0f} % less "
+        f"work each",
     )
 
 
