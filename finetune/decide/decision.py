@@ -17,7 +17,7 @@ PROBE_SUFFICES = 0.005
 """Share of errors of the linear probe (with one standard error added) below which nothing else is considered."""
 
 FALLBACK = "full_near"
-"""Name of the candidate that is trained where what was chosen is rejected: its rates are the lowest."""
+"""Name of the candidate that is trained where the pick is rejected: its rates are the lowest."""
 
 AUTO_ENSEMBLE = "snapshots:3"
 """The ensemble that `auto` stands for (docs/ensembles.md)."""
@@ -32,7 +32,7 @@ class Decision:
     contest: Contest
     """The contest between the candidates."""
     candidates: tuple[Candidate, ...]
-    """All candidates with what is believed of them, in the order of `SPECS`."""
+    """All candidates with their expectations, in the order of `SPECS`."""
     name: str
     """Name of the candidate to train."""
     ground: Ground

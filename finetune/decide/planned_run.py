@@ -13,7 +13,7 @@ from finetune.recipe import Recipe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedRun:
-    """One training with all that leads to it."""
+    """The recipe, evidence, choice and plan of a training."""
 
     recipe: Recipe
     """The recipe, with the network, the image size and the metric resolved."""

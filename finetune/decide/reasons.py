@@ -35,7 +35,7 @@ def explain_race(race: Race, candidates: Sequence[Candidate]) -> tuple[str, ...]
 
     Args:
         race: over.
-        candidates: all candidates with what is believed of them after the race.
+        candidates: all candidates, with their expectations after the race.
     """
     winner = race.contest.names[race.winner]
     return (

@@ -49,7 +49,7 @@ def test_random_weights_promise_less_than_the_probe(evidence):
     assert 0.25 < listed(evidence)["scratch"].expected_top1 < 0.85
 
 
-def test_the_belief_about_some_is_that_about_all(evidence):
+def test_the_belief_about_some_candidates_agrees_with_that_about_all(evidence):
     some, every = (
         believe_all(names, evidence) for names in (("full_far", "partial"), ("partial", "norm_tuning", "full_far"))
     )
@@ -78,7 +78,7 @@ def test_full_is_tried_at_the_rates_of_a_near_and_of_a_far_domain(evidence):
     assert rates == [learning_rates("full", 1.0), learning_rates("full", 0.0)]
 
 
-def test_a_time_budget_tells_what_it_leaves_of_the_steps(evidence):
+def test_a_time_budget_leaves_a_share_of_the_steps(evidence):
     tight = listed(evidence, AUTO.changed(time_budget=120))
     assert tight["full_far"].share_of_steps < tight["partial"].share_of_steps <= 1.0
     assert {candidate.share_of_steps for name, candidate in listed(evidence).items()} == {1.0}
@@ -99,7 +99,7 @@ def test_similarities_beyond_the_scale_count_as_its_ends():
     assert learning_rates("full", -0.2) == learning_rates("full", 0.0) == (8e-4, 1.0)
 
 
-def test_random_weights_know_no_similarity():
+def test_the_rates_of_random_weights_do_not_depend_on_the_similarity():
     assert learning_rates("scratch", 0.9) == learning_rates("scratch", 0.1) == (1e-3, 1.0)
 
 
@@ -109,7 +109,7 @@ def test_rates_of_adamw_follow_the_root_of_the_batch_and_those_of_sgd_the_batch(
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_beyond_four_times_the_usual_batch_rates_rise_no_more(optimizer):
+def test_rates_stop_rising_at_four_times_the_usual_batch(optimizer):
     assert rate_factor(optimizer, 4_096, 32) == rate_factor(optimizer, 128, 32)
 
 
