@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from experiments.rows import Row, read_rows
 from finetune.decide.candidates import RUNGS, SPECS
 from finetune.decide.prior import features
-from finetune.decide.workload import BATCH_SIZE, FOLDS, MOST_VIEWS
+from finetune.decide.workload import BATCH_SIZE, MOST_VIEWS, TRAINING_FOLDS
 
 PROBE = "linear_probe"
 """Name of the linear probe."""
@@ -153,5 +153,8 @@ def _costs(candidate: str, row: Row, num_images: int) -> list[float]:
         views = (MOST_VIEWS + 1) * num_images
         tail = (alone - views) / (3 * images - views)
         prefix = views * (1.0 - tail)
-    # Each of `FOLDS` trainings and the refit repeats the steps; all share the cached activations.
-    return [prefix + trained * (alone - prefix) for trained in (*(FOLDS * share for share in RUNGS), FOLDS + 1)]
+    # Each of the folds' trainings and the refit repeats the steps; all share the cached activations.
+    return [
+        prefix + trained * (alone - prefix)
+        for trained in (*(TRAINING_FOLDS * share for share in RUNGS), TRAINING_FOLDS + 1)
+    ]

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from sklearn.linear_model import PoissonRegressor
 
 from experiments.grid_cells import ALL, CANDIDATES, PROBE, Cell, joined
-from finetune.decide.belief import MEASURED, Belief
-from finetune.decide.choice import FALLBACK
-from finetune.decide.contest import PRICE, TOLERANCE, finalists, partner
+from finetune.decide.belief import PROBE_PLACE, Belief
+from finetune.decide.contest import PRICE, TOLERANCE, Contest
+from finetune.decide.decision import FALLBACK
 from finetune.decide.prior import Prior, belief_of
 from finetune.decide.race import compete, is_worth_racing
 from finetune.recipe import Preference
@@ -159,27 +159,26 @@ def selector(
     priors = priors_without(cells, uses)
 
     def decide(cell: Cell) -> Decision:
-        belief, costs = belief_about(cell, priors[cell.set]), cell.final_costs
-        left = finalists(belief, costs, TOLERANCE[prefer])
-        raced = [place for place in left if place != MEASURED]
-        other = partner(belief, costs, left[0], PRICE[prefer])
+        belief = belief_about(cell, priors[cell.set])
+        contest = Contest(names=ALL, belief=belief, costs=tuple(cell.final_costs), tolerance=TOLERANCE[prefer])
+        left = contest.finalists()
+        raced = [place for place in left if place != PROBE_PLACE]
+        other = contest.partner(left[0], PRICE[prefer])
         if averages and prefer == "accuracy" and other is not None:
             return finish(cell, [ALL[left[0]], ALL[other]])
         can_race = races and cell.was_held_out
         if not can_race or not is_worth_racing(belief, raced, len(cell.right[PROBE][-1]), PRICE[prefer]):
             return finish(cell, [ALL[left[0]]])
         ended = compete(
-            belief,
-            costs,
-            TOLERANCE[prefer],
+            contest,
             left,
             lambda rung, places: np.array([cell.right[ALL[place]][rung] for place in places]),
         )
         spent = {
             place: cell.costs[ALL[place]][rung]
-            for rung in range(len(ended.looks))
+            for rung in range(len(ended.evaluations))
             for place in ended.left[rung]
-            if place != MEASURED
+            if place != PROBE_PLACE
         }
         spent.pop(ended.winner, None)
         return finish(cell, [ALL[ended.winner]], sum(spent.values()), raced=True)

@@ -31,7 +31,8 @@ class FrozenModel(BaseModel):
         Raises:
             RecipeError: an unknown field or a wrong value, named in one sentence.
         """
-        return self.parse({**self.model_dump(), **changes}, origin=type(self).__name__)
+        computed = set(type(self).model_computed_fields)
+        return self.parse({**self.model_dump(exclude=computed), **changes}, origin=type(self).__name__)
 
     def save(self, path: Path) -> None:
         """Write the value as indented JSON; the file appears whole or not at all."""

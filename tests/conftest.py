@@ -256,8 +256,6 @@ def evidence() -> Evidence:
         domain_similarity=0.8,
         similarity_parts={"late_vigour": -0.1},
         similarity_calibrated=True,
-        probe_accuracy=0.85,
-        probe_accuracy_error=0.023,
         probe=ProbeResult(
             accuracy=0.85,
             accuracy_error=0.023,
@@ -268,8 +266,6 @@ def evidence() -> Evidence:
             curve=LearningCurve(num_images=(48, 96, 192), accuracy=(0.75, 0.81, 0.85), slope=0.37, slope_error=0.05),
         ),
         chirality=0.52,
-        forward_images_per_second=200.0,
-        train_images_per_second=50.0,
         stages=(
             StageProfile(name="stem", num_parameters=400, forward_share=0.1, output_values=65536),
             StageProfile(name="layer1", num_parameters=4_000, forward_share=0.3, output_values=32768),

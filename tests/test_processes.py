@@ -59,7 +59,7 @@ import numpy as np
 
 import finetune.errors
 from finetune.data import load_images
-from finetune.decide import choice, contest
+from finetune.decide import contest, decision
 from finetune.decide.belief import Belief
 from finetune.decide.plan import Plan
 from finetune.training import Checkpoints, evaluation, monitor, pace, train
@@ -122,8 +122,8 @@ def two_equal(names, _evidence):
     return Belief(mean=mean, covariance=0.1**2 * np.eye(len(names)))
 
 
-contest.believe_all, choice.PROBE_SUFFICES = two_equal, -1.0
-choice.PRICE = dict.fromkeys(choice.PRICE, 0.0)
+contest.believe_all, decision.PROBE_SUFFICES = two_equal, -1.0
+decision.PRICE = dict.fromkeys(decision.PRICE, 0.0)
 evaluation.SURE = float("inf")  # after these few steps both members are worse than the linear probe, and are to stay
 for name, prefer in (("raced", "balanced"), ("averaged", "accuracy")):
     model = finetune.run(recipe.changed(strategy="auto", prefer=prefer), folder / name)

@@ -1,1 +1,1 @@
-"""Decide what to train and how: pure functions from what was measured to frozen values. No torch in here."""
+"""Decide what to train and how: pure functions from measurements to frozen values. Nothing here imports torch."""

@@ -1,11 +1,12 @@
-"""What is believed of how accurate each candidate would be, and what follows: whom to race, to drop, to train.
+"""Represent what is known of the candidates' accuracies as a normal distribution, and update it by Bayes' rule.
 
-A belief is a normal distribution over the candidates' accuracies. A prior makes it, short trainings that are judged on
-the same images sharpen it, and the candidate to train is the cheapest one that is expected to be good enough.
+A prior gives the first belief. Short trainings that are evaluated on the same held-out images sharpen it.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,30 +14,35 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-
 DRAWS = 4000
-"""Of the candidates' accuracies, to see what is likely."""
+"""Number of joint draws of the candidates' accuracies from which probabilities are estimated."""
 
-UNFINISHED = 0.3
-"""Standard deviation of what all unfinished trainings lack alike: only their differences say something."""
+SHARED_DEFICIT = 0.3
+"""Std of the accuracy deficit that all unfinished trainings share; large, so that only differences between them
+count."""
 
-
-MEASURED = 0
-"""Place of the linear probe, which needs no race: its accuracy was measured."""
+PROBE_PLACE = 0
+"""Index of the linear probe in a belief. It is not raced, because its accuracy was measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Belief:
-    """How accurate each candidate would be: a normal distribution."""
+    """A joint normal distribution of the candidates' accuracies."""
 
     mean: "NDArray[np.float64]"
-    """(n_candidates,), top-1 accuracies."""
+    """Expected top-1 accuracy of each candidate, (n_candidates,)."""
     covariance: "NDArray[np.float64]"
-    """(n_candidates, n_candidates)"""
+    """Covariance of the accuracies, (n_candidates, n_candidates)."""
+
+    def among(self, places: Sequence[int]) -> "Belief":
+        """Return the belief about some of the candidates, in the order of `places`."""
+        left = list(places)
+        return Belief(mean=self.mean[left], covariance=self.covariance[np.ix_(left, left)])
 
     def draws(self) -> "NDArray[np.float64]":
-        """Return accuracies (DRAWS, n_candidates) that are likely, the same ones each time."""
-        # A root by eigenvalues, for a covariance may be singular: what was measured exactly varies no more.
+        """Return accuracies (DRAWS, n_candidates) drawn from the belief, the same at every call."""
+        # x = mean + R z with R R^T = covariance and z ~ N(0, I). The root R = V sqrt(diag(values)) comes from the
+        # eigenvalues, not from Cholesky: an accuracy that is known exactly makes the covariance singular.
         values, vectors = np.linalg.eigh(self.covariance)
         root = vectors * np.sqrt(np.clip(values, 0.0, None))
         normal = np.random.default_rng(0).standard_normal((DRAWS, len(self.mean)))
@@ -45,23 +51,58 @@ class Belief:
 
 
 def update(belief: Belief, raced: Sequence[int], right: "NDArray[np.floating]", discrepancy: float) -> Belief:
-    """Return the belief after unfinished trainings were judged on the same held-out images, by Bayes' rule.
+    """Return the belief after unfinished trainings were evaluated on the same held-out images.
 
-    The probability of the right class is in the mean as large as the accuracy, where it is calibrated, and varies less
-    over images. The same images are hard for all candidates, which the covariance knows; what all unfinished
-    trainings lack alike says nothing.
+    The mean probability of the right class estimates the accuracy of a calibrated network, and varies less over images
+    than hits and misses do. Images are hard or easy for all candidates at once, so the errors of the estimates are
+    correlated; `np.cov` measures that.
 
     Args:
-        belief: before.
+        belief: before the evaluation.
         raced: indices of the candidates that were trained.
-        right: (n_raced, n_images), the probability of each image's class.
-        discrepancy: standard deviation of how differently candidates go on from here to the test images.
+        right: probability of each image's class, (n_raced, n_images).
+        discrepancy: std of how differently the candidates still improve from here to the end, in accuracy.
     """
     left = list(raced)
-    noise = np.atleast_2d(np.cov(right)) / right.shape[1] + discrepancy**2 * np.eye(len(left)) + UNFINISHED**2
+    # Noise of the measured means y: N = cov(images) / n_images + discrepancy^2 I + SHARED_DEFICIT^2 (all ones). The
+    # last term adds the same unknown offset to every candidate.
+    noise = np.atleast_2d(np.cov(right)) / right.shape[1] + discrepancy**2 * np.eye(len(left)) + SHARED_DEFICIT**2
+    # Conditioning of a normal distribution (Rasmussen & Williams 2006, eq. 2.23 and 2.24), with r the raced ones:
+    # K = S[:, r] (S[r, r] + N)^-1, mean' = mean + K (y - mean[r]), S' = S - K S[r, :].
     cross = belief.covariance[:, left]
     gain = np.linalg.solve(cross[left] + noise, cross.T).T
     return Belief(
         mean=belief.mean + gain @ (right.mean(axis=1) - belief.mean[left]),
         covariance=belief.covariance - gain @ cross.T,
     )
+
+
+def gain_of_two(belief: Belief, place: int, other: int) -> float:
+    """Return how much more accurate the better of two candidates is expected to be than the one at `place`.
+
+    Computed in closed form, because draws would err by a tenth of the least gain that is worth a second training.
+    """
+    # E max(0, D) for D = accuracy[other] - accuracy[place] ~ N(-behind, s^2) is s phi(behind / s) - behind
+    # Phi(-behind / s) (Clark 1961); `pdf(0)` of the distribution of D is phi(behind / s) / s.
+    behind = float(belief.mean[place] - belief.mean[other])
+    difference = np.array([1.0, -1.0])
+    variance = float(difference @ belief.among((place, other)).covariance @ difference)
+    ahead = NormalDist(-behind, math.sqrt(max(variance, 1e-12)))
+    return ahead.variance * ahead.pdf(0.0) - behind * (1.0 - ahead.cdf(0.0))
+
+
+def expected_gain(belief: Belief, raced: Sequence[int], noise: "NDArray[np.float64]") -> float:
+    """Return how much more accurate the pick is expected to be after a measurement than before it: the knowledge
+    gradient of Frazier et al. 2008.
+
+    Args:
+        belief: before the measurement.
+        raced: indices of the candidates that would be measured.
+        noise: covariance of the measurement's errors, (n_raced, n_raced).
+    """
+    # After the measurement the means are N(mean, C) with C = S[:, r] (S[r, r] + N)^-1 S[r, :], and the gain is
+    # E max(mean') - max(mean). C is symmetric up to rounding; eigenvalues need it to be so exactly.
+    cross = belief.covariance[:, list(raced)]
+    spread = cross @ np.linalg.solve(cross[list(raced)] + noise, cross.T)
+    later = Belief(mean=belief.mean, covariance=(spread + spread.T) / 2)
+    return float(later.draws().max(axis=1).mean() - belief.mean.max())

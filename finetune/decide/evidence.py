@@ -1,8 +1,8 @@
-"""What was measured about the images, the network and the machine, before anything is decided."""
+"""Hold what was measured about the images, the network and the machine: the basis of every decision."""
 
-from typing import Annotated
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, ModelWrapValidatorHandler, computed_field, model_validator
 
 from finetune.decide.preprocessing import Preprocessing
 from finetune.recipe import Layout, Metric, Precision, Strategy
@@ -11,152 +11,208 @@ from finetune.work import Work
 
 
 class StageProfile(FrozenModel):
-    """One stage of the network, from the stem upwards."""
+    """One stage of the network: a block of layers."""
 
     name: str
+    """Name of the stage."""
     num_parameters: int
+    """Number of parameters in the stage."""
     forward_share: float
-    """Share of the network's multiplications in a forward pass."""
+    """Share of the network's multiplications in a forward pass, 0 .. 1."""
     output_values: int | None
-    """Numbers that one image's activation at the end of the stage has; None where the network can not be cut there."""
+    """Number of values in one image's activation at the end of the stage; None where the network cannot be cut
+    there."""
 
 
 class ForwardSettings(FrozenModel):
-    """How images are read and sent through a network that is not trained; the fastest of what was timed."""
+    """How images are read and sent through a network that is not trained: the fastest settings of those timed."""
 
     precision: Precision
+    """Arithmetic of the forward pass."""
     layout: Layout
-    """Order of the numbers in memory; of training, too."""
+    """Order of the values in memory, in forward passes and in training steps."""
     batch_size: Annotated[int, Field(ge=1)]
+    """Number of images in a batch."""
     parallel_parts: Annotated[int, Field(ge=1, alias="streams")]
-    """Batches computed in parallel, each by its own team of threads."""
+    """Number of batches that are computed in parallel, each by its own thread team."""
     num_threads: Annotated[int, Field(ge=1)]
-    """Threads of each."""
+    """Number of threads in each thread team."""
     loader_workers: Annotated[int, Field(ge=0)]
-    """Processes that read ahead; 0: images are read between the batches."""
+    """Number of processes that read ahead; 0: images are read between the batches."""
 
 
 class TrainingSpeed(FrozenModel):
-    """How fast this machine trains the network one way."""
+    """How fast this machine trains the network under one strategy."""
 
     strategy: Strategy
+    """The strategy that was timed."""
     trainable_stages: int
-    """How many of the last stages are trained (0: head or norms alone)."""
+    """How many of the last stages were trained under `partial`; 0 under the other strategies."""
     precision: Precision
-    """The faster of those that were timed."""
+    """Arithmetic of the training steps: the fastest of those timed."""
     parallel_parts: Annotated[int, Field(alias="streams")]
-    """Parts of the batch that are computed side by side."""
+    """Number of parts of a batch that are computed in parallel."""
     images_per_second: float
-    """Training steps on ready tensors; for `partial`, from activations kept at the frozen boundary."""
+    """Speed of training steps on images in memory; under `partial`, on cached activations."""
     prefix_images_per_second: float | None
-    """The frozen part below the boundary, forward; None where there is none to keep."""
+    """Speed of the forward pass through the frozen stages under `partial`; None where their output cannot be cached."""
     gradient_error: float
-    """1 - cosine of the gradients in this arithmetic and in float32, on real images."""
+    """1 - cosine between the gradients in this arithmetic and in float32, on real images."""
 
 
 class MachineSpeed(FrozenModel):
-    """What this machine does with this network at this image size: one process of it."""
+    """How fast one process of this machine computes with this network at this image size."""
 
     device: str
+    """Name of the processor or accelerator."""
     num_threads: int
+    """Number of threads of one process."""
     num_processes: Annotated[int, Field(ge=1)] = 1
-    """Processes that will share the training, each on a device of its own."""
+    """Number of processes that will share the training, each on a device of its own."""
     forward: ForwardSettings
+    """The fastest settings of a forward pass."""
     forward_images_per_second: float
-    """On ready tensors."""
+    """Speed of the forward pass with these settings, on images in memory."""
     forward_error: float
-    """Share of the features' variance over real images that the arithmetic changes, against float32."""
+    """Share of the features' variance over real images that this arithmetic changes, compared with float32."""
     reading_images_per_second: float
-    """What reading and augmenting images adds to the network's time; 1e9 where it overlaps."""
+    """Speed of reading and augmenting images, where that adds to the network's time; 1e9 where both overlap."""
     micro_batch: int
-    """Most images of a training step that are worked on at once, as they were timed; larger batches are accumulated."""
+    """Number of images of a training step that were computed at once when it was timed; larger batches are
+    accumulated."""
     training: tuple[TrainingSpeed, ...]
+    """Speed of each strategy that was timed."""
 
     def fastest(self, strategy: Strategy, trainable_stages: int) -> TrainingSpeed:
-        """Return the measured speed of a strategy; for `partial`, of the nearest number of stages that was timed."""
+        """Return the measured speed of a strategy; for `partial`, with the nearest number of stages that was timed."""
         measured = [speed for speed in self.training if speed.strategy == strategy]
         return min(measured, key=lambda speed: abs(speed.trainable_stages - trainable_stages))
 
 
 class LearningCurve(FrozenModel):
-    """How a linear probe's errors fall with the number of images that it learns from."""
+    """How the errors of a linear probe fall with the number of images that it is trained on."""
 
     num_images: tuple[int, ...]
-    """That it learned from: a quarter, half, and all of a fold's training images."""
+    """Numbers of training images: a quarter, a half, and all of a fold's."""
     accuracy: tuple[float, ...]
-    """Top-1 of each, on the same held-out images."""
+    """Top-1 accuracy for each number of training images, on the same held-out images, 0 .. 1."""
     slope: float
-    """b in `errors ~ images ** -b`, from the first to the last point."""
+    """Exponent b in `errors ~ images ** -b`, from the first to the last point."""
     slope_error: float
-    """Its standard error, over images."""
+    """Standard error of the slope, over images."""
 
 
 class ProbeResult(FrozenModel):
-    """A linear classifier on frozen features, judged on images that it did not see."""
+    """The cross-validation of a linear classifier on frozen features."""
 
     accuracy: float
-    """Cross-validated top-1 accuracy."""
+    """Cross-validated top-1 accuracy, 0 .. 1."""
     accuracy_error: float
-    """Its standard error."""
+    """Standard error of the accuracy."""
     balanced_accuracy: float
+    """Cross-validated accuracy, averaged over the classes, 0 .. 1."""
     log_loss: float
+    """Cross-validated log-loss, in nats."""
     inverse_regularization: Annotated[float, Field(alias="strength")]
-    """The inverse regularisation C that did best (standardised features, summed loss)."""
+    """Inverse regularization C with the lowest log-loss (standardised features, summed loss)."""
     answers: dict[str, float]
-    """Balanced accuracy under each answer to unequal classes: none, class_weights, logit_adjustment."""
+    """Balanced accuracy with each answer to unequal classes: none, class_weights, logit_adjustment."""
     curve: LearningCurve
+    """Accuracy as a function of the number of training images."""
 
 
 class Evidence(FrozenModel):
-    """The measurements that the choice and the plan rest on."""
+    """The measurements that the choice and the plan are based on."""
 
     model: str
-    """The network that was measured."""
+    """Name of the network that was measured."""
     weights: str
-    """Where its weights came from."""
+    """Source of the network's weights."""
     takes_any_size: bool = False
     """Whether the network can be trained on smaller images than it predicts from."""
     source_classes: int = 0
-    """Of the classifier that the network was pretrained with; 0: its weights have none."""
+    """Number of classes of the pretrained classifier; 0: the weights hold none."""
     num_images: int
-    """Training images."""
+    """Number of training images."""
     num_held: int
-    """Those of them that are at hand: all, or a sample where they are streamed."""
+    """Number of training images in memory or on disk: all, or a sample where they are streamed."""
     num_classes: int
+    """Number of classes."""
     images_per_class: float
-    """Mean over the classes."""
+    """Mean number of training images per class."""
     class_counts: dict[str, int]
+    """Number of training images of each class, by its name."""
     imbalance: float
-    """Images of the largest class over those of the smallest."""
+    """Number of images of the largest class over that of the smallest."""
     num_unreadable: int
+    """Number of files that could not be read."""
     native_shorter_side: int
     """Median of the stored images' shorter sides, in pixels."""
     preprocessing: Preprocessing
-    """How images were prepared for the network, at the planned size."""
+    """How images are prepared for the network, at the planned size."""
     image_size_reason: str
+    """Why images have the planned size."""
     domain_similarity: float
-    """0: far from the pretraining images; 1: near."""
+    """Similarity of the images to the pretraining images, from 0 (far) to 1 (near)."""
     similarity_parts: dict[str, float]
+    """The measurements behind the domain similarity, by name."""
     similarity_calibrated: bool
-    """Whether the scale was fitted for this network."""
-    probe_accuracy: float
-    probe_accuracy_error: float
+    """Whether the scale of the similarity was fitted for this network."""
     probe: ProbeResult
+    """Cross-validation of a linear probe."""
     chirality: Annotated[float | None, Field(alias="handedness")]
-    """Share of pairs in which a linear classifier tells an image from its mirrored copy; 0.5: they look alike. None
-    where nothing is to be trained on varied images."""
-    forward_images_per_second: float
-    train_images_per_second: float
-    """Training every layer."""
+    """Share of pairs in which a linear classifier tells an image from its mirrored copy; 0.5: they look the same. None
+    where nothing is to be trained on augmented images."""
     stages: tuple[StageProfile, ...]
+    """The stages of the network, from the stem to the last one."""
     speed: MachineSpeed
+    """Speed of this machine with the network."""
     cache_bytes: int
-    """Most bytes that activations kept at a frozen boundary may take on this disk; 0 where images are streamed."""
+    """Most bytes of cached activations that this disk can hold; 0 where images are streamed."""
     seconds: float
-    """What the measuring cost."""
+    """Wall time of the measurement, in seconds."""
     work: Work
-    """And in images."""
+    """Images decoded and sent through the network during the measurement."""
     metric: Metric
-    """The metric that chooses."""
+    """The metric by which models are compared."""
     has_validation: bool
     """Whether the data came with a validation split."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def probe_accuracy(self) -> float:
+        """Cross-validated top-1 accuracy of the linear probe, 0 .. 1: `probe.accuracy`."""
+        return self.probe.accuracy
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def probe_accuracy_error(self) -> float:
+        """Standard error of that accuracy: `probe.accuracy_error`."""
+        return self.probe.accuracy_error
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def forward_images_per_second(self) -> float:
+        """Speed of the forward pass, on images in memory: `speed.forward_images_per_second`."""
+        return self.speed.forward_images_per_second
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def train_images_per_second(self) -> float:
+        """Speed of training all layers, from `speed.training`."""
+        return self.speed.fastest("full", 0).images_per_second
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _computed_keys_agree(cls, content: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401
+        """Accept the computed keys of a file, as long as they agree with the fields that they are computed from."""
+        if not isinstance(content, dict):
+            return handler(content)
+        value = handler({key: given for key, given in content.items() if key not in cls.model_computed_fields})
+        for key in cls.model_computed_fields:
+            if key in content and content[key] != getattr(value, key):
+                raise ValueError(
+                    f"{key} is {content[key]}, but probe and speed say {getattr(value, key)}, from which it is "
+                    f"computed; change it there, and leave {key} out"
+                )
+        return value

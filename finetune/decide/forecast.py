@@ -1,4 +1,4 @@
-"""What more images would buy: the learning curve, carried on."""
+"""Forecast the gain of more training images by extrapolating the learning curve of the linear probe."""
 
 import math
 
@@ -10,68 +10,80 @@ NINETY_PERCENT = 1.645
 
 
 class Assumptions(FrozenModel):
-    """What is taken for granted of learning curves; fitted by `experiments/calibrate_forecast.py`."""
+    """The usual learning curve, fitted by `experiments/calibrate_forecast.py`."""
 
     usual_slope: float
-    """b in `errors ~ images ** -b` of a linear probe, over image sets."""
+    """Mean exponent b in `errors ~ images ** -b` of a linear probe, over image sets."""
     spread: float
-    """Standard deviation of it from set to set."""
+    """Std of the exponent from set to set."""
     bend: float
-    """Standard deviation of the change of b from where it was measured to where it is used."""
+    """Std of the change of the exponent from the images that it is measured on to those that it is used for."""
 
 
 ASSUMED = Assumptions(usual_slope=0.3, spread=0.08, bend=0.14)
-"""experiments/log.md, 2026-11-25."""
+"""The fitted learning curve (experiments/log.md, 2026-11-25)."""
 
 
 class Forecast(FrozenModel):
-    """What so many more images, labelled alike, would gain."""
+    """The expected gain of more images of the same kind."""
 
     more_images: int
+    """Number of additional training images."""
     gain: float
-    """In top-1, 0 .. 1."""
+    """Expected gain in top-1 accuracy, 0 .. 1."""
     gain_interval: tuple[float, float]
-    """90 %."""
+    """The 90 % interval of the gain."""
     sentence: str
+    """The forecast in one sentence."""
 
 
 def forecast(evidence: Evidence, expected_top1: float, more_images: int | None = None) -> Forecast:
-    """Return what more training images would gain over an accuracy that is expected of those there are.
+    """Return the expected gain of more training images.
 
-    Errors fall as a power of the number of images (Hestness et al. 2017); the power is the linear probe's own, measured
-    at a quarter and at all of the images, shrunk towards what is usual where few images say little.
+    Errors fall as a power of the number of images (Hestness et al. 2017). The exponent is the linear probe's own,
+    measured from a quarter of the images to all of them, and shrunk towards the usual one where few images leave it
+    uncertain.
 
     Args:
         evidence: holds the probe's learning curve.
-        expected_top1: of the strategy.
-        more_images: how many; None: as many as there are, rounded.
+        expected_top1: accuracy that is expected with the present images, 0 .. 1.
+        more_images: number of additional images; None: about as many as there are, rounded.
     """
     more = more_images or round_number(evidence.num_images)
+    # errors(n) = errors(n_0) (n / n_0)^-b, so the gain is (1 - top1) (1 - factor^-b); expm1 keeps small gains exact.
+    # The gain is monotonous in b: its interval is that of b, mapped.
     slope, deviation = likely_slope(evidence.probe.curve.slope, evidence.probe.curve.slope_error)
     factor = (evidence.num_images + more) / evidence.num_images
 
     def gain(slope: float) -> float:
         return (1.0 - expected_top1) * -math.expm1(-slope * math.log(factor))
 
-    likely, low, high = (gain(slope + sign * NINETY_PERCENT * deviation) for sign in (0, -1, 1))
+    probable, low, high = (gain(slope + sign * NINETY_PERCENT * deviation) for sign in (0, -1, 1))
     return Forecast(
         more_images=more,
-        gain=round(likely, 4),
+        gain=round(probable, 4),
         gain_interval=(round(low, 4), round(high, 4)),
-        sentence=f"{more} more images: about {100 * likely:+.1f} points, 90 % between {100 * low:+.1f} and "
+        sentence=f"{more} more images: about {100 * probable:+.1f} points, 90 % between {100 * low:+.1f} and "
         f"{100 * high:+.1f}",
     )
 
 
 def likely_slope(measured: float, error: float, assumed: Assumptions = ASSUMED) -> tuple[float, float]:
-    """Return the power that a learning curve will go on with, and its standard deviation."""
+    """Return the exponent with which a learning curve probably continues, and its std.
+
+    Args:
+        measured: exponent of the measured curve.
+        error: its standard error.
+        assumed: the usual learning curve.
+    """
+    # Mean of two normal estimates, weighted by their precisions 1 / variance; `bend` is added for the extrapolation.
     precision, usual = 1.0 / max(error, 1e-3) ** 2, 1.0 / assumed.spread**2
     slope = (precision * measured + usual * assumed.usual_slope) / (precision + usual)
     return slope, math.hypot((precision + usual) ** -0.5, assumed.bend)
 
 
 def round_number(count: int) -> int:
-    """Return a count with one digit that is not 0.
+    """Return a count rounded to one significant digit.
 
     >>> round_number(1197)
     1000

@@ -1,4 +1,4 @@
-"""The plan: every number of a training resolved, so that it can be read, edited, saved and run again."""
+"""Define the plan: every number of a training, resolved, so that it can be read, edited, saved and run again."""
 
 from typing import Annotated, Literal, Self
 
@@ -11,7 +11,7 @@ from finetune.recipe import BatchNormStatistics, Metric, Mixing, Optimizer, Prec
 from finetune.value import FrozenModel
 
 REFIT_RATE = 0.25
-"""Peak rates of a refit that goes on from the weights that were judged, over those of the training."""
+"""Peak rates of a refit that continues from the evaluated weights, over those of the training."""
 
 CYCLE_SHARE = 0.4
 """Steps of a further cycle over those of the training."""
@@ -20,117 +20,142 @@ CYCLE_RATE = 0.5
 """Peak rates of a further cycle over those of the training."""
 
 Rate = Annotated[float, Field(ge=0, le=10)]
+"""A learning rate."""
+
 Share = Annotated[float, Field(ge=0, lt=1)]
+"""A share that is less than all."""
 
 
 class StagePlan(FrozenModel):
-    """One stage of the network and how fast it learns."""
+    """One stage of the network with its learning rate."""
 
     name: str
+    """Name of the stage."""
     learning_rate: Rate
-    """Peak learning rate; 0: frozen. Under `norm_tuning` it is the rate of the stage's norms."""
+    """Peak learning rate of the stage; 0: it is frozen. Under `norm_tuning`, the rate of the stage's norms."""
 
 
 class AugmentationPlan(FrozenModel):
-    """How training images are varied."""
+    """The augmentation of training images."""
 
     horizontal_flip: bool
+    """Whether half of the images are mirrored left to right."""
     vertical_flip: bool
+    """Whether half of the images are mirrored top to bottom."""
     smallest_crop: Annotated[float, Field(gt=0, le=1)]
-    """Smallest share of the image's area that a random crop keeps; 1: the centre, as in prediction."""
+    """Smallest share of the image's area that a random crop keeps; 1: the centre crop, as in prediction."""
     color_jitter: Annotated[float, Field(ge=0, le=1)]
+    """Strength of random changes of brightness, contrast and saturation."""
     policy: Literal["none", "randaugment", "trivialaugment"]
+    """Published policy of stronger changes."""
     mixing: Mixing
-    """Whether images are mixed with others of their batch, and so are their labels."""
+    """How images and labels are mixed with others of their batch."""
 
 
 class Plan(FrozenModel):
-    """Everything that a training needs to know. The same plan, seed and thread count make the same model."""
+    """Everything that a training needs to know. The same plan, seed and number of threads make the same model."""
 
     data: str
+    """Where the images are, as in the recipe."""
     columns: TableColumns
+    """Which columns of a table hold what."""
     limit: Annotated[int, Field(ge=0)]
-    """Training images to use; 0: all."""
+    """Number of training images to use; 0: all."""
     model: str
+    """Name of the network."""
     weights: str
-    """`pretrained`, `random`, or a file."""
+    """Weights to start from: `pretrained`, `random`, or a file."""
     preprocessing: Preprocessing
+    """How images are prepared for the network."""
     strategy: Strategy
+    """How much of the network is trained."""
     stages: tuple[StagePlan, ...]
-    """From the stem upwards."""
+    """The stages of the network, from the stem to the last one."""
     head_learning_rate: Rate
+    """Peak learning rate of the head."""
     probe_inverse_regularization: Annotated[float, Field(gt=0, alias="probe_strength")]
-    """Inverse regularisation C of the linear probe that the head starts from."""
+    """Inverse regularization C of the linear probe that the head starts from."""
     steps: Annotated[int, Field(ge=0)]
-    """Optimizer steps; 0: the head stays the linear probe's."""
+    """Number of optimizer steps; 0: the head stays the linear probe's."""
     warmup_steps: Annotated[int, Field(ge=0)]
+    """Number of first steps in which the learning rates rise to their peaks."""
     small_steps: Annotated[int, Field(ge=0)] = 0
-    """First steps, which see smaller images (progressive resizing: Howard 2018; Tan & Le 2021)."""
+    """Number of first steps that see smaller images (progressive resizing: Howard 2018; Tan & Le 2021)."""
     schedule: Schedule
-    """How the rates go on after the warm-up."""
+    """Course of the learning rates after the warm-up."""
     batch_size: Annotated[int, Field(ge=1)]
-    """Images a step, over all processes."""
+    """Number of images in a step, over all processes."""
     accumulation: Annotated[int, Field(ge=1)]
-    """Parts of a batch that are worked off one after another, for less memory; several processes share them."""
+    """Number of parts of a batch that are computed one after another, for less memory; several processes share them."""
     optimizer: Optimizer = "adamw"
+    """The optimizer."""
     weight_decay: Annotated[float, Field(ge=0, le=1)]
-    """Of the matrices: decoupled for AdamW, part of the gradient for SGD."""
+    """Weight decay of the matrices: decoupled for AdamW, part of the gradient for SGD."""
     label_smoothing: Share
+    """Probability mass that the target gives away to all classes."""
     co_tuning: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the pretrained classifier's own loss (You et al. 2020); 0: it is left behind."""
+    """Weight of the second loss, on the pretrained classifier (co-tuning, You et al. 2020); 0: there is none."""
     clip_norm: Annotated[float, Field(gt=0)]
+    """Largest norm of the gradient."""
     average_decay: Share
-    """Decay of the weights' exponential moving average, per step; 0: none."""
+    """Decay of the weights' exponential moving average, per step; 0: there is no average."""
     batch_norm_statistics: BatchNormStatistics
-    """`re_estimated`: the training images', from one pass before everything else; they do not move after it."""
+    """Running statistics of batch norms: `frozen` or `updated` in training, or `re_estimated` on the training images in
+    one pass before it, and frozen then."""
     imbalance: Literal["none", "class_weights", "logit_adjustment"]
+    """Answer to unequal classes."""
     augmentation: AugmentationPlan
+    """How training images are augmented."""
     test_time_flips: bool
-    """Whether predictions are the mean of an image's and its mirrored copy's."""
+    """Whether a prediction is the mean over an image and its mirrored copy."""
     cached_views: Annotated[int, Field(ge=0)]
-    """Augmented views of each image whose activations at the frozen boundary are kept; 0: nothing is kept."""
+    """Number of augmented views of each image with cached activations at the frozen boundary; 0: none are cached."""
     precision: Precision
     """Arithmetic of the training steps."""
     parallel_parts: Annotated[int, Field(ge=1, alias="streams")]
-    """Parts of a batch that are computed side by side on a CPU."""
+    """Number of parts of a batch that are computed in parallel on a CPU, each by its own thread team."""
     num_threads: Annotated[int, Field(ge=1)]
-    """Threads of each."""
+    """Number of threads in each thread team."""
     forward: ForwardSettings
     """How images are read and sent through the network where no gradient is needed."""
     keep: Literal["last", "best"]
+    """Which weights a training leaves: the last ones, or those with the best evaluation."""
     evaluations: Annotated[int, Field(ge=1)]
-    """How often the held-out images are looked at during a training; of folds, those of the first."""
+    """Number of evaluations on held-out images during a training; in a cross-validation, during the first fold."""
     patience: Annotated[int, Field(ge=0)]
-    """Evaluations without a gain after which a training stops; 0: it takes all its steps."""
+    """Number of evaluations without a gain after which a training stops; 0: it takes all its steps."""
     minimum_gain: Annotated[float, Field(ge=0)]
-    """Least fall of the held-out log-loss that is one."""
+    """Least fall of the held-out log-loss that counts as a gain."""
     time_budget: Annotated[float, Field(ge=0)]
-    """Seconds that all trainings may take; where the steps take longer than expected, fewer are taken, along the whole
-    schedule. 0: as long as they take."""
+    """Time that all trainings may take, in seconds; 0: there is no limit. Where steps take longer than expected, fewer
+    are taken, along the whole schedule."""
     validation: Literal["given", "held_out", "cross_validation"]
+    """Images to evaluate on: a given split, a held-out part, or each fold, with the training that did not see it."""
     folds: Annotated[int, Field(ge=2)]
+    """Number of folds of a cross-validation."""
     fold: Annotated[int, Field(ge=0)] = 0
-    """0: each part of the images is held out in turn, and what ships is trained on all of them. Else (1 .. folds) that
-    part alone is held out, and the training without it ships: a member of an average of folds."""
+    """0: each fold is held out once, and the final model is trained on all images. 1 .. folds: only that fold is held
+    out, and the training without it is kept as an ensemble member."""
     refit: bool
-    """Whether a last training, on all images, makes the model that ships."""
+    """Whether the final model comes from a last training on all images."""
     refit_steps: Annotated[int, Field(ge=0)]
-    """Of the refit, which goes on from the weights that were judged. After a cross-validation, which judged several, it
-    starts anew and takes `steps`."""
+    """Number of steps of the refit, which continues from the evaluated weights. After a cross-validation, which has
+    several trainings, it starts from the beginning and takes `steps`."""
     metric: Metric
+    """The metric by which models are compared."""
     seed: Annotated[int, Field(ge=0)]
-    """Of the splits."""
+    """Seed of the splits."""
     training_seed: Annotated[int, Field(ge=0)]
-    """Of the order of images, the augmentation, dropout and new weights."""
+    """Seed of the order of images, the augmentation, dropout and new weights."""
     cycle: Annotated[int, Field(ge=0)]
-    """0: the training itself. Else a further cycle of the schedule, which goes on from the training's weights: another
-    snapshot of the same run."""
+    """0: the training itself. Else the number of a further cycle of the schedule, which continues from the training's
+    weights: another snapshot of the same run."""
     reasons: tuple[str, ...] = ()
-    """Why the numbers are what they are."""
+    """Why the numbers are what they are, one sentence each."""
 
     @property
-    def judged_on(self) -> str:
-        """Which images the model is judged on, for people."""
+    def evaluated_on(self) -> str:
+        """The images that the model is evaluated on, for people."""
         if self.fold:
             return f"the part of the images that fold {self.fold} of {self.folds} holds out"
         source = {
@@ -148,14 +173,18 @@ class Plan(FrozenModel):
             raise ValueError(f"of {self.steps} steps the last must see full-size images; set small_steps to less")
         if self.small_steps and self.cached_views == 1:
             raise ValueError(
-                "one cached view can not be small and full-size; set small_steps to 0, or cached_views to 2"
+                "one cached view cannot be small and full-size; set small_steps to 0, or cached_views to 2"
             )
         if self.refit and self.steps and not self.refit_steps:
             raise ValueError("a refit needs at least one step; set refit_steps, or refit to false")
         if self.cycle and not self.steps:
-            raise ValueError("a further cycle goes on from a training, but this plan has no steps; set cycle to 0")
-        if self.fold > (self.folds if self.validation == "cross_validation" else 0):
-            raise ValueError(f"fold {self.fold} is none of a {self.validation} in {self.folds} parts; set fold to 0")
+            raise ValueError("a further cycle continues a training, but this plan has no steps; set cycle to 0")
+        folds = self.folds if self.validation == "cross_validation" else 0
+        if self.fold > folds:
+            raise ValueError(
+                f"there is no fold {self.fold}, because validation is {self.validation}, with {folds} folds; "
+                f"set fold to 0"
+            )
         if self.patience and self.validation == "cross_validation":
             raise ValueError(
                 "stopping early needs images that are held out in one training, but these are cross-validated; give a "
@@ -165,25 +194,24 @@ class Plan(FrozenModel):
             raise ValueError("the strategy scratch needs weights: random and at least one step")
         if self.strategy == "partial" and not 1 <= self.trainable_stages < len(self.stages):
             raise ValueError(
-                f"the strategy partial trains 1 to {len(self.stages) - 1} of the last stages; set the learning "
-                f"rates of "
-                f"the lower ones to 0"
+                f"the strategy partial trains 1 to {len(self.stages) - 1} of the last stages; set the learning rates "
+                f"of the lower ones to 0"
             )
         return self
 
     @property
     def noise_seed(self) -> int:
-        """Seed of what differs between trainings that are averaged: each cycle has its own."""
+        """Seed of the order of images, the augmentation and dropout: each cycle has its own."""
         return self.training_seed + self.cycle
 
     @property
     def small_views(self) -> int:
-        """How many of the cached views are small."""
+        """Number of cached views that are small."""
         return small_views(self.cached_views, self.small_steps, self.steps)
 
     @property
     def trainable_stages(self) -> int:
-        """How many of the last stages have a learning rate."""
+        """Number of last stages with a learning rate."""
         count = 0
         for stage in reversed(self.stages):
             if stage.learning_rate == 0:
@@ -193,17 +221,17 @@ class Plan(FrozenModel):
 
 
 def plan_of_refit(plan: Plan) -> Plan:
-    """Return the plan of the last training, on all images: shorter and with lower rates, where it goes on."""
+    """Return the plan of the last training, on all images: shorter and with lower rates, if it continues the first."""
     if not plan.steps or not plan.refit_steps or plan.validation == "cross_validation":
         return plan
     return shortened(plan, plan.refit_steps, REFIT_RATE).changed(small_steps=0)
 
 
 def plan_of_cycle(plan: Plan) -> Plan:
-    """Return the plan of a further cycle, where it is one: shorter and with lower rates than the training before it.
+    """Return the plan of a further cycle, if it is one: shorter and with lower rates than the training before it.
 
-    Cycles that all start from the first solution, with a small rate, leave snapshots that differ and are good
-    (Huang et al. 2017; Sadrtdinov et al. 2023 for the start after transfer).
+    Cycles that all start from the first solution, at a low rate, give accurate and different snapshots (Huang et al.
+    2017; Sadrtdinov et al. 2023 for the start after transfer).
     """
     if not plan.cycle or not plan.steps:
         return plan
@@ -211,13 +239,14 @@ def plan_of_cycle(plan: Plan) -> Plan:
 
 
 def shortened(plan: Plan, steps: int, rate: float = 1.0) -> Plan:
-    """Return a plan of fewer steps, with its warm-up and the horizon of its average in proportion.
+    """Return a plan with fewer steps, and its warm-up and the horizon of its average in proportion.
 
     Args:
-        plan: has at least one step.
-        steps: at least one.
-        rate: what all learning rates are multiplied by.
+        plan: with at least one step.
+        steps: new number of steps, at least 1.
+        rate: factor on all learning rates.
     """
+    # The horizon of an average with decay d is 1 / (1 - d) steps: it shrinks by the factor by which 1 - d grows.
     longer = plan.steps / steps
     return plan.changed(
         steps=steps,

@@ -1,49 +1,61 @@
-"""From evidence and choice to the plan: each number that the recipe leaves open, and why it is what it is."""
+"""Make the plan: resolve each number that the recipe leaves open."""
 
 import math
 
-from finetune.decide.candidates import MOST_SCALED, SGD_RATE, Candidate, rate_factor
+from finetune.decide.candidates import Candidate
 from finetune.decide.choice import Choice
-from finetune.decide.evidence import Evidence, ForwardSettings, TrainingSpeed
+from finetune.decide.evidence import Evidence, TrainingSpeed
 from finetune.decide.plan import Plan
-from finetune.decide.workload import (
-    FOLDS,
-    SMALL_SET,
-    Workload,
-    default_batch_size,
-    num_judged,
-    size_workload,
-    small_cost,
-)
-from finetune.recipe import BatchNormStatistics, Optimizer, Precision, Recipe, Strategy, TrainingRecipe
+from finetune.decide.plan_reasons import explain_plan
+from finetune.decide.workload import MANY_IMAGES, SMALL_SET, TRAINING_FOLDS, Workload
+from finetune.recipe import BatchNormStatistics, Optimizer, Recipe, Strategy, TrainingRecipe
 
-MANY_IMAGES = 5_000
-"""From so many training images on, those that judge tell a better step from a worse one, and crops may be smaller."""
+VERY_MANY_IMAGES = 20_000
+"""Number of training images from which a policy of stronger augmentation is used."""
 
 WEIGHT_DECAY: dict[Optimizer, float] = {"adamw": 0.02, "sgd": 1e-4}
+"""Default weight decay of each optimizer."""
+
+WARMUP_FRACTION = 0.1
+"""Default share of the steps in which the learning rate rises to its peak."""
+
+AVERAGE_HORIZON = 0.05
+"""Default horizon of the weights' moving average, as a share of the steps."""
+
+LABEL_SMOOTHING = 0.05
+"""Default probability mass that the target gives away to all classes."""
+
+PROBE_FOLDS = 5
+"""Number of folds of a linear probe, which costs little."""
 
 CO_TUNING = 2.3
-"""Weight of the pretrained classifier's loss over the new head's: that of You et al. 2020."""
+"""Default weight of the pretrained classifier's loss over the new head's: that of You et al. 2020."""
 
-HANDED = 0.7
-"""Share of pairs told apart from which on images have a left and a right."""
+CHIRAL = 0.7
+"""Chirality from which images have a left and a right (visual chirality, Lin et al. 2020)."""
 
 
 def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
-    """Return the plan that carries out `choice`; what the recipe fixes stays fixed.
+    """Return the plan that carries out a choice; numbers that the recipe fixes stay as they are.
+
+    The function is long, because it lists every number of a plan once, in the order of `Plan`.
 
     Raises:
-        RecipeError: fixed numbers that do not fit together.
+        RecipeError: the fixed numbers do not fit together.
     """
+    # 1) Size: the workload of the candidate. A linear probe takes no steps, unless the recipe gives their number.
     asked = recipe.training
     chosen = choice.chosen
-    load = size_workload(recipe, evidence, choice.strategy, chosen.trainable_stages or None)
+    load = chosen.workload(recipe, evidence)
     names = [stage.name for stage in evidence.stages]
     speed = _speed(evidence, choice.strategy, load)
     precision = asked.precision or speed.precision
     steps = 0 if choice.strategy == "linear_probe" and recipe.steps is None and recipe.epochs is None else load.steps
-    warmup = min(round(steps * (0.1 if asked.warmup_fraction is None else asked.warmup_fraction)), max(steps - 1, 0))
-    horizon = 0.05 if asked.average_horizon is None else asked.average_horizon
+    # 2) Schedule: the warm-up always leaves a step for the peak rate.
+    warmup = min(round(steps * _or(asked.warmup_fraction, WARMUP_FRACTION)), max(steps - 1, 0))
+    # An exponential average with decay d looks back over 1 / (1 - d) steps: a horizon of h steps needs d = 1 - 1 / h.
+    horizon = _or(asked.average_horizon, AVERAGE_HORIZON) * steps
+    # 3) Weights to keep: with few held-out images, the last ones; choosing the best would be choosing by noise.
     patience = _patience(evidence, asked)
     keep = asked.keep or ("best" if patience or evidence.num_images >= MANY_IMAGES else "last")
     statistics = asked.batch_norm_statistics or _statistics(choice.strategy)
@@ -67,10 +79,10 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "accumulation": asked.accumulation or _accumulation(evidence, load, statistics),
         "optimizer": optimizer,
         "weight_decay": _or(asked.weight_decay, WEIGHT_DECAY[optimizer]),
-        "label_smoothing": _or(asked.label_smoothing, 0.05),
+        "label_smoothing": _or(asked.label_smoothing, LABEL_SMOOTHING),
         "co_tuning": _co_tuning(evidence, choice.strategy, asked),
         "clip_norm": asked.clip_norm or 1.0,
-        "average_decay": max(0.0, 1.0 - 1.0 / max(1.0, horizon * steps)),
+        "average_decay": max(0.0, 1.0 - 1.0 / max(1.0, horizon)),
         "batch_norm_statistics": statistics,
         "imbalance": asked.imbalance or _answer_to_imbalance(evidence),
         "augmentation": _augmentation(recipe, evidence),
@@ -86,28 +98,16 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "minimum_gain": asked.minimum_gain or 0.0,
         "time_budget": recipe.time_budget or 0.0,
         "validation": _validation(evidence),
-        "folds": 5 if choice.strategy == "linear_probe" and steps == 0 else FOLDS,
+        "folds": PROBE_FOLDS if choice.strategy == "linear_probe" and steps == 0 else TRAINING_FOLDS,
         "refit": load.refit_steps > 0,
         "refit_steps": load.refit_steps if steps else 0,
         "metric": evidence.metric,
         "seed": recipe.seed,
         "training_seed": recipe.seed,
         "cycle": 0,
-        "reasons": (
-            *_reasons(evidence, load, choice, precision),
-            *_about_co_tuning(_co_tuning(evidence, choice.strategy, asked)),
-            *_rate_reasons(recipe, evidence, load, steps),
-            *_about_stopping(evidence, steps, asked),
-        ),
     }
-    return Plan.parse(content, origin="plan")
-
-
-def describe_forward(settings: ForwardSettings) -> str:
-    """Return how images are sent forward, for people."""
-    side_by_side = f", {settings.parallel_parts} side by side" if settings.parallel_parts > 1 else ""
-    layout = settings.layout.replace("_", " ")
-    return f"forward in {settings.precision}, {layout}, batches of {settings.batch_size}{side_by_side}"
+    plan = Plan.parse(content, origin="plan")
+    return plan.changed(reasons=explain_plan(plan, load, evidence, recipe))
 
 
 def _or(asked: float | None, default: float) -> float:
@@ -115,25 +115,31 @@ def _or(asked: float | None, default: float) -> float:
 
 
 def _speed(evidence: Evidence, strategy: Strategy, load: Workload) -> TrainingSpeed:
-    """Return how the trained part is computed fastest; a probe with steps trains the head alone, in float32."""
+    """Return the fastest way to compute the training steps; a probe with steps trains the head alone, in float32."""
+    # Training a head alone is not timed; `norm_tuning` is the nearest strategy that is.
     if strategy == "linear_probe":
         return evidence.speed.fastest("norm_tuning", 0).changed(precision="float32", parallel_parts=1)
     return evidence.speed.fastest(strategy, load.trainable_stages)
 
 
 def _statistics(strategy: Strategy) -> BatchNormStatistics:
+    """Return the default batch-norm statistics."""
+    # Pretrained weights come with statistics, which stay; random weights have none.
     return "updated" if strategy == "scratch" else "frozen"
 
 
 def _accumulation(evidence: Evidence, load: Workload, statistics: str) -> int:
-    """Return into how many parts a batch is split for memory's sake; statistics that move are those of whole
-    batches."""
+    """Return the number of parts of a batch that fit into memory; statistics that are updated need whole batches."""
+    # Parts of a batch would each update the running statistics with fewer images than a batch has.
     return 1 if statistics == "updated" else math.ceil(load.batch_size / evidence.speed.micro_batch)
 
 
 def _co_tuning(evidence: Evidence, strategy: Strategy, asked: TrainingRecipe) -> float:
-    """Return the weight of the pretrained classifier's loss; random weights have none, a probe trains nothing that it
-    would hold, and with many images it gained nothing (docs/training.md)."""
+    """Return the weight of the pretrained classifier's loss.
+
+    Random weights have no such classifier, a linear probe does not train the features that it keeps, and with many
+    images it gained nothing (docs/training.md).
+    """
     if strategy in {"linear_probe", "scratch"}:
         return 0.0
     pays = evidence.source_classes > 0 and evidence.num_images < SMALL_SET
@@ -141,13 +147,16 @@ def _co_tuning(evidence: Evidence, strategy: Strategy, asked: TrainingRecipe) ->
 
 
 def _validation(evidence: Evidence) -> str:
+    """Return the images to evaluate on."""
     if evidence.has_validation:
         return "given"
     return "cross_validation" if evidence.num_images < SMALL_SET else "held_out"
 
 
 def _stage_rates(names: list[str], chosen: Candidate) -> list[dict[str, object]]:
-    """Return each stage's peak rate, geometrically from the lowest trained stage up to the last."""
+    """Return each stage's name and peak rate, which rises geometrically from the lowest trained stage to the last."""
+    # rate(h) = rate * fraction^(h / (n - 1)) for n trained stages and h stages between this one and the head, so the
+    # lowest trained stage, h = n - 1, has rate * fraction.
     trained = {"linear_probe": 0, "partial": chosen.trainable_stages}.get(chosen.strategy, len(names))
     rates: list[dict[str, object]] = []
     for number, name in enumerate(names):
@@ -158,113 +167,44 @@ def _stage_rates(names: list[str], chosen: Candidate) -> list[dict[str, object]]
 
 
 def _answer_to_imbalance(evidence: Evidence) -> str:
-    """Return the answer that the probe did best with; equal-cost errors (top-1) need none."""
+    """Return the answer to unequal classes with which the linear probe was best; top-1 accuracy needs none."""
     if evidence.metric == "top1":
         return "none"
+    # Class weights, or a shift of the logits by the log frequencies (logit adjustment, Menon et al. 2021).
     return max(evidence.probe.answers, key=lambda name: evidence.probe.answers[name])
 
 
 def _patience(evidence: Evidence, asked: TrainingRecipe) -> int:
-    """Return the evaluations to wait for a gain: for ever, where few images judge and noise would stop a training, and
-    where the rate comes down to nothing, which is when the loss falls most."""
+    """Return the number of evaluations to wait for a gain; 0: never stop.
+
+    With few held-out images, noise would stop a training. Where the rate decays to 0, the loss falls most at the end.
+    """
+    # `constant` and `inverse_sqrt` are the schedules that do not decay to about 0.
     if asked.patience is not None:
         return asked.patience
     return 3 if evidence.num_images >= MANY_IMAGES and asked.schedule in {"constant", "inverse_sqrt"} else 0
 
 
-def _about_stopping(evidence: Evidence, steps: int, asked: TrainingRecipe) -> tuple[str, ...]:
-    patience = _patience(evidence, asked)
-    if not steps:
-        return ()
-    if patience:
-        return (f"a training stops after {patience} evaluations without a lower held-out log-loss",)
-    if asked.patience == 0:
-        return ("all steps are taken, as was asked",)
-    if evidence.num_images < MANY_IMAGES:
-        judging = num_judged(evidence)
-        return (f"all {steps} steps are taken: to stop early by {judging} judging images is to stop by noise",)
-    return (f"all {steps} steps are taken: the loss falls most at the end, where the rate comes down",)
-
-
 def _augmentation(recipe: Recipe, evidence: Evidence) -> dict[str, object]:
     asked = recipe.augmentation
     flip = asked.horizontal_flip if asked.horizontal_flip is not None else flips_are_safe(evidence)
+    # Stronger augmentation with more images: smaller crops from MANY_IMAGES, a policy from VERY_MANY_IMAGES
+    # (docs/training.md).
     large = evidence.num_images >= MANY_IMAGES
     return {
         "horizontal_flip": flip,
         "vertical_flip": bool(asked.vertical_flip),
         "smallest_crop": asked.smallest_crop or (0.35 if large else 0.5),
         "color_jitter": _or(asked.color_jitter, 0.1),
-        "policy": asked.policy or ("trivialaugment" if evidence.num_images >= 20_000 else "none"),
+        "policy": asked.policy or ("trivialaugment" if evidence.num_images >= VERY_MANY_IMAGES else "none"),
         "mixing": asked.mixing or "none",
     }
 
 
 def flips_are_safe(evidence: Evidence) -> bool:
-    """Return whether mirrored images pass for originals.
+    """Return whether mirrored images look like originals.
 
-    Photographs do (0.50 to 0.55 of the pairs are told apart); digits, signing hands and packshots do not (0.73 to
-    0.87), and there a mirrored image may be another thing, or one that never occurs.
+    Those of photographs do (a chirality of 0.50 to 0.55). Those of digits, signing hands and packshots do not (0.73 to
+    0.87): a mirrored image may show something else there, or something that does not exist.
     """
-    return evidence.chirality is not None and evidence.chirality < HANDED
-
-
-def _reasons(evidence: Evidence, load: Workload, choice: Choice, precision: Precision) -> tuple[str, ...]:
-    speed = evidence.speed
-    reasons = [evidence.image_size_reason]
-    if evidence.chirality is not None:
-        reasons.append(
-            f"mirrored copies are told from originals in {100 * evidence.chirality:.0f} % of pairs, so flips are "
-            f"{'on' if flips_are_safe(evidence) else 'off'}"
-        )
-    reasons.append(
-        f"{describe_forward(speed.forward)}: {speed.forward_images_per_second:.0f} images/s on {speed.device}, the "
-        f"fastest of what was timed; its arithmetic changes {100 * speed.forward_error:.1f} % of the features' "
-        f"variance"
-    )
-    if choice.strategy != "linear_probe":
-        fastest = speed.fastest(choice.strategy, load.trainable_stages)
-        asked = "" if precision == fastest.precision else f", {precision} was asked for"
-        reasons.append(
-            f"{fastest.precision} training at {fastest.images_per_second:.0f} images/s{asked}: "
-            f"{load.trainings} x {load.steps} steps"
-            + (f" and {load.refit_steps} on all images" if load.refit_steps else "")
-        )
-    if load.small_steps:
-        side = evidence.preprocessing.smaller().image_size
-        reasons.append(
-            f"the first {load.small_steps} steps see images of {side} px (progressive resizing): "
-            f"{100 * (1 - small_cost(evidence.preprocessing)):.0f} % less work each"
-        )
-    if load.cached_views:
-        reasons.append(
-            f"{load.cached_views} augmented views of each image go through the frozen stages once and are kept"
-        )
-    if evidence.metric == "balanced_accuracy":
-        reasons.append(
-            f"the largest class has {evidence.imbalance:.1f} x the images of the smallest: balanced accuracy chooses"
-        )
-    return tuple(reasons)
-
-
-def _about_co_tuning(weight: float) -> tuple[str, ...]:
-    if not weight:
-        return ()
-    return (
-        f"the pretrained classifier goes on to take each class for what it took it for before (co-tuning, weight "
-        f"{weight:g}), which holds the features where they were good",
-    )
-
-
-def _rate_reasons(recipe: Recipe, evidence: Evidence, load: Workload, steps: int) -> tuple[str, ...]:
-    """Return why the rates are not those of AdamW with the usual batch."""
-    optimizer, usual = recipe.training.optimizer or "adamw", default_batch_size(evidence.num_images)
-    if not steps or (load.batch_size == usual and optimizer == "adamw"):
-        return ()
-    images = f"{load.batch_size} images a step with {'SGD' if optimizer == 'sgd' else 'AdamW'}"
-    if recipe.training.learning_rate is not None:
-        return (f"{images}: the rate is the one that was given",)
-    factor = rate_factor(optimizer, load.batch_size, usual)
-    rule = f"{SGD_RATE:.0f} for SGD, and linear in" if optimizer == "sgd" else "the square root of"
-    bound = f", up to {MOST_SCALED} x" if load.batch_size > MOST_SCALED * usual else ""
-    return (f"{images}: rates are {factor:.3g} x those of AdamW with {usual} ({rule} the batch{bound})",)
+    return evidence.chirality is not None and evidence.chirality < CHIRAL

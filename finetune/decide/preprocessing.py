@@ -1,23 +1,27 @@
-"""How a picture becomes the square that the network sees, and how large that square is."""
+"""Describe how an image becomes the square that the network sees, and choose the side of that square."""
 
 from finetune.value import FrozenModel
 
 PLAIN_SIZES = (96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
+"""Sides of the square to choose from, in pixels."""
 
 STRIDE = 32
-"""Pixels of the image to one of the last map, in most networks."""
+"""Pixels of the image per pixel of the last map along a side, in most networks."""
 
 
 class Preprocessing(FrozenModel):
-    """Resize the shorter side, cut the centre, scale to the network's range."""
+    """The preprocessing of an image: resize its shorter side, crop the centre, normalise the colours."""
 
     image_size: int
     """Side of the square, in pixels."""
     crop_fraction: float
     """The square's side over the resized image's shorter side."""
     interpolation: str
+    """Method of the resizing, such as `bicubic`."""
     mean: tuple[float, float, float]
+    """Mean of each colour channel that is subtracted, 0 .. 1."""
     std: tuple[float, float, float]
+    """Std of each colour channel that is divided by, 0 .. 1."""
 
     @property
     def shorter_side(self) -> int:
@@ -25,16 +29,17 @@ class Preprocessing(FrozenModel):
         return max(self.image_size, int(self.image_size / self.crop_fraction))
 
     def smaller(self) -> "Preprocessing":
-        """Return that of about three quarters of the side, for the beginning of a training; small squares stay."""
+        """Return the same with about three quarters of the side, for steps on smaller images; small squares stay."""
         side = max(STRIDE * round(0.75 * self.image_size / STRIDE), PLAIN_SIZES[0])
         return self.changed(image_size=min(side, self.image_size))
 
 
 def choose_image_size(native_side: int, network_side: int, has_accelerator: bool) -> tuple[int, str]:
-    """Return the side of the square and the reason.
+    """Return the side of the square, in pixels, and the reason.
 
-    The network's own side is the most that helps; images that are smaller gain nothing from being enlarged to it, but
-    too small a side starves the network's last stage. Without an accelerator one step less halves the time.
+    A side beyond the one that the network was trained at does not help, and enlarging small images to it gains nothing.
+    Too small a side starves the network's last stage. Without an accelerator a smaller side is chosen, because
+    one size less halves the time.
 
     >>> choose_image_size(150, 224, has_accelerator=False)[0]
     128

@@ -1,7 +1,7 @@
-"""What to believe of each candidate's accuracy before any of them is trained, learned from a grid of trainings.
+"""Give the belief about each candidate's accuracy before any of them is trained, learned from a grid of trainings.
 
-Each candidate removes a share of the linear probe's errors. Its logarithm is linear in four numbers of the evidence,
-with an uncertainty that the candidates share in part: where one gains much, the others do.
+A candidate leaves a share of the linear probe's errors. The logarithm of the share is linear in four numbers of the
+evidence. Its uncertainty is correlated between candidates: on an image set where one gains much, the others do too.
 """
 
 import math
@@ -16,29 +16,35 @@ from finetune.value import FrozenModel
 
 
 class Prior(FrozenModel):
-    """A linear model of `log(errors of a candidate / errors of the linear probe)`, for several candidates."""
+    """A linear model of `log(errors of a candidate / errors of the linear probe)` for several candidates."""
 
     candidates: tuple[str, ...]
-    """Without the linear probe, of which nothing needs to be believed: it is measured."""
+    """Names of the candidates. The linear probe is not among them, because it is measured."""
     coefficients: tuple[tuple[float, ...], ...]
-    """(n_candidates, n_features), of `features`."""
+    """Coefficients of the `features` for each candidate, (n_candidates, n_features)."""
     covariance: tuple[tuple[float, ...], ...]
-    """(n_candidates, n_candidates), of what the model leaves open."""
+    """Covariance of the log shares around the model, over image sets, (n_candidates, n_candidates)."""
 
 
 PRIOR = Prior.load(Path(__file__).with_name("prior.json"))
 """Fitted by `experiments/strategy_report.py` to the grid of EfficientNet-Lite0 at 128 px."""
 
-SEEN = (5.0, 400.0)
-"""Images per class of the grid: beyond, its nearest end speaks."""
+GRID_SIZES = (5.0, 400.0)
+"""Fewest and most images per class in the grid. Outside of this range, the model is evaluated at its nearer end."""
 
-UNCALIBRATED = 2.25
-"""By what the variance of the shares grows for networks whose similarity has no scale of its own."""
+UNCALIBRATED_VARIANCE = 2.25
+"""Factor on the covariance for networks whose similarity has no scale of its own."""
 
 
 def features(images_per_class: float, similarity: float, probe_error: float) -> tuple[float, ...]:
-    """Return what the prior rests on: a constant, and three numbers that are about 0 in the middle of the grid."""
-    images_per_class = min(max(images_per_class, SEEN[0]), SEEN[1])
+    """Return the features of the linear model: a constant, and three numbers that are 0 in the middle of the grid.
+
+    Args:
+        images_per_class: mean number of training images per class.
+        similarity: domain similarity, 0 (far) .. 1 (near).
+        probe_error: share of errors of the linear probe.
+    """
+    images_per_class = min(max(images_per_class, GRID_SIZES[0]), GRID_SIZES[1])
     return (1.0, math.log10(images_per_class / 20.0), similarity - 0.5, math.log(max(probe_error, 0.002) / 0.2))
 
 
@@ -46,7 +52,7 @@ def believe(prior: Prior, evidence: Evidence) -> Belief:
     """Return the belief about the linear probe and the prior's candidates, in this order."""
     error = max(1.0 - evidence.probe_accuracy, 0.002)
     if not evidence.similarity_calibrated:
-        prior = prior.changed(covariance=(UNCALIBRATED * np.asarray(prior.covariance)).tolist())
+        prior = prior.changed(covariance=(UNCALIBRATED_VARIANCE * np.asarray(prior.covariance)).tolist())
     return belief_of(
         prior,
         features(evidence.images_per_class, evidence.domain_similarity, error),
@@ -56,10 +62,19 @@ def believe(prior: Prior, evidence: Evidence) -> Belief:
 
 
 def belief_of(prior: Prior, known: Sequence[float], error: float, error_deviation: float) -> Belief:
-    """Return the belief where the linear probe makes so many errors, give or take a standard deviation."""
+    """Return the belief about the linear probe and the prior's candidates, in this order.
+
+    Args:
+        prior: the linear model.
+        known: its features.
+        error: share of errors of the linear probe.
+        error_deviation: standard error of that share.
+    """
+    # Shares r_i = exp(B_i x), with r_0 = 1 for the linear probe; errors e_i = e_0 r_i.
     shares = np.exp(np.asarray(prior.coefficients) @ np.asarray(known))
     ratios = np.concatenate([[1.0], shares])
-    # To first order: errors are the probe's errors times a share, and both are uncertain.
+    # To first order (delta method), with C the covariance of the log shares and s the standard error of e_0:
+    # cov(e_i, e_j) = e_i e_j C_ij + s^2 r_i r_j.
     of_shares = np.zeros((len(ratios), len(ratios)))
     of_shares[1:, 1:] = np.asarray(prior.covariance)
     errors = error * ratios

@@ -1,97 +1,102 @@
-"""Race candidates: train some for part of their steps, update the belief, drop the unlikely."""
+"""Race candidates: train some for a part of their steps, update the belief, and drop those that hardly can be right."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetune.decide.contest import finalists
+from finetune.decide.belief import PROBE_PLACE, SHARED_DEFICIT, Belief, expected_gain, update
+from finetune.decide.candidates import Candidate
+from finetune.decide.contest import Contest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-from finetune.decide.belief import MEASURED, UNFINISHED, Belief, update
 
 DISCREPANCY = (0.02, 0.012)
-"""Standard deviation of how differently candidates go on from each rung, in accuracy."""
+"""Std of how differently candidates still improve from each rung to the end of the training, in accuracy."""
 
-
-SPREAD = 0.06
-"""Variance over images of how the probabilities of two candidates differ, before it is known."""
-
-
-def expected_gain(belief: Belief, raced: Sequence[int], noise: "NDArray[np.float64]") -> float:
-    """Return how much more accurate the best is expected to be after a measurement than before it (the knowledge
-    gradient, Frazier et al. 2008).
-
-    Args:
-        belief: before.
-        raced: which candidates would be measured.
-        noise: (n_raced, n_raced), the covariance of what would be measured.
-    """
-    cross = belief.covariance[:, list(raced)]
-    spread = cross @ np.linalg.solve(cross[list(raced)] + noise, cross.T)
-    later = Belief(mean=belief.mean, covariance=(spread + spread.T) / 2)
-    return float(later.draws().max(axis=1).mean() - belief.mean.max())
+DIFFERENCE_VARIANCE = 0.06
+"""Variance over images of the difference between two candidates' probabilities of the right class, assumed before any
+is evaluated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Race:
-    """How a race went."""
+    """The course of a race."""
 
-    belief: Belief
-    """About all candidates, afterwards."""
+    contest: Contest
+    """The contest after the race, with the updated belief about all candidates."""
     left: tuple[tuple[int, ...], ...]
-    """Who was left before it and after each rung; the first of the last ones won."""
-    looks: "tuple[NDArray[np.float64], ...]"
-    """What was seen at each rung."""
+    """Places of the candidates in the race before the first rung and after each rung. The first of the last entry is
+    the winner."""
+    evaluations: "tuple[NDArray[np.float64], ...]"
+    """Probability of each held-out image's class at each rung, (n_raced, n_images)."""
 
     @property
     def winner(self) -> int:
-        """The candidate to train to the end."""
+        """Place of the candidate to train to the end."""
         return self.left[-1][0]
+
+    @property
+    def raced(self) -> tuple[int, ...]:
+        """Places of the candidates that were trained and evaluated."""
+        return tuple(place for place in self.left[0] if place != PROBE_PLACE)
 
 
 def compete(
-    belief: Belief,
-    costs: Sequence[float],
-    tolerance: float,
-    entered: Sequence[int],
-    look: "Callable[[int, list[int]], NDArray[np.float64]]",
+    contest: Contest, entered: Sequence[int], evaluate: "Callable[[int, list[int]], NDArray[np.float64]]"
 ) -> Race:
-    """Return how a race goes: at each rung those leave that will hardly be picked, until one is left or no rung is.
+    """Return the course of a race: at each rung, the candidates that hardly can be the right pick drop out.
+
+    The race ends with the last rung, or as soon as one candidate is left, or only one and the linear probe.
 
     Args:
-        belief: about all candidates, before.
-        costs: of all.
-        tolerance: in accuracy.
-        entered: who races; the linear probe may be among them and is not looked at.
-        look: trains some candidates up to a rung (its number is given) and returns the probability (n, n_images) of
-            each held-out image's class.
+        contest: before the race.
+        entered: places of the candidates that race. The linear probe may be among them and is not evaluated.
+        evaluate: trains the candidates at some places up to a rung (0, 1, ...) and returns the probability of each
+            held-out image's class, (n_places, n_images).
     """
-    left, looks = [tuple(entered)], []
+    left, evaluations = [tuple(entered)], []
     for rung, discrepancy in enumerate(DISCREPANCY):
-        trained = [place for place in left[-1] if place != MEASURED]
+        trained = [place for place in left[-1] if place != PROBE_PLACE]
         if len(trained) < 2:
             break
-        looks.append(look(rung, trained))
-        belief = update(belief, trained, looks[-1], discrepancy)
-        left.append(finalists(belief, costs, tolerance, left[-1]))
+        evaluations.append(evaluate(rung, trained))
+        # Candidates that dropped out stay in the belief, and what is learned about the others changes it for them, too.
+        contest = replace(contest, belief=update(contest.belief, trained, evaluations[-1], discrepancy))
+        left.append(contest.finalists(left[-1]))
         if len(left[-1]) == 1:
             break
-    return Race(belief=belief, left=tuple(left), looks=tuple(looks))
+    return Race(contest=contest, left=tuple(left), evaluations=tuple(evaluations))
 
 
-def is_worth_racing(belief: Belief, raced: Sequence[int], num_held: int, price: float) -> bool:
-    """Return whether looking at the first rung is expected to gain enough.
+def is_worth_racing(belief: Belief, raced: Sequence[int], num_evaluated: int, price: float) -> bool:
+    """Return whether the evaluation at the first rung is expected to gain enough.
 
     Args:
-        belief: before.
-        raced: who would race, without the linear probe.
-        num_held: images that they would be judged on.
+        belief: before the race.
+        raced: places of the candidates that would race, without the linear probe.
+        num_evaluated: number of held-out images that they would be evaluated on.
         price: least gain, in accuracy.
     """
     if len(raced) < 2:
         return False
-    noise = (SPREAD / num_held + DISCREPANCY[0] ** 2) * np.eye(len(raced)) + UNFINISHED**2
+    # The noise of `belief.update` before the images are seen: N = (v / n + discrepancy^2) I + SHARED_DEFICIT^2, where
+    # the usual variance v of a difference stands for the measured covariance.
+    noise = (DIFFERENCE_VARIANCE / num_evaluated + DISCREPANCY[0] ** 2) * np.eye(len(raced)) + SHARED_DEFICIT**2
     return expected_gain(belief, raced, noise) >= price
+
+
+def most_seconds(names: Sequence[str], candidates: Sequence[Candidate]) -> float:
+    """Return how many seconds a race and the training of its winner take at most: if all others stay until the last
+    rung.
+
+    Args:
+        names: of the candidates that race; the linear probe may be among them and takes no time.
+        candidates: all candidates.
+    """
+    raced = [candidate for candidate in candidates if candidate.name in names and candidate.name != "linear_probe"]
+    # Over all winners w: training of w + sum of the others' race times.
+    lost = sum(candidate.race_seconds for candidate in raced)
+    return max((candidate.expected_seconds + lost - candidate.race_seconds for candidate in raced), default=0.0)

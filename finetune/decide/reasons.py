@@ -1,55 +1,104 @@
-"""Explain a choice in sentences with numbers."""
+"""Explain a decision, a race, or the choice of a network in sentences with numbers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from finetune.decide.belief import MEASURED
+from finetune.decide.belief import PROBE_PLACE
 from finetune.decide.candidates import RUNGS, Candidate
-from finetune.decide.contest import Contest, _is_affordable, most_seconds
+from finetune.decide.decision import PROBE_SUFFICES, Decision
 from finetune.decide.evidence import Evidence
-from finetune.decide.race import Race
+from finetune.decide.race import Race, most_seconds
 from finetune.recipe import Recipe
 
 FEW_IMAGES = 20
-"""Images per class below which a class is small."""
-
+"""Images per class below which an image set is called small."""
 
 NEAR = 0.5
-"""Domain similarity from which on images are near the pretraining images."""
+"""Domain similarity from which on images are called near the pretraining images."""
 
 
-def _size_and_similarity(evidence: Evidence) -> str:
-    few = "below" if evidence.images_per_class < FEW_IMAGES else "at least"
-    near = "near" if evidence.domain_similarity >= NEAR else "far"
-    scale = "" if evidence.similarity_calibrated else ", uncalibrated for this network"
+def explain(decision: Decision, evidence: Evidence, recipe: Recipe) -> tuple[str, ...]:
+    """Return the reasons of a decision, one sentence each: the images first, the expectation last."""
+    candidates = decision.candidates
     return (
-        f"{evidence.images_per_class:.0f} images per class, {few} {FEW_IMAGES}; "
-        f"similarity {evidence.domain_similarity:.2f}, {near}{scale}"
+        _size_and_similarity(evidence),
+        _ground(decision, recipe),
+        *_about_budget(candidates, recipe),
+        *_about_race(decision.racing, candidates),
+        *_about_members(decision.members, candidates),
+        *_about_ensemble(decision.ensemble, recipe),
+        _expectation(candidates, decision.name),
     )
 
 
-def _why(candidates: Sequence[Candidate], name: str, tolerance: float) -> str:
-    entered = [each for each in candidates if each.strategy != "scratch" and _is_affordable(each)]
+def explain_race(race: Race, candidates: Sequence[Candidate]) -> tuple[str, ...]:
+    """Return the course of a race and the reasons of its result, one sentence each.
+
+    Args:
+        race: over.
+        candidates: all candidates, with their expectations after the race.
+    """
+    winner = race.contest.names[race.winner]
+    return (
+        *_course(race, candidates),
+        _rule(candidates, winner, race.contest.tolerance),
+        _expectation(candidates, winner),
+    )
+
+
+def explain_backbone(probe_accuracies: Mapping[str, float]) -> str:
+    """Return the reason for a network among several.
+
+    Args:
+        probe_accuracies: accuracy of a linear probe on each network's features, 0 .. 1, the chosen network first.
+    """
+    (chosen, accuracy), *others = probe_accuracies.items()
+    rest = ", ".join(f"{name} {100 * value:.1f} %" for name, value in others)
+    return f"{chosen} is chosen: its linear probe has {100 * accuracy:.1f} %, compared with {rest}"
+
+
+def _size_and_similarity(evidence: Evidence) -> str:
+    is_small = evidence.images_per_class < FEW_IMAGES
+    size = f"fewer than {FEW_IMAGES}: small" if is_small else f"{FEW_IMAGES} or more: not small"
+    near = "near" if evidence.domain_similarity >= NEAR else "far"
+    scale = "" if evidence.similarity_calibrated else "; uncalibrated for this network"
+    return (
+        f"{evidence.images_per_class:.0f} images per class ({size}); "
+        f"domain similarity {evidence.domain_similarity:.2f} ({near}{scale})"
+    )
+
+
+def _ground(decision: Decision, recipe: Recipe) -> str:
+    if decision.ground == "asked":
+        return f"{recipe.strategy} was asked for"
+    if decision.ground == "probe_suffices":
+        return f"the linear probe's errors are below {100 * PROBE_SUFFICES:g} %: there is nothing to gain"
+    return _rule(decision.candidates, decision.name, decision.contest.tolerance)
+
+
+def _rule(candidates: Sequence[Candidate], name: str, tolerance: float) -> str:
+    """Return how the pick compares with the most accurate candidate."""
+    entered = [each for each in candidates if each.strategy != "scratch" and each.has_enough_steps]
     chosen = next(candidate for candidate in entered if candidate.name == name)
     if not tolerance:
-        return f"{chosen.label} is expected to be the most accurate, with a chance of {100 * chosen.chance:.0f} %"
+        return f"{chosen.label} is expected to be the most accurate, with a probability of {100 * chosen.chance:.0f} %"
     best = max(entered, key=lambda candidate: candidate.expected_top1)
     behind = 100 * (best.expected_top1 - chosen.expected_top1)
     points = "a point" if tolerance == 0.01 else f"{100 * tolerance:g} points"
     if best == chosen:
-        return f"{chosen.label} is expected to be the most accurate, by more than {points} over all that is cheaper"
+        return f"{chosen.label} is expected to be the most accurate, more than {points} above every cheaper candidate"
     return (
-        f"{chosen.label} is the cheapest that is expected within {points} of the best: {behind:.1f} "
-        f"below {best.label}, in {100 * chosen.expected_seconds / best.expected_seconds:.0f} % of the time"
+        f"{chosen.label} is the cheapest candidate that is expected within {points} of the best: {behind:.1f} points "
+        f"below {best.label}, in {100 * chosen.expected_seconds / best.expected_seconds:.0f} % of its time"
     )
 
 
 def _about_budget(candidates: Sequence[Candidate], recipe: Recipe) -> tuple[str, ...]:
-    left_out = [each.label for each in candidates if each.strategy != "scratch" and not _is_affordable(each)]
+    left_out = [each.label for each in candidates if each.strategy != "scratch" and not each.has_enough_steps]
     if recipe.strategy != "auto" or recipe.time_budget is None or not left_out:
         return ()
     return (
-        f"the time budget of {recipe.time_budget:.0f} s leaves out {', '.join(left_out)}, which would have less than "
-        f"half of their steps",
+        f"the time budget of {recipe.time_budget:.0f} s leaves out {', '.join(left_out)}, which would take less "
+        f"than half of their steps",
     )
 
 
@@ -59,7 +108,7 @@ def _about_race(names: Sequence[str], candidates: Sequence[Candidate]) -> tuple[
     raced = [candidate for candidate in candidates if candidate.name in names and candidate.name != "linear_probe"]
     labels = ", ".join(candidate.label for candidate in raced)
     seconds = most_seconds(names, candidates)
-    return (f"that is not sure: {labels} race, which with the winner's training takes at most {seconds:.0f} s",)
+    return (f"this is uncertain: {labels} race, which takes at most {seconds:.0f} s with the winner's training",)
 
 
 def _about_members(names: Sequence[str], candidates: Sequence[Candidate]) -> tuple[str, ...]:
@@ -67,8 +116,8 @@ def _about_members(names: Sequence[str], candidates: Sequence[Candidate]) -> tup
         return ()
     labels = " and ".join(candidate.label for name in names for candidate in candidates if candidate.name == name)
     return (
-        f"picking is a gamble, so {labels} are trained and averaged: over other image sets that was about as good as "
-        f"the better one of each",
+        f"either may be the better one, so {labels} are trained and averaged: on other image sets, the mean of two was "
+        f"about as accurate as the better one",
     )
 
 
@@ -76,31 +125,32 @@ def _about_ensemble(ensemble: str, recipe: Recipe) -> tuple[str, ...]:
     if recipe.ensemble and not ensemble:
         return (f"the linear probe has no seed and no steps, so there is nothing for {recipe.ensemble} to average",)
     kind, _, count = ensemble.partition(":")
-    told = {
-        "seeds": f"{count} trainings with other seeds are averaged",
+    averaged = {
+        "seeds": f"{count} trainings with different seeds are averaged",
         "snapshots": f"{count} snapshots of one training are averaged, each after a cycle of its own",
         "backbones": f"{', '.join(recipe.models)} are all trained and averaged",
     }
     if kind == "folds":
-        return ("the trainings of the cross-validation are averaged with the last one, of all images",)
-    return (f"{told[kind]}, unless one model is better on the held-out images",) if kind else ()
+        return ("the trainings of the cross-validation are averaged with the last one, on all images",)
+    return (f"{averaged[kind]}, unless one model is better on the held-out images",) if kind else ()
 
 
-def _story(candidates: Sequence[Candidate], contest: Contest, race: Race) -> Iterator[str]:
+def _course(race: Race, candidates: Sequence[Candidate]) -> Iterator[str]:
     """Yield a sentence for each rung."""
     labels = {candidate.name: candidate.label for candidate in candidates}
-    for share, before, look, after in zip(RUNGS, race.left, race.looks, race.left[1:], strict=False):
-        trained = contest.named([place for place in before if place != MEASURED])
-        means = zip(trained, 100 * look.mean(axis=1), strict=True)
+    for share, before, right, after in zip(RUNGS, race.left, race.evaluations, race.left[1:], strict=False):
+        trained = race.contest.named([place for place in before if place != PROBE_PLACE])
+        means = zip(trained, 100 * right.mean(axis=1), strict=True)
         seen = ", ".join(f"{labels[name]} {mean:.1f} %" for name, mean in means)
-        stay = ", ".join(labels[name] for name in contest.named(after))
+        stay = ", ".join(labels[name] for name in race.contest.named(after))
         yield (
-            f"race after {100 * share:.0f} % of the steps, mean probability of the right class of {look.shape[1]} "
-            f"held-out images: {seen}; {stay} {'goes' if len(after) == 1 else 'go'} on"
+            f"race after {100 * share:.0f} % of the steps, mean probability of the right class of {right.shape[1]} "
+            f"held-out images: {seen}; {stay} continue{'s' if len(after) == 1 else ''}"
         )
 
 
-def _expectation(chosen: Candidate, probe: Candidate) -> str:
+def _expectation(candidates: Sequence[Candidate], name: str) -> str:
+    chosen, probe = (next(each for each in candidates if each.name == own) for own in (name, "linear_probe"))
     expected = f"expected {100 * chosen.expected_top1:.1f} ± {100 * chosen.expected_top1_error:.1f} % top-1"
     if chosen.name == "linear_probe":
         return f"{expected}, as its cross-validation measured"

@@ -1,47 +1,57 @@
-"""How much work a strategy is: which stages it trains, for how many steps, at what cost."""
+"""Size a training: which stages it trains, for how many steps, in which batches, and at what cost in seconds."""
 
 import math
 
-from finetune.decide.evidence import Evidence, StageProfile
+from finetune.decide.evidence import Evidence, StageProfile, TrainingSpeed
 from finetune.decide.preprocessing import Preprocessing
 from finetune.errors import RecipeError
 from finetune.recipe import Recipe, Strategy
 from finetune.value import FrozenModel
 
 BATCH_SIZE = 32
-LARGE_BATCH_SIZE = 128
-LARGE_SET = 10_000
-"""From so many images on, the batch is larger: gradients of 32 images waste an accelerator."""
+"""Default batch size, in images."""
 
-LEAST_STEPS = 100
-"""Fewer do not get far enough, however large their batches and rates are (experiments/log.md, 2026-11-25)."""
+LARGE_BATCH_SIZE = 128
+"""Default batch size of large sets, in images."""
+
+LARGE_SET = 10_000
+"""Number of training images from which the batch is larger: gradients of 32 images waste an accelerator."""
+
+MINIMUM_STEPS = 100
+"""Fewest default steps of a training. Fewer do not get far enough, however large their batches and rates are
+(experiments/log.md, 2026-11-25)."""
 
 MOST_VIEWS = 6
-"""Augmented views of each image that are kept: fewer repeat, more cost forward passes (experiments/log.md, 2026-11-25)."""
+"""Most augmented views of each image that are cached. Fewer repeat, more cost forward passes (experiments/log.md,
+2026-11-25)."""
 
 SMALL_SET = 600
-"""Below so many training images everything is cross-validated instead of holding some out."""
+"""Number of training images below which models are cross-validated, instead of holding out a part of the images."""
+
+MANY_IMAGES = 5_000
+"""Number of training images from which held-out images tell a better step from a worse one, and crops may be
+smaller."""
 
 HELD_OUT = 0.2
-"""Share of the training images that judge, where there are enough of them and no validation split."""
+"""Share of the training images that is held out, where there are enough of them and no validation split."""
 
 SMALL_SHARE = 0.5
-"""Share of the steps that see smaller images, where there are enough images."""
+"""Default share of the steps that see smaller images, where there are enough images."""
 
-FOLDS = 3
-"""Folds of a cross-validated fine-tuning: each costs a training."""
+TRAINING_FOLDS = 3
+"""Number of folds of a cross-validated fine-tuning; each costs a training."""
 
 SCRATCH_FACTOR = 5
-"""Random weights need so many times the steps of pretrained ones, and more would still help."""
+"""Steps of a training from random weights over those from pretrained ones; more would still help."""
 
 PARTIAL_SHARE = 0.72
-"""Most of a forward pass that `partial` trains."""
+"""Largest share of a forward pass that the stages trained by `partial` take."""
 
 REFIT_SET = 1000
-"""Below so many training images all of them are trained on before the model ships."""
+"""Number of training images below which the final model is trained on all of them, the held-out ones included."""
 
 REFIT_SHARE = 0.25
-"""Steps of a refit that goes on from the weights that were judged, over those of the training (experiments/log.md,
+"""Steps of a refit that continues from the evaluated weights, over those of the training (experiments/log.md,
 2026-11-25)."""
 
 
@@ -49,36 +59,41 @@ class Workload(FrozenModel):
     """The size of a training."""
 
     trainable_stages: int
-    """How many of the last stages are trained, where the strategy is `partial`."""
+    """How many of the last stages are trained under `partial`."""
     steps: int
+    """Number of optimizer steps of one training."""
     batch_size: int
+    """Number of images in a step, over all processes."""
     trainings: int
-    """Folds, or one training that is judged."""
+    """Number of trainings that are evaluated on held-out images: one, or one per fold."""
     refit_steps: int
-    """Steps of the last training, on all images; 0: there is none."""
+    """Number of steps of the last training, on all images; 0: there is none."""
     cached_views: int
-    """Augmented views whose activations at the frozen boundary are kept; 0: nothing is kept."""
+    """Number of augmented views of each image with cached activations at the frozen boundary; 0: none are cached."""
     small_steps: int
-    """First steps, which see smaller images."""
+    """Number of first steps that see smaller images."""
 
 
 def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy, stages: int | None = None) -> Workload:
-    """Return how much work `strategy` is on the measured images, with what the recipe fixes, within its time budget.
+    """Return the workload of a strategy on the measured images, with the recipe's fixed numbers and time budget.
 
     Args:
-        recipe: what is fixed, such as the steps.
+        recipe: may fix the steps, the batch size, the stages and more.
         evidence: the measured images and machine.
-        strategy: how much is trained.
-        stages: how many of the last stages `partial` trains, where the recipe does not say; None: as many as usual.
+        strategy: how much of the network is trained.
+        stages: how many of the last stages `partial` trains, where the recipe does not fix it; None: the usual number.
 
     Raises:
         RecipeError: the recipe asks for smaller images than the network takes.
     """
+    # 1) Trainings: one and perhaps a refit, or one per fold. A refit of the whole length follows folds, because none of
+    # them saw all images.
     batch_size = recipe.batch_size or default_batch_size(evidence.num_images)
     refit = evidence.num_images < REFIT_SET if recipe.refit is None else recipe.refit
     trainings, refit_share = 1, REFIT_SHARE if refit else 0.0
     if not evidence.has_validation and evidence.num_images < SMALL_SET:
-        trainings, refit_share = FOLDS, 1.0  # no fold saw all images, so none of them ships
+        trainings, refit_share = TRAINING_FOLDS, 1.0
+    # 2) Steps: the default length, or the recipe's.
     steps = default_steps(evidence.num_images, evidence.domain_similarity) * (
         SCRATCH_FACTOR if strategy == "scratch" else 1
     )
@@ -87,6 +102,7 @@ def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy, stages
         steps = recipe.steps
     elif recipe.epochs is not None:
         steps = math.ceil(recipe.epochs * evidence.num_images / batch_size)
+    # 3) Trained stages of `partial`: at least one stage stays frozen.
     stages = recipe.training.trainable_stages or stages or default_trainable_stages(evidence.stages)
     trainable = min(stages, len(evidence.stages) - 1)
 
@@ -103,6 +119,7 @@ def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy, stages
             small_steps=0 if views == 1 else small_steps(recipe, evidence, strategy, steps),
         )
 
+    # 4) Time budget: fewer steps, unless the recipe fixes their number.
     load = with_steps(steps)
     if recipe.time_budget is None or recipe.steps is not None or recipe.epochs is not None:
         return load
@@ -110,14 +127,16 @@ def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy, stages
     fixed = expected_seconds(strategy, with_steps(0), evidence)
     if seconds <= recipe.time_budget:
         return load
+    # Time is fixed + steps * time per step: the budget beyond the fixed part is divided by the time per step.
     share = max(0.0, recipe.time_budget - fixed) / max(seconds - fixed, 1e-9)
     return with_steps(max(1, int(steps * share)))
 
 
 def default_trainable_stages(stages: tuple[StageProfile, ...]) -> int:
-    """Return how many of the last stages `partial` trains: those that hold most parameters and least of the work.
+    """Return how many of the last stages `partial` trains by default; they take at most PARTIAL_SHARE of the work.
 
-    The early stages work on large maps: they hold few parameters but cost most, in time and in memory.
+    The last stages hold most of the parameters. The early ones work on large maps: they hold few parameters, but cost
+    most, in time and in memory.
     """
     for count in range(len(stages) - 1, 0, -1):
         if tail_share(stages, count) <= PARTIAL_SHARE and boundary_values(stages, count) is not None:
@@ -126,58 +145,61 @@ def default_trainable_stages(stages: tuple[StageProfile, ...]) -> int:
 
 
 def short_stages(stages: tuple[StageProfile, ...]) -> int:
-    """Return how many of the last stages the cheaper way of `partial` trains: half of the usual ones."""
+    """Return how many of the last stages the short way of `partial` trains: half of the usual ones."""
     return max(1, default_trainable_stages(stages) // 2)
 
 
 def default_batch_size(num_images: int) -> int:
-    """Return the images a step."""
+    """Return the default number of images in a step."""
     return LARGE_BATCH_SIZE if num_images >= LARGE_SET else BATCH_SIZE
 
 
 def default_steps(num_images: int, similarity: float) -> int:
-    """Return the optimizer steps that fine-tuning takes by default.
+    """Return the default number of optimizer steps of a training from pretrained weights.
 
-    Ten times the root of the images in a far domain, five times in a near one, which has less to learn: 350 or 175 at
-    1,200 images, 1,000 or 500 at 10,000; in passes over the images that is many where there are few of them and few
-    where there are many. Measured in experiments/log.md, 2026-11-24 and -25.
+    It is ten times the square root of the number of images in a far domain, and five times in a near one, where less is
+    to be learned: 350 or 175 at 1,200 images, 1,000 or 500 at 10,000. Small sets are passed more often than large ones.
+    Measured in experiments/log.md, 2026-11-24 and -25.
     """
-    return max(LEAST_STEPS, round((10.0 - 5.0 * similarity) * math.sqrt(num_images)))
+    return max(MINIMUM_STEPS, round((10.0 - 5.0 * similarity) * math.sqrt(num_images)))
 
 
 def steps_at(batch_size: int, steps: int, usual: int) -> int:
-    """Return the steps that look at as many images with `batch_size` of them a step as `steps` do with `usual`.
+    """Return the number of steps with `batch_size` images that see as many images as `steps` steps with `usual` ones.
 
     >>> steps_at(64, 400, 32), steps_at(1024, 400, 32), steps_at(8, 400, 32)
     (200, 100, 1600)
     """
-    return max(round(steps * usual / batch_size), LEAST_STEPS)
+    return max(round(steps * usual / batch_size), MINIMUM_STEPS)
 
 
 def cached_views(num_images: int, steps: int, batch_size: int, values: int | None, num_bytes: int) -> int:
-    """Return how many views of each image to keep in `num_bytes` at a boundary of `values` numbers, 2 bytes each."""
+    """Return how many augmented views of each image to cache in `num_bytes`, with `values` numbers of 2 bytes each."""
     if values is None:
         return 0
+    # A pass over the images uses one view of each, so more views than passes are wasted. One view more is cached for
+    # evaluations: the plain one. With several passes, a single view would be no augmentation at all.
     passes = math.ceil(steps * batch_size / max(num_images, 1))
-    affordable = num_bytes // (2 * values * num_images) - 1  # one more is kept for judging: the plain view
+    affordable = num_bytes // (2 * values * num_images) - 1
     views = min(MOST_VIEWS, passes, affordable)
     return views if views >= min(2, passes) else 0
 
 
 def small_steps(recipe: Recipe, evidence: Evidence, strategy: Strategy, steps: int) -> int:
-    """Return how many of the steps, from the first, see smaller images.
+    """Return how many of the first steps see smaller images.
 
-    Half of them cost `full` nothing that could be told with 180 to 900 images (docs/training.md), and save most where
-    there is most to do; the last stages, whose maps are small anyway, hardly gain. Who wants accuracy alone gets none.
+    With half of the steps, `full` lost no measurable accuracy at 180 to 900 images (docs/training.md), and it saves
+    most time, because it trains the early stages. The last stages work on small maps anyway and hardly gain. Where
+    accuracy is preferred, no step does.
 
     Raises:
-        RecipeError: they were asked for, but the network takes images of one size alone, or none that are smaller.
+        RecipeError: they were asked for, but the network only takes images of one size, or none that are smaller.
     """
     share = recipe.training.progressive_resizing
     is_possible = evidence.takes_any_size and evidence.preprocessing.smaller() != evidence.preprocessing
     if share and not is_possible:
         raise RecipeError(
-            f"training.progressive_resizing: {evidence.model} can not be trained on images of less than "
+            f"training.progressive_resizing: {evidence.model} cannot be trained on images of less than "
             f"{evidence.preprocessing.image_size} px here; leave it out"
         )
     if share is None:
@@ -187,77 +209,92 @@ def small_steps(recipe: Recipe, evidence: Evidence, strategy: Strategy, steps: i
 
 
 def small_views(views: int, small: int, steps: int) -> int:
-    """Return how many of the cached views are small, where `small` of the steps are: both kinds have at least one."""
+    """Return how many of the cached views are small, where `small` of the steps are; each size has one or more."""
     return min(max(round(views * small / steps), 1), views - 1) if small and views else 0
 
 
 def small_cost(preprocessing: Preprocessing) -> float:
-    """Return the work of a smaller image over that of a full-size one."""
+    """Return the work of a smaller image over that of a full-size one: the ratio of their areas."""
     return float((preprocessing.smaller().image_size / preprocessing.image_size) ** 2)
 
 
-def num_judged(evidence: Evidence) -> int:
-    """Return about how many images judge a training: all where they are cross-validated, else some held-out ones."""
+def num_evaluated(evidence: Evidence) -> int:
+    """Return about how many images a strategy is evaluated on: all where they are cross-validated, else the held-out
+    ones."""
     if evidence.num_images < SMALL_SET and not evidence.has_validation:
         return evidence.num_held
     return max(1, round(HELD_OUT * evidence.num_held))
 
 
 def boundary_values(stages: tuple[StageProfile, ...], trainable_stages: int) -> int | None:
-    """Return the size of the activation below the last `trainable_stages` stages, or None if the network has no cut
-    there."""
+    """Return the number of values in the activation below the last `trainable_stages` stages; None if the network
+    cannot be cut there."""
     frozen = len(stages) - trainable_stages
     return stages[frozen - 1].output_values if 1 <= frozen < len(stages) else None
 
 
 def tail_share(stages: tuple[StageProfile, ...], trainable_stages: int) -> float:
-    """Return the share of a forward pass that the last stages take."""
+    """Return the share of a forward pass's multiplications in the last `trainable_stages` stages, 0 .. 1."""
     return sum(stage.forward_share for stage in stages[len(stages) - trainable_stages :])
 
 
 def cost_per_image(strategy: Strategy, tail: float, cached: bool) -> float:
-    """Return the forward equivalents of training on one image once.
+    """Return the work of training on one image once, in forward passes.
 
-    A backward pass costs about twice a forward pass: once for the weights' gradients, once for the activations'.
+    A backward pass costs about two forward passes: one for the weights' gradients, one for the activations'.
+
+    Args:
+        strategy: how much of the network is trained.
+        tail: share of a forward pass in the trained stages, for `partial`.
+        cached: whether the activations of the frozen stages are cached.
     """
     if strategy == "linear_probe":
         return 0.0
     if strategy == "norm_tuning":
-        return 2.0  # no gradients of the convolutions' weights
+        return 2.0  # a forward pass and the activations' gradients, but none of the convolutions' weights
     if strategy == "partial":
         return 3.0 * tail + (0.0 if cached else 1.0 - tail)
     return 3.0
 
 
 def expected_seconds(strategy: Strategy, workload: Workload, evidence: Evidence) -> float:
-    """Return the seconds that all trainings of a workload take on the measured machine; all of its processes share the
-    trainings, and one alone makes the features."""
+    """Return the time of all trainings of a workload on the measured machine, in seconds.
+
+    The machine's processes share the trainings; one of them alone computes the features for the linear probe.
+    """
     speed = evidence.speed
-    together = speed.num_processes
+    # 1) Features of the linear probe: every image is read and sent forward once.
     features = evidence.num_held * (1 / speed.forward_images_per_second + 1 / speed.reading_images_per_second)
     if strategy == "linear_probe":
         return features + 0.5
+    # 2) Frozen stages of `partial`: with a cache, each view of each image goes through them once; without one, each
+    # image does at each step, which adds to the time of the step.
     measured = speed.fastest(strategy, workload.trainable_stages)
-    saved = 1.0 - small_cost(evidence.preprocessing)
-    computing, reading = 1 / measured.images_per_second, 0.0
-    prefix = 0.0
+    computing, reading, prefix = 1 / measured.images_per_second, 1 / speed.reading_images_per_second, 0.0
     if strategy == "partial" and workload.cached_views:
-        rate = measured.prefix_images_per_second or speed.forward_images_per_second
-        views = workload.cached_views
-        small = small_views(views, workload.small_steps, workload.steps)
-        is_kept_back = workload.trainings == 1 and not workload.refit_steps and not evidence.has_validation
-        trained = evidence.num_images * (1.0 - HELD_OUT if is_kept_back else 1.0)
-        judged = min(evidence.num_images, 2 * num_judged(evidence))  # and as many that are trained on
-        prefix = (trained * (views - saved * small) + judged) / rate
-        prefix += (trained * views + judged) / speed.reading_images_per_second
-    else:
-        reading = 1 / speed.reading_images_per_second
-        if strategy == "partial" and measured.prefix_images_per_second:
-            computing += 1 / measured.prefix_images_per_second
-    if strategy == "scratch":
-        features = 0.0
+        prefix, reading = _seconds_of_cache(workload, evidence, measured), 0.0
+    elif strategy == "partial" and measured.prefix_images_per_second:
+        computing += 1 / measured.prefix_images_per_second
+    # 3) Steps of all trainings; those on small images compute less, by the ratio of the areas. A refit of as many steps
+    # starts from the beginning, as the trainings did; a shorter one continues with full-size images.
     steps = workload.trainings * workload.steps + workload.refit_steps
-    # A refit of as many steps starts anew, as the trainings did; a shorter one goes on and sees full-size images.
     starts = workload.trainings + (workload.refit_steps == workload.steps)
+    saved = 1.0 - small_cost(evidence.preprocessing)
     whole = steps - saved * starts * min(workload.small_steps, workload.steps)
-    return features + (prefix + workload.batch_size * (whole * computing + steps * reading)) / together
+    trained = prefix + workload.batch_size * (whole * computing + steps * reading)
+    return (0.0 if strategy == "scratch" else features) + trained / speed.num_processes
+
+
+def _seconds_of_cache(workload: Workload, evidence: Evidence, measured: TrainingSpeed) -> float:
+    """Return the time of reading all views and sending them through the frozen stages, in seconds."""
+    speed, views = evidence.speed, workload.cached_views
+    rate = measured.prefix_images_per_second or speed.forward_images_per_second
+    small = small_views(views, workload.small_steps, workload.steps)
+    saved = 1.0 - small_cost(evidence.preprocessing)
+    # The held-out part needs no views, unless a refit or another fold trains on it, or validation has its own split.
+    is_held_out = workload.trainings == 1 and not workload.refit_steps and not evidence.has_validation
+    trained = evidence.num_images * (1.0 - HELD_OUT if is_held_out else 1.0)
+    # The plain view of the held-out images, and of as many training images, for the evaluations.
+    evaluated = min(evidence.num_images, 2 * num_evaluated(evidence))
+    forward = (trained * (views - saved * small) + evaluated) / rate
+    return forward + (trained * views + evaluated) / speed.reading_images_per_second

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from finetune.data import ImageSplits
-from finetune.decide.members import PlannedRun
+from finetune.decide.planned_run import PlannedRun
 from finetune.ensemble.averages import blend, fold_models, soup, with_flips
 from finetune.ensemble.recommendation import Offer, Option, recommend
 from finetune.predict.model import TrainedModel, average

@@ -9,7 +9,7 @@ from pathlib import Path
 from finetune.data import ImageSplits
 from finetune.decide.choice import choose_backbone, choose_strategy
 from finetune.decide.evidence import Evidence
-from finetune.decide.members import PlannedRun, budgeted, list_members, plan_choice
+from finetune.decide.planned_run import PlannedRun, budgeted, list_members, plan_choice
 from finetune.decide.planning import make_plan
 from finetune.ensemble.members import TrainedMember, recommend_members, train_members
 from finetune.ensemble.recommendation import Option
@@ -82,7 +82,7 @@ def decide(recipe: Recipe, measured: Sequence[Evidence]) -> tuple[PlannedRun, ..
     if leading.choice.ensemble == "folds" and leading.plan.validation != "cross_validation":
         raise RecipeError(
             f"folds averages the trainings of a cross-validation, but here models are evaluated on "
-            f"{leading.plan.judged_on}; ask for snapshots:3 or seeds:3"
+            f"{leading.plan.evaluated_on}; ask for snapshots:3 or seeds:3"
         )
     return list_members(leading, [plan_choice(recipe, *other) for other in others])
 

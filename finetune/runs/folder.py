@@ -20,8 +20,8 @@ from finetune.data import ImageSplits, labels_of, paths_of
 from finetune.decide.choice import Choice
 from finetune.decide.diagnosis import Verdict, diagnose
 from finetune.decide.evidence import Evidence
-from finetune.decide.members import PlannedRun, list_members
 from finetune.decide.plan import Plan
+from finetune.decide.planned_run import PlannedRun, list_members
 from finetune.device import MEMORY_FORMATS, best_device
 from finetune.ensemble.recommendation import Option
 from finetune.errors import RunFolderError
@@ -263,7 +263,7 @@ class RunFolder:
             alone = metrics.changed(
                 options=(),
                 validation=member.validation,
-                validation_source=member.plan.judged_on,
+                validation_source=member.plan.evaluated_on,
                 test=member.test,
                 seconds=seconds,
                 work=member.work,

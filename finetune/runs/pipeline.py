@@ -13,8 +13,8 @@ from rich.console import Console
 from finetune.data import ImageSplits, labels_of, load_images
 from finetune.decide.choice import choose_strategy
 from finetune.decide.diagnosis import diagnose
-from finetune.decide.members import PlannedRun
 from finetune.decide.plan import Plan
+from finetune.decide.planned_run import PlannedRun
 from finetune.ensemble.members import TrainedMember
 from finetune.errors import DivergenceError, FinetuneError, RunFolderError
 from finetune.measure import measure_evidence
@@ -185,7 +185,7 @@ def ship(folder: RunFolder, begun: RacedMembers, splits: ImageSplits, report: Re
     curves = from_main_process(lambda: _write_lost(folder, finished.rejected))
     metrics = RunMetrics(
         validation=model.validation,
-        validation_source=model.plan.judged_on,
+        validation_source=model.plan.evaluated_on,
         test=model.test,
         seconds=Seconds(
             evidence=sum({own.evidence.model: own.evidence.seconds for own in begun.members}.values()),

@@ -11,7 +11,7 @@ from finetune.data import ImageSplits
 from finetune.decide.candidates import RUNGS
 from finetune.decide.choice import settle
 from finetune.decide.contest import make_contest
-from finetune.decide.members import PlannedRun
+from finetune.decide.planned_run import PlannedRun
 from finetune.decide.planning import make_plan
 from finetune.decide.race import compete
 from finetune.ensemble.members import begin_member, name_tasks
@@ -80,12 +80,12 @@ def run_race(leading: PlannedRun, splits: ImageSplits, folder: Path, progress: P
         return from_main_process(lambda: np.stack(found))
 
     entered = [contest.names.index(name) for name in choice.racing]
-    ended = compete(contest.belief, contest.costs, contest.tolerance, entered, evaluate)
+    ended = compete(contest, entered, evaluate)
     winner = contest.names[ended.winner]
     racer = racers.pop(winner, None)
     state = racer.state if racer else begin_member(planned[winner], splits, folder, progress)
     seconds = sum(lost.seconds for lost in racers.values())
-    won = replace(leading, choice=settle(choice, contest, ended, evidence), plan=state.plan)
+    won = replace(leading, choice=settle(choice, ended, evidence), plan=state.plan)
     return RacedMembers(
         members=(won,),
         winner=replace(state, spent_elsewhere=seconds),

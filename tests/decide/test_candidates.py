@@ -3,7 +3,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from finetune.decide.candidates import SGD_RATE, SPECS, believe_all, learning_rates, list_candidates, rate_factor
+from finetune.decide.candidates import (
+    SGD_RATE,
+    SPECS,
+    Candidate,
+    believe_all,
+    learning_rates,
+    list_candidates,
+    rate_factor,
+)
 from finetune.decide.prior import PRIOR
 from finetune.recipe import Recipe, TrainingRecipe
 
@@ -14,7 +22,7 @@ def listed(evidence, recipe=AUTO):
     return {candidate.name: candidate for candidate in list_candidates(evidence, recipe)}
 
 
-def test_the_prior_knows_every_arm_but_the_measured_one_and_random_weights():
+def test_the_prior_knows_every_candidate_except_the_measured_one_and_random_weights():
     assert {"linear_probe", *PRIOR.candidates, "scratch"} == set(SPECS)
 
 
@@ -26,7 +34,7 @@ def test_the_probes_expectation_is_what_was_measured(evidence):
 @pytest.mark.parametrize("name", [name for name in SPECS if name not in {"linear_probe", "scratch"}])
 def test_training_is_expected_to_remove_some_of_the_probes_errors_and_not_all(evidence, name):
     candidate = listed(evidence)[name]
-    assert candidate.basis == "published"
+    assert candidate.basis == "prior"
     assert 0.85 < candidate.expected_top1 < 1.0
 
 
@@ -41,7 +49,7 @@ def test_random_weights_promise_less_than_the_probe(evidence):
     assert 0.25 < listed(evidence)["scratch"].expected_top1 < 0.85
 
 
-def test_the_belief_about_some_is_that_about_all(evidence):
+def test_the_belief_about_some_candidates_agrees_with_that_about_all(evidence):
     some, every = (
         believe_all(names, evidence) for names in (("full_far", "partial"), ("partial", "norm_tuning", "full_far"))
     )
@@ -70,7 +78,7 @@ def test_full_is_tried_at_the_rates_of_a_near_and_of_a_far_domain(evidence):
     assert rates == [learning_rates("full", 1.0), learning_rates("full", 0.0)]
 
 
-def test_a_time_budget_tells_what_it_leaves_of_the_steps(evidence):
+def test_a_time_budget_leaves_a_share_of_the_steps(evidence):
     tight = listed(evidence, AUTO.changed(time_budget=120))
     assert tight["full_far"].share_of_steps < tight["partial"].share_of_steps <= 1.0
     assert {candidate.share_of_steps for name, candidate in listed(evidence).items()} == {1.0}
@@ -91,7 +99,7 @@ def test_similarities_beyond_the_scale_count_as_its_ends():
     assert learning_rates("full", -0.2) == learning_rates("full", 0.0) == (8e-4, 1.0)
 
 
-def test_random_weights_know_no_similarity():
+def test_the_rates_of_random_weights_do_not_depend_on_the_similarity():
     assert learning_rates("scratch", 0.9) == learning_rates("scratch", 0.1) == (1e-3, 1.0)
 
 
@@ -101,7 +109,7 @@ def test_rates_of_adamw_follow_the_root_of_the_batch_and_those_of_sgd_the_batch(
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_beyond_four_times_the_usual_batch_rates_rise_no_more(optimizer):
+def test_rates_stop_rising_at_four_times_the_usual_batch(optimizer):
     assert rate_factor(optimizer, 4_096, 32) == rate_factor(optimizer, 128, 32)
 
 
@@ -124,3 +132,16 @@ def test_the_rates_of_all_candidates_follow_the_batch(evidence, optimizer, size,
     for name, candidate in usual.items():
         assert other[name].learning_rate == pytest.approx(factor * candidate.learning_rate, rel=0.05)
         assert other[name].lowest_rate_fraction == candidate.lowest_rate_fraction
+
+
+def test_a_candidate_of_an_older_file_is_read(evidence, tmp_path):
+    candidate = listed(evidence)["partial"]
+    candidate.changed(basis="published").save(tmp_path / "candidate.json")
+    assert Candidate.load(tmp_path / "candidate.json").changed(basis="prior") == candidate
+
+
+def test_a_candidates_workload_follows_the_recipe_that_it_is_asked_for(evidence):
+    candidate = listed(evidence)["partial_short"]
+    usual, longer = (candidate.workload(recipe, evidence) for recipe in (AUTO, AUTO.changed(steps=700)))
+    assert (usual.trainable_stages, usual.steps) == (1, 100)
+    assert (longer.trainable_stages, longer.steps) == (1, 700)

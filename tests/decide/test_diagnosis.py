@@ -11,7 +11,8 @@ from PIL import Image
 
 import finetune
 from finetune.data import labels_of, load_images
-from finetune.decide.diagnosis import BANDS, KINDS, diagnose, looked_at
+from finetune.decide.curve import BANDS
+from finetune.decide.diagnosis import KINDS, diagnose, looked_at
 from finetune.errors import DivergenceError
 from finetune.recipe import load_recipe, parse_assignment
 from finetune.training import train
@@ -21,7 +22,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "diagnosis.md"
 
 @pytest.fixture
 def coloured(image_folder, tmp_path):
-    """The factory of classes of coloured images: so many of each to train on, and so many to judge by."""
+    """The factory of classes of coloured images: numbers of each to train on and to hold out."""
     numbers = count()
 
     def make(train=16, validation=16, classes="abc"):
@@ -33,7 +34,7 @@ def coloured(image_folder, tmp_path):
 
 @pytest.fixture
 def mislabelled(tmp_path):
-    """Three classes, of which two fifths of the few training images have any label, and of those that judge none."""
+    """Three classes; two fifths of the few training images have a random label, the held-out ones the right one."""
     random = np.random.default_rng(0)
     for split, images in (("train", 8), ("val", 30)):
         for label in range(3):
@@ -47,7 +48,7 @@ def mislabelled(tmp_path):
 
 @pytest.fixture
 def entangled(tmp_path):
-    """Images of one colour each; the class says whether red and green are both strong, or both weak, or not."""
+    """Images of one colour each; the class is whether red and green are both strong or both weak."""
     random = np.random.default_rng(0)
     for split, images in (("train", 600), ("val", 240)):
         for number in range(images):
@@ -61,7 +62,7 @@ def entangled(tmp_path):
 
 @pytest.fixture
 def trained(small_plan, weights_file, evidence):
-    """Carry out a plan of 40 steps that is changed so; return its history, the plan and the evidence."""
+    """The function that trains a changed plan of 40 steps and returns its history, the plan and the evidence."""
 
     def carry_out(splits, strategy="full", rate=1e-3, **changes):
         usual = {"weights": "random" if strategy == "scratch" else str(weights_file()), "steps": 40, "batch_size": 8,
@@ -126,7 +127,7 @@ def test_a_training_without_steps_has_nothing_to_diagnose(small_plan, evidence):
     assert looked_at(()) == "nothing was trained step by step, so there is no curve"
 
 
-def test_a_rate_of_10_ends_in_numbers_that_are_none_and_is_told_with_step_and_layer(coloured, trained):
+def test_a_rate_of_10_diverges_and_the_verdict_names_step_and_layer(coloured, trained):
     history, plan, known = trained(coloured(), rate=10.0)
     (verdict,) = diagnose(history, plan, known)
     assert verdict.kind == "diverged"
@@ -140,7 +141,7 @@ def test_float32_is_proposed_where_a_coarser_arithmetic_diverged(coloured, train
     assert found(run, "diverged").changes[1] == "training.precision=float32"
 
 
-def test_a_rate_that_throws_the_network_back_is_told_with_the_stage_that_moves_most(coloured, trained):
+def test_a_rate_that_throws_the_network_back_is_reported_with_the_stage_that_moves_most(coloured, trained):
     run = trained(coloured(), rate=0.03)
     verdict = found(run, "diverged")
     assert verdict.numbers["largest_loss"] > 10 * verdict.numbers["loss_of_constant_answer"]
@@ -164,18 +165,18 @@ def test_random_weights_that_hardly_move_start_flat_and_need_a_higher_rate(colou
     assert verdict.numbers["loss_after_a_third"] == pytest.approx(np.log(3), abs=0.02)
 
 
-def test_a_warm_up_of_the_whole_training_starts_flat_and_is_to_blame(coloured, trained):
+def test_a_warm_up_of_the_whole_training_is_the_cause_of_a_flat_start(coloured, trained):
     verdict = found(trained(coloured(), "scratch", rate=1e-4, warmup_steps=39), "flat_start")
     assert "the warm-up takes 39 of 40 steps" in verdict.sentence
     assert verdict.changes == ("training.warmup_fraction=0.1",)
 
 
-def test_random_weights_that_take_too_long_start_flat_and_had_better_be_pretrained(coloured, trained):
+def test_random_weights_that_start_flat_need_pretraining_or_more_steps(coloured, trained):
     verdict = found(trained(coloured(12, 16, "abcdef"), "scratch", rate=1e-4), "flat_start")
     assert verdict.changes == ("strategy=auto", "steps=160")
 
 
-def test_stages_that_hardly_move_are_told_with_their_ratios(coloured, trained):
+def test_stages_that_hardly_move_are_reported_with_their_ratios(coloured, trained):
     run = trained(coloured(), rate=1e-6)
     verdict = found(run, "update_ratio")
     ratios = {key: value for key, value in verdict.numbers.items() if key.startswith("update_ratio:")}
@@ -184,7 +185,7 @@ def test_stages_that_hardly_move_are_told_with_their_ratios(coloured, trained):
     assert verdict.changes[0].startswith("training.learning_rate=")
 
 
-def test_stages_that_move_too_far_are_told_though_the_training_bears_it(coloured, trained):
+def test_stages_that_move_too_far_are_reported_even_if_the_training_ends_well(coloured, trained):
     verdict = found(trained(coloured(), rate=2e-3), "update_ratio")
     assert "they move too far" in verdict.sentence
     assert max(verdict.numbers.values()) > verdict.numbers["highest"] == BANDS["backbone"][1]
@@ -198,7 +199,7 @@ def test_low_stages_alone_that_hardly_move_are_held_back_too_much(coloured, trai
     assert verdict.changes == ("training.lowest_rate_fraction=0.5",)
 
 
-def test_a_decay_after_a_third_of_the_steps_ends_the_learning_and_is_told(coloured, trained):
+def test_a_decay_after_a_third_of_the_steps_ends_the_learning_and_is_reported(coloured, trained):
     images = coloured(12, 16, "abcdef")
     unlike = {"strategy": "scratch", "rate": 5e-4, "steps": 60, "warmup_steps": 1}
     verdict = found(trained(images, schedule="step", **unlike), "early_decay")
@@ -215,20 +216,20 @@ def test_a_training_that_is_too_short_still_improves_at_its_end(entangled, train
     assert verdict.changes == ("steps=80",)
 
 
-def test_images_that_are_learned_by_heart_open_a_gap(mislabelled, trained):
+def test_memorised_images_open_a_gap(mislabelled, trained):
     verdict = found(trained(mislabelled, augmentation=PLAIN, steps=100), "growing_gap")
     assert verdict.numbers["seen_loss_at_end"] < verdict.numbers["seen_loss_at_best"]
     assert verdict.numbers["validation_loss_at_end"] > 1.5 * verdict.numbers["best_validation_loss"]
     assert verdict.changes == ("augmentation.policy=trivialaugment", "strategy=partial", "training.keep=best")
 
 
-def test_a_head_that_can_not_tell_images_apart_leaves_no_gap_and_needs_more_layers(entangled, trained):
+def test_a_head_that_cannot_tell_images_apart_leaves_no_gap_and_needs_more_layers(entangled, trained):
     verdict = found(trained(entangled, "linear_probe", probe_inverse_regularization=3e-4), "no_gap")
     assert verdict.numbers["seen_top1"] < 0.85
     assert verdict.changes[0] == "strategy=full"
 
 
-def test_a_dozen_images_are_too_few_to_judge_by(coloured, trained):
+def test_a_dozen_held_out_images_are_too_few(coloured, trained):
     run = trained(coloured(16, 4))
     assert kinds(run) == ["noisy_validation"]
     verdict = found(run, "noisy_validation")
@@ -249,6 +250,6 @@ def test_a_diagnosis_is_the_same_after_the_history_went_through_a_file(coloured,
     assert finetune.diagnose(folder.read_history(), plan, known) == diagnose(history, plan, known) != ()
 
 
-def test_every_kind_of_verdict_stands_on_its_page():
+def test_every_kind_of_verdict_is_documented():
     page = PAGE.read_text("utf-8")
     assert all(f"| {kind.replace('_', ' ')} |" in page for kind in KINDS)

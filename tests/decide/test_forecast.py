@@ -8,7 +8,7 @@ def with_curve(evidence, slope, error, num_images=200):
     return evidence.changed(num_images=num_images, probe=evidence.probe.changed(curve=curve))
 
 
-def test_errors_that_halve_with_four_times_the_images_are_forecast_to_go_on_so(evidence):
+def test_errors_that_halve_with_four_times_the_images_are_forecast_to_halve_again(evidence):
     known = with_curve(evidence, 0.5, 0.001)
     assert forecast(known, 0.8, more_images=600).gain == pytest.approx(0.1, abs=0.001)
 
@@ -23,7 +23,7 @@ def test_more_images_gain_more(evidence):
     assert 0 < few < many < 0.2
 
 
-def test_where_nothing_is_wrong_nothing_is_gained(evidence):
+def test_without_errors_nothing_is_gained(evidence):
     made = forecast(evidence, 1.0)
     assert (made.gain, made.gain_interval) == (0.0, (0.0, 0.0))
 
@@ -38,7 +38,7 @@ def test_the_interval_holds_the_gain_and_is_wider_where_the_slope_is_uncertain(e
 @pytest.mark.parametrize(
     ("error", "expected"), [(1e-6, 0.9), (1e6, ASSUMED.usual_slope), (ASSUMED.spread, (0.9 + ASSUMED.usual_slope) / 2)]
 )
-def test_a_slope_counts_for_as_much_as_is_known_of_it(error, expected):
+def test_a_slope_is_weighted_by_its_precision(error, expected):
     slope, deviation = likely_slope(0.9, error)
     assert slope == pytest.approx(expected, abs=0.001)
     assert deviation >= ASSUMED.bend

@@ -31,7 +31,7 @@ def values_in(content):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_nothing_in_a_plan_is_left_to_be_decided(evidence, strategy):
-    # A table's columns are no numbers of the training; those that are left out are found by name when it is read.
+    # A table's columns are not numbers of the training; those that are left out are found by name when it is read.
     values = values_in(planned(evidence, strategy=strategy).model_dump(exclude={"columns"}))
     assert len(values) > 40
     assert None not in values
@@ -66,10 +66,12 @@ def test_an_edited_plan_with_too_long_a_warm_up_is_refused(evidence, tmp_path):
         edited(evidence, tmp_path, steps=20, warmup_steps=20)
 
 
-@pytest.mark.parametrize(("images", "fold", "said"), [(240, 4, "a cross_validation in 3"), (700, 1, "a held_out in 3")])
-def test_a_fold_that_there_is_not_is_refused(evidence, images, fold, said):
+@pytest.mark.parametrize(
+    ("images", "fold", "said"), [(240, 4, "cross_validation, with 3"), (700, 1, "held_out, with 0")]
+)
+def test_a_fold_that_does_not_exist_is_refused(evidence, images, fold, said):
     plan = planned(evidence.changed(num_images=images), strategy="full")
-    with pytest.raises(RecipeError, match=f"fold {fold} is none of {said} parts; set fold to 0"):
+    with pytest.raises(RecipeError, match=f"no fold {fold}, because validation is {said} folds; set fold to 0"):
         Plan.parse(plan.model_dump() | {"fold": fold}, origin="plan.json")
 
 
@@ -236,7 +238,7 @@ def test_a_larger_batch_has_higher_rates_in_every_stage_and_a_warm_up_and_says_s
     assert f"rates are {2 if optimizer == 'adamw' else 200} x those of AdamW with 32" in larger.reasons[-2]
 
 
-def test_a_plan_says_where_rates_rise_no_more_with_the_batch(evidence):
+def test_a_plan_says_where_rates_stop_rising_with_the_batch(evidence):
     plan = planned(evidence, strategy="full", batch_size=512)
     assert plan.reasons[-2].endswith("(the square root of the batch, up to 4 x)")
 
@@ -290,14 +292,17 @@ def test_top1_needs_no_answer_to_unequal_classes(evidence):
 def test_balanced_accuracy_takes_the_answer_that_the_probe_did_best_with(evidence):
     plan = planned(evidence.changed(metric="balanced_accuracy", imbalance=6.0))
     assert plan.imbalance == "logit_adjustment"
-    assert any("6.0 x the images of the smallest: balanced accuracy chooses" in reason for reason in plan.reasons)
+    assert any(
+        "6.0 x the images of the smallest: models are compared by balanced accuracy" in reason
+        for reason in plan.reasons
+    )
 
 
 @pytest.mark.parametrize("strategy", ["partial", "full", "norm_tuning"])
 def test_where_there_is_a_pretrained_classifier_it_is_co_tuned_and_the_plan_says_so(evidence, strategy):
     plan = planned(evidence.changed(source_classes=1000), strategy=strategy)
     assert plan.co_tuning == 2.3
-    assert sum("co-tuning, weight 2.3" in reason for reason in plan.reasons) == 1
+    assert sum("co-tuning (weight 2.3)" in reason for reason in plan.reasons) == 1
 
 
 @pytest.mark.parametrize(
@@ -311,7 +316,7 @@ def test_where_there_is_a_pretrained_classifier_it_is_co_tuned_and_the_plan_says
     ],
     ids=["no classifier", "scratch", "probe", "not wanted", "many images"],
 )
-def test_nothing_is_co_tuned_where_it_can_not_be_or_does_not_pay_or_is_not_wanted(evidence, known, asked):
+def test_nothing_is_co_tuned_where_it_cannot_be_or_does_not_pay_or_is_not_wanted(evidence, known, asked):
     plan = planned(evidence.changed(**{"source_classes": 1000, **known}), **{"strategy": "partial", **asked})
     assert plan.co_tuning == 0
     assert not any("co-tuning" in reason for reason in plan.reasons)
@@ -322,20 +327,20 @@ def test_with_many_images_co_tuning_can_be_asked_for(evidence):
     assert planned(known, strategy="full", training={"co_tuning": 1.5}).co_tuning == 1.5
 
 
-def test_the_reasons_tell_size_flips_speed_and_length(evidence):
+def test_the_reasons_give_size_flips_speed_and_length(evidence):
     plan = planned(evidence, strategy="partial", training={"trainable_stages": 4})
     size, flips, forward, training, views, _ = plan.reasons
     assert size == "128 px: the images have 150 px"
     assert "52 % of pairs, so flips are on" in flips
     assert forward == (
-        "forward in float32, channels last, batches of 64: 200 images/s on a CPU, the fastest of what was timed; its "
-        "arithmetic changes 0.0 % of the features' variance"
+        "forward in float32, channels last, batches of 64: 200 images/s on a CPU, the fastest of the settings that "
+        "were timed; its arithmetic changes 0.0 % of the features' variance"
     )
     assert training == "bfloat16 training at 100 images/s: 3 x 100 steps and 100 on all images"
     assert views.startswith("6 augmented views of each image")
 
 
-def test_the_reason_of_the_speed_says_where_another_precision_was_asked_for(evidence):
+def test_the_reason_of_the_speed_says_if_another_precision_was_asked_for(evidence):
     reasons = planned(evidence, strategy="partial", training={"trainable_stages": 4, "precision": "float16"}).reasons
     assert any(reason.startswith("bfloat16 training at 100 images/s, float16 was asked for: ") for reason in reasons)
 
@@ -343,13 +348,13 @@ def test_the_reason_of_the_speed_says_where_another_precision_was_asked_for(evid
 @pytest.mark.parametrize(
     ("images", "schedule", "patience", "said"),
     [
-        (240, "constant", 0, "to stop early by 240 judging images is to stop by noise"),
+        (240, "constant", 0, "to stop early by 240 held-out images is to stop by noise"),
         (4_999, "constant", 0, "is to stop by noise"),
         (5_000, "constant", 3, "stops after 3 evaluations without a lower held-out log-loss"),
-        (5_000, None, 0, "the loss falls most at the end, where the rate comes down"),
+        (5_000, None, 0, "the loss falls most at the end, where the rate decays"),
     ],
 )
-def test_a_training_stops_early_only_where_many_images_judge_and_the_rate_stays(
+def test_a_training_stops_early_only_with_many_held_out_images_and_a_rate_that_stays(
     evidence, images, schedule, patience, said
 ):
     plan = planned(evidence.changed(num_images=images), training=TrainingRecipe(schedule=schedule))
@@ -362,7 +367,7 @@ def test_patience_with_cross_validated_images_is_refused_with_what_to_do(evidenc
         planned(evidence, training=TrainingRecipe(patience=2))
 
 
-def test_who_asks_for_patience_gets_the_best_weights_and_ten_evaluations(evidence):
+def test_patience_keeps_the_best_weights_and_has_ten_evaluations(evidence):
     plan = planned(evidence.changed(num_images=700), training=TrainingRecipe(patience=2, minimum_gain=0.01))
     assert (plan.patience, plan.minimum_gain, plan.keep, plan.evaluations) == (2, 0.01, "best", 10)
 
@@ -410,3 +415,8 @@ def test_a_plan_whose_refit_has_no_steps_is_refused(evidence):
     plan = planned(of_size(evidence, 900))
     with pytest.raises(FinetuneError, match="refit_steps"):
         plan.changed(refit_steps=0)
+
+
+def test_flips_that_the_recipe_fixes_are_not_explained_by_the_images(evidence):
+    plan = planned(evidence, augmentation=AugmentationRecipe(horizontal_flip=False))
+    assert any(reason.endswith("52 % of pairs; flips are off, as was asked") for reason in plan.reasons)

@@ -33,19 +33,19 @@ def test_an_uncertain_share_is_an_uncertain_accuracy():
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_every_feature_has_its_say(number):
+def test_every_feature_rises_with_its_number(number):
     middle = (20.0, 0.5, 0.2)
     moved = [value * 1.5 if place == number - 1 else value for place, value in enumerate(middle)]
     assert features(*middle) == pytest.approx((1.0, 0.0, 0.0, 0.0))
     assert features(*moved)[number] > 0
 
 
-def test_a_probe_without_errors_leaves_a_belief_without_nonsense(evidence):
-    belief = believe(PRIOR, evidence.changed(probe_accuracy=1.0))
+def test_a_probe_without_errors_leaves_a_finite_belief(evidence):
+    belief = believe(PRIOR, evidence.changed(probe=evidence.probe.changed(accuracy=1.0)))
     assert np.isfinite(belief.mean).all()
     assert (belief.mean <= 1.0).all()
 
 
-def test_beyond_the_sizes_of_the_grid_its_nearest_end_speaks():
+def test_outside_of_the_sizes_of_the_grid_its_nearer_end_counts():
     assert features(2, 0.5, 0.2) == features(5, 0.5, 0.2) != features(6, 0.5, 0.2)
     assert features(10_000, 0.5, 0.2) == features(400, 0.5, 0.2) != features(390, 0.5, 0.2)

@@ -43,7 +43,7 @@ def test_partial_trains_the_last_stages_that_take_at_most_72_percent_of_the_work
     assert tail_share(evidence.stages, 4) == pytest.approx(0.9)
 
 
-def test_partial_trains_fewer_stages_where_the_network_can_not_be_cut_at_the_boundary(evidence):
+def test_partial_trains_fewer_stages_where_the_network_cannot_be_cut_at_the_boundary(evidence):
     uncut = tuple(stage.changed(output_values=None) if stage.name == "layer1" else stage for stage in evidence.stages)
     assert default_trainable_stages(uncut) == 2
 
@@ -57,29 +57,29 @@ def test_the_boundary_is_the_output_of_the_last_frozen_stage(evidence, trained, 
     assert boundary_values(evidence.stages, trained) == values
 
 
-def test_no_more_views_are_kept_than_there_are_passes():
+def test_no_more_views_are_cached_than_there_are_passes():
     assert cached_views(100, steps=15, batch_size=20, values=10, num_bytes=2**30) == 3
 
 
-def test_no_more_than_six_views_are_kept():
+def test_at_most_six_views_are_cached():
     assert cached_views(100, steps=10_000, batch_size=20, values=10, num_bytes=2**30) == 6
 
 
-def test_views_are_kept_only_as_far_as_the_disk_goes():
+def test_the_views_fit_on_the_disk():
     values = 2**30 // (2 * 100 * 6)  # bytes for six: five views and the plain one
     assert cached_views(100, steps=10_000, batch_size=20, values=values, num_bytes=2**30) == 5
 
 
-def test_nothing_is_kept_where_the_disk_does_not_take_two_views():
+def test_nothing_is_cached_where_the_disk_does_not_hold_two_views():
     values = 2**30 // (2 * 100 * 2)
     assert cached_views(100, steps=10_000, batch_size=20, values=values, num_bytes=2**30) == 0
 
 
-def test_nothing_is_kept_where_the_network_has_no_cut():
+def test_nothing_is_cached_where_the_network_cannot_be_cut():
     assert cached_views(100, steps=10_000, batch_size=20, values=None, num_bytes=2**30) == 0
 
 
-def test_only_partial_keeps_views(evidence):
+def test_only_partial_caches_views(evidence):
     kept = {
         strategy: size_workload(RECIPE, evidence, strategy).cached_views
         for strategy in ("norm_tuning", "partial", "full")
@@ -154,12 +154,12 @@ def test_a_backward_pass_costs_two_forward_passes():
     assert cost_per_image("linear_probe", 0.6, cached=False) == 0.0
 
 
-def test_partial_costs_its_tail_alone_where_views_are_kept():
+def test_partial_costs_only_its_trained_stages_where_views_are_cached():
     assert cost_per_image("partial", 0.5, cached=True) == pytest.approx(1.5)
     assert cost_per_image("partial", 0.5, cached=False) == pytest.approx(2.0)
 
 
-def test_a_linear_probe_costs_one_look_at_every_image(evidence):
+def test_a_linear_probe_costs_one_forward_pass_of_every_image(evidence):
     load = size_workload(RECIPE, evidence, "linear_probe")
     assert expected_seconds("linear_probe", load, evidence) == pytest.approx(240 / 200 + 240 / 500 + 0.5)
 
@@ -172,7 +172,7 @@ def test_full_costs_reading_and_training_of_every_image_of_every_step(evidence):
     )
 
 
-def test_kept_views_are_read_and_sent_through_the_frozen_stages_once(evidence):
+def test_cached_views_are_read_and_sent_through_the_frozen_stages_once(evidence):
     load = size_workload(RECIPE, evidence, "partial")
     views = 240 * 7 * (1 / 400 + 1 / 500)
     assert expected_seconds("partial", load, evidence) == pytest.approx(
@@ -180,7 +180,7 @@ def test_kept_views_are_read_and_sent_through_the_frozen_stages_once(evidence):
     )
 
 
-def test_views_of_images_that_are_held_out_are_not_kept_without_a_refit(evidence):
+def test_views_of_held_out_images_are_not_cached_without_a_refit(evidence):
     known = of_size(evidence, 1200, num_held=1200)
     load = size_workload(RECIPE, known, "partial")
     assert (load.trainings, load.refit_steps, load.cached_views) == (1, 0, 6)
@@ -191,14 +191,14 @@ def test_views_of_images_that_are_held_out_are_not_kept_without_a_refit(evidence
 
 
 @pytest.mark.parametrize("batch_size", [8, 16, 32, 48, 64])
-def test_another_batch_takes_the_steps_that_look_at_as_many_images(evidence, batch_size):
+def test_another_batch_size_takes_the_steps_that_see_as_many_images(evidence, batch_size):
     more = evidence.changed(num_images=2_400)
     load = size_workload(RECIPE.changed(batch_size=batch_size), more, "full")
     usual = size_workload(RECIPE, more, "full")
     assert load.steps * batch_size == pytest.approx(usual.steps * usual.batch_size, abs=batch_size)
 
 
-def test_of_a_large_set_too_another_batch_looks_at_as_many_images(evidence):
+def test_of_a_large_set_too_another_batch_size_sees_as_many_images(evidence):
     large = evidence.changed(num_images=40_000, num_held=40_000)
     usual, asked = (size_workload(RECIPE.changed(batch_size=size), large, "full") for size in (None, 512))
     assert (usual.batch_size, asked.steps) == (128, usual.steps // 4)
@@ -243,7 +243,7 @@ def test_from_600_images_on_half_of_the_steps_of_all_layers_see_smaller_ones(evi
     ],
     ids=["few", "one size", "no smaller", "accuracy", "last stages", "norms", "scratch", "not wanted"],
 )
-def test_no_step_sees_smaller_images_where_they_can_not_or_are_not_known_to_pay(evidence, known, asked, strategy):
+def test_no_step_sees_smaller_images_where_they_cannot_or_are_not_known_to_pay(evidence, known, asked, strategy):
     side = evidence.preprocessing.changed(image_size=known.pop("image_size", 128))
     known = {"num_images": 900, "takes_any_size": True, "preprocessing": side} | known
     assert size_workload(RECIPE.changed(**asked), evidence.changed(**known), strategy).small_steps == 0
@@ -280,7 +280,7 @@ def test_smaller_images_take_less_time_by_their_area(evidence, strategy):
     assert saved == pytest.approx(steps + views)
 
 
-def test_a_refit_that_starts_anew_sees_small_images_as_the_folds_did(evidence):
+def test_a_refit_from_the_beginning_sees_small_images_as_the_folds_did(evidence):
     recipe = RECIPE.changed(training=TrainingRecipe(progressive_resizing=0.5))
     known = evidence.changed(takes_any_size=True)
     usual, small = (size_workload(asked, known, "full") for asked in (RECIPE, recipe))

@@ -46,7 +46,6 @@ def test_classes_that_differ_in_colour_are_told_by_the_probe_better_than_by_chan
     evidence = measured({"train": {"a": 20, "b": 20}})
     assert evidence.probe_accuracy > 0.8
     assert 0 < evidence.probe_accuracy_error < 0.1
-    assert evidence.probe_accuracy == evidence.probe.accuracy
 
 
 @pytest.mark.parametrize(("largest", "metric"), [(14, "top1"), (15, "balanced_accuracy")])
@@ -82,8 +81,6 @@ def test_the_same_images_give_the_same_evidence_but_for_times(measured):
     def timeless(evidence):
         return evidence.changed(
             seconds=0.0,
-            forward_images_per_second=0.0,
-            train_images_per_second=0.0,
             speed=first.speed,
             cache_bytes=0,
             work=first.work,

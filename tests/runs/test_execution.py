@@ -2,11 +2,10 @@ import numpy as np
 import pytest
 
 from finetune.data import load_images
-from finetune.decide import contest
-from finetune.decide import members as decisions
+from finetune.decide import contest, planned_run
 from finetune.decide.belief import Belief
 from finetune.decide.choice import choose_strategy
-from finetune.decide.members import PlannedRun, list_members
+from finetune.decide.planned_run import PlannedRun, list_members
 from finetune.errors import DivergenceError
 from finetune.recipe import Recipe
 from finetune.runs import execution, race
@@ -137,7 +136,7 @@ def carry_out(evidence, image_folder, small_plan, weights_file, tmp_path, monkey
             return plan.changed(head_learning_rate=0.5, stages=stages)
         return plan
 
-    for module in (execution, decisions):
+    for module in (execution, planned_run):
         monkeypatch.setattr(module, "make_plan", planned)
     recipe = Recipe(data="x")
 

@@ -13,11 +13,10 @@ from rich.console import Console
 
 import finetune
 from finetune.data import labels_of
-from finetune.decide import choice as strategy
-from finetune.decide import contest
+from finetune.decide import contest, decision
 from finetune.decide.belief import Belief
 from finetune.decide.contest import PRICE
-from finetune.decide.members import list_members
+from finetune.decide.planned_run import list_members
 from finetune.errors import RunFolderError
 from finetune.runs import pipeline
 from finetune.runs.folder import RunFolder
@@ -270,8 +269,8 @@ def undecided(monkeypatch):
     """Two candidates are believed to be so nearly equal that they race."""
 
     monkeypatch.setattr(contest, "believe_all", two_alike)
-    monkeypatch.setattr(strategy, "PRICE", dict.fromkeys(PRICE, 0.0))
-    monkeypatch.setattr(strategy, "PROBE_SUFFICES", -1.0)
+    monkeypatch.setattr(decision, "PRICE", dict.fromkeys(PRICE, 0.0))
+    monkeypatch.setattr(decision, "PROBE_SUFFICES", -1.0)
 
 
 @pytest.mark.usefixtures("undecided")
@@ -349,8 +348,8 @@ def mean_ships(recommend_place, monkeypatch):
 def averaged(recipe, recommend_place, tmp_path_factory):
     """A run that averages two candidates, its folder, and what it printed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strategy, "PROBE_SUFFICES", -1.0)
-        patch.setattr(strategy, "believe_all", two_alike)
+        patch.setattr(decision, "PROBE_SUFFICES", -1.0)
+        patch.setattr(contest, "believe_all", two_alike)
         recommend_place(patch, -1)
         printed = io.StringIO()
         folder = tmp_path_factory.mktemp("runs") / "averaged"
@@ -365,7 +364,7 @@ def test_where_accuracy_is_preferred_the_mean_of_two_ships_and_says_so(averaged)
     choice = RunFolder(folder).read_decisions().choice
     assert len(choice.members) == len(model.members) == 2
     assert model.members[0].plan.strategy == choice.strategy
-    assert "picking is a gamble" in printed
+    assert "either may be the better one" in printed
     options = RunFolder(folder).read_metrics().options
     alone = [option.name.partition(" (")[0] for option in options[:-1]]
     assert alone == [member.plan.strategy for member in model.members]
@@ -374,7 +373,7 @@ def test_where_accuracy_is_preferred_the_mean_of_two_ships_and_says_so(averaged)
 
 
 def test_a_training_that_did_harm_leaves_its_learning_curve_and_how_to_look_at_it(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(strategy, "PROBE_SUFFICES", -1.0)
+    monkeypatch.setattr(decision, "PROBE_SUFFICES", -1.0)
     monkeypatch.setattr(contest, "believe_all", two_alike)
     monkeypatch.setattr(judging, "SURE", -float("inf"))  # whatever a training does is harm
     finetune.run(recipe, tmp_path / "run")
@@ -578,4 +577,4 @@ def test_of_several_networks_one_is_chosen_and_the_others_are_told_of(recipe, tm
     assert {backbone.model for backbone in decisions.choice.backbones} == {"test_efficientnet", "test_resnet"}
     assert decisions.recipe.model == decisions.evidence.model == model.plan.model
     assert decisions.choice.backbones[0].model == model.plan.model
-    assert f"{model.plan.model} is taken: its linear probe has " in printed.getvalue()
+    assert f"{model.plan.model} is chosen: its linear probe has " in printed.getvalue()

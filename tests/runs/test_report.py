@@ -63,7 +63,7 @@ def test_an_uncalibrated_similarity_says_so(report, evidence):
 def test_every_candidate_is_shown_with_accuracy_time_and_basis(report, evidence):
     choice = choose_strategy(evidence)
     report.choice(choice)
-    rows = [line.strip() for line in printed(report).splitlines() if line.rstrip().endswith(("published", "measured"))]
+    rows = [line.strip() for line in printed(report).splitlines() if line.rstrip().endswith(("prior", "measured"))]
     assert all(map(str.startswith, rows, [candidate.label for candidate in choice.candidates]))
     assert len(rows) == len(choice.candidates)
 

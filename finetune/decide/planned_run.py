@@ -1,9 +1,10 @@
-"""What stands before a training, and the trainings of an ensemble."""
+"""Put recipe, evidence, choice and plan of a training together, and list the trainings of an ensemble."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from finetune.decide.choice import ENSEMBLE, Choice
+from finetune.decide.choice import Choice
+from finetune.decide.decision import AUTO_ENSEMBLE
 from finetune.decide.evidence import Evidence
 from finetune.decide.plan import CYCLE_SHARE, Plan
 from finetune.decide.planning import make_plan
@@ -12,26 +13,29 @@ from finetune.recipe import Recipe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedRun:
-    """Why and how something is trained."""
+    """The recipe, evidence, choice and plan of a training."""
 
     recipe: Recipe
-    """As it was resolved."""
+    """The recipe, with the network, the image size and the metric resolved."""
     evidence: Evidence
+    """The measurements."""
     choice: Choice
+    """The choice that follows from them."""
     plan: Plan
+    """The plan that carries out the choice."""
 
     @property
     def name(self) -> str:
-        """What its files are called; other members of an ensemble have other names."""
+        """Name of its files; each member of an ensemble has another one."""
         return "-".join(self._marks(self.choice.chosen.name)).replace(" ", "-")
 
     @property
     def label(self) -> str:
-        """What people read."""
+        """Name in printed sentences and tables."""
         return ", ".join(self._marks(self.choice.chosen.label))
 
     def _marks(self, candidate: str) -> Iterator[str]:
-        """Yield what tells a member of an ensemble from the others."""
+        """Yield the parts of the name that differ between the members of an ensemble."""
         if self.choice.ensemble == "backbones":
             yield self.plan.model
         yield candidate
@@ -44,7 +48,7 @@ class PlannedRun:
 
 
 def plan_choice(recipe: Recipe, evidence: Evidence, choice: Choice) -> PlannedRun:
-    """Return a choice with the plan that carries it out, and the recipe with what was resolved."""
+    """Return a choice with the plan that carries it out and the resolved recipe."""
     model = recipe.models if choice.ensemble == "backbones" else evidence.model
     resolved = recipe.changed(model=model, image_size=evidence.preprocessing.image_size, metric=evidence.metric)
     plan = make_plan(budgeted(recipe), evidence, choice)
@@ -52,11 +56,11 @@ def plan_choice(recipe: Recipe, evidence: Evidence, choice: Choice) -> PlannedRu
 
 
 def list_members(leading: PlannedRun, others: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
-    """Return what is trained: the members of an ensemble, or what leads alone.
+    """Return the trainings to carry out: those of an ensemble's members, or the leading one alone.
 
     Args:
-        leading: what is trained where one model ships.
-        others: the same of the other networks.
+        leading: the training of the chosen candidate and network.
+        others: the trainings of the other networks.
     """
     choice = leading.choice
     if choice.members:
@@ -77,17 +81,17 @@ def list_members(leading: PlannedRun, others: Sequence[PlannedRun]) -> tuple[Pla
 
 
 def budgeted(recipe: Recipe) -> Recipe:
-    """Return the recipe with the share of its time budget that each member of its ensemble has."""
+    """Return the recipe with the time budget of one member of its ensemble."""
     if recipe.time_budget is None or recipe.ensemble is None:
         return recipe
-    kind, _, count = (ENSEMBLE if recipe.ensemble == "auto" else recipe.ensemble).partition(":")
-    # Of snapshots all but the first are shorter; folds are trained for one model, too.
+    kind, _, count = (AUTO_ENSEMBLE if recipe.ensemble == "auto" else recipe.ensemble).partition(":")
+    # All snapshots except the first are shorter. Folds count as one training: a single model has them as well.
     trainings = {"snapshots": 1.0 + CYCLE_SHARE * (int(count or 1) - 1), "backbones": float(len(recipe.models))}
     return recipe.changed(time_budget=recipe.time_budget / trainings.get(kind, float(count or 1)))
 
 
 def _candidate(leading: PlannedRun, name: str) -> PlannedRun:
-    """Return another candidate's decisions, with its share of the time budget."""
+    """Return the training of another candidate, with its share of the time budget."""
     choice = leading.choice.led_by(name)
     plan = make_plan(leading.recipe, leading.evidence, choice)
     seconds = {each.name: each.expected_seconds for each in choice.candidates if each.name in choice.members}

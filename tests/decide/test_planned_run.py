@@ -1,8 +1,8 @@
 import pytest
 
 from finetune.decide.choice import choose_strategy
-from finetune.decide.members import budgeted, list_members, plan_choice
 from finetune.decide.plan import CYCLE_SHARE
+from finetune.decide.planned_run import budgeted, list_members, plan_choice
 from finetune.recipe import Recipe
 
 
@@ -21,13 +21,13 @@ def test_without_an_ensemble_one_is_trained(members):
     assert len(members()) == 1
 
 
-def test_members_with_other_seeds_have_the_same_plan_but_for_the_training_seed(members):
+def test_members_with_other_seeds_differ_in_the_training_seed_alone(members):
     first, *others = members(ensemble="seeds:3", seed=7)
     assert [own.plan.training_seed for own in others] == [8, 9]
     assert all(own.plan.changed(training_seed=7) == first.plan for own in others)
 
 
-def test_snapshots_have_the_same_plan_but_for_the_cycle(members):
+def test_snapshots_differ_in_the_cycle_alone(members):
     first, *others = members(ensemble="snapshots:4")
     assert [own.plan.cycle for own in others] == [1, 2, 3]
     assert all(own.plan.changed(cycle=0) == first.plan for own in others)
@@ -60,7 +60,7 @@ def test_auto_says_what_it_averages(members):
     )
 
 
-def test_an_ensemble_that_was_asked_for_takes_the_place_of_a_race_and_of_averaged_candidates(members):
+def test_an_ensemble_that_was_asked_for_replaces_a_race_and_averaged_candidates(members):
     for own in members(strategy="auto", prefer="accuracy", ensemble="seeds:2"):
         assert (own.choice.racing, own.choice.members) == ((), ())
 

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from finetune.decide import choice as strategy
+from finetune.decide import contest
 from finetune.decide.belief import Belief
 from finetune.decide.choice import choose_backbone, choose_strategy, settle
 from finetune.decide.contest import make_contest
-from finetune.decide.race import compete
+from finetune.decide.race import compete, most_seconds
 from finetune.errors import RecipeError
 from finetune.recipe import STRATEGIES, Recipe, TrainingRecipe
 
@@ -15,21 +15,25 @@ NAMES = ("linear_probe", "partial_short", "partial", "norm_tuning", "full_near",
 
 
 OPEN = (0.75, 0.70, 0.90, 0.70, 0.70, 0.901)
-"""Two candidates that are nearly equal, and others that are worse."""
+"""Expected accuracies of two candidates that are nearly equal, and of others that are worse."""
 
 
 @pytest.fixture
 def believed(monkeypatch):
-    """The function that makes all candidates be believed to have such accuracies (in the order of `NAMES`)."""
+    """The function that sets the expected accuracies of all candidates, in the order of `NAMES`."""
 
     def make(*accuracies, deviation=0.001):
         def belief(names, _evidence):
             mean = np.array([accuracies[NAMES.index(name)] for name in names])
             return Belief(mean=mean, covariance=deviation**2 * np.eye(len(names)))
 
-        monkeypatch.setattr(strategy, "believe_all", belief)
+        monkeypatch.setattr(contest, "believe_all", belief)
 
     return make
+
+
+def with_probe(evidence, accuracy, error):
+    return evidence.changed(probe=evidence.probe.changed(accuracy=accuracy, accuracy_error=error))
 
 
 @pytest.mark.parametrize(
@@ -42,15 +46,13 @@ def test_the_cheapest_within_the_tolerance_of_what_is_preferred_is_chosen(eviden
 
 @pytest.mark.parametrize("prefer", ["accuracy", "balanced", "speed"])
 def test_a_probe_without_errors_suffices_whatever_is_preferred(evidence, prefer):
-    sure = evidence.changed(probe_accuracy=0.999, probe_accuracy_error=0.001)
-    choice = choose_strategy(sure, AUTO.changed(prefer=prefer))
+    choice = choose_strategy(with_probe(evidence, 0.999, 0.001), AUTO.changed(prefer=prefer))
     assert choice.strategy == "linear_probe"
     assert "nothing to gain" in choice.reasons[1]
 
 
 def test_the_probes_standard_error_counts_as_errors(evidence):
-    unsure = evidence.changed(probe_accuracy=0.999, probe_accuracy_error=0.01)
-    assert "nothing to gain" not in choose_strategy(unsure).reasons[1]
+    assert "nothing to gain" not in choose_strategy(with_probe(evidence, 0.999, 0.01)).reasons[1]
 
 
 def test_the_choice_needs_no_recipe(evidence):
@@ -60,10 +62,10 @@ def test_the_choice_needs_no_recipe(evidence):
 @pytest.mark.parametrize(
     ("images", "similarity", "reason"),
     [
-        (60.0, 0.8, "60 images per class, at least 20; similarity 0.80, near"),
-        (12.0, 0.8, "12 images per class, below 20; similarity 0.80, near"),
-        (60.0, 0.31, "60 images per class, at least 20; similarity 0.31, far"),
-        (12.0, 0.31, "12 images per class, below 20; similarity 0.31, far"),
+        (60.0, 0.8, "60 images per class (20 or more: not small); domain similarity 0.80 (near)"),
+        (12.0, 0.8, "12 images per class (fewer than 20: small); domain similarity 0.80 (near)"),
+        (60.0, 0.31, "60 images per class (20 or more: not small); domain similarity 0.31 (far)"),
+        (12.0, 0.31, "12 images per class (fewer than 20: small); domain similarity 0.31 (far)"),
     ],
 )
 def test_the_first_reason_names_size_and_similarity(evidence, images, similarity, reason):
@@ -71,9 +73,9 @@ def test_the_first_reason_names_size_and_similarity(evidence, images, similarity
     assert choose_strategy(measured).reasons[0] == reason
 
 
-def test_the_first_reason_says_where_the_similarity_is_uncalibrated(evidence):
+def test_the_first_reason_says_if_the_similarity_is_uncalibrated(evidence):
     choice = choose_strategy(evidence.changed(similarity_calibrated=False))
-    assert choice.reasons[0].endswith("near, uncalibrated for this network")
+    assert choice.reasons[0].endswith("(near; uncalibrated for this network)")
 
 
 def test_the_second_reason_weighs_accuracy_against_time(evidence, believed):
@@ -82,8 +84,8 @@ def test_the_second_reason_weighs_accuracy_against_time(evidence, believed):
     seconds = {candidate.name: candidate.expected_seconds for candidate in choice.candidates}
     share = 100 * seconds["partial"] / seconds["full_far"]
     assert choice.reasons[1] == (
-        f"partial (3 stages) is the cheapest that is expected within a point of the best: 0.2 below "
-        f"full (rate 8e-04), in {share:.0f} % of the time"
+        f"partial (3 stages) is the cheapest candidate that is expected within a point of the best: 0.2 points below "
+        f"full (rate 8e-04), in {share:.0f} % of its time"
     )
 
 
@@ -104,33 +106,33 @@ def test_an_asked_strategy_is_chosen_and_listed_first(evidence, name):
     assert choice.racing == ()
 
 
-def test_of_an_asked_strategys_candidates_the_likely_most_accurate_is_chosen(evidence, believed):
+def test_of_an_asked_strategys_candidates_the_one_expected_to_be_most_accurate_is_chosen(evidence, believed):
     believed(0.85, 0.90, 0.89, 0.86, 0.92, 0.91)
     chosen = [choose_strategy(evidence, AUTO.changed(strategy=name)).chosen.name for name in ("partial", "full")]
     assert chosen == ["partial_short", "full_near"]
 
 
-def test_every_candidate_is_listed_the_others_from_the_fastest_on(evidence):
+def test_every_candidate_is_listed_the_others_from_the_fastest_to_the_slowest(evidence):
     candidates = choose_strategy(evidence).candidates
     assert sorted(candidate.name for candidate in candidates) == sorted((*NAMES, "scratch"))
     seconds = [candidate.expected_seconds for candidate in candidates[1:]]
     assert seconds == sorted(seconds)
 
 
-def test_the_chances_of_being_the_one_to_train_add_up_and_leave_random_weights_out(evidence):
+def test_the_chances_of_being_the_right_pick_add_up_and_leave_random_weights_out(evidence):
     chances = {candidate.name: candidate.chance for candidate in choose_strategy(evidence).candidates}
     assert sum(chances.values()) == pytest.approx(1.0, abs=0.03)
     assert chances["scratch"] == 0.0
 
 
-def test_where_two_may_be_the_one_they_are_to_race(evidence, believed):
+def test_two_candidates_that_may_be_the_right_pick_race(evidence, believed):
     believed(*OPEN, deviation=0.04)
     choice = choose_strategy(evidence)
     assert choice.racing == ("partial", "full_far")
-    assert choice.reasons[2].startswith("that is not sure: partial (3 stages), full (rate 8e-04) race, which with")
+    assert choice.reasons[2].startswith("this is uncertain: partial (3 stages), full (rate 8e-04) race, which takes")
 
 
-def test_where_one_is_sure_to_be_the_one_nobody_races(evidence, believed):
+def test_there_is_no_race_where_the_pick_is_certain(evidence, believed):
     believed(0.85, 0.80, 0.90, 0.80, 0.80, 0.95)
     assert choose_strategy(evidence).racing == ()
 
@@ -149,7 +151,7 @@ def test_a_race_that_does_not_fit_the_time_budget_is_left_out(evidence, believed
 @pytest.mark.parametrize(
     ("prefer", "members"), [("accuracy", ("full_far", "partial")), ("balanced", ()), ("speed", ())]
 )
-def test_where_accuracy_is_preferred_and_picking_a_gamble_the_mean_of_two_is_taken(evidence, believed, prefer, members):
+def test_where_accuracy_is_preferred_and_the_pick_uncertain_two_are_averaged(evidence, believed, prefer, members):
     believed(*OPEN, deviation=0.02)
     choice = choose_strategy(evidence, AUTO.changed(prefer=prefer))
     assert choice.members == members
@@ -161,7 +163,7 @@ def test_the_partner_is_the_cheapest_that_is_nearly_as_good(evidence, believed):
     assert choose_strategy(evidence, AUTO.changed(prefer="accuracy")).members == ("full_far", "partial_short")
 
 
-def test_who_is_sure_to_be_the_best_is_trained_alone(evidence, believed):
+def test_a_pick_that_is_certain_is_trained_alone(evidence, believed):
     believed(0.85, 0.889, 0.90, 0.80, 0.895, 0.91)
     assert choose_strategy(evidence, AUTO.changed(prefer="accuracy")).members == ()
 
@@ -180,48 +182,47 @@ def test_a_race_takes_at_most_its_winners_training_and_the_others_to_the_last_ru
     partial, full = (
         next(candidate for candidate in candidates if candidate.name == name) for name in ("partial", "full_far")
     )
-    most = strategy.most_seconds(("full_far", "linear_probe", "partial"), candidates)
+    most = most_seconds(("full_far", "linear_probe", "partial"), candidates)
     assert most == pytest.approx(full.expected_seconds + partial.race_seconds)
     assert partial.race_seconds < 0.67 * partial.expected_seconds
 
 
 def settled(evidence, believed, rights):
-    """The choice after a race between `partial` and `full_far`, of which such probabilities are seen at each rung."""
+    """The choices before and after a race between `partial` and `full_far` with such mean probabilities."""
     believed(*OPEN, deviation=0.04)
     choice = choose_strategy(evidence)
-    contest = make_contest(choice.candidates, evidence, AUTO)
-    entered = [contest.names.index(name) for name in choice.racing]
+    made = make_contest(choice.candidates, evidence, AUTO)
+    entered = [made.names.index(name) for name in choice.racing]
 
-    def look(_rung, places):
+    def evaluate(_rung, places):
         noise = np.random.default_rng(0).normal(0, 0.05, 240)
         noise -= noise.mean()
-        return np.stack([rights[contest.names[place]] + noise for place in places])
+        return np.stack([rights[name] + noise for name in made.named(places)])
 
-    race = compete(contest.belief, contest.costs, contest.tolerance, entered, look)
-    return choice, settle(choice, contest, race, evidence)
+    return choice, settle(choice, compete(made, entered, evaluate), evidence)
 
 
-def test_after_a_race_the_winner_is_chosen_and_the_story_told(evidence, believed):
+def test_after_a_race_the_winner_is_chosen_and_the_reasons_have_its_course(evidence, believed):
     before, after = settled(evidence, believed, {"partial": 0.70, "full_far": 0.80})
     assert (before.chosen.name, after.chosen.name, after.strategy) == ("partial", "full_far", "full")
     assert after.reasons[0] == before.reasons[0]
     assert after.reasons[1] == (
         "race after 33 % of the steps, mean probability of the right class of 240 held-out images: "
-        "partial (3 stages) 70.0 %, full (rate 8e-04) 80.0 %; full (rate 8e-04) goes on"
+        "partial (3 stages) 70.0 %, full (rate 8e-04) 80.0 %; full (rate 8e-04) continues"
     )
     assert after.reasons[-1].endswith("a gain learned from other image sets and the race")
 
 
-def test_a_race_raises_what_is_expected_of_its_winner_and_makes_it_surer(evidence, believed):
+def test_a_race_raises_the_expectation_of_its_winner_and_makes_it_more_certain(evidence, believed):
     before, after = settled(evidence, believed, {"partial": 0.70, "full_far": 0.80})
     earlier = next(candidate for candidate in before.candidates if candidate.name == "full_far")
-    assert (earlier.basis, after.chosen.basis) == ("published", "measured")
+    assert (earlier.basis, after.chosen.basis) == ("prior", "measured")
     assert after.chosen.expected_top1 > earlier.expected_top1
     assert after.chosen.expected_top1_error < earlier.expected_top1_error
     assert after.chosen.chance > 0.9
 
 
-def test_led_by_another_candidate_the_rest_stays(evidence):
+def test_led_by_another_candidate_everything_else_stays(evidence):
     choice = choose_strategy(evidence)
     other = choice.led_by("norm_tuning")
     assert (other.strategy, other.chosen.name) == ("norm_tuning", "norm_tuning")
@@ -253,7 +254,9 @@ def test_a_fixed_rate_leaves_one_candidate_of_each_strategy(evidence):
     assert {candidate.learning_rate for candidate in candidates} == {3e-4}
 
 
-def test_where_training_may_do_harm_full_with_low_rates_stands_by_unless_a_strategy_was_asked_for(evidence, believed):
+def test_where_a_training_may_be_rejected_the_fallback_is_full_with_low_rates_unless_a_strategy_was_asked_for(
+    evidence, believed
+):
     believed(0.85, 0.80, 0.90, 0.80, 0.80, 0.85)
     assert choose_strategy(evidence).fallback == "full_near"
     assert choose_strategy(evidence, AUTO.changed(strategy="partial")).fallback == ""
@@ -269,14 +272,14 @@ def test_of_several_networks_the_cheapest_within_the_tolerance_is_taken(evidence
         choice = choose_strategy(evidence, AUTO)
         chosen = choice.chosen.changed(expected_top1=top1, expected_seconds=seconds)
         choice = choice.changed(candidates=(chosen, *choice.candidates[1:]))
-        measured.append((evidence.changed(model=name, probe_accuracy=top1 - 0.05), choice))
+        measured.append((with_probe(evidence, top1 - 0.05, 0.02).changed(model=name), choice))
     found, choice = choose_backbone(measured, prefer)
     assert found.model == choice.backbones[0].model == model
     assert {backbone.model for backbone in choice.backbones} == set(sizes)
-    assert choice.reasons[0].endswith("near")
-    assert choice.reasons[1].startswith(f"{model} is taken: its linear probe has ")
+    assert choice.reasons[0].endswith("(near)")
+    assert choice.reasons[1].startswith(f"{model} is chosen: its linear probe has ")
 
 
-def test_the_only_network_is_taken_without_a_word(evidence):
+def test_the_only_network_is_chosen_without_a_reason(evidence):
     choice = choose_strategy(evidence)
     assert choose_backbone([(evidence, choice)], "balanced") == (evidence, choice)

@@ -1,0 +1,133 @@
+"""Decide what to train, race, average and fall back to: a record without sentences, which `reasons` explains."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from finetune.decide.belief import PROBE_PLACE
+from finetune.decide.candidates import Candidate, list_candidates
+from finetune.decide.contest import PRICE, Contest, make_contest
+from finetune.decide.evidence import Evidence
+from finetune.decide.race import is_worth_racing, most_seconds
+from finetune.decide.workload import num_evaluated
+from finetune.errors import RecipeError
+from finetune.recipe import Recipe
+
+PROBE_SUFFICES = 0.005
+"""Share of errors of the linear probe (with one standard error added) below which nothing else is considered."""
+
+FALLBACK = "full_near"
+"""Name of the candidate that is trained where the pick is rejected: its rates are the lowest."""
+
+AUTO_ENSEMBLE = "snapshots:3"
+"""The ensemble that `auto` stands for (docs/ensembles.md)."""
+
+Ground = Literal["asked", "probe_suffices", "contest"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What was decided, before it is put into sentences."""
+
+    contest: Contest
+    """The contest between the candidates."""
+    candidates: tuple[Candidate, ...]
+    """All candidates with their expectations, in the order of `SPECS`."""
+    name: str
+    """Name of the candidate to train."""
+    ground: Ground
+    """Why it is that one. `asked`: the recipe names its strategy; `probe_suffices`: the linear probe makes hardly any
+    errors; `contest`: the rule of the contest picks it."""
+    racing: tuple[str, ...] = ()
+    """Names of the candidates to race, the pick first; none: there is no race."""
+    members: tuple[str, ...] = ()
+    """Names of the candidates to average, the pick first; none: the pick predicts alone."""
+    ensemble: str = ""
+    """The ensemble that was asked for, `auto` resolved; empty: there is none."""
+    fallback: str = ""
+    """Name of the candidate to train where the pick is rejected; empty: the linear probe is kept then."""
+
+
+def make_decision(evidence: Evidence, recipe: Recipe) -> Decision:
+    """Return the decision for the measured images; the recipe may fix the strategy, prefer speed or limit the time.
+
+    Raises:
+        RecipeError: the time budget is too short even for a linear probe.
+    """
+    candidates = list_candidates(evidence, recipe)
+    contest = make_contest(candidates, evidence, recipe)
+    candidates = contest.believed(candidates)
+    if recipe.strategy != "auto":
+        asked = [candidate for candidate in candidates if candidate.strategy == recipe.strategy]
+        name = max(asked, key=lambda candidate: candidate.expected_top1).name
+        ensemble = _ensemble(name, recipe)
+        return Decision(contest=contest, candidates=candidates, name=name, ground="asked", ensemble=ensemble)
+    if 1.0 - evidence.probe_accuracy + evidence.probe_accuracy_error < PROBE_SUFFICES:
+        return Decision(
+            contest=contest,
+            candidates=candidates,
+            name="linear_probe",
+            ground="probe_suffices",
+            ensemble=_ensemble("linear_probe", recipe),
+        )
+    _refuse_too_short_a_budget(candidates, recipe)
+    affordable = {candidate.name for candidate in candidates if candidate.has_enough_steps}
+    left = contest.finalists([place for place, each in enumerate(contest.names) if each in affordable])
+    name = contest.names[left[0]]
+    members = _members(candidates, contest, left[0], recipe)
+    return Decision(
+        contest=contest,
+        candidates=candidates,
+        name=name,
+        ground="contest",
+        racing=() if members or recipe.ensemble else _racing(contest, left, candidates, evidence, recipe),
+        members=members,
+        ensemble=_ensemble(name, recipe),
+        fallback=_fallback(candidates, name, recipe),
+    )
+
+
+def _fallback(candidates: Sequence[Candidate], name: str, recipe: Recipe) -> str:
+    """Return the name of the candidate to train where the pick is rejected, if the time budget allows for both."""
+    chosen, other = (next(candidate for candidate in candidates if candidate.name == each) for each in (name, FALLBACK))
+    seconds = chosen.expected_seconds + other.expected_seconds
+    is_too_long = recipe.time_budget is not None and seconds > recipe.time_budget
+    return "" if is_too_long or name in {"linear_probe", FALLBACK} else FALLBACK
+
+
+def _racing(
+    contest: Contest, left: Sequence[int], candidates: Sequence[Candidate], evidence: Evidence, recipe: Recipe
+) -> tuple[str, ...]:
+    """Return the names of the candidates to race; none where a race does not pay, takes too long, or is impossible."""
+    raced = [place for place in left if place != PROBE_PLACE]
+    is_stream = evidence.num_held < evidence.num_images  # it is read once, from its beginning
+    if is_stream or not is_worth_racing(contest.belief, raced, num_evaluated(evidence), PRICE[recipe.prefer]):
+        return ()
+    names = contest.named(left)
+    is_too_long = recipe.time_budget is not None and most_seconds(names, candidates) > recipe.time_budget
+    return () if is_too_long else names
+
+
+def _members(candidates: Sequence[Candidate], contest: Contest, place: int, recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of two candidates to average, where accuracy is preferred and the time budget allows for it."""
+    other = contest.partner(place, PRICE[recipe.prefer])
+    if recipe.prefer != "accuracy" or recipe.ensemble or other is None:
+        return ()
+    names = contest.named((place, other))
+    seconds = sum(candidate.expected_seconds for candidate in candidates if candidate.name in names)
+    return () if recipe.time_budget is not None and seconds > recipe.time_budget else names
+
+
+def _ensemble(name: str, recipe: Recipe) -> str:
+    """Return the ensemble that the recipe asks for; none of linear probes, which do not differ by their seed."""
+    asked = AUTO_ENSEMBLE if recipe.ensemble == "auto" else recipe.ensemble or ""
+    return "" if name == "linear_probe" and asked != "backbones" else asked
+
+
+def _refuse_too_short_a_budget(candidates: Sequence[Candidate], recipe: Recipe) -> None:
+    seconds = next(candidate.expected_seconds for candidate in candidates if candidate.name == "linear_probe")
+    if recipe.time_budget is not None and seconds > recipe.time_budget:
+        raise RecipeError(
+            f"a time budget of {recipe.time_budget:.0f} s is too short: the linear probe alone takes about "
+            f"{seconds:.0f} s here; give more time, or fewer images with --limit"
+        )

@@ -1,0 +1,130 @@
+"""Explain a plan in sentences with numbers."""
+
+from finetune.decide.candidates import MOST_SCALED, SGD_RATE, rate_factor
+from finetune.decide.evidence import Evidence, ForwardSettings
+from finetune.decide.plan import Plan
+from finetune.decide.workload import MANY_IMAGES, Workload, default_batch_size, num_evaluated, small_cost
+from finetune.recipe import Recipe
+
+
+def explain_plan(plan: Plan, load: Workload, evidence: Evidence, recipe: Recipe) -> tuple[str, ...]:
+    """Return why the numbers of a plan are what they are, one sentence each.
+
+    Args:
+        plan: without reasons.
+        load: the workload that the plan carries out.
+        evidence: the basis of the plan.
+        recipe: may fix some of the numbers.
+    """
+    return (
+        evidence.image_size_reason,
+        *_about_flips(plan, evidence, recipe),
+        _about_forward(evidence),
+        *_about_training(plan, load, evidence),
+        *_about_small_images(plan, evidence),
+        *_about_cache(plan),
+        *_about_metric(evidence),
+        *_about_co_tuning(plan.co_tuning),
+        *_about_rates(plan, evidence, recipe),
+        *_about_stopping(plan, evidence, recipe),
+    )
+
+
+def _about_flips(plan: Plan, evidence: Evidence, recipe: Recipe) -> tuple[str, ...]:
+    if evidence.chirality is None:
+        return ()
+    pairs = f"a linear classifier tells mirrored copies from originals in {100 * evidence.chirality:.0f} % of pairs"
+    state = "on" if plan.augmentation.horizontal_flip else "off"
+    if recipe.augmentation.horizontal_flip is not None:
+        return (f"{pairs}; flips are {state}, as was asked",)
+    return (f"{pairs}, so flips are {state}",)
+
+
+def _about_forward(evidence: Evidence) -> str:
+    speed = evidence.speed
+    return (
+        f"{_described(speed.forward)}: {speed.forward_images_per_second:.0f} images/s on {speed.device}, the fastest "
+        f"of the settings that were timed; its arithmetic changes {100 * speed.forward_error:.1f} % of the features' "
+        f"variance"
+    )
+
+
+def _described(settings: ForwardSettings) -> str:
+    """Return the settings of a forward pass, for people."""
+    parallel = f", {settings.parallel_parts} in parallel" if settings.parallel_parts > 1 else ""
+    layout = settings.layout.replace("_", " ")
+    return f"forward in {settings.precision}, {layout}, batches of {settings.batch_size}{parallel}"
+
+
+def _about_training(plan: Plan, load: Workload, evidence: Evidence) -> tuple[str, ...]:
+    if plan.strategy == "linear_probe":
+        return ()
+    fastest = evidence.speed.fastest(plan.strategy, load.trainable_stages)
+    asked = "" if plan.precision == fastest.precision else f", {plan.precision} was asked for"
+    refit = f" and {load.refit_steps} on all images" if load.refit_steps else ""
+    return (
+        f"{fastest.precision} training at {fastest.images_per_second:.0f} images/s{asked}: "
+        f"{load.trainings} x {load.steps} steps{refit}",
+    )
+
+
+def _about_small_images(plan: Plan, evidence: Evidence) -> tuple[str, ...]:
+    if not plan.small_steps:
+        return ()
+    side, less = evidence.preprocessing.smaller().image_size, 1 - small_cost(evidence.preprocessing)
+    return (
+        f"the first {plan.small_steps} steps see images of {side} px (progressive resizing): {100 * less:.0f} % less "
+        f"work each",
+    )
+
+
+def _about_cache(plan: Plan) -> tuple[str, ...]:
+    if not plan.cached_views:
+        return ()
+    return (f"{plan.cached_views} augmented views of each image go through the frozen stages once and are cached",)
+
+
+def _about_metric(evidence: Evidence) -> tuple[str, ...]:
+    if evidence.metric != "balanced_accuracy":
+        return ()
+    return (
+        f"the largest class has {evidence.imbalance:.1f} x the images of the smallest: models are compared by balanced "
+        f"accuracy",
+    )
+
+
+def _about_co_tuning(weight: float) -> tuple[str, ...]:
+    if not weight:
+        return ()
+    return (
+        f"co-tuning (weight {weight:g}): a second loss on the pretrained classifier keeps the features close to their "
+        f"pretrained values",
+    )
+
+
+def _about_rates(plan: Plan, evidence: Evidence, recipe: Recipe) -> tuple[str, ...]:
+    """Return why the rates differ from those of AdamW with the usual batch size."""
+    usual = default_batch_size(evidence.num_images)
+    if not plan.steps or (plan.batch_size == usual and plan.optimizer == "adamw"):
+        return ()
+    images = f"{plan.batch_size} images a step with {'SGD' if plan.optimizer == 'sgd' else 'AdamW'}"
+    if recipe.training.learning_rate is not None:
+        return (f"{images}: the rate is the one that was given",)
+    # Words for `rate_factor`: sqrt(batch / usual) for AdamW, SGD_RATE * batch / usual for SGD, up to MOST_SCALED.
+    factor = rate_factor(plan.optimizer, plan.batch_size, usual)
+    rule = f"{SGD_RATE:.0f} for SGD, and linear in" if plan.optimizer == "sgd" else "the square root of"
+    bound = f", up to {MOST_SCALED} x" if plan.batch_size > MOST_SCALED * usual else ""
+    return (f"{images}: rates are {factor:.3g} x those of AdamW with {usual} ({rule} the batch{bound})",)
+
+
+def _about_stopping(plan: Plan, evidence: Evidence, recipe: Recipe) -> tuple[str, ...]:
+    if not plan.steps:
+        return ()
+    if plan.patience:
+        return (f"a training stops after {plan.patience} evaluations without a lower held-out log-loss",)
+    if recipe.training.patience == 0:
+        return ("all steps are taken, as was asked",)
+    if evidence.num_images < MANY_IMAGES:
+        held_out = num_evaluated(evidence)
+        return (f"all {plan.steps} steps are taken: to stop early by {held_out} held-out images is to stop by noise",)
+    return (f"all {plan.steps} steps are taken: the loss falls most at the end, where the rate decays",)
