@@ -124,7 +124,7 @@ def two_alike(names, _evidence):
 
 contest.believe_all, choice.PROBE_SUFFICES = two_alike, -1.0
 choice.PRICE = dict.fromkeys(choice.PRICE, 0.0)
-evaluation.SURE = float("inf")  # so few steps do harm, and both members are to stay
+evaluation.STANDARD_ERRORS = float("inf")  # so few steps do harm, and both members are to stay
 for name, prefer in (("raced", "balanced"), ("averaged", "accuracy")):
     model = finetune.run(recipe.changed(strategy="auto", prefer=prefer), folder / name)
     ended = {"strategy": model.plan.strategy, "top1": model.test.top1, "temperature": model.temperature}
