@@ -32,7 +32,7 @@ class Activations:
         Raises:
             IndexError: an image has no cached activations.
         """
-        # The indices are sorted: a binary search finds the rows; for missing images it finds another one's row.
+        # The indices are sorted: a binary search finds the rows; for a missing image, the row of another one.
         rows = np.searchsorted(self._members, images).clip(max=len(self._members) - 1)
         if not np.array_equal(self._members[rows], images):
             raise IndexError("some of these images have no cached activations")
@@ -85,8 +85,7 @@ def cache_activations(
 ) -> CachedActivations:
     """Send images through the frozen stages, or read their activations from the cache.
 
-    Each process computes some of the views and reads those of the others from the cache; where the cache does not have
-    them, it computes them itself.
+    Each process computes some views and reads the others from the cache; those that are missing it computes itself.
 
     Args:
         tail: the network, cut at the boundary between frozen and trained stages.
@@ -127,6 +126,7 @@ def cache_activations(
 
     # Views first, the plain images last; processes take turns: of P processes, process p computes p, p + P, p + 2P ...
     own = {number: collect_view(number) for number in own_turns(num_views + 1)}
+    # When all are here, the views of the other processes are in the cache.
     wait_for_everyone()
     *views, last = [own[number] if number in own else collect_view(number) for number in range(num_views + 1)]
     return CachedActivations(views, last, num_small)

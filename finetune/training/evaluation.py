@@ -98,6 +98,7 @@ def is_worse(
     if len(labels) < 2:
         return False
     weights = np.full(len(labels), 1.0 / len(labels))
+    # Balanced: with K classes, an image of class k weighs 1 / (n_k * K), so that every class weighs 1 / K.
     if metric == "balanced_accuracy":
         classes, counts = np.unique(labels, return_counts=True)
         weights = 1.0 / (counts[np.searchsorted(classes, labels)] * len(classes))

@@ -40,6 +40,7 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
             # Dropout and drop-path draw from a seed of the step, so that a resumed training draws the same numbers.
             torch.manual_seed(plan.noise_seed * 1_000_003 + pace.step * 1_009 + accelerator.process_index)
             loss = gradients.compute()
+            # With float16, loss and gradients are scaled up against underflow (Micikevicius et al. 2018).
             accelerator.unscale_gradients()
             # g <- g * min(1, c / ||g||), with c the plan's norm (Pascanu et al. 2013); returns ||g|| from before.
             norm = float(without_shards(nn.utils.clip_grad_norm_(trained, plan.clip_norm)))
@@ -47,6 +48,7 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
             monitor.before_step(pace.step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            # The scaler skips a step whose float16 gradients overflowed.
             if not accelerator.optimizer_step_was_skipped:
                 average.update()
             batches.finish_reading()

@@ -75,6 +75,7 @@ class LoopState:
         """
         if self._task.evaluate is None:
             return {}
+        # Each process predicts its part of the images: all must do so with the same network.
         self._synchronise_statistics()
         with (
             self.average.applied(),
@@ -137,6 +138,7 @@ class LoopState:
         # The optimizer matches its state to parameters by their order in the groups.
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         shard_moments(self.optimizer)
+        # A checkpoint has whole tensors; each process takes its shards of them.
         with torch.no_grad():
             for averaged, value in zip(self.average.averaged, checkpoint["average"], strict=True):
                 averaged.copy_(shard_like(value, averaged))

@@ -46,6 +46,7 @@ def parameter_groups(task: Task, plan: Plan, parameters: dict[str, nn.Parameter]
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, plan: Plan, position: float) -> None:
     """Set each group's learning rate to its peak times the schedule's factor at `position`, in the plan's steps."""
+    # One schedule for all groups: stages differ in their peaks alone.
     factor = learning_rate_factor(position, plan.steps, plan.warmup_steps, plan.schedule)
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor

@@ -68,6 +68,7 @@ def split_logits(logits: Tensor, task: Task) -> tuple[Tensor, Tensor]:
 
     Without co-tuning, source_classes is 0.
     """
+    # A co-tuned head returns [new logits | source logits] in training mode.
     count = logits.shape[1] - (0 if task.relation is None else task.relation.shape[1])
     return logits[:, :count], logits[:, count:]
 
@@ -114,6 +115,7 @@ class Batches:
 
     def peek(self) -> Tensor:
         """Return the inputs (1, ...) of the first image of the next batch, which is not taken yet."""
+        # A loader cannot go back: the batch is kept, and taken next.
         if self._next is None:
             self._next = Future()
             self._next.set_result(next(self._batches))
