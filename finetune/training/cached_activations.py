@@ -1,4 +1,4 @@
-"""Activations at a frozen boundary, computed once for several augmented views of each image."""
+"""Cache the activations at the frozen boundary: computed once for several augmented views of each image."""
 
 from collections.abc import Sequence
 
@@ -19,43 +19,49 @@ from finetune.progress import Progress
 
 
 class Activations:
-    """What the frozen part makes of some images."""
+    """The output of the frozen stages for some images."""
 
     def __init__(self, outputs: Outputs, members: NDArray[np.intp]) -> None:
-        """Hold the rows of the images with the indices `members`, ascending."""
+        """Hold a row of `outputs` for each image of `members`, ascending indices (n,)."""
         self.outputs = outputs
         self._members = members
 
     def of(self, images: Sequence[int] | NDArray[np.intp]) -> Tensor:
-        """Return the activations (n, ...) of images.
+        """Return the activations (n, ...) of images by their indices (n,).
 
         Raises:
-            IndexError: an image that none were kept of.
+            IndexError: an image has no cached activations.
         """
+        # The indices are sorted: a binary search finds the rows; for a missing image, the row of another one.
         rows = np.searchsorted(self._members, images).clip(max=len(self._members) - 1)
         if not np.array_equal(self._members[rows], images):
-            raise IndexError("no activations were kept of some of these images")
+            raise IndexError("some of these images have no cached activations")
         return self.outputs[rows]
 
 
-class KeptActivations:
-    """What the frozen part makes of the images: some augmented views of those that are trained on, and the plain one of
-    those that are judged."""
+class CachedActivations:
+    """Activations at the frozen boundary: several augmented views of each training image, and one plain view of each
+    evaluated image."""
 
     def __init__(self, views: list[Activations], plain: Activations, num_small: int = 0) -> None:
-        """Hold activations for each view; the first `num_small` are those of small images."""
+        """Hold the activations of each view; the first `num_small` views are those of small images."""
         self.views = views
+        """Activations of the training images, one for each view."""
         self.plain = plain
-        """Of the images as prediction sees them."""
+        """Activations of the evaluated images, as prediction sees them."""
         self._by_size = {True: views[:num_small], False: views[num_small:]}
 
     def __len__(self) -> int:
-        """Return the number of images that are trained on."""
+        """Return the number of training images."""
         return len(self.views[0].outputs)
 
     def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int]]:
-        """Return the activations of each key; passes over the images take turns with the views of a size."""
+        """Return the activations and the image index of each key.
+
+        Pass number p over the images uses view p mod V of the V views of its image size.
+        """
         made: dict[Key, Tensor] = {}
+        # One read of the cache for each view in the batch, not one for each image.
         for number, is_small in sorted({key[1:] for key in keys}):
             indices = [key.image for key in keys if key[1:] == (number, is_small)]
             views = self._by_size[is_small]
@@ -64,41 +70,41 @@ class KeptActivations:
         return [(made[key], key.image) for key in keys]
 
 
-def keep_activations(
+def cache_activations(
     tail: Tail,
     varied: VariedImages,
     plain: PlainImages,
     trained: NDArray[np.intp],
-    judged: NDArray[np.intp],
+    evaluated: NDArray[np.intp],
     num_views: int,
     num_small: int,
     preprocessing: Preprocessing,
     settings: ForwardSettings,
     weights: str,
     progress: Progress,
-) -> KeptActivations:
-    """Send images through the part below the boundary.
+) -> CachedActivations:
+    """Send images through the frozen stages, or read their activations from the cache.
 
-    Views that an earlier training sent through the same weights are read from the disk. Several processes take turns
-    with the views, and find those of the others on the disk, too; where they do not, each makes its own.
+    Each process computes some views and reads the others from the cache; those that are missing it computes itself.
 
     Args:
-        tail: the network above the boundary, and below.
+        tail: the network, cut at the boundary between frozen and trained stages.
         varied: the images as training sees them.
         plain: the images as prediction sees them.
-        trained: ascending indices of the images of which varied views are kept.
-        judged: of those of which the plain one is kept.
-        num_views: how many varied views of each.
-        num_small: how many of those, from the first, are small.
-        preprocessing: of the network.
+        trained: ascending indices of the training images, which get augmented views.
+        evaluated: ascending indices of the images that are evaluated, which get one plain view.
+        num_views: augmented views of each training image.
+        num_small: how many of those views, from the first, have the smaller image size.
+        preprocessing: the preprocessing of the network.
         settings: how images are sent forward.
-        weights: a digest of the frozen weights.
-        progress: told what is going on.
+        weights: a digest of the frozen weights, for the key of the cache.
+        progress: receives the name of the work, how much of it is done, and the total.
     """
 
     def collect(
         images: Images, described: str, keys: Sequence[int] | Sequence[Key], members: NDArray[np.intp], name: str
     ) -> Activations:
+        # The key names all that the activations depend on: boundary, weights, pixels, views and precision.
         outputs = kept_outputs(
             "activations",
             make_key(tail.boundary, weights, described, keys, settings.precision),
@@ -110,14 +116,17 @@ def keep_activations(
         return Activations(outputs, members)
 
     def collect_view(number: int) -> Activations:
-        if number == num_views:
-            members: list[int] = judged.tolist()
-            return collect(plain, plain.describe(members), members, judged, "plain images")
+        if number == num_views:  # the plain view
+            members: list[int] = evaluated.tolist()
+            return collect(plain, plain.describe(members), members, evaluated, "plain images")
+        # A view depends on the seed of `varied`, the image and the view's number, and on nothing else of the training.
         keys = [Key(index, number, number < num_small) for index in trained.tolist()]
         described = varied.describe(trained.tolist())
         return collect(varied, described, keys, trained, f"view {number + 1} of {num_views}")
 
+    # Views first, the plain images last; processes take turns: of P processes, process p computes p, p + P, p + 2P ...
     own = {number: collect_view(number) for number in own_turns(num_views + 1)}
+    # When all are here, the views of the other processes are in the cache.
     wait_for_everyone()
     *views, last = [own[number] if number in own else collect_view(number) for number in range(num_views + 1)]
-    return KeptActivations(views, last, num_small)
+    return CachedActivations(views, last, num_small)

@@ -1,4 +1,4 @@
-"""What an interrupted training needs to go on, on disk."""
+"""Keep what an interrupted training needs to continue, on disk."""
 
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,14 @@ from finetune.processes import is_so_everywhere
 
 
 class Checkpoints:
-    """Finished phases and the last checkpoint of the running one; None keeps nothing.
+    """The results of finished phases and the last checkpoint of the current one; without a folder, nothing is kept.
 
-    Files hold tensors and plain values alone and are read with `weights_only`, so that a foreign run folder can not
-    run code.
+    Files hold tensors and plain values alone and are read with `weights_only`, so that a run folder from elsewhere
+    cannot run code.
     """
 
     def __init__(self, folder: Path | None, writes: bool = True) -> None:
-        """Keep files in `folder`; of several processes one alone `writes`."""
+        """Keep files in `folder`; of several processes, one alone `writes`."""
         self._folder = folder
         self._writes = writes and folder is not None
 
@@ -25,7 +25,7 @@ class Checkpoints:
         """Make the folder, which marks the run as begun.
 
         Raises:
-            RunFolderError: another process does not see it, so that it could not go on from where this one does.
+            RunFolderError: another process does not see the folder, so that it could not continue from this checkpoint.
         """
         if self._folder is None:
             return
@@ -37,27 +37,27 @@ class Checkpoints:
             )
 
     def before(self) -> "Checkpoints":
-        """Return where a training is kept that another one goes on from."""
+        """Return the checkpoints of an earlier training, from which this one continues."""
         below = Checkpoints(None if self._folder is None else self._folder / "before", self._writes)
         below.begin()
         return below
 
     def finished(self, phase: str) -> dict[str, Any] | None:
-        """Return what `finish` kept for a phase."""
+        """Return the result that `finish` kept for a phase; None if the phase has not finished."""
         return self._read(f"{phase}.pt")
 
     def finish(self, phase: str, content: dict[str, Any]) -> None:
-        """Keep a phase's result and drop its checkpoint."""
+        """Keep a phase's result and delete its checkpoint."""
         self._write(f"{phase}.pt", content)
         if self._folder is not None and self._writes:
             (self._folder / f"{phase}-step.pt").unlink(missing_ok=True)
 
     def step(self, phase: str) -> dict[str, Any] | None:
-        """Return the last checkpoint within a phase."""
+        """Return the last checkpoint within a phase; None if there is none."""
         return self._read(f"{phase}-step.pt")
 
     def save_step(self, phase: str, content: dict[str, Any]) -> None:
-        """Keep a checkpoint within a phase."""
+        """Keep a checkpoint within a phase, instead of the last one."""
         self._write(f"{phase}-step.pt", content)
 
     def _read(self, name: str) -> dict[str, Any] | None:
@@ -67,8 +67,10 @@ class Checkpoints:
         return content
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
+        """Write a file under another name and rename it, so that it is there whole or not at all."""
         if self._folder is None or not self._writes:
             return
+        # A process that is killed while it writes leaves the earlier file whole.
         partial = self._folder / f"{name}.partial"
         torch.save(content, partial)
         partial.replace(self._folder / name)

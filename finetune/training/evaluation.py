@@ -1,4 +1,4 @@
-"""What a training makes of the images that it holds out, and whether it did harm."""
+"""Evaluate a training on its held-out images, and compare it with the linear probe that it started from."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,43 +11,49 @@ from finetune.predict.metrics import log_losses, softmax
 from finetune.predict.model import fit_temperature
 from finetune.recipe import Metric
 
-SURE = 3.0
-"""Standard errors beyond which a difference is not chance: harm is looked for after every training."""
+STANDARD_ERRORS = 3.0
+"""Standard errors by which a training must be worse than its linear probe to be rejected; this many, because every
+training is compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOutPredictions:
-    """What a training makes of the images that it holds out, at some step."""
+    """Logits of a training's held-out images, at some step."""
 
     members: NDArray[np.intp]
-    """Their indices, ascending, among the training images followed by the validation images."""
+    """Ascending indices of the held-out images, among the training images followed by the validation images."""
     labels: NDArray[np.int64]
+    """Classes of the held-out images, (n_members,)."""
     logits: NDArray[np.float32]
-    """(n_members, num_classes)"""
+    """Logits of the trained network, (n_members, num_classes)."""
     probe: NDArray[np.float32] | None = None
-    """The same of the linear probe that the training started from, where it did, after the last step."""
+    """Logits of the linear probe that the training started from, (n_members, num_classes), if it did; known after the
+    last step."""
 
 
 class Evaluation:
-    """Looks at held-out images on the way of a training, and at some that it trains on, in the same manner: plain, with
-    the averaged weights and without label smoothing. So the gap between them is that of memory alone."""
+    """Evaluate a network during its training on held-out images, and on a sample of its training images.
+
+    Both are evaluated in the same way: without augmentation, with the averaged weights, and without label smoothing.
+    So the gap between their losses is due to memorisation alone.
+    """
 
     def __init__(
         self,
-        judge: Callable[[NDArray[np.intp]], NDArray[np.float32]],
+        logits_of: Callable[[NDArray[np.intp]], NDArray[np.float32]],
         labels: NDArray[np.int64],
         held_out: NDArray[np.intp],
         seen: NDArray[np.intp],
     ) -> None:
-        """Hold what is judged.
+        """Hold the images to evaluate.
 
         Args:
-            judge: returns the logits (n_images, num_classes) of the images with these indices.
-            labels: of all images.
+            logits_of: returns the network's logits (n, num_classes) of the images with these indices (n,).
+            labels: classes of all images.
             held_out: indices of the images that the training does not see.
-            seen: indices of some that it does.
+            seen: indices of a sample of the images that it trains on.
         """
-        self._judge = judge
+        self._logits_of = logits_of
         self._labels = labels
         self._held_out = held_out
         self._seen = seen
@@ -55,13 +61,14 @@ class Evaluation:
 
     def evaluate(self) -> tuple[float, float]:
         """Return the log-loss and the top-1 accuracy on the held-out images."""
-        self._losses, top1 = self._look(self._held_out)
+        self._losses, top1 = self._evaluate_on(self._held_out)
         return float(self._losses.mean()), top1
 
     def details(self) -> Row:
-        """Return how sure the last evaluation is, and what the same weights make of images that they were trained
-        on."""
-        losses, top1 = self._look(self._seen)
+        """Return the standard error of the last evaluation's log-loss, and the same weights' log-loss and accuracy on
+        training images."""
+        losses, top1 = self._evaluate_on(self._seen)
+        # The standard error of a mean of n independent losses: std / sqrt(n).
         return {
             "validation_loss_error": float(self._losses.std() / np.sqrt(len(self._losses))),
             "validation_images": len(self._losses),
@@ -69,35 +76,41 @@ class Evaluation:
             "seen_top1": top1,
         }
 
-    def _look(self, members: NDArray[np.intp]) -> tuple[NDArray[np.float64], float]:
-        scores, labels = self._judge(members), self._labels[members]
-        return log_losses(softmax(scores), labels), float((scores.argmax(axis=1) == labels).mean())
+    def _evaluate_on(self, members: NDArray[np.intp]) -> tuple[NDArray[np.float64], float]:
+        """Return the log-loss of each image, (n,), and the top-1 accuracy."""
+        logits, labels = self._logits_of(members), self._labels[members]
+        return log_losses(softmax(logits), labels), float((logits.argmax(axis=1) == labels).mean())
 
 
 def is_worse(
     trained: NDArray[np.float32], before: NDArray[np.float32], labels: NDArray[np.int64], metric: Metric
 ) -> bool:
-    """Return whether a training did harm: three standard errors more log-loss, and as many more errors, on the same
-    held-out images.
+    """Return whether a training ended worse than its linear probe, by log-loss and by errors on held-out images.
+
+    Both must be worse by more than three standard errors of the paired difference.
 
     Args:
-        trained: logits (n, num_classes) after it.
-        before: of the linear probe that it started from.
-        labels: (n,).
+        trained: logits (n, num_classes) after the training.
+        before: logits (n, num_classes) of the linear probe that it started from.
+        labels: classes (n,).
         metric: balanced_accuracy gives every class the same weight.
     """
     if len(labels) < 2:
         return False
     weights = np.full(len(labels), 1.0 / len(labels))
+    # Balanced: with K classes, an image of class k weighs 1 / (n_k * K), so that every class weighs 1 / K.
     if metric == "balanced_accuracy":
         classes, counts = np.unique(labels, return_counts=True)
         weights = 1.0 / (counts[np.searchsorted(classes, labels)] * len(classes))
-    scaled = [scores / fit_temperature(scores, labels) for scores in (trained, before)]
-    losses = [log_losses(softmax(scores), labels) for scores in scaled]
-    errors = [(scores.argmax(axis=1) != labels).astype(np.float64) for scores in scaled]
+    # Each at its own temperature (Guo et al. 2017), so that overconfidence alone does not count.
+    scaled = [logits / fit_temperature(logits, labels) for logits in (trained, before)]
+    losses = [log_losses(softmax(logits), labels) for logits in scaled]
+    errors = [(logits.argmax(axis=1) != labels).astype(np.float64) for logits in scaled]
     for after, first in (losses, errors):
+        # Paired, because the images are the same. With d_i the difference on image i, and weights v_i that add up to 1:
+        # mean = sum_i v_i * d_i, and its standard error is sqrt(sum_i v_i^2 * (d_i - mean)^2).
         more = after - first
         mean = float((weights * more).sum())
-        if mean <= SURE * float(np.sqrt((weights**2 * (more - mean) ** 2).sum())):
+        if mean <= STANDARD_ERRORS * float(np.sqrt((weights**2 * (more - mean) ** 2).sum())):
             return False
     return True

@@ -33,7 +33,8 @@ from finetune.network.tail import Tail, cut
 from finetune.predict.linear_probe import LinearHead
 from finetune.predict.model import scores_of
 from finetune.processes import divide_rows
-from finetune.training.cached_activations import Activations, KeptActivations, keep_activations
+from finetune.training.accelerator import make_accelerator
+from finetune.training.cached_activations import Activations, CachedActivations, cache_activations
 from finetune.training.evaluation import Evaluation
 from finetune.training.head import (
     class_weights,
@@ -42,9 +43,9 @@ from finetune.training.head import (
     source_relation,
     subtract_log_frequencies,
 )
-from finetune.training.loop import make_accelerator, train_steps
+from finetune.training.loop import train_steps
 from finetune.training.material import Material, Weights
-from finetune.training.phases import Phase, judged_by, seen_by
+from finetune.training.phases import Phase, evaluated_images, training_sample
 from finetune.training.task import Task
 from finetune.work import Work
 
@@ -89,7 +90,7 @@ class Fit:
     """Steps taken since the beginning of the phase."""
     history: tuple[Row, ...]
     """Rows of the phase from its first step on."""
-    cached: KeptActivations | None
+    cached: CachedActivations | None
     """Activations at the frozen boundary, for the next phases."""
     work: Work
     seconds_before: float
@@ -118,7 +119,7 @@ def fit(
     until: int,
     *,
     head: LinearHead | None,
-    cached: KeptActivations | None,
+    cached: CachedActivations | None,
     steps_before: int,
     allowance: Callable[[float], float | None],
 ) -> Fit:
@@ -176,13 +177,13 @@ class _Trained(NamedTuple):
     source: Images
     """Augmented images, or cached activations."""
     tail: Tail | None
-    cached: KeptActivations | None
+    cached: CachedActivations | None
     work: Work
     """Of computing the activations."""
 
 
 def _choose_module(
-    material: Material, plan: Plan, accelerator: Accelerator, cached: KeptActivations | None
+    material: Material, plan: Plan, accelerator: Accelerator, cached: CachedActivations | None
 ) -> _Trained:
     """Return what the phase trains, with cached activations where the plan wants them; compute them if needed."""
     groups = set_trainable(material.network, plan)
@@ -206,7 +207,7 @@ def _make_task(
 ) -> Task:
     """Return the loop's task for a phase, from its first step to its last."""
     plan, device = phase.plan, accelerator.device
-    evaluation = Evaluation(predict, material.labels, phase.held_out, seen_by(phase, material.plan.seed))
+    evaluation = Evaluation(predict, material.labels, phase.held_out, training_sample(phase, material.plan.seed))
     return Task(
         name=phase.name,
         module=trained.module,
@@ -237,7 +238,7 @@ def _preparation(plan: Plan, device: torch.device) -> Callable[[Tensor], Tensor]
 
 
 def _predictor(
-    material: Material, phase: Phase, tail: Tail | None, cached: KeptActivations | None
+    material: Material, phase: Phase, tail: Tail | None, cached: CachedActivations | None
 ) -> Callable[[list[int]], NDArray[np.float32]]:
     """Return the function from image indices to logits (n, num_classes), from cached activations where possible."""
 
@@ -286,15 +287,15 @@ def _make_loader(
     return make_loader(source, accelerator.device, workers, StepSampler(phase.members.tolist(), share))
 
 
-def _cache_activations(material: Material, tail: Tail) -> tuple[KeptActivations, Work]:
+def _cache_activations(material: Material, tail: Tail) -> tuple[CachedActivations, Work]:
     """Return the frozen stages' activations of the images of all phases, and the work that they took."""
     plan = material.plan
-    cached = keep_activations(
+    cached = cache_activations(
         tail,
         material.varied,
         material.plain,
         np.unique(np.concatenate([phase.members for phase in material.phases])),
-        np.unique(np.concatenate([judged_by(phase, plan.seed) for phase in material.phases])),
+        np.unique(np.concatenate([evaluated_images(phase, plan.seed) for phase in material.phases])),
         plan.cached_views,
         plan.small_views,
         plan.preprocessing,
@@ -309,7 +310,7 @@ def _cache_activations(material: Material, tail: Tail) -> tuple[KeptActivations,
     return cached, work
 
 
-def _training_work(material: Material, plan: Plan, steps: range, cached: KeptActivations | None) -> Work:
+def _training_work(material: Material, plan: Plan, steps: range, cached: CachedActivations | None) -> Work:
     """Return the work of some training steps: images times the cost of a step relative to a forward pass."""
     images = len(steps) * plan.batch_size
     small = len(range(steps.start, min(steps.stop, plan.small_steps))) * plan.batch_size

@@ -1,10 +1,12 @@
-"""Watch a training: divergence, and how far each step moves the weights."""
+"""Watch a training: write its history, and stop it with a reason when it diverges."""
 
+import time
 from collections.abc import Sequence
 from functools import partial
 from math import isfinite, sqrt
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from finetune.decide.plan import Plan
@@ -12,30 +14,36 @@ from finetune.errors import DivergenceError
 from finetune.history import Row
 from finetune.network.finiteness import first_not_finite
 from finetune.processes import of_all_processes
+from finetune.training.loop_state import LoopState
+from finetune.training.pace import Pace
 from finetune.training.sharding import without_shards
-from finetune.training.task import Task, _Batches, _split
+from finetune.training.task import Batches, Task, split_logits
 
 WATCHED = 10
-"""Steps a training, at equal distances, that tell how far they move the weights."""
+"""Steps of a training, at equal distances, after which the history has the update ratios of the stages."""
 
 
 def is_watched(step: int, num_steps: int) -> bool:
-    """Return whether a step (0 .. num_steps - 1) tells how far it moves the weights: the first and each tenth of the
-    way."""
+    """Return whether the update ratios of a step (0 .. num_steps - 1) are measured: at the first, and at WATCHED more.
+
+    >>> [step for step in range(30) if is_watched(step, 30)]
+    [0, 2, 5, 8, 11, 14, 17, 20, 23, 26, 29]
+    """
     return step == 0 or (step + 1) * WATCHED // num_steps > step * WATCHED // num_steps
 
 
-class _UpdateRatios:
-    """How far a step moves the weights of each stage."""
+class UpdateRatios:
+    """How far a step moves the weights of each stage, relative to their norm."""
 
-    def __init__(self, groups: dict[str, list[str]], trained: list[nn.Parameter]) -> None:
+    def __init__(self, groups: dict[str, list[str]], trained: Sequence[nn.Parameter]) -> None:
         """Copy the weights before the step, in the order of the groups; none where the step is not watched."""
         self._groups = groups
         self._trained = trained
         self._before = [parameter.detach().clone() for parameter in trained]
 
     def measure(self) -> Row:
-        """Return, after the step, the norm of each stage's change over the norm of its weights before it."""
+        """Return ||w_after - w_before|| / ||w_before|| of each stage, after the step."""
+        # The norm of a stage from those of its tensors: ||w||^2 = sum_k ||w_k||^2.
         changes = [(own.detach() - old).norm() ** 2 for own, old in zip(self._trained, self._before, strict=True)]
         norms = [old.norm() ** 2 for old in self._before]
         row: Row = {}
@@ -48,37 +56,82 @@ class _UpdateRatios:
         return row
 
 
-def _check_finite(
-    task: Task, plan: Plan, batches: "_Batches", step: int, loss: float, suspects: Sequence[nn.Parameter]
-) -> None:
-    """Raise DivergenceError, which names the layer that is to blame, unless the loss and all gradients of the suspects
-    are finite.
+class Monitor:
+    """Write a row of the history after each step, evaluations included."""
 
-    Where only the gradients' norm overflowed they were clipped to 0. With a scaler, which leaves such steps out, nobody
-    is suspected.
-    """
-    is_finite = all(own.grad is None or bool(torch.isfinite(own.grad).all()) for own in suspects)
-    if isfinite(loss) and is_finite:
-        return
-    what = "gradient" if isfinite(loss) else "loss"
-    value = "infinite or not a number" if isfinite(loss) else str(loss)
-    inputs, indices = batches.taken or (torch.zeros(0), torch.zeros(0))
-    layer = ""
-    is_whole = next(task.module.parameters()).device == task.class_weights.device  # and not sharded elsewhere
-    for part, members in zip(inputs.chunk(plan.accumulation), indices.chunk(plan.accumulation), strict=True):
-        if is_whole and not layer:
-            layer = first_not_finite(task.module, partial(_plain_loss, task, part, members))
-    layer = next(filter(None, of_all_processes(layer)), "")  # which may show in another process's images alone
-    row: Row = {"phase": task.name, "step": step + 1, "diverged_in": layer or f"the {what}"}
-    raise DivergenceError(
-        f"the {what} became {value} at step {step + 1} of the training '{task.name}'"
-        + (f", first in {layer}" if layer else "")
-        + "; lower the learning rate (--set training.learning_rate=...) or train in float32 "
-        "(--set training.precision=float32)",
-        [*task.history, row],
-    )
+    def __init__(self, task: Task, plan: Plan, accelerator: Accelerator, state: LoopState) -> None:
+        """Continue the task's history."""
+        self._task = task
+        self._plan = plan
+        self._accelerator = accelerator
+        self._state = state
+        self._ratios = UpdateRatios({}, [])
+        # "seconds" counts from the start of the training, an interrupted part included.
+        self._start = time.perf_counter() - float(task.history[-1]["seconds"] if task.history else 0.0)
+
+    def check_finite(self, step: int, loss: float, norm: float, batches: Batches) -> None:
+        """Raise DivergenceError unless the loss and all gradients are finite.
+
+        Args:
+            step: which step it is, from 0.
+            loss: the mean over its batch.
+            norm: the norm of all gradients, before they were clipped.
+            batches: to find the layer that is not finite first.
+        """
+        # An infinite norm of finite gradients is an overflow of their squares: they were clipped to 0. With float16, a
+        # loss scaler skips the steps whose gradients overflow.
+        suspects = [] if isfinite(norm) or self._accelerator.scaler else self._state.trained
+        is_finite = all(own.grad is None or bool(torch.isfinite(own.grad).all()) for own in suspects)
+        if isfinite(loss) and is_finite:
+            return
+        what = "gradient" if isfinite(loss) else "loss"
+        value = "infinite or not a number" if isfinite(loss) else str(loss)
+        layer = self._find_layer(batches)
+        row: Row = {"phase": self._task.name, "step": step + 1, "diverged_in": layer or f"the {what}"}
+        raise DivergenceError(
+            f"the {what} became {value} at step {step + 1} of the training '{self._task.name}'"
+            + (f", first in {layer}" if layer else "")
+            + "; lower the learning rate (--set training.learning_rate=...) or train in float32 "
+            "(--set training.precision=float32)",
+            [*self._task.history, row],
+        )
+
+    def before_step(self, step: int) -> None:
+        """Copy the weights if the update ratios of this step are measured."""
+        # A copy of all weights, and two norms of each tensor: too slow for every step.
+        watched = self._state.trained if is_watched(step, self._plan.steps) else []
+        self._ratios = UpdateRatios(self._task.groups, watched)
+
+    def after_step(self, pace: Pace, loss: float, norm: float) -> None:
+        """Add a row to the history; evaluate the weights if it is time to."""
+        row: Row = {
+            "phase": self._task.name,
+            "step": pace.step + 1,
+            "train_loss": loss,
+            "learning_rate": self._state.optimizer.param_groups[-1]["lr"],  # the head's
+            # JSON has no infinity; the largest float32 stands for it.
+            "gradient_norm": norm if isfinite(norm) else torch.finfo(torch.float32).max,
+            **self._ratios.measure(),
+        }
+        if pace.evaluation_is_due():
+            row |= self._state.evaluate()
+        row["seconds"] = round(time.perf_counter() - self._start, 3)
+        self._task.history.append(row)
+
+    def _find_layer(self, batches: Batches) -> str:
+        """Return the layer that is the first not to be finite on the current batch; "" if all are."""
+        task, layer = self._task, ""
+        inputs, indices = batches.taken or (torch.zeros(0), torch.zeros(0))
+        parts = self._plan.accumulation
+        is_whole = next(task.module.parameters()).device == task.class_weights.device  # and not sharded elsewhere
+        # In micro-batches: the whole batch may not fit into memory at once.
+        for part, members in zip(inputs.chunk(parts), indices.chunk(parts), strict=True):
+            if is_whole and not layer:
+                layer = first_not_finite(task.module, partial(_plain_loss, task, part, members))
+        # The layer may show in the images of another process alone.
+        return next(filter(None, of_all_processes(layer)), "")
 
 
 def _plain_loss(task: Task, inputs: Tensor, indices: Tensor) -> Tensor:
-    scores, _ = _split(task.module(task.prepare(inputs)).float(), task)
-    return nn.functional.cross_entropy(scores, task.labels[indices].to(scores.device))
+    logits, _ = split_logits(task.module(task.prepare(inputs)).float(), task)
+    return nn.functional.cross_entropy(logits, task.labels[indices].to(logits.device))

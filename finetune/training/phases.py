@@ -1,4 +1,4 @@
-"""The trainings of a plan: on which images each trains, and which it holds out."""
+"""Split a plan into trainings: the images that each trains on, and the images that it holds out."""
 
 from dataclasses import dataclass, replace
 
@@ -10,68 +10,80 @@ from finetune.decide.plan import Plan, plan_of_cycle, plan_of_refit
 from finetune.decide.workload import HELD_OUT
 from finetune.errors import DataError
 
-MOST_SEEN = 256
-"""Most training images that an evaluation judges, too: the standard error of their accuracy is at most 3 points."""
+LARGEST_SAMPLE = 256
+"""Most training images that an evaluation includes: the standard error of their accuracy is at most 3 points."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """One training: on which images, and on which it is judged."""
+    """One training, on a part of the images."""
 
     name: str
+    """Name of the phase: validation, fold-1 ..., or refit."""
     plan: Plan
-    """How many steps, at which rates."""
+    """Plan of this training: its steps and learning rates."""
     members: NDArray[np.intp]
+    """Indices of the images that it trains on, (n_members,)."""
     held_out: NDArray[np.intp]
+    """Indices of the images that it is evaluated on, (n_held_out,); empty for a refit."""
     earlier: "Phase | None" = None
-    """The training whose weights it goes on from; None: the pretrained ones, or those that the phase of this name had
-    before a further cycle."""
+    """Phase whose final weights this one starts from; None: the pretrained weights, or those that the phase of this
+    name had before a further cycle."""
 
 
 def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
-    """Return the trainings of a plan, over the training images followed by the validation images; the last one
-    ships.
+    """Return the trainings of a plan, over the training images followed by the validation images.
+
+    The last one trains the final model.
 
     Raises:
-        DataError: the plan judges by a validation split, and there is none.
+        DataError: the plan evaluates on a validation split, and there is none.
     """
     labels = labels_of(splits.train)
     none = np.zeros(0, dtype=np.intp)
     given = splits.validation if plan.validation == "given" else None
     if plan.validation == "given" and given is None:
-        raise DataError("the plan judges by a validation split, but the data has none; set its validation to held_out")
+        raise DataError(
+            "the plan evaluates on a validation split, but the data has none; set its validation to held_out"
+        )
     count = len(labels) + (len(given) if given is not None else 0)
 
     def refit(earlier: Phase | None) -> Phase:
         last = plan_of_cycle(plan) if earlier is None else plan_of_refit(plan)
         return Phase(name="refit", plan=last, members=np.arange(count), held_out=none, earlier=earlier)
 
-    def judged(name: str, members: NDArray[np.intp], held_out: NDArray[np.intp]) -> Phase:
+    def evaluated(name: str, members: NDArray[np.intp], held_out: NDArray[np.intp]) -> Phase:
         return Phase(name=name, plan=plan_of_cycle(plan), members=members, held_out=held_out)
 
     if given is not None:
-        first = judged("validation", np.arange(len(labels)), np.arange(len(labels), count))
+        first = evaluated("validation", np.arange(len(labels)), np.arange(len(labels), count))
         return [first, refit(first)] if plan.refit else [first]
     groups = groups_of(splits.train)
     if plan.validation == "held_out":
+        # Images of one group (one patient, one place) stay on the same side.
         stay, held = stratified_holdout(labels, HELD_OUT, plan.seed, groups)
-        first = judged("validation", stay, held)
+        first = evaluated("validation", stay, held)
         return [first, refit(first)] if plan.refit else [first]
+    # Each image is held out once, and its prediction comes from the fold that did not train on it.
     folds = [
-        # The step that does best on a fold's own images would flatter it.
-        replace(judged(f"fold-{number}", stay, held), plan=plan_of_cycle(plan).changed(keep="last"))
+        # The best step on a fold's own held-out images would make its accuracy too high: the last weights are kept.
+        replace(evaluated(f"fold-{number}", stay, held), plan=plan_of_cycle(plan).changed(keep="last"))
         for number, (stay, held) in enumerate(stratified_folds(labels, plan.folds, plan.seed, groups), start=1)
     ]
     return [folds[plan.fold - 1]] if plan.fold else [*folds, refit(None)]
 
 
-def judged_by(phase: Phase, seed: int) -> NDArray[np.intp]:
-    """Return the images that a phase judges."""
-    return np.concatenate([phase.held_out, seen_by(phase, seed)])
+def evaluated_images(phase: Phase, seed: int) -> NDArray[np.intp]:
+    """Return the indices of all images that a phase is evaluated on: those held out, and a sample of its own."""
+    return np.concatenate([phase.held_out, training_sample(phase, seed)])
 
 
-def seen_by(phase: Phase, seed: int) -> NDArray[np.intp]:
-    """Return some of the images that a phase trains on, as many as it holds out, to judge them beside those."""
-    count = min(len(phase.held_out), MOST_SEEN)
+def training_sample(phase: Phase, seed: int) -> NDArray[np.intp]:
+    """Return the indices of a random sample of a phase's training images, to evaluate next to the held-out images.
+
+    There are as many as held-out images, and at most LARGEST_SAMPLE.
+    """
+    # The standard error of an accuracy p of n images is sqrt(p (1 - p) / n), at most .5 / sqrt(256) = .031.
+    count = min(len(phase.held_out), LARGEST_SAMPLE)
     chosen: NDArray[np.intp] = np.random.default_rng(seed).permutation(phase.members)[:count]
     return chosen

@@ -1,7 +1,8 @@
-"""Networks of which each process holds a part while they are trained (FSDP2, Zhao et al. 2023).
+"""Shard networks over processes while they are trained (FSDP2, Zhao et al. 2023).
 
-The weights that are trained, their gradients, the optimizer's moments and the moving average are shared out among the
-processes, and put together where the network is judged, saved or shipped: on disk nothing tells how many there were.
+Each process holds a part of every trained weight, of its gradient, of the optimizer's moments and of the moving
+average. An operation gathers the weights that it needs, and their gradients are summed up and split again. The whole
+weights are assembled where the network is evaluated or saved, so that files do not depend on the number of processes.
 """
 
 import copy
@@ -21,11 +22,11 @@ from finetune.errors import RecipeError
 from finetune.recipe import Precision
 
 
-def sharding_asked(precision: Precision) -> bool:
-    """Return whether the launcher asks for shards: `accelerate launch --use_fsdp --fsdp_version 2`.
+def is_sharding_requested(precision: Precision) -> bool:
+    """Return whether the launcher requests shards: `accelerate launch --use_fsdp --fsdp_version 2`.
 
     Raises:
-        RecipeError: the first version of FSDP, or an arithmetic that needs its gradients scaled.
+        RecipeError: the first version of FSDP, or a precision whose gradients must be scaled.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return False
@@ -37,27 +38,31 @@ def sharding_asked(precision: Precision) -> bool:
 
 
 def set_up_sharding(accelerator: Accelerator) -> None:
-    """Let Accelerate shard on CPUs, too, which it leaves whole, but torch does not; and networks with buffers."""
+    """Let Accelerate shard networks on CPUs, too, and networks with buffers."""
+    # Accelerate does not shard on CPUs, though torch can.
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
         accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     if accelerator.is_fsdp2:
-        # Handing out one process's weights, which the launcher asks for, fails with batch norms; all have them anyway.
+        # The launcher's default sends one process's weights to the others, which fails with batch norms. It is not
+        # needed: all processes have the same weights.
         accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
 
 
 def copy_to_shard(module: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """Return what is to be prepared in the place of `module`: itself, or where it is going to be sharded, which can not
-    be undone, a copy; the whole one leaves the device meanwhile."""
+    """Return the module to prepare: `module` itself, or a copy of it if it will be sharded, which cannot be undone.
+
+    The whole module leaves the device while its copy is trained.
+    """
     if not accelerator.is_fsdp2:
         return module
-    own = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # shards know no other layout
+    own = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # FSDP2 shards contiguous tensors alone
     module.cpu()
     return own
 
 
 def assemble(sharded: nn.Module, whole: nn.Module, device: torch.device) -> None:
-    """Put the weights of a sharded module together in the whole one, on `device`; all processes must."""
+    """Copy the weights of a sharded module into the whole one, on `device`; all processes must call this."""
     if sharded is whole:
         return
     whole.to(device)
@@ -69,7 +74,7 @@ def assemble(sharded: nn.Module, whole: nn.Module, device: torch.device) -> None
 
 @contextmanager
 def assembled(sharded: nn.Module, whole: nn.Module, device: torch.device) -> Iterator[None]:
-    """Put the weights of a sharded module together in the whole one for a while."""
+    """Have the whole module with the weights of the sharded one on `device` inside the context."""
     assemble(sharded, whole, device)
     yield
     if sharded is not whole:
@@ -77,21 +82,23 @@ def assembled(sharded: nn.Module, whole: nn.Module, device: torch.device) -> Ite
 
 
 def without_shards(content: Any) -> Any:  # noqa: ANN401  (dictionaries and lists of tensors and plain values)
-    """Return a copy of a checkpoint's content with whole tensors; all processes must."""
+    """Return a copy of `content` with whole tensors instead of shards; all processes must call this."""
     return tree_map(_full, content)
 
 
 def shard_like(value: Tensor, tensor: Tensor) -> Tensor:
-    """Return this process's part of a whole `value`, shared out as `tensor` is; or the value itself."""
+    """Return this process's part of a whole `value`, sharded as `tensor` is; or the value itself if it is not."""
     if not isinstance(tensor, DTensor) or value.shape != tensor.shape:
         return value
     mesh = tensor.device_mesh
+    # Every process has the whole value, from the same file: none has to send its parts (src_data_rank=None).
     return distribute_tensor(value.to(mesh.device_type), mesh, tensor.placements, src_data_rank=None)
 
 
 def shard_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Share out what an optimizer has read from a checkpoint as its parameters are."""
+    """Shard the moments that an optimizer has read from a checkpoint as its parameters are."""
     for parameter, state in optimizer.state.items():
+        # The number of steps has another shape than the parameter, and stays whole.
         state.update({name: shard_like(value, parameter) for name, value in state.items()})
 
 

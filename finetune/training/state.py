@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from finetune.decide.plan import Plan
 from finetune.history import Row
-from finetune.training.cached_activations import KeptActivations
+from finetune.training.cached_activations import CachedActivations
 from finetune.training.evaluation import HeldOutPredictions
 from finetune.training.fit import PhaseResult
 from finetune.training.material import Material, Weights
@@ -26,7 +26,7 @@ class TrainingState:
     material: Material
     results: tuple[PhaseResult, ...] = ()
     """In the order in which they were reached; a phase that paused has several."""
-    cached: KeptActivations | None = None
+    cached: CachedActivations | None = None
     """Activations at the frozen boundary, once a phase has computed them."""
     spent_elsewhere: float = 0.0
     """Seconds that other trainings took from the same time budget."""

@@ -16,107 +16,122 @@ from finetune.network.cpu.threads import ThreadTeam
 
 @dataclass(kw_only=True)
 class Task:
-    """One training: a module, its images, and whom to tell."""
+    """One training: a module, its images, and the functions that the loop calls on the way."""
 
     name: str
+    """Name of the phase, for the history and for errors."""
     module: nn.Module
-    """On its device, with what is trained set to require gradients."""
+    """The network or its tail, on its device; the parameters to train require gradients."""
     groups: dict[str, list[str]]
-    """Names of the trained parameters by stage; the head is `head`."""
+    """Names of the trained parameters of each stage; the head's stage is `head`."""
     make_loader: Callable[[range], DataLoader[Any]]
-    """Batches of (inputs, indices) for these steps."""
+    """Return the batches of some steps, each as (inputs, image indices)."""
     prepare: Callable[[Tensor], Tensor]
-    """From a batch's inputs to the module's, on its device."""
+    """Return the module's inputs, on its device, from a batch's inputs."""
     labels: Tensor
-    """(n_images,), of the indices."""
+    """Class of each image, (n_images,), by the indices in the batches."""
     class_weights: Tensor
-    """(num_classes,); the mean over the training images is 1."""
+    """Weight of each class in the loss, (num_classes,); the mean over the training images is 1."""
     relation: Tensor | None = None
-    """(num_classes, source_classes): what the pretrained classifier takes each class for, where it is co-tuned and its
-    logits follow the module's own."""
+    """Distribution over the source classes for each class, (num_classes, source_classes), if the network is co-tuned;
+    the module's output then has the source logits after its own."""
     on_step: Callable[[int], None]
+    """Report the number of steps taken, after each step."""
     evaluate: Callable[[], tuple[float, float]] | None = None
-    """Return the log-loss and the top-1 accuracy on the held-out images."""
+    """Return the log-loss and the top-1 accuracy on the held-out images; None: there are no evaluations."""
     details: Callable[[], Row] = dict
-    """Return what else is to be known of the last evaluation."""
+    """Return further entries of the history about the last evaluation."""
     save: Callable[[dict[str, Any]], None] | None = None
-    """Keep a checkpoint."""
+    """Save a checkpoint; None: there are no checkpoints."""
     resumed: dict[str, Any] | None = None
-    """The checkpoint to go on from."""
+    """Checkpoint to continue from; None: the training starts."""
     until: int | None = None
-    """The step at which it pauses, to go on from a checkpoint; None: it goes through the plan's."""
+    """Step at which the training pauses, to continue from a checkpoint later; None: it takes all steps of the plan."""
     seconds: float | None = None
-    """What it may take from now on; where that is too little, it goes through its schedule in fewer steps."""
+    """Time that the training may take from now on, in seconds; where it is too short for all steps, fewer steps go
+    through the whole schedule."""
     history: list[Row] = field(default_factory=list)
+    """Rows of the history, one for each step; the loop adds them."""
 
 
 class Reached(NamedTuple):
-    """How far a training went."""
+    """How far a training has come."""
 
     step: int
     """Steps taken, those before an interruption included."""
     is_over: bool
-    """Whether there is nothing left to go on to."""
+    """Whether the training has ended: one that paused has not."""
 
 
-def _split(scores: Tensor, task: Task) -> tuple[Tensor, Tensor]:
-    """Return the logits of the new head, and those of the pretrained classifier beside it."""
-    count = scores.shape[1] - (0 if task.relation is None else task.relation.shape[1])
-    return scores[:, :count], scores[:, count:]
+def split_logits(logits: Tensor, task: Task) -> tuple[Tensor, Tensor]:
+    """Return the logits of the new head (n, num_classes), and those of the pretrained classifier (n, source_classes).
+
+    Without co-tuning, source_classes is 0.
+    """
+    # A co-tuned head returns [new logits | source logits] in training mode.
+    count = logits.shape[1] - (0 if task.relation is None else task.relation.shape[1])
+    return logits[:, :count], logits[:, count:]
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """A part of a batch."""
 
     inputs: Tensor
+    """Inputs of the part's images, mixed as planned, (n, ...)."""
     indices: Tensor
-    """(n,), of the images."""
+    """Indices of the images, (n,)."""
     others: Tensor
-    """(n,), of those that they are mixed with."""
+    """Indices of the images that they are mixed with, (n,)."""
 
 
-class _Batches:
-    """The batches of a loader, of which the next one can be read while another is computed with."""
+class Batches:
+    """The batches of a loader; the next one can be read while the current one trains the network."""
 
     def __init__(self, loader: DataLoader[Any], plan: Plan, step: int) -> None:
-        """Mix as planned; `step` is that of the first batch."""
+        """Mix the batches as planned; `step` is the step of the first one."""
         self._batches: Iterator[Any] = iter(loader)
         self._plan = plan
         self._step = step
         self._next: Future[Any] | None = None
-        self.share = 1.0
-        """Of its own in each image of the batch that is computed with."""
+        self.mixing_share = 1.0
+        """Share that each image of the current batch has of itself; the rest is of the image it is mixed with."""
         self.taken: tuple[Tensor, Tensor] | None = None
-        """The batch that is computed with."""
+        """The current batch: inputs before mixing, and image indices."""
 
-    def take(self, parts: int) -> list[_Part]:
-        """Return the next batch, mixed as planned, in so many parts, or in as many as it has images."""
+    def take(self, parts: int) -> list[Part]:
+        """Return the next batch, mixed as planned, in `parts` parts, or in as many as it has images."""
         inputs, indices = next(self._batches) if self._next is None else self._next.result()
         self._next = None
+        # For the search of a layer that is not finite.
         self.taken = inputs, indices
-        inputs, self.share = mix(inputs, self._plan.augmentation.mixing, (self._plan.noise_seed, self._step))
+        # A function of seed and step, so that a resumed training mixes the same way.
+        seed = self._plan.noise_seed, self._step
+        inputs, self.mixing_share = mix(inputs, self._plan.augmentation.mixing, seed)
         self._step += 1
         parts = min(parts, len(indices))
+        # Each image is mixed with the one before it in the batch: its index is that of the batch rolled by one.
         split = (tensor.tensor_split(parts) for tensor in (inputs, indices, indices.roll(1)))
-        return [_Part(*each) for each in zip(*split, strict=True)]
+        return [Part(*each) for each in zip(*split, strict=True)]
 
     def peek(self) -> Tensor:
-        """Return the inputs (1, ...) of the first image of the next batch."""
+        """Return the inputs (1, ...) of the first image of the next batch, which is not taken yet."""
+        # A loader cannot go back: the batch is kept, and taken next.
         if self._next is None:
             self._next = Future()
             self._next.set_result(next(self._batches))
         inputs: Tensor = self._next.result()[0]
         return inputs[:1]
 
-    def read_ahead(self, streams: ThreadTeam) -> Iterator[Any]:
-        """Let a stream read the next batch once it has nothing else to do; this iterator yields nothing.
+    def read_ahead(self, team: ThreadTeam) -> Iterator[Any]:
+        """Read the next batch in a thread of the team that has nothing else to do; this iterator yields nothing.
 
-        A core that is through with its part reads while the other computes, and while this thread steps the optimizer.
+        A core that has finished its part reads while the others compute, and while this thread steps the optimizer.
         """
-        self._next = streams.submit(lambda: next(self._batches, None))
+        # The team's queue is first in, first out: the parts of this batch are before it. None after the last batch.
+        self._next = team.submit(lambda: next(self._batches, None))
         yield from ()
 
     def finish_reading(self) -> None:
-        """Wait for the batch that is read ahead: whatever draws random numbers draws them from the same generator."""
+        """Wait for the batch that is read ahead: reading and evaluation draw from one random generator, in order."""
         if self._next is not None:
             self._next.result()

@@ -14,7 +14,7 @@ from finetune.predict.linear_probe import LinearHead
 from finetune.predict.model import TrainedModel
 from finetune.processes import from_main_process
 from finetune.progress import Progress, no_progress
-from finetune.training.cached_activations import KeptActivations
+from finetune.training.cached_activations import CachedActivations
 from finetune.training.checkpoints import Checkpoints
 from finetune.training.evaluation import HeldOutPredictions, is_worse
 from finetune.training.fit import PhaseResult, fit, fit_probe
@@ -140,7 +140,7 @@ def _train_phase(state: TrainingState, phase: Phase, until: int) -> tuple[Traini
 
 def _fit_phase(
     state: TrainingState, phase: Phase, until: int, keeps: bool
-) -> tuple[PhaseResult, KeptActivations | None]:
+) -> tuple[PhaseResult, CachedActivations | None]:
     begun = time.perf_counter()
     material = state.material
     head = _load_start(state, phase)

@@ -14,8 +14,8 @@ import optuna
 
 from finetune.data import ImageSplits, load_images
 from finetune.decide.candidates import RUNGS
-from finetune.decide.planned_run import PlannedRun
 from finetune.decide.plan import Plan
+from finetune.decide.planned_run import PlannedRun
 from finetune.errors import DivergenceError, RunFolderError, TuningError
 from finetune.predict.metrics import log_loss, metric_value
 from finetune.predict.model import Predictor, fit_temperature

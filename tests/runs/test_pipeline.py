@@ -375,7 +375,7 @@ def test_where_accuracy_is_preferred_the_mean_of_two_ships_and_says_so(averaged)
 def test_a_training_that_did_harm_leaves_its_learning_curve_and_how_to_look_at_it(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(decision, "PROBE_SUFFICES", -1.0)
     monkeypatch.setattr(contest, "believe_all", two_alike)
-    monkeypatch.setattr(judging, "SURE", -float("inf"))  # whatever a training does is harm
+    monkeypatch.setattr(judging, "STANDARD_ERRORS", -float("inf"))  # whatever a training does is harm
     finetune.run(recipe, tmp_path / "run")
     (place,) = (tmp_path / "run" / "did_harm").iterdir()
     own, ships = RunFolder(place), RunFolder(tmp_path / "run")

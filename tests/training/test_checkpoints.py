@@ -9,8 +9,8 @@ from finetune.training import Checkpoints
 CONTENT = {"step": 3, "module": {"weight": torch.arange(6.0).reshape(2, 3)}, "best": None, "history": [{"phase": "a"}]}
 
 
-class Harmful:
-    """What a foreign folder could hold: unpickling it writes a file."""
+class Malicious:
+    """An object that a folder from elsewhere could hold: unpickling it writes a file."""
 
     def __init__(self, path):
         self.path = path
@@ -31,19 +31,19 @@ def names(tmp_path):
 
 
 @pytest.mark.parametrize(("write", "read"), [("save_step", "step"), ("finish", "finished")])
-def test_what_was_kept_comes_back_as_it_was(checkpoints, write, read):
+def test_content_is_read_as_it_was_written(checkpoints, write, read):
     getattr(checkpoints, write)("validation", CONTENT)
     content = getattr(checkpoints, read)("validation")
     assert torch.equal(content["module"].pop("weight"), CONTENT["module"]["weight"])
     assert content == {**CONTENT, "module": {}}
 
 
-def test_another_process_finds_what_was_kept(checkpoints, tmp_path):
+def test_another_process_finds_a_checkpoint(checkpoints, tmp_path):
     checkpoints.save_step("refit", {"step": 4})
     assert Checkpoints(tmp_path / "checkpoints").step("refit") == {"step": 4}
 
 
-def test_a_later_checkpoint_takes_the_place_of_an_earlier_one(checkpoints):
+def test_a_later_checkpoint_replaces_an_earlier_one(checkpoints):
     checkpoints.save_step("refit", {"step": 1})
     checkpoints.save_step("refit", {"step": 2})
     assert checkpoints.step("refit") == {"step": 2}
@@ -110,7 +110,7 @@ def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["refit-step.pt", "refit.pt"])
 def test_a_file_with_code_is_refused_before_the_code_runs(checkpoints, tmp_path, name):
-    torch.save({"step": 1, "history": Harmful(tmp_path / "ran")}, tmp_path / "checkpoints" / name)
+    torch.save({"step": 1, "history": Malicious(tmp_path / "ran")}, tmp_path / "checkpoints" / name)
     with pytest.raises(pickle.UnpicklingError):
         checkpoints.step("refit") if "step" in name else checkpoints.finished("refit")
     assert not (tmp_path / "ran").exists()

@@ -15,13 +15,14 @@ from finetune.decide.schedule import learning_rate_factor
 from finetune.errors import DivergenceError
 from finetune.network.backbone import find_stages, set_trainable
 from finetune.network.co_tuning import put_beside
-from finetune.training.loop import make_accelerator, train_steps
+from finetune.training.accelerator import make_accelerator
+from finetune.training.loop import train_steps
 from finetune.training.task import Task
 
 CPU = torch.device("cpu")
 NUM_IMAGES, NUM_CLASSES = 10, 3
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
-UNLIKE = torch.tensor([0.5, 1.0, 2.0])
+UNEQUAL = torch.tensor([0.5, 1.0, 2.0])
 """Class weights."""
 
 
@@ -108,7 +109,7 @@ def batch_of(plan, step):
 
 
 def loss_of(network, plan, step, class_weights=None):
-    """The loss of a step as it is meant: torch's own cross-entropy, weighted, over the images of the batch."""
+    """The loss of a step by torch's own cross-entropy: the weighted mean over the images of the batch."""
     members = batch_of(plan, step)
     losses = nn.functional.cross_entropy(
         network(Inputs().tensors[members]), LABELS[members], reduction="none", label_smoothing=plan.label_smoothing
@@ -134,7 +135,7 @@ def without_seconds(history):
 
 
 def evaluator(losses, seen=None, network=None):
-    """An evaluation that reports these losses in turn, and what it judged."""
+    """An evaluation that returns these losses one after the other, and adds the weights to `seen`."""
     remaining = iter(losses)
 
     def evaluate():
@@ -243,7 +244,7 @@ def test_dropout_of_the_frozen_stages_makes_no_noise_in_training(small_plan):
 
 
 @pytest.mark.parametrize("accumulation", [2, 4])
-@pytest.mark.parametrize("class_weights", [torch.ones(NUM_CLASSES), UNLIKE], ids=["alike", "unlike"])
+@pytest.mark.parametrize("class_weights", [torch.ones(NUM_CLASSES), UNEQUAL], ids=["equal", "unequal"])
 def test_a_batch_in_parts_trains_the_weights_of_a_whole_batch(small_network, small_plan, accumulation, class_weights):
     trained = []
     for parts in (1, accumulation):
@@ -276,7 +277,7 @@ def test_a_gradient_below_the_plans_norm_stays_as_it_is(small_network, small_pla
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-@pytest.mark.parametrize("class_weights", [torch.ones(NUM_CLASSES), UNLIKE], ids=["alike", "unlike"])
+@pytest.mark.parametrize("class_weights", [torch.ones(NUM_CLASSES), UNEQUAL], ids=["equal", "unequal"])
 def test_the_gradient_is_that_of_torchs_smoothed_and_weighted_loss(
     small_network, small_plan, optimizer_steps, smoothing, class_weights
 ):
@@ -292,22 +293,22 @@ def test_the_gradient_is_that_of_torchs_smoothed_and_weighted_loss(
         torch.testing.assert_close(optimizer_steps[0][id(own)][1], expected.grad, rtol=1e-4, atol=1e-4 * scale)
 
 
-@pytest.mark.parametrize("streams", [1, 2])
-def test_co_tuning_adds_the_pretrained_classifiers_loss_to_what_falls_and_not_to_what_is_told(
-    small_network, small_plan, optimizer_steps, streams
+@pytest.mark.parametrize("count", [1, 2])
+def test_co_tuning_adds_the_pretrained_classifiers_loss_to_the_objective_and_not_to_the_history(
+    small_network, small_plan, optimizer_steps, count
 ):
-    plan = plan_of_streams(small_plan, streams, co_tuning=2.0, clip_norm=1e9)
+    plan = plan_of_parts(small_plan, count, co_tuning=2.0, clip_norm=1e9)
     relation = torch.rand(NUM_CLASSES, 7, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
     torch.manual_seed(0)
     source = nn.Linear(256, 7)
     reference, members = small_network(), batch_of(plan, 0)
-    loss = loss_of(reference, plan, 0, UNLIKE)
+    loss = loss_of(reference, plan, 0, UNEQUAL)
     features = reference.forward_head(reference.forward_features(Inputs().tensors[members]), pre_logits=True)
     each = -(relation[LABELS[members]] * source(features).log_softmax(dim=1)).sum(dim=1)
-    (loss + 2.0 * (UNLIKE[LABELS[members]] * each).mean()).backward()
+    (loss + 2.0 * (UNEQUAL[LABELS[members]] * each).mean()).backward()
     network = small_network()
     put_beside(network, "classifier", source)
-    task = train(network, plan, class_weights=UNLIKE, relation=relation)
+    task = train(network, plan, class_weights=UNEQUAL, relation=relation)
     assert task.history[0]["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
     expected = dict(reference.named_parameters()) | {
         f"classifier.source.{name}": parameter for name, parameter in source.named_parameters()
@@ -317,7 +318,7 @@ def test_co_tuning_adds_the_pretrained_classifiers_loss_to_what_falls_and_not_to
         torch.testing.assert_close(optimizer_steps[0][id(own)][1], expected[name].grad, rtol=1e-4, atol=1e-4 * scale)
 
 
-def test_a_class_of_weight_0_has_no_say(small_network, small_plan):
+def test_a_class_of_weight_0_does_not_count(small_network, small_plan):
     plan, weights = small_plan(strategy="full", accumulation=2), torch.tensor([1.0, 1.0, 0.0])
     others = Inputs()
     others.tensors[LABELS == 2] = 3.0
@@ -349,34 +350,34 @@ def test_without_an_average_the_last_weights_are_left(small_network, small_plan)
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 @pytest.mark.parametrize(("keep", "left"), [("best", 1), ("last", 2)])
 def test_the_weights_of_the_best_or_of_the_last_evaluation_are_left(small_network, small_plan, keep, left, decay):
-    network, judged = small_network(), []
+    network, evaluated = small_network(), []
     plan = small_plan(strategy="full", keep=keep, evaluations=3, average_decay=decay)
-    train(network, plan, evaluate=evaluator([3.0, 1.0, 2.0], judged, network))
-    assert len(judged) == 3
-    assert differing(judged[left], network.state_dict()) == set()
+    train(network, plan, evaluate=evaluator([3.0, 1.0, 2.0], evaluated, network))
+    assert len(evaluated) == 3
+    assert differing(evaluated[left], network.state_dict()) == set()
 
 
-def test_the_best_network_has_the_batch_norm_statistics_that_it_was_judged_with(small_network, small_plan):
-    network, judged = small_network(), []
+def test_the_best_network_has_the_batch_norm_statistics_that_it_was_evaluated_with(small_network, small_plan):
+    network, evaluated = small_network(), []
     plan = small_plan(strategy="full", keep="best", evaluations=3, batch_norm_statistics="updated")
-    train(network, plan, evaluate=evaluator([3.0, 1.0, 2.0], judged, network))
-    assert differing(judged[1], network.state_dict()) == set()
+    train(network, plan, evaluate=evaluator([3.0, 1.0, 2.0], evaluated, network))
+    assert differing(evaluated[1], network.state_dict()) == set()
 
 
 def test_an_evaluation_sees_the_average(small_network, small_plan):
-    network, judged, each = small_network(), [], []
+    network, evaluated, each = small_network(), [], []
     average = parameters_of(network)
     plan = small_plan(strategy="full", average_decay=0.5, evaluations=1)
     train(
         network,
         plan,
         on_step=lambda _: each.append(parameters_of(network)),
-        evaluate=evaluator([1.0], judged, network),
+        evaluate=evaluator([1.0], evaluated, network),
     )
     for weights in each:
         average = {name: 0.5 * value + 0.5 * weights[name] for name, value in average.items()}
     for name, value in average.items():
-        torch.testing.assert_close(judged[0][name], value, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(evaluated[0][name], value, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_efficientnet"])
@@ -443,7 +444,7 @@ def test_a_training_resumed_at_any_checkpoint_ends_with_the_same_weights_and_his
 
 
 @pytest.mark.parametrize("until", [1, 3, 6])
-def test_a_training_that_pauses_goes_on_to_the_weights_of_one_that_does_not(small_network, small_plan, until):
+def test_a_training_that_paused_ends_with_the_weights_of_one_that_did_not(small_network, small_plan, until):
     plan = small_plan(strategy="full", steps=7, warmup_steps=2, average_decay=0.5)
     checkpoints, paused, whole = [], small_network(), small_network()
     train(paused, plan, until=until, save=lambda content: checkpoints.append(copy.deepcopy(content)))
@@ -478,14 +479,14 @@ def test_the_history_has_one_row_a_step_with_its_learning_rate(small_network, sm
     assert all({key for key in row if not key.startswith("update_ratio:")} == always for row in history)
 
 
-def test_the_first_step_and_each_tenth_of_the_way_tell_how_far_they_move_each_stages_weights(
+def test_the_first_step_and_each_tenth_of_the_way_have_the_update_ratio_of_each_stage(
     small_network, small_plan, optimizer_steps
 ):
     network, plan = small_network(), small_plan(steps=20, average_decay=0.0)
     parameters = dict(network.named_parameters())
     task = train(network, plan)
-    told = {"update_ratio:blocks.3.0", "update_ratio:blocks.4", "update_ratio:head"}
-    assert [row["step"] for row in task.history if told <= set(row)] == [1, *range(2, 21, 2)]
+    ratios = {"update_ratio:blocks.3.0", "update_ratio:blocks.4", "update_ratio:head"}
+    assert [row["step"] for row in task.history if ratios <= set(row)] == [1, *range(2, 21, 2)]
     for step in (0, 9):
         for stage, names in task.groups.items():
             moves = [optimizer_steps[step][id(parameters[name])] for name in names]
@@ -494,7 +495,7 @@ def test_the_first_step_and_each_tenth_of_the_way_tell_how_far_they_move_each_st
             assert task.history[step][f"update_ratio:{stage}"] == pytest.approx(float(change / weights), rel=1e-4)
 
 
-def test_every_step_tells_the_norm_of_its_gradient_before_clipping(small_network, small_plan, optimizer_steps):
+def test_every_row_has_the_norm_of_the_gradient_before_clipping(small_network, small_plan, optimizer_steps):
     history = train(small_network(), small_plan(strategy="full", clip_norm=1e9)).history
     for row, step in zip(history, optimizer_steps, strict=True):
         whole = torch.cat([gradient.flatten() for _, gradient, _ in step.values()])
@@ -503,7 +504,7 @@ def test_every_step_tells_the_norm_of_its_gradient_before_clipping(small_network
     assert clipped[0]["gradient_norm"] == history[0]["gradient_norm"]
 
 
-def test_an_evaluation_tells_its_details_too(small_network, small_plan):
+def test_the_row_of_an_evaluation_has_its_details(small_network, small_plan):
     history = train(
         small_network(),
         small_plan(evaluations=3),
@@ -513,7 +514,7 @@ def test_an_evaluation_tells_its_details_too(small_network, small_plan):
     assert [row["step"] for row in history if row.get("seen_top1") == 1] == [2, 4, 6]
 
 
-def test_the_history_tells_every_evaluation_at_its_step(small_network, small_plan):
+def test_the_history_has_every_evaluation_at_its_step(small_network, small_plan):
     history = train(small_network(), small_plan(evaluations=3), evaluate=evaluator([3.0, 1.0, 2.0])).history
     found = {
         row["step"]: (row["validation_loss"], row["validation_top1"]) for row in history if "validation_loss" in row
@@ -613,7 +614,7 @@ def test_without_time_the_first_step_is_followed_by_the_end(small_network, small
     assert len(train(small_network(), small_plan(steps=50), seconds=0.0).history) == 2
 
 
-def test_weights_that_are_not_finite_are_told_from_what_comes_of_them(small_network, small_plan):
+def test_weights_that_are_not_finite_are_named_instead_of_their_outputs(small_network, small_plan):
     network = small_network()
     with torch.no_grad():
         network.blocks[4][0].conv_pw.weight[0, 0] = float("nan")
@@ -685,8 +686,8 @@ def test_a_second_training_of_the_same_network_is_in_its_precision_too(small_net
     assert seen == [torch.bfloat16] * 4
 
 
-def plan_of_streams(small_plan, streams, **changes):
-    return small_plan(**({"strategy": "full", "average_decay": 0.0, "parallel_parts": streams} | changes))
+def plan_of_parts(small_plan, count, **changes):
+    return small_plan(**({"strategy": "full", "average_decay": 0.0, "parallel_parts": count} | changes))
 
 
 def movement(network, start):
@@ -698,19 +699,19 @@ def movement(network, start):
     [{}, {"batch_size": 8, "accumulation": 2}, {"batch_size": 5}, {"batch_size": 7, "accumulation": 2}],
     ids=["4", "8 in 2", "5", "7 in 2"],
 )
-def test_parts_of_a_batch_side_by_side_give_the_gradients_of_the_whole_batch(
+def test_parts_of_a_batch_in_parallel_give_the_gradients_of_the_whole_batch(
     small_network, small_plan, optimizer_steps, changes
 ):
-    network, plan = small_network(), plan_of_streams(small_plan, 2, **changes)
+    network, plan = small_network(), plan_of_parts(small_plan, 2, **changes)
     parameters = dict(network.named_parameters())
-    task = train(network, plan, class_weights=UNLIKE)
+    task = train(network, plan, class_weights=UNEQUAL)
     assert len(optimizer_steps) == plan.steps
     for step in (0, 3):
         before = small_network()
         with torch.no_grad():
             for name, parameter in before.named_parameters():
                 parameter.copy_(optimizer_steps[step][id(parameters[name])][0])
-        loss = loss_of(before, plan, step, UNLIKE)
+        loss = loss_of(before, plan, step, UNEQUAL)
         loss.backward()
         length = nn.utils.clip_grad_norm_(before.parameters(), plan.clip_norm)
         assert length > 0
@@ -730,14 +731,14 @@ def test_parts_of_a_batch_side_by_side_give_the_gradients_of_the_whole_batch(
     ],
     ids=["4", "7 in 2", "8 in 2", "5"],
 )
-def test_parts_of_a_batch_side_by_side_train_the_weights_of_one_after_another(
+def test_parts_of_a_batch_in_parallel_train_the_weights_of_one_after_another(
     small_network, small_plan, strategy, changes
 ):
     networks = [small_network() for _ in range(2)]
     start = parameters_of(networks[0])
     histories = [
-        train(network, plan_of_streams(small_plan, streams, strategy=strategy, **changes)).history
-        for network, streams in zip(networks, (1, 2), strict=True)
+        train(network, plan_of_parts(small_plan, count, strategy=strategy, **changes)).history
+        for network, count in zip(networks, (1, 2), strict=True)
     ]
     one, two = (movement(network, start) for network in networks)
     assert one.norm() > 0
@@ -750,43 +751,43 @@ def test_parts_of_a_batch_are_computed_in_other_threads_than_the_calling_one(sma
     network, seen = small_network(), []
     see = in_training(lambda _, inputs: seen.append((threading.get_ident(), len(inputs[0]))))
     network.conv_stem.register_forward_pre_hook(see)
-    train(network, plan_of_streams(small_plan, 2, batch_size=8, accumulation=2))
+    train(network, plan_of_parts(small_plan, 2, batch_size=8, accumulation=2))
     assert len(seen) == 6 * 4
     assert {size for _, size in seen} == {2}
     assert threading.get_ident() not in {thread for thread, _ in seen}
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_batch_with_fewer_images_than_streams_is_trained_on(small_network, small_plan, size):
+def test_a_batch_with_fewer_images_than_parallel_parts_is_trained_on(small_network, small_plan, size):
     network = small_network()
-    history = train(network, plan_of_streams(small_plan, 3, batch_size=size)).history
+    history = train(network, plan_of_parts(small_plan, 3, batch_size=size)).history
     assert len(history) == 6
-    whole = train(small_network(), plan_of_streams(small_plan, 1, batch_size=size)).history
+    whole = train(small_network(), plan_of_parts(small_plan, 1, batch_size=size)).history
     assert [row["train_loss"] for row in history] == pytest.approx([row["train_loss"] for row in whole], rel=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_training_side_by_side_twice_gives_the_same_weights_bit_for_bit(small_network, small_plan, precision):
+def test_training_in_parallel_parts_twice_gives_the_same_weights_bit_for_bit(small_network, small_plan, precision):
     states = []
     for _ in range(2):
         network = small_network()
-        train(network, plan_of_streams(small_plan, 2, batch_size=7, precision=precision))
+        train(network, plan_of_parts(small_plan, 2, batch_size=7, precision=precision))
         states.append(state_of(network))
     assert differing(*states) == set()
 
 
-def test_every_stream_computes_in_the_trainings_precision(small_network, small_plan):
+def test_every_parallel_part_is_computed_in_the_trainings_precision(small_network, small_plan):
     network, seen = small_network(), []
     network.conv_stem.register_forward_hook(in_training(lambda _module, _inputs, output: seen.append(output.dtype)))
-    train(network, plan_of_streams(small_plan, 2, precision="bfloat16", steps=2))
+    train(network, plan_of_parts(small_plan, 2, precision="bfloat16", steps=2))
     assert seen == [torch.bfloat16] * 4
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_training_side_by_side_that_is_resumed_ends_with_the_weights_of_an_uninterrupted_one(
+def test_a_training_in_parallel_parts_that_is_resumed_ends_with_the_weights_of_an_uninterrupted_one(
     small_network, small_plan, accumulation
 ):
-    plan = plan_of_streams(small_plan, 2, batch_size=7, accumulation=accumulation, average_decay=0.5)
+    plan = plan_of_parts(small_plan, 2, batch_size=7, accumulation=accumulation, average_decay=0.5)
     whole, checkpoints = small_network(), []
     history = train(whole, plan, save=lambda content: checkpoints.append(copy.deepcopy(content))).history
     for checkpoint in (checkpoints[0], checkpoints[3]):
@@ -797,14 +798,14 @@ def test_a_training_side_by_side_that_is_resumed_ends_with_the_weights_of_an_uni
 
 
 def test_the_next_batch_is_read_while_this_one_is_computed_with_and_none_is_left_out(small_network, small_plan):
-    plan, events = plan_of_streams(small_plan, 2), []
+    plan, events = plan_of_parts(small_plan, 2), []
 
-    class Told(Inputs):
+    class Recorded(Inputs):
         def __getitems__(self, keys):
             events.append(("read", [index for index, *_ in keys]))
             return super().__getitems__(keys)
 
-    train(small_network(), plan, inputs=Told(), on_step=lambda step: events.append(("step", step)))
+    train(small_network(), plan, inputs=Recorded(), on_step=lambda step: events.append(("step", step)))
     assert [what for what, _ in events] == ["read"] * 2 + ["step", "read"] * 4 + ["step", "step"]
     read = [indices for what, indices in events if what == "read"]
     assert read == [batch_of(plan, step).tolist() for step in range(6)]
@@ -823,20 +824,20 @@ def test_a_batch_that_is_read_ahead_is_there_before_anything_else_draws_random_n
         events.append("evaluated")
         return 1.0, 0.5
 
-    train(small_network(), plan_of_streams(small_plan, 2, evaluations=6), inputs=Slow(), evaluate=evaluate)
+    train(small_network(), plan_of_parts(small_plan, 2, evaluations=6), inputs=Slow(), evaluate=evaluate)
     assert events == ["read"] + ["read", "evaluated"] * 5 + ["evaluated"]
 
 
-@pytest.mark.parametrize("streams", [1, 2])
-def test_no_batch_is_read_beyond_the_last_step(small_network, small_plan, streams):
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_batch_is_read_beyond_the_last_step(small_network, small_plan, count):
     read = []
 
-    class Told(Inputs):
+    class Recorded(Inputs):
         def __getitems__(self, keys):
             read.append(len(keys))
             return super().__getitems__(keys)
 
-    train(small_network(), plan_of_streams(small_plan, streams), inputs=Told())
+    train(small_network(), plan_of_parts(small_plan, count), inputs=Recorded())
     assert read == [4] * 6
 
 
@@ -857,34 +858,34 @@ def test_where_parts_of_a_batch_would_not_be_independent_they_are_computed_one_a
     name = "test_vit" if why == "drop path" else "test_efficientnet"
     changes = {"batch_norm_statistics": "updated"} if why == "statistics" else {}
     states, threads = [], set()
-    for streams in (1, 2):
+    for count in (1, 2):
         own = network()
         own.register_forward_pre_hook(lambda *_: threads.add(threading.get_ident()))
-        train(own, small_plan(name, strategy="full", parallel_parts=streams, **changes))
+        train(own, small_plan(name, strategy="full", parallel_parts=count, **changes))
         states.append(state_of(own))
     assert differing(*states) == set()
     assert threads == {threading.get_ident()}
 
 
-def test_dropout_that_is_frozen_leaves_the_streams_side_by_side(small_plan):
+def test_dropout_that_is_frozen_leaves_the_parts_in_parallel(small_plan):
     network, threads = noisy_network(), set()
     network.register_forward_pre_hook(in_training(lambda *_: threads.add(threading.get_ident())))
     train(network, small_plan("test_vit", strategy="linear_probe", steps=2, warmup_steps=0, parallel_parts=2))
     assert threading.get_ident() not in threads
 
 
-@pytest.mark.parametrize("streams", [1, 2])
-def test_after_a_training_the_number_of_threads_is_that_of_before(small_network, small_plan, streams):
+@pytest.mark.parametrize("count", [1, 2])
+def test_after_a_training_the_number_of_threads_is_that_of_before(small_network, small_plan, count):
     torch.set_num_threads(2)
     try:
-        train(small_network(), plan_of_streams(small_plan, streams, num_threads=1))
+        train(small_network(), plan_of_parts(small_plan, count, num_threads=1))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
 
 
-def test_a_loss_that_is_not_finite_is_named_with_streams_too(small_network, small_plan):
-    plan, inputs = plan_of_streams(small_plan, 2, batch_size=2), Inputs()
+def test_a_loss_that_is_not_finite_is_named_with_parallel_parts_too(small_network, small_plan):
+    plan, inputs = plan_of_parts(small_plan, 2, batch_size=2), Inputs()
     inputs.tensors[batch_of(plan, 2)[0]] = float("nan")
     with pytest.raises(DivergenceError, match=r"the loss became nan at step 3 .*, first in the images"):
         train(small_network(), plan, inputs=inputs)

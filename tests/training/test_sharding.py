@@ -1,4 +1,4 @@
-"""Two processes on the CPU that share out a network's weights (FSDP2), its batch, and its images, against one."""
+"""Compare two processes on the CPU, which shard a network (FSDP2) and share its batches and images, with one."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from finetune.data import load_images
 from finetune.errors import RecipeError
 from finetune.network.backbone import create_network
 from finetune.training import Checkpoints, train
-from finetune.training.sharding import sharding_asked
+from finetune.training.sharding import is_sharding_requested
 
 USUAL = {"strategy": "full", "batch_size": 7, "steps": 5, "clip_norm": 10.0}
 
@@ -24,13 +24,13 @@ WAYS = {
     "sharded, norms": {"strategy": "norm_tuning", "refit": True},
     "sharded, last stages": {"strategy": "partial", "cached_views": 0},
 }
-"""What two processes do; one has the whole batch at once."""
+"""Changes of the usual plan for two processes; one process computes the whole batch at once."""
 
 INTERRUPTED = ("sharded", "sharded, last stages")
 
 STRAY = 20
-"""Parameters, of all, that may differ by more than rounding: AdamW makes a whole step of a gradient that is 0 but for
-rounding."""
+"""Number of parameters that may differ by more than rounding: AdamW makes a whole step of a gradient that is 0 except
+for rounding."""
 
 SCRIPT = """
 import json
@@ -48,9 +48,9 @@ import shutil
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from finetune.data import load_images
+from finetune.decide.plan import Plan
 from finetune.errors import DataError, RunFolderError
-from finetune.images import load_images
-from finetune.plan import Plan
 from finetune.processes import is_main_process, divide_rows
 from finetune.training import Checkpoints, train
 
@@ -67,7 +67,7 @@ def rows(members):
 
 def mistake(members):
     if rank == 1:
-        raise DataError("the second half can not be read")
+        raise DataError("the second half cannot be read")
     return rows(members)
 
 
@@ -149,10 +149,12 @@ TASKS = """
 import timm
 import torch
 
-from finetune.batches import BatchShare, StepSampler, make_loader
+from finetune.data.batches import BatchShare, StepSampler, make_loader
+from finetune.decide.plan import Plan
 from finetune.network.backbone import set_trainable
-from finetune.plan import Plan
-from finetune.training.loop import Task, make_accelerator, train_steps
+from finetune.training.accelerator import make_accelerator
+from finetune.training.loop import train_steps
+from finetune.training.task import Task
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
 
@@ -201,7 +203,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plans(folder, small_plan):
-    """A plan for each way, and its images and weights in the folder."""
+    """A plan for each way; its images and weights are in the folder."""
     data, weights = make_image_folder(folder / "images", {"a": 6, "b": 5, "c": 8}), folder / "weights.pt"
     torch.manual_seed(0)
     torch.save(timm.create_model("test_efficientnet").state_dict(), weights)
@@ -219,7 +221,7 @@ def alone(plans):
 
 @pytest.fixture(scope="module")
 def together(folder, plans):
-    """What each of two processes ended with, for each way."""
+    """The final weights of each of two processes, for each way."""
     (folder / "plans").mkdir()
     for way, plan in plans.items():
         plan.save(folder / "plans" / f"{way}.json")
@@ -238,7 +240,7 @@ def start_of(plan):
 
 
 def assert_same_training(own, expected, start, rate):
-    """Assert that two trainings moved the weights below the head alike, to rounding."""
+    """Assert that two trainings moved the weights below the head equally, except for rounding."""
 
     def movement(state):
         return torch.cat([(state[name] - start[name]).flatten().float() for name in start if "classifier" not in name])
@@ -260,7 +262,7 @@ def test_two_processes_train_the_weights_of_one(plans, alone, together, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_both_processes_judge_every_held_out_image_alike(alone, together, way):
+def test_both_processes_have_the_same_predictions_for_every_held_out_image(alone, together, way):
     one, two = (result["held_out"] for result in together[way])
     assert torch.equal(one, two)
     expected = torch.from_numpy(alone[way].held_out.probabilities)
@@ -283,7 +285,7 @@ def test_each_process_makes_a_part_of_the_rows_and_gets_all(folder, together):
 def test_a_mistake_in_one_process_is_raised_in_both(folder, together):
     assert together
     for rank in (0, 1):
-        assert json.loads((folder / f"shared-{rank}.json").read_text())["error"] == "the second half can not be read"
+        assert json.loads((folder / f"shared-{rank}.json").read_text())["error"] == "the second half cannot be read"
 
 
 def test_a_run_folder_that_one_of_them_does_not_see_is_refused_in_both(folder, together):
@@ -309,18 +311,18 @@ def test_a_sharded_training_that_was_interrupted_ends_with_the_weights_of_an_uni
 
 
 @pytest.mark.parametrize("way", INTERRUPTED)
-def test_what_two_processes_with_shards_began_one_process_goes_on_with(plans, alone, folder, together, tmp_path, way):
+def test_one_process_continues_what_two_processes_with_shards_began(plans, alone, folder, together, tmp_path, way):
     assert together
     shutil.copytree(folder / f"left of {way}", tmp_path / "left")
-    plan, told = plans[way], []
+    plan, reported = plans[way], []
     left = Checkpoints(tmp_path / "left")
-    model = train(plan, load_images(plan.data), lambda *task: told.append(task), left)
-    assert ("training (validation)", 3, plan.steps) not in told
+    model = train(plan, load_images(plan.data), lambda *task: reported.append(task), left)
+    assert ("training (validation)", 3, plan.steps) not in reported
     expected = alone[way].network.state_dict()
     assert_same_training(model.network.state_dict(), expected, start_of(plan), plan.head_learning_rate)
 
 
-def test_what_is_unfrozen_later_is_trained_alike_by_both_processes(folder, together, plans):
+def test_both_processes_train_layers_that_are_unfrozen_later_equally(folder, together, plans):
     assert plans
     namespace = {}
     exec((folder / "tasks.py").read_text(), namespace)
@@ -336,10 +338,10 @@ def test_what_is_unfrozen_later_is_trained_alike_by_both_processes(folder, toget
 
 
 @pytest.mark.parametrize(
-    ("version", "precision", "told"), [("1", "float32", "--fsdp_version 2"), ("2", "float16", "precision=float32")]
+    ("version", "precision", "advice"), [("1", "float32", "--fsdp_version 2"), ("2", "float16", "precision=float32")]
 )
-def test_what_can_not_be_sharded_is_refused(monkeypatch, version, precision, told):
+def test_unsupported_sharding_is_refused(monkeypatch, version, precision, advice):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", version)
-    with pytest.raises(RecipeError, match=told):
-        sharding_asked(precision)
+    with pytest.raises(RecipeError, match=advice):
+        is_sharding_requested(precision)

@@ -13,7 +13,7 @@ def scores_of(labels, share_right, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("images", "after", "before", "harm"),
+    ("images", "after", "before", "is_rejected"),
     [
         (200, 0.5, 0.9, True),
         (200, 0.88, 0.9, False),
@@ -22,12 +22,12 @@ def scores_of(labels, share_right, seed=0):
         (1, 0.0, 1.0, False),
     ],
 )
-def test_harm_is_what_can_not_be_chance(images, after, before, harm):
+def test_a_training_is_worse_where_the_difference_cannot_be_chance(images, after, before, is_rejected):
     labels = np.arange(images) % 2
-    assert is_worse(scores_of(labels, after), scores_of(labels, before, seed=1), labels, "top1") == harm
+    assert is_worse(scores_of(labels, after), scores_of(labels, before, seed=1), labels, "top1") == is_rejected
 
 
-def test_where_classes_count_alike_a_constant_answer_is_harm():
+def test_with_equal_weights_for_all_classes_a_constant_answer_is_worse():
     labels = np.repeat([0, 1], [180, 20])
     constant = np.tile(np.float32([1.0, 0.0]), (200, 1))
     fair = scores_of(labels, 0.85)
