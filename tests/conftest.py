@@ -1,3 +1,4 @@
+import gc
 import os
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from finetune.decide.plan import AugmentationPlan, Plan, StagePlan
 from finetune.decide.preprocessing import Preprocessing
 from finetune.ensemble import members
 from finetune.ensemble.recommendation import Offer, Option
+from finetune.measure import machine
 from finetune.network.backbone import find_stages, takes_image_size
 from finetune.recipe import TableColumns
 from finetune.work import Work
@@ -70,6 +72,12 @@ COLOURS = ((220, 40, 40), (40, 200, 60), (50, 70, 220), (220, 200, 40), (180, 60
 
 def pytest_configure():
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """Spare the garbage collector what was imported: it is called after every training, and would search it all."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure():
@@ -118,6 +126,15 @@ def run_two_processes(script: Path, *arguments: str | Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[:3000]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _idle_machine():
+    """The machine counts as idle, so that each network is timed once a worker, whatever else runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "BUSY", float("inf"))
+        patch.setattr(machine, "WATCHED", 0.0)
+        yield
 
 
 @pytest.fixture
