@@ -84,6 +84,11 @@ def pytest_unconfigure():
     _kept.cleanup()
 
 
+def slow(*values):
+    """Return values of a parameter that only `pytest -m ""` and `pytest -m slow` try."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 def coloured_image(class_number: int, number: int, size: tuple[int, int] = (40, 32)) -> Image.Image:
     """An image in its class's colour with noise, different for every number."""
     noise = np.random.default_rng([class_number, number]).integers(-30, 31, (size[1], size[0], 3))
