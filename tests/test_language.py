@@ -65,28 +65,29 @@ def blanked(text, pattern):
     return pattern.sub(lambda found: " … " + "\n" * found[0].count("\n"), text)
 
 
-def prose_of_string(token):
-    """Return the sentences in a string; a single word is a key."""
-    content = STRING.fullmatch(token)
+def prose_of_token(token):
+    """Return the sentences in a string, without expressions; a single word is a key, and other code says nothing."""
+    if tokenize.tok_name[token.type] == "FSTRING_MIDDLE":  # since Python 3.12
+        return token.string
+    content = STRING.fullmatch(token.string) if token.type == tokenize.STRING else None
     if content is None or not re.search(r"\s", content["content"].strip()):
-        return " … " + "\n" * token.count("\n")
-    fields = FIELD if "f" in content["prefix"].lower() else re.compile(r"(?!)")
-    return blanked(blanked(content["content"], fields), QUOTED)
+        return "…"
+    return blanked(content["content"], FIELD) if "f" in content["prefix"].lower() else content["content"]
 
 
 def prose_of_python(text):
-    """Return (line, text) of every comment and string; what stands in different places is parted."""
-    parts = []
+    """Return (line, text) of every string and every block of comments; what stands in different places is parted."""
+    parts, last = [], -1  # the last line, if it ends with a comment
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        line = token.start[0]
         if token.type == tokenize.COMMENT:
-            parts.append((token.start[0], blanked(token.string.lstrip("#"), QUOTED)))
-        elif token.type == tokenize.STRING:
-            parts.append((token.start[0], prose_of_string(token.string)))
-        elif tokenize.tok_name[token.type] == "FSTRING_MIDDLE":  # since Python 3.12
-            parts.append((token.start[0], blanked(token.string, QUOTED)))
+            start, before = parts.pop() if last == line - 1 else (line, "")
+            parts.append((start, before + token.string.lstrip("#") + "\n"))
+            last = line
         elif token.type not in LAYOUT:
-            parts.append((token.start[0], "…"))
-    return parts
+            parts.append((line, prose_of_token(token)))
+            last = -1
+    return [(line, blanked(part, QUOTED)) for line, part in parts]
 
 
 def prose_of_shell(text):
