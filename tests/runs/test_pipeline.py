@@ -464,8 +464,9 @@ def test_an_ensemble_that_was_asked_for_is_compared_and_predicts_from_its_folder
         assert RunFolder(folder).member(number).read_decisions().plan == member.plan
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mean_ships")
-@pytest.mark.parametrize("ensemble", ["snapshots:2", *slow("seeds:2")])
+@pytest.mark.parametrize("ensemble", ["seeds:2", "snapshots:2"])
 def test_an_interrupted_ensemble_that_was_asked_for_ends_with_the_same_models(recipe, tmp_path, ensemble):
     asked = recipe.changed(ensemble=ensemble, strategy="full")
     whole = finetune.run(asked, tmp_path / "whole")
