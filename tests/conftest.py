@@ -37,7 +37,7 @@ from finetune.decide.plan import AugmentationPlan, Plan, StagePlan
 from finetune.decide.preprocessing import Preprocessing
 from finetune.ensemble import members
 from finetune.ensemble.recommendation import Offer, Option
-from finetune.measure import machine
+from finetune.measure import machine, timing
 from finetune.network.backbone import find_stages, takes_image_size
 from finetune.recipe import TableColumns
 from finetune.work import Work
@@ -133,12 +133,15 @@ def run_two_processes(script: Path, *arguments: str | Path) -> None:
     assert done.returncode == 0, done.stderr[:3000]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _idle_machine():
-    """The machine counts as idle, so that each network is timed once a worker, whatever else runs."""
+@pytest.fixture(scope="module", autouse=True)
+def _quick_timing(request):
+    """Let each network be timed once a worker, whatever else runs, and without repetitions: how fast a machine is
+    matters to the tests of `measure` alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(machine, "BUSY", float("inf"))
         patch.setattr(machine, "WATCHED", 0.0)
+        if request.path.parent.name != "measure":
+            patch.setattr(timing, "REPETITIONS", 1)
         yield
 
 
