@@ -1,3 +1,4 @@
+import gc
 import os
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from finetune.decide.plan import AugmentationPlan, Plan, StagePlan
 from finetune.decide.preprocessing import Preprocessing
 from finetune.ensemble import members
 from finetune.ensemble.recommendation import Offer, Option
+from finetune.measure import machine, timing
 from finetune.network.backbone import find_stages, takes_image_size
 from finetune.recipe import TableColumns
 from finetune.work import Work
@@ -72,8 +74,19 @@ def pytest_configure():
     torch.set_num_threads(1)
 
 
+def pytest_collection_finish():
+    """Spare the garbage collector what was imported: it is called after every training, and would search it all."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_unconfigure():
     _kept.cleanup()
+
+
+def slow(*values):
+    """Return values of a parameter that only `pytest -m ""` and `pytest -m slow` try."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def coloured_image(class_number: int, number: int, size: tuple[int, int] = (40, 32)) -> Image.Image:
@@ -118,6 +131,18 @@ def run_two_processes(script: Path, *arguments: str | Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[:3000]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_timing(request):
+    """Let each network be timed once a worker, whatever else runs, and without repetitions: how fast a machine is
+    matters to the tests of `measure` alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "BUSY", float("inf"))
+        patch.setattr(machine, "WATCHED", 0.0)
+        if request.path.parent.name != "measure":
+            patch.setattr(timing, "REPETITIONS", 1)
+        yield
 
 
 @pytest.fixture

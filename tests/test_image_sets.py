@@ -12,7 +12,10 @@ from finetune.data import labels_of
 
 SETS = os.environ.get("FINETUNE_IMAGE_SETS")
 
-pytestmark = pytest.mark.skipif(not SETS, reason="FINETUNE_IMAGE_SETS names no folder of image sets")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not SETS, reason="FINETUNE_IMAGE_SETS names no folder of image sets"),
+]
 
 
 @pytest.fixture(scope="module")

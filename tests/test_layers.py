@@ -1,54 +1,71 @@
-"""Imports point downwards: a module imports only from the layers below its own."""
+"""Wings import only what stands below them, decisions know no network, and torch is patched behind one door."""
 
 import ast
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "finetune"
 
-LAYERS = (
-    ("errors",),
-    ("value", "cache"),
-    ("recipe", "preprocessing"),
-    ("evidence", "metrics", "schedule", "similarity"),
-    ("workload", "forecast", "selection"),
-    ("prior",),
-    ("candidates",),
-    ("strategy",),
-    ("plan",),
-    ("planning",),
-    ("decisions", "diagnosis", "search"),
-    ("images", "augmentation", "processes"),
-    ("network",),
-    ("batches", "probing"),
-    ("features",),
-    ("prediction",),
-    ("recommendation",),
-    ("audit", "labelling", "plots", "training"),
-    ("execution", "run_folder"),
-    ("report", "classifier"),
-    ("pipeline",),
-    ("tuning",),
-    ("cli",),
+GROUND = (
+    "errors",
+    "value",
+    "recipe",
+    "cache",
+    "processes",
+    "work",
+    "history",
+    "device",
+    "progress",
+    "system_settings",
 )
-"""From the lowest to the highest; modules of one layer do not import each other."""
+"""Modules that every wing may import."""
 
-PURE = ("errors", "value", "recipe", "preprocessing", "evidence", "metrics", "schedule", "similarity", "workload",
-        "forecast", "selection", "prior", "candidates", "strategy", "plan", "planning", "decisions",
-        "diagnosis", "search")  # fmt: skip
-"""Values and decisions, which know nothing of networks and data sets."""
+WINGS = (
+    "decide",
+    "data",
+    "network",
+    "predict",
+    "measure",
+    "training",
+    "ensemble",
+    "runs",
+    "tuning",
+)
+"""Folders from the lowest to the highest; each imports the ground and what stands before it."""
+
+FACES = ("classifier", "cli", "__init__")
+"""Modules that import everything: scikit-learn's manner, the command line, and the package."""
 
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "datasets"}
+"""Libraries that decisions do without."""
 
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+PATCHED = {"torch", "nn", "functional", "F", "torchvision", "timm"}
+"""Names below which an assignment changes a library."""
+
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def room(path):
-    """Return the module or the folder right below the package that a file belongs to."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def name_of(path):
+    """Return a module's name below the package: `decide.choice`; a folder's is that of its `__init__`."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
 
 
+MODULES = {name_of(path): path for path in FILES}
+
+
+def wing(name):
+    """Return the position of a module's wing: 0 is the ground."""
+    first = name.partition(".")[0]
+    if first in GROUND:
+        return 0
+    return 1 + (*WINGS, *FACES).index(first)
+
+
+@cache
 def imports(path):
     """Return the full names of all modules that a file imports, wherever in it."""
     names = set()
@@ -57,38 +74,75 @@ def imports(path):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            names |= {node.module} if node.module != "finetune" else {f"finetune.{alias.name}" for alias in node.names}
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
-def test_every_module_has_a_layer():
-    assert {room(path) for path in MODULES} == {name for layer in LAYERS for name in layer}
+def imported(name):
+    """Return the package's own modules that one of them imports."""
+    found = {module.partition(".")[2] for module in imports(MODULES[name]) if module.startswith("finetune.")}
+    return found & MODULES.keys() - {name}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_downwards(path):
-    level = {name: number for number, layer in enumerate(LAYERS) for name in layer}
-    own = room(path)
-    imported = {name.split(".")[1] for name in imports(path) if name.startswith("finetune.")} - {own}
-    assert {name for name in imported if level[name] >= level[own]} == set()
+def reached(name):
+    """Return a module and all of the package's modules that its imports lead to."""
+    found, left = set(), {name}
+    while left:
+        module = left.pop()
+        found.add(module)
+        left |= imported(module) - found
+    return found
 
 
-@pytest.mark.parametrize("name", PURE)
-def test_decisions_import_no_networks_and_no_data_sets(name):
-    used = {module.partition(".")[0] for module in imports(PACKAGE / f"{name}.py")}
-    assert used & HEAVY == set()
+def in_folder(name):
+    return [module for module in MODULES if module == name or module.startswith(f"{name}.")]
 
 
-@pytest.mark.parametrize("name", ["images", "network", "audit", "training", "tuning"])
-def test_modules_of_a_room_form_no_cycle(name):
-    below = {
-        path.stem: {module.split(".")[2] for module in imports(path) if module.startswith(f"finetune.{name}.")}
-        for path in (PACKAGE / name).glob("*.py")
-        if path.stem != "__init__"
-    }
-    assert below
-    while below:
-        free = [module for module, imported in below.items() if not imported & below.keys()]
-        assert free, f"a cycle among {sorted(below)}"
-        for module in free:
-            del below[module]
+def test_every_module_belongs_to_the_ground_a_wing_or_a_face():
+    rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES}
+    assert rooms - {*GROUND, *WINGS, *FACES} == set()
+    assert {*WINGS, *FACES} - rooms == set()
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if wing(name)])
+def test_wings_import_only_what_stands_below_them(name):
+    allowed = wing(name)
+    assert {module for module in imported(name) if wing(module) > allowed} == set()
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not wing(name)])
+def test_the_ground_imports_only_the_ground(name):
+    assert {module for module in imported(name) if wing(module)} == set()
+
+
+@pytest.mark.parametrize("name", ["the ground", *WINGS])
+def test_the_modules_of_a_wing_form_no_cycle(name):
+    members = [module for module in MODULES if not wing(module)] if name == "the ground" else in_folder(name)
+    TopologicalSorter({module: imported(module) & {*members} for module in members}).prepare()
+
+
+@pytest.mark.parametrize("name", in_folder("decide"))
+def test_decisions_and_the_ground_they_use_import_no_network_and_no_data_set(name):
+    heavy = {module: {used.partition(".")[0] for used in imports(MODULES[module])} & HEAVY for module in reached(name)}
+    assert {module: used for module, used in heavy.items() if used} == {}
+
+
+def is_patch(node):
+    """Return whether a statement changes a function of torch, or a class sees all its calls."""
+    if isinstance(node, ast.ClassDef):
+        return any("TorchFunctionMode" in ast.unparse(base) for base in node.bases)
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    parts = [part for target in targets for part in (target.elts if isinstance(target, ast.Tuple) else [target])]
+    return any(isinstance(part, ast.Attribute) and ast.unparse(part).partition(".")[0] in PATCHED for part in parts)
+
+
+def patches(name):
+    """Return the lines of a module that patch torch."""
+    return [node.lineno for node in ast.walk(ast.parse(MODULES[name].read_text("utf-8"))) if is_patch(node)]
+
+
+def test_torch_is_patched_in_network_cpu_alone():
+    found = {name for name in MODULES if patches(name)}
+    assert found
+    assert found - {*in_folder("network.cpu")} == set()

@@ -15,6 +15,8 @@ from finetune.predict.metrics import score
 from finetune.runs.folder import RunFolder
 from finetune.training import train
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 USUAL = {"batch_size": 6, "steps": 5, "clip_norm": 10.0}

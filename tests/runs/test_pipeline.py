@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from conftest import slow
 from rich.console import Console
 
 import finetune
@@ -299,7 +300,7 @@ class StoppingRace(Report):
 
 
 @pytest.mark.usefixtures("undecided")
-@pytest.mark.parametrize("stop", [("training (fold-1)", 2), ("training (fold-3)", 2), ("training (refit)", 3)])
+@pytest.mark.parametrize("stop", [("training (fold-1)", 2), *slow(("training (fold-3)", 2), ("training (refit)", 3))])
 def test_a_run_that_was_interrupted_in_a_race_or_after_it_ends_with_the_same_model(recipe, tmp_path, stop):
     report = StoppingRace(Console(quiet=True))
     report.stop = stop
@@ -440,7 +441,7 @@ def test_an_interrupted_ensemble_goes_on_and_ends_with_the_same_models(averaged,
     ("ensemble", "changes"),
     [
         ("seeds:2", {"strategy": "full"}),
-        ("snapshots:2", {"strategy": "full"}),
+        pytest.param("snapshots:2", {"strategy": "full"}, marks=pytest.mark.slow),
         ("backbones", {"strategy": "scratch", "model": "test_efficientnet,test_resnet", "weights": None}),
     ],
 )
@@ -463,6 +464,7 @@ def test_an_ensemble_that_was_asked_for_is_compared_and_predicts_from_its_folder
         assert RunFolder(folder).member(number).read_decisions().plan == member.plan
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mean_ships")
 @pytest.mark.parametrize("ensemble", ["seeds:2", "snapshots:2"])
 def test_an_interrupted_ensemble_that_was_asked_for_ends_with_the_same_models(recipe, tmp_path, ensemble):
@@ -481,7 +483,7 @@ def test_an_interrupted_ensemble_that_was_asked_for_ends_with_the_same_models(re
             assert torch.equal(other.network.state_dict()[name], tensor)
 
 
-@pytest.mark.parametrize("place", [0, 2, 3])
+@pytest.mark.parametrize("place", [2, *slow(0, 3)])
 def test_where_one_is_recommended_an_ordinary_run_ships_with_the_table(
     recipe, data, tmp_path, recommend_place, monkeypatch, place
 ):

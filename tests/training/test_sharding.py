@@ -253,6 +253,7 @@ def assert_same_training(own, expected, start, rate):
     torch.testing.assert_close(own["classifier.weight"], expected["classifier.weight"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_two_processes_train_the_weights_of_one(plans, alone, together, way):
     plan = plans[way]
@@ -261,6 +262,7 @@ def test_two_processes_train_the_weights_of_one(plans, alone, together, way):
         assert_same_training(result["state"], expected, start_of(plan), plan.head_learning_rate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_both_processes_have_the_same_predictions_for_every_held_out_image(alone, together, way):
     one, two = (result["held_out"] for result in together[way])
@@ -269,12 +271,14 @@ def test_both_processes_have_the_same_predictions_for_every_held_out_image(alone
     torch.testing.assert_close(one, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_both_processes_end_with_the_same_moving_statistics(together):
     one, two = (result["state"] for result in together["scratch"])
     assert {name for name in one if not torch.equal(one[name], two[name])} == set()
     assert one["bn2.running_mean"].any()
 
 
+@pytest.mark.slow
 def test_each_process_makes_a_part_of_the_rows_and_gets_all(folder, together):
     assert together
     one, two = (json.loads((folder / f"shared-{rank}.json").read_text()) for rank in (0, 1))
@@ -282,18 +286,21 @@ def test_each_process_makes_a_part_of_the_rows_and_gets_all(folder, together):
     assert (one["made"], two["made"]) == ([[0, 1, 2, 3], [0]], [[4, 5, 6], []])
 
 
+@pytest.mark.slow
 def test_a_mistake_in_one_process_is_raised_in_both(folder, together):
     assert together
     for rank in (0, 1):
         assert json.loads((folder / f"shared-{rank}.json").read_text())["error"] == "the second half cannot be read"
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_one_of_them_does_not_see_is_refused_in_both(folder, together):
     assert together
     for rank in (0, 1):
         assert "run is not seen by all machines" in json.loads((folder / f"shared-{rank}.json").read_text())["unseen"]
 
 
+@pytest.mark.slow
 def test_each_process_holds_a_part_of_the_weights(folder, together):
     assert together
     held = [json.loads((folder / f"shards-{rank}.json").read_text()) for rank in (0, 1)]
@@ -303,6 +310,7 @@ def test_each_process_holds_a_part_of_the_weights(folder, together):
         assert one == two == 0 or (one + two == all_of_one and max(one, two) < 0.6 * all_of_one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", INTERRUPTED)
 def test_a_sharded_training_that_was_interrupted_ends_with_the_weights_of_an_uninterrupted_one(together, way):
     for result in together[f"{way}, resumed"]:
@@ -310,6 +318,7 @@ def test_a_sharded_training_that_was_interrupted_ends_with_the_weights_of_an_uni
             torch.testing.assert_close(result["state"][name], tensor, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", INTERRUPTED)
 def test_one_process_continues_what_two_processes_with_shards_began(plans, alone, folder, together, tmp_path, way):
     assert together
@@ -322,6 +331,7 @@ def test_one_process_continues_what_two_processes_with_shards_began(plans, alone
     assert_same_training(model.network.state_dict(), expected, start_of(plan), plan.head_learning_rate)
 
 
+@pytest.mark.slow
 def test_both_processes_train_layers_that_are_unfrozen_later_equally(folder, together, plans):
     assert plans
     namespace = {}

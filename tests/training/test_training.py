@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import FORWARD, PLAIN, coloured_image
+from conftest import FORWARD, PLAIN, coloured_image, slow
 from safetensors.torch import load_file
 
 from finetune.data import Pixels, decoding, groups_of, label_paths, labels_of, load_images
@@ -560,12 +560,14 @@ def test_work_is_counted(make_plan, splits, way, changes, forward, backward, equ
     [
         "partial",
         "full",
-        "norm_tuning",
-        "scratch",
-        "full, co-tuned",
-        "linear_probe, trained",
-        "full, small first",
-        "partial, small first",
+        *slow(
+            "norm_tuning",
+            "scratch",
+            "full, co-tuned",
+            "linear_probe, trained",
+            "full, small first",
+            "partial, small first",
+        ),
     ],
 )
 @pytest.mark.parametrize(
@@ -602,7 +604,7 @@ class StoppingCheckpoints(Checkpoints):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("way", ["linear_probe", "norm_tuning", "scratch"])
+@pytest.mark.parametrize("way", ["linear_probe", "norm_tuning", *slow("scratch")])
 def test_a_cross_validation_interrupted_between_its_folds_goes_on_with_the_next(make_plan, splits, tmp_path, way):
     plan = make_plan(way, validation="cross_validation", folds=3)
     expected = train(plan, splits)
@@ -783,7 +785,7 @@ def test_a_plan_with_streams_side_by_side_gives_nearly_the_model_of_one_after_an
 
 
 @pytest.mark.usefixtures("empty_cache")
-@pytest.mark.parametrize("way", ["norm_tuning", "partial", "full"])
+@pytest.mark.parametrize("way", ["partial", *slow("norm_tuning", "full")])
 @pytest.mark.parametrize(
     "changes",
     [{"refit": True}, {"validation": "cross_validation", "folds": 2}, {"keep": "best", "evaluations": 3}],
@@ -871,7 +873,7 @@ def test_a_paused_training_costs_the_steps_that_it_took(make_plan, splits, check
     assert (after.work - before.work).forward_images == plan.steps // 2 * plan.batch_size
 
 
-@pytest.mark.parametrize("way", ["norm_tuning", "partial", "full"])
+@pytest.mark.parametrize("way", ["full", *slow("norm_tuning", "partial")])
 @pytest.mark.parametrize("changes", [{}, {"refit": True}, {"imbalance": "logit_adjustment"}])
 def test_a_blend_lies_between_the_linear_probe_and_the_trained_network(make_plan, splits, way, changes):
     plan = make_plan(way, **changes)
@@ -1043,7 +1045,7 @@ def test_a_cycle_without_a_rate_leaves_the_weights_that_it_goes_on_from(snapshot
 
 
 @pytest.mark.parametrize("changes", [{"refit": True}, {"validation": "cross_validation"}])
-@pytest.mark.parametrize("imbalance", ["none", "logit_adjustment"])
+@pytest.mark.parametrize("imbalance", ["none", *slow("logit_adjustment")])
 def test_the_plan_of_a_cycle_alone_gives_the_model_of_one_that_was_given_its_training(
     snapshots, splits, changes, imbalance
 ):

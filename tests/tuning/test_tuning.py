@@ -1,6 +1,5 @@
 """Searches for hyper-parameters, with a tiny network and few images."""
 
-import gc
 import json
 import re
 import shutil
@@ -46,15 +45,6 @@ class Stopping(Report):
     def progress(self, task, done, _total):
         if done == self.at and re.fullmatch(self.task, task):
             raise StopError
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen_heap():
-    """Accelerate collects garbage after every training, which is slow where much is imported."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def make_images(root, counts, shift, noise):
@@ -285,6 +275,7 @@ def test_two_workers_share_the_trials_and_each_saves_its_best(make_recipe, tmp_p
     assert all(RunFolder(folder).is_finished() for folder in (first, second))
 
 
+@pytest.mark.slow
 def test_two_workers_at_the_same_time_share_the_trials(make_recipe, tmp_path):
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     recipe = make_recipe(training__learning_rate=1e-3, tuning__learning_rate=None, tuning__storage=storage, trials=6)
