@@ -97,5 +97,5 @@ def test_an_option_tells_what_was_judged(offer):
 
 def test_who_was_not_judged_is_refused(offer):
     offered = offer("one", 1.5, 2.0)
-    with pytest.raises(ValueError, match="must be judged on held-out images"):
+    with pytest.raises(ValueError, match="evaluated on held-out images"):
         recommend([replace(offered, model=replace(offered.model, held_out=None))], requested=0)
