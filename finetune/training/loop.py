@@ -20,9 +20,7 @@ from finetune.device import autocast
 from finetune.errors import RecipeError
 from finetune.history import Row
 from finetune.network.backbone import set_training_mode
-from finetune.network.cpu.convolutions import quick_gradients
-from finetune.network.cpu.folding import FoldedNorms
-from finetune.network.cpu.threads import ThreadTeam
+from finetune.network.cpu import FoldedNorms, ThreadTeam, quick_gradients
 from finetune.training.monitor import _check_finite, _UpdateRatios, is_watched
 from finetune.training.optimizer import _Average, _make_optimizer, _parameter_groups, _write
 from finetune.training.pace import _Pace

@@ -22,7 +22,7 @@ def images(tmp_path_factory, small_plan):
 
 @pytest.fixture(scope="module", params=["test_efficientnet", "test_resnet"])
 def measured(request, small_network, small_plan, images):
-    """A network that was timed, what it was before, and its speeds; 4 stages of the second can not be cut."""
+    """A network that was timed, what it was before, and its speeds; 4 stages of the second cannot be cut."""
     network = small_network(request.param)
     for number, parameter in enumerate(network.parameters()):
         parameter.requires_grad_(number % 2 == 0)
