@@ -7,6 +7,7 @@ from finetune.data import Pixels, table_of_paths
 from finetune.data.batches import VariedImages
 from finetune.errors import ModelError
 from finetune.measure import speed as speed_module
+from finetune.measure import timing
 from finetune.measure.machine import layouts, precisions
 from finetune.measure.speed import measure_speed
 from finetune.measure.timing import LONG_REPETITIONS, REPETITIONS, Rate, time_rate
@@ -40,7 +41,7 @@ def test_the_first_way_is_timed_as_often_as_those_that_come_near_the_best_and_ho
 
 
 def test_what_takes_long_is_repeated_less_often(monkeypatch):
-    monkeypatch.setattr(speed_module, "LONG", 0.0)
+    monkeypatch.setattr(timing, "LONG", 0.0)
     calls = []
     time_rate(lambda: calls.append(1), 1, torch.device("cpu"))
     assert len(calls) == 1 + LONG_REPETITIONS
