@@ -20,7 +20,7 @@ from torch import nn
 from experiments.benchmark_network import BATCH, CPU, pretrained
 from experiments.rows import Row
 from finetune.measure.machine import precisions
-from finetune.network.cpu.convolutions import quick_gradients
+from finetune.network.cpu import quick_gradients
 
 Gradients = Callable[[], AbstractContextManager[Any]]
 """A context in which gradients are computed: this toolkit's quick ones, or PyTorch's own (`nullcontext`)."""

@@ -104,7 +104,7 @@ def test_an_unknown_model_gets_the_nearest_names_before_images_are_read(command,
 def test_weights_that_are_not_to_be_had_offline_say_what_to_do(command, image_folder, tmp_path):
     image_folder(tmp_path / "images")
     said = mistake(command("--data", "images", "--model", "resnet18"))
-    assert said.startswith("the weights of 'resnet18' are not to be had: ")
+    assert said.startswith("the weights of 'resnet18' cannot be found: ")
     assert "--set weights=FILE, or use --model tf_efficientnet_lite0" in said
 
 

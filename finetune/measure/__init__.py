@@ -1,4 +1,4 @@
-"""Measuring the images, the network on them, and the machine, before anything is decided."""
+"""Measure the images, the network on them, and the machine, before anything is decided."""
 
 from finetune.measure.measuring import measure_evidence
 

@@ -1,4 +1,13 @@
-"""The measurements behind the domain similarity: one pass of a frozen pretrained network over labelled images."""
+"""Measure the parts of the domain similarity, in one pass of a frozen pretrained network over labelled images.
+
+For channel c of a batch-norm layer with running mean mu_c and variance var_c, and the layer's inputs x on the target
+images, with z = (x - mu_c) / sqrt(var_c + eps):
+
+    log std ratio of c = log sqrt(E[z^2] - E[z]^2) = log(sigma_target / sigma_source)
+
+E is the mean over pixels and images, with all classes weighted equally. A network's running statistics describe its
+pretraining images (Li et al. 2017), so that they need not be available.
+"""
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,21 +19,23 @@ import torch
 from torch import Tensor, nn
 
 FULL_CLASS = 10
-"""From this many images on every class has the same weight; a smaller one counts by its size, as its mean is noise."""
+"""Number of images from which on a class has full weight; smaller classes are weighted by their size, because their
+means are noisy."""
 
 SMALLEST_RATIO = 0.01
-"""Ratios of deviations below this are taken for this: a channel that is off is off."""
+"""Least ratio of standard deviations in a logarithm: below it a channel counts as switched off."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over some images of what is measured on each; the sums of two groups of images add up."""
+    """Sums over a group of images of the values measured on each image; those of two groups can be added."""
 
     count: int
+    """Number of images."""
     channels: Tensor
-    """2 x channels of the layers from the second third on: the mean of the standardised input and of its square."""
+    """Sums of E[z] and E[z^2] over the images, (2, channels), for the layers from the second third on."""
     head: Tensor | None
-    """Energy and skewness of the logits; None if the network has no classification head."""
+    """Sums of the energy and the skewness of the logits, (2,); None if the network has no classification head."""
 
     def __add__(self, other: Self) -> "Moments":
         """Return the sums over both groups of images."""
@@ -33,25 +44,30 @@ class Moments:
 
 
 class DomainProbe:
-    """Collects the moments of groups of images while they pass a frozen network.
+    """The sums of moments of groups of images, collected while they pass a frozen network.
 
-    Every batch-norm layer with running statistics is watched at its input, which is standardised with these statistics:
-    the pretraining images would give mean 0 and deviation 1 in each channel.
+    The input of each batch-norm layer with running statistics is standardised with these statistics. The pretraining
+    images would have mean 0 and standard deviation 1 in each channel.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        """Watch the batch-norm layers of `network`, whose head must be the pretrained one."""
+        """Prepare to observe the batch-norm layers of `network`, which must have its pretrained head."""
         self.network = network
         self.groups: dict[int, Moments] = {}
         layers = [module for module in network.modules() if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))]
         layers = [layer for layer in layers if layer.running_mean is not None]
-        # The first third is not used, and its large maps would take most of the time.
+        # The first third of the layers is not used; its large activations would take most of the time.
         self._watched = layers[len(layers) // 3 :]
         self.layer_sizes = [0] * (len(layers) // 3) + [layer.num_features for layer in self._watched]
         self._pass = threading.local()
 
     def add(self, images: Tensor, groups: Tensor) -> None:
-        """Pass a batch of normalised images and add each to the sums of its group (its class, for instance)."""
+        """Send a batch of normalised images forward and add each to the sums of its group, which may be its class.
+
+        Args:
+            images: normalised images (n, 3, h, w) on the network's device.
+            groups: number of each image's group, (n,).
+        """
         training = self.network.training
         self.network.eval()
         try:
@@ -62,7 +78,7 @@ class DomainProbe:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Let `measure` be called, by several threads if need be; the network is in evaluation mode."""
+        """A context for calls of `measure`, in any number of threads; the network must be in evaluation mode."""
         handles = [layer.register_forward_pre_hook(self._keep_input) for layer in self._watched]
         try:
             yield
@@ -72,7 +88,7 @@ class DomainProbe:
 
     @torch.inference_mode()
     def measure(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the moments of each of some normalised images: (n, 2, channels) and (n, 2)."""
+        """Return the moments of normalised images (n, 3, h, w): of channels (n, 2, channels), of logits (n, 2)."""
         self._pass.inputs = []
         logits = self.network(images)
         inputs: list[Tensor] = self._pass.inputs
@@ -80,7 +96,7 @@ class DomainProbe:
         return channels, None if getattr(self.network, "num_classes", None) == 0 else _head_moments(logits)
 
     def collect(self, moments: tuple[Tensor, Tensor | None], groups: Tensor) -> None:
-        """Add the moments of some images to the sums of their groups."""
+        """Add the moments of images, as `measure` returns them, to the sums of their groups (n,)."""
         channels, head = moments
         for group in sorted(set(groups.tolist())):
             chosen = (groups == group).cpu()
@@ -88,7 +104,7 @@ class DomainProbe:
             self.groups[group] = self.groups[group] + added if group in self.groups else added
 
     def parts(self, classes: Sequence[Moments]) -> dict[str, float]:
-        """Return the parts for images with these moments, one for each class."""
+        """Return the parts of the similarity from the moments of each class."""
         return combine_moments(classes, self.layer_sizes)
 
     def _keep_input(self, layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -96,24 +112,27 @@ class DomainProbe:
         assert isinstance(mean, Tensor)
         assert isinstance(variance, Tensor)
         assert isinstance(epsilon, float)
-        # Sums over pixels are several times faster where the channels lie beside each other, as channels-last has them.
+        # Sums over pixels are several times faster with adjacent channels, the order of channels-last layout.
         pixels = arguments[0].permute(0, 2, 3, 1).flatten(1, 2).float()
         first = pixels.mean(1).double()
         second = pixels.square().mean(1).double()
+        # E[z] = (E[x] - mu) s and E[z^2] = (E[x^2] - 2 mu E[x] + mu^2) s^2, with s = 1 / sqrt(var + eps); in float64,
+        # as differences of large squares lose digits.
         mean, scale = mean.double(), (variance.double() + epsilon).rsqrt()
         standardised = (second - 2.0 * mean * first + mean.square()) * scale.square()
         self._pass.inputs.append(torch.stack([(first - mean) * scale, standardised], dim=1))
 
 
 def measure_domain_parts(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Return the parts of the domain similarity (see `similarity`), weighting the classes equally.
+    """Return the parts of the domain similarity (see `similarity`), with all classes weighted equally.
 
     A few hundred images are enough. They must be prepared as for the calibration: shorter side resized to 128 pixels,
-    central 128 x 128, normalised with the network's own mean and deviation; no augmentation. bf16 autocast is fine.
+    central 128 x 128 pixels, normalised with the network's mean and deviation, without augmentation. Autocast to
+    bfloat16 changes little.
 
     Args:
-        network: the pretrained network with its original head; it is left as it was.
-        batches: pairs of normalised images on the network's device (N x 3 x H x W) and class indices.
+        network: the pretrained network with its original head; it is not changed.
+        batches: normalised images (n, 3, h, w) on the network's device, and their classes (n,), batch after batch.
 
     Returns:
         `late_vigour` and `middle_vigour` if the network has at least three batch-norm layers; `energy` and
@@ -126,9 +145,14 @@ def measure_domain_parts(network: nn.Module, batches: Iterable[tuple[Tensor, Ten
 
 
 def combine_moments(classes: Sequence[Moments], layer_sizes: Sequence[int]) -> dict[str, float]:
-    """Return the parts from the moments of each class; `layer_sizes` are the channels of the layers, in order, 0 for
-    those that were not watched."""
+    """Return the parts of the similarity from the moments of each class.
+
+    Args:
+        classes: sums of each class.
+        layer_sizes: number of channels of each batch-norm layer in order, 0 for layers that were not observed.
+    """
     parts: dict[str, float] = {}
+    # Weight of each image: a class of n images weighs min(n, FULL_CLASS).
     per_image = [min(1.0, FULL_CLASS / moments.count) for moments in classes]
     total = sum(weight * moments.count for weight, moments in zip(per_image, classes, strict=True))
     if len(layer_sizes) >= 3:
@@ -143,9 +167,16 @@ def combine_moments(classes: Sequence[Moments], layer_sizes: Sequence[int]) -> d
 
 
 def _log_std_ratios(channels: Tensor, layer_sizes: Sequence[int]) -> Mapping[str, float]:
-    """Return the mean logarithm of the ratio of deviations in the middle and in the last third of the layers."""
+    """Return the mean log std ratio of the middle third and of the last third of the layers.
+
+    Args:
+        channels: E[z] and E[z^2] of each channel, (2, channels).
+        layer_sizes: number of channels of each layer in order.
+    """
     mean, square = channels
+    # sigma_target / sigma_source = sqrt(E[z^2] - E[z]^2); rounding can make the difference slightly negative.
     ratio = (square - mean.square()).clamp_min(0).sqrt().clamp_min(SMALLEST_RATIO).log()
+    # Each layer counts equally, whatever its number of channels.
     layers = [float(part.mean()) for part in ratio.split(list(layer_sizes))]
     first, second = len(layers) // 3, 2 * len(layers) // 3
     middle, late = layers[first:second], layers[second:]
@@ -153,9 +184,11 @@ def _log_std_ratios(channels: Tensor, layer_sizes: Sequence[int]) -> Mapping[str
 
 
 def _head_moments(logits: Tensor) -> Tensor | None:
-    """Return energy and skewness of the logits of each image, or None if these are no logits of a head."""
+    """Return the energy and the skewness of each image's logits, (n, 2), or None if they are not those of a head."""
     if logits.ndim != 2 or logits.shape[1] < 3:
         return None
+    # Energy: log sum_k exp(l_k), the negative of the free energy of Liu et al. 2020.
+    # Skewness: E[(l - mean)^3] / E[(l - mean)^2]^1.5.
     logits = logits.float().cpu().double()
     centred = logits - logits.mean(1, keepdim=True)
     skewness = centred.pow(3).mean(1) / centred.square().mean(1).clamp_min(1e-12).pow(1.5)

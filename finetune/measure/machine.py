@@ -1,4 +1,4 @@
-"""Identify the machine: its name, whether it is busy, and which precisions and memory layouts it has."""
+"""Identify the machine: its name, whether it is busy, and the precisions and memory layouts worth timing on it."""
 
 import os
 import platform
@@ -13,11 +13,10 @@ from torch.backends import mkldnn
 from finetune.recipe import Layout, Precision
 
 BUSY = 25.0
-"""Percent of the processor from which on a machine counts as busy."""
-
+"""Processor load above which a machine counts as busy, in percent."""
 
 WATCHED = 0.2
-"""Seconds that the processor is watched for."""
+"""Time for which the load is observed, in seconds."""
 
 
 def device_name(device: torch.device) -> str:
@@ -28,7 +27,8 @@ def device_name(device: torch.device) -> str:
 
 
 def machine_name(device: torch.device) -> str:
-    """Return what speed depends on besides the network: processor or accelerator, threads, system and PyTorch."""
+    """Return a description of what speed depends on, apart from the network: processor or accelerator, number of
+    threads, operating system, version of PyTorch."""
     processor = platform.processor()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
@@ -37,15 +37,15 @@ def machine_name(device: torch.device) -> str:
 
 
 def is_busy() -> bool:
-    """Return whether other programs take much of this machine, so that what is timed now says little about later."""
+    """Return whether other programs use much of this machine, so that speeds measured now do not hold later."""
     return bool(psutil.cpu_percent(interval=WATCHED) > BUSY)
 
 
 def precisions(device: torch.device) -> tuple[Precision, ...]:
-    """Return the arithmetics worth timing on a device, the one that is likely to be fastest first.
+    """Return the precisions worth timing on a device, the probably fastest one first.
 
-    Processors without instructions for bfloat16 are left to PyTorch's plain loops, which take 5 to 40 times as long as
-    float32 (experiments/log.md, 2026-11-26): minutes, only to see it.
+    On processors without instructions for bfloat16 PyTorch computes it in plain loops, which take 5 to 40 times as long
+    as float32 (experiments/log.md, 2026-11-26): timing them would take minutes.
     """
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         return ("float16", "float32")
@@ -56,11 +56,11 @@ def precisions(device: torch.device) -> tuple[Precision, ...]:
 
 
 def layouts(network: nn.Module, device: torch.device) -> tuple[Layout, ...]:
-    """Return the layouts worth timing on a device, the one that is likely to be fastest first.
+    """Return the memory layouts worth timing on a device, the probably fastest one first.
 
-    On CUDA cuDNN prepares its kernels for depthwise convolutions with channels last at their first use: for each layer,
-    batch size and direction anew in every process, 2 to 14 s a network, which few trainings win back (experiments/log.md,
-    2026-11-26).
+    For depthwise convolutions in channels-last layout on CUDA, cuDNN compiles kernels at their first use, for each
+    layer, batch size and direction, and in every process. That takes 2 to 14 s a network, more than most trainings gain
+    (experiments/log.md, 2026-11-26).
     """
     convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
     if device.type == "cuda" and any(found.groups == found.in_channels > 1 for found in convolutions):

@@ -1,4 +1,4 @@
-"""Measuring the images, the network on them, and the machine, before anything is decided."""
+"""Measure the images, the network on them, and the machine, before anything is decided."""
 
 import math
 import time
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from finetune.cache import make_key, read_value, size_limit, write_value
 from finetune.data import ImageSplits, Pixels, even_sample, groups_of, labels_of, native_size, stratified_subset
 from finetune.data.batches import PlainImages, VariedImages, normaliser, read_in_turn
-from finetune.decide.evidence import Evidence, ForwardSettings, LearningCurve, MachineSpeed, ProbeResult, StageProfile
+from finetune.decide.evidence import Evidence, ForwardSettings, MachineSpeed, StageProfile
 from finetune.decide.plan import AugmentationPlan
 from finetune.decide.preprocessing import Preprocessing, choose_image_size
 from finetune.decide.workload import default_batch_size, default_trainable_stages, short_stages
@@ -23,6 +23,7 @@ from finetune.device import MEMORY_FORMATS, autocast, best_device
 from finetune.errors import CacheError, RecipeError
 from finetune.measure.domain import DomainProbe
 from finetune.measure.machine import is_busy, machine_name
+from finetune.measure.probing import chirality, evaluate_probe
 from finetune.measure.similarity import similarity
 from finetune.measure.speed import measure_speed
 from finetune.network.backbone import (
@@ -32,52 +33,141 @@ from finetune.network.backbone import (
     profile_stages,
     takes_image_size,
 )
-from finetune.network.cpu.threads import ThreadTeam
+from finetune.network.cpu import ThreadTeam
 from finetune.network.outputs import count_work, digest_weights, frozen_features
 from finetune.network.weights import create_pretrained, resolve_model
-from finetune.predict.linear_probe import CURVE_SHARES, ProbeFolds, cross_validate, error_slope, learning_curve
-from finetune.predict.metrics import log_loss, metric_error, metric_value
 from finetune.processes import num_processes
 from finetune.progress import Progress, no_progress
-from finetune.recipe import Metric, Recipe
+from finetune.recipe import Recipe
 from finetune.work import Work
 
 IMBALANCED = 5.0
-"""Images of the largest class over those of the smallest from which on balanced accuracy chooses."""
+"""Ratio of the largest to the smallest class from which on strategies are compared by balanced accuracy."""
 
 SIZES_READ = 200
-"""Images whose size is read."""
+"""Number of images from which the native size is read."""
 
 PROBE_SAMPLE = 5000
-"""Most images that the probe is cross-validated on: its error is below half a point then."""
+"""Largest number of images on which the probe is cross-validated; the standard error of its accuracy is then below half
+a point."""
 
 DOMAIN_SAMPLE = 200
-"""Images that the domain similarity is measured on: other ones change it by about .02 (experiments/log.md, 2026-11-26)."""
+"""Number of images on which the domain similarity is measured; another draw changes it by about .02
+(experiments/log.md, 2026-11-26)."""
 
 DOMAIN_SIZE = 128
-"""And at so many pixels, whatever the training's image size."""
-
-CHIRALITY_REGULARIZATION = 1e-3
-"""Regularisation of the classifier that tells images from their mirrored copies: a strong one, for a faint
-difference."""
+"""Side of these images in pixels, that of the calibration, at any image size of the training."""
 
 FLIPS_CHECKED = 400
-"""Images that are looked at mirrored."""
+"""Number of images from which the chirality is measured."""
 
 USUAL_AUGMENTATION = AugmentationPlan(
     horizontal_flip=True, vertical_flip=False, smallest_crop=0.5, color_jitter=0.1, policy="none", mixing="none"
 )
-"""What reading images is timed with, before it is planned."""
+"""Augmentation with which the reading of images is timed, as none is planned yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sample:
+    """The training images that are measured: all, or a stratified sample of them."""
+
+    pixels: Pixels
+    """Images of the sample."""
+    labels: NDArray[np.int64]
+    """Class of each image of the sample, (n,)."""
+    groups: NDArray[np.str_] | None
+    """Group of each image of the sample, (n,); None where the images have no groups."""
+    counts: NDArray[np.int64]
+    """Number of training images of each class, before sampling, (num_classes,)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Network:
+    """The network that is measured, as it is before any measurement."""
+
+    name: str
+    """Timm's name."""
+    source: str
+    """Source of the weights."""
+    source_classes: int
+    """Number of outputs of the pretrained classifier."""
+    preprocessing: Preprocessing
+    """Preprocessing at the image size of the training."""
+    size_reason: str
+    """Reason for the image size."""
+    native_side: int
+    """Median shorter side of the stored images, in pixels."""
 
 
 def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = no_progress) -> Evidence:
-    """Return what the choice rests on, from the training images alone.
+    """Return the measurements that the choice rests on, from the training images alone.
 
     Raises:
-        ModelError: an unknown network, or weights that are not to be had.
-        RecipeError: several networks, of which one is to be chosen first.
+        ModelError: an unknown network, or weights that cannot be found.
+        RecipeError: several networks; one of them must be chosen first.
     """
     start = time.perf_counter()
+    network, about = _load_network(recipe, splits)
+    sample = _draw_sample(splits, about.preprocessing, recipe.seed)
+    metric = recipe.metric or ("balanced_accuracy" if _imbalance(sample) >= IMBALANCED else "top1")
+    work = sample.pixels.cache(progress)
+    # First the machine, so that everything below runs in the fastest way; then what needs the pretrained classifier.
+    stages, speed = _measure_machine(
+        network, about.name, about.preprocessing, recipe, splits.num_training_images, sample.pixels, progress
+    )
+    network.to(memory_format=MEMORY_FORMATS[speed.forward.layout])
+    domain = _measure_similarity(network, about.name, sample.pixels, sample.labels, recipe.seed, speed.forward)
+    features, mirrored, own_work = _compute_features(network, about, sample, recipe, speed.forward, progress)
+    progress("cross-validating the linear probe", 0, 1)
+    probe = evaluate_probe(features, sample.labels, sample.groups, len(sample.counts), metric, recipe.seed)
+    progress("cross-validating the linear probe", 1, 1)
+    return Evidence(
+        **_describe(about, sample, recipe, splits),
+        metric=metric,
+        domain_similarity=round(domain.similarity, 3),
+        similarity_parts={part: round(value, 4) for part, value in domain.parts.items()},
+        similarity_calibrated=domain.is_calibrated,
+        probe=probe,
+        chirality=mirrored,
+        stages=stages,
+        speed=speed,
+        cache_bytes=size_limit() // 2 if splits.stream is None else 0,
+        seconds=round(time.perf_counter() - start, 2),
+        work=work + domain.work + own_work,
+    )
+
+
+def _describe(about: _Network, sample: _Sample, recipe: Recipe, splits: ImageSplits) -> dict[str, Any]:
+    """Return the entries of the evidence that describe the network and the images, and need no measurement."""
+    num_images, num_held = splits.num_training_images, len(splits.train)
+    counts = zip(splits.class_names, sample.counts, strict=True)
+    return {
+        "model": about.name,
+        "weights": about.source,
+        "takes_any_size": not takes_image_size(about.name),
+        "source_classes": 0 if recipe.strategy == "scratch" else about.source_classes,
+        "num_images": num_images,
+        "num_held": num_held,
+        "num_classes": len(sample.counts),
+        "images_per_class": round(num_images / len(sample.counts), 1),
+        # Of a stream only a sample is counted; its counts are scaled to the whole.
+        "class_counts": {name: round(int(count) * num_images / num_held) for name, count in counts},
+        "imbalance": round(_imbalance(sample), 2),
+        "num_unreadable": len(splits.unreadable),
+        "native_shorter_side": about.native_side,
+        "preprocessing": about.preprocessing,
+        "image_size_reason": about.size_reason,
+        "has_validation": splits.validation is not None,
+    }
+
+
+def _imbalance(sample: _Sample) -> float:
+    """Return the number of images of the largest class over that of the smallest."""
+    return float(sample.counts.max() / sample.counts.min())
+
+
+def _load_network(recipe: Recipe, splits: ImageSplits) -> tuple[Any, _Network]:
+    """Return the recipe's network with its original head, on its device and in evaluation mode, and its description."""
     device = best_device()
     if len(recipe.models) > 1:
         raise RecipeError(
@@ -85,77 +175,67 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
             f"finetune.run chooses one of them"
         )
     name = resolve_model(recipe.models[0], has_accelerator=device.type != "cpu")
-    side = _native_side(splits)
-    size, reason = _image_size(recipe, name, side, has_accelerator=device.type != "cpu")
+    native_side = _native_side(splits)
+    size, reason = _image_size(recipe, name, native_side, has_accelerator=device.type != "cpu")
     network, report = _load(name, recipe, size)
-    head, layer = find_head(network)
+    _, head = find_head(network)
     network = network.to(device).eval()
-    labels, groups = labels_of(splits.train), groups_of(splits.train)
-    counts = np.bincount(labels, minlength=len(splits.class_names))
-    num_images = splits.num_training_images
-    preprocessing = native_preprocessing(network, size)
-    sample = stratified_subset(labels, max(PROBE_SAMPLE, 2 * len(counts)), recipe.seed)
-    labels_seen = labels[sample]
-    table = splits.train if len(sample) == len(labels) else splits.train.select(sample)
-    pixels = Pixels(table, preprocessing.shorter_side)
-    work = pixels.cache(progress)
-    stages, speed = _machine(network, name, preprocessing, recipe, num_images, pixels, progress)
-    network.to(memory_format=MEMORY_FORMATS[speed.forward.layout])
-    domain = _similarity(network, name, pixels, labels_seen, recipe.seed, speed.forward)
-    weights = digest_weights(network, leave_out=head)
-    network.reset_classifier(len(counts))
-    network = network.to(device).to(memory_format=MEMORY_FORMATS[speed.forward.layout])
-    plain = PlainImages(pixels, preprocessing)
-    seen = frozen_features(network, plain, preprocessing, speed.forward, weights, progress)
-    features = seen.numpy()
-    work += domain.work + count_work(seen, pixels)
-    told_apart = None
-    if recipe.strategy != "linear_probe":  # which sees no image mirrored
-        checked = even_sample(labels_seen, FLIPS_CHECKED, recipe.seed)
-        mirrored = PlainImages(pixels, preprocessing, mirrored=True)
-        flipped = frozen_features(network, mirrored, preprocessing, speed.forward, weights, members=checked.tolist())
-        work += count_work(flipped, pixels)
-        told_apart = chirality(features[checked], flipped.numpy(), recipe.seed)
-    imbalance = float(counts.max() / counts.min())
-    metric: Metric = recipe.metric or ("balanced_accuracy" if imbalance >= IMBALANCED else "top1")
-    progress("cross-validating the linear probe", 0, 1)
-    probe = _probe(features, labels_seen, None if groups is None else groups[sample], len(counts), metric, recipe.seed)
-    progress("cross-validating the linear probe", 1, 1)
-    return Evidence(
-        model=name,
-        weights=str(report),
-        takes_any_size=not takes_image_size(name),
-        source_classes=0 if recipe.strategy == "scratch" else layer.out_features,
-        num_images=num_images,
-        num_held=len(labels),
-        num_classes=len(counts),
-        images_per_class=round(num_images / len(counts), 1),
-        class_counts={
-            name: round(int(count) * num_images / len(labels))
-            for name, count in zip(splits.class_names, counts, strict=True)
-        },
-        imbalance=round(imbalance, 2),
-        num_unreadable=len(splits.unreadable),
-        native_shorter_side=side,
-        preprocessing=preprocessing,
-        image_size_reason=reason,
-        domain_similarity=round(domain.similarity, 3),
-        similarity_parts={part: round(value, 4) for part, value in domain.parts.items()},
-        similarity_calibrated=domain.is_calibrated,
-        probe=probe,
-        chirality=told_apart,
-        stages=stages,
-        speed=speed,
-        cache_bytes=size_limit() // 2 if splits.stream is None else 0,
-        seconds=round(time.perf_counter() - start, 2),
-        work=work,
-        metric=metric,
-        has_validation=splits.validation is not None,
+    return network, _Network(
+        name=name,
+        source=str(report),
+        source_classes=head.out_features,
+        preprocessing=native_preprocessing(network, size),
+        size_reason=reason,
+        native_side=native_side,
     )
 
 
+def _draw_sample(splits: ImageSplits, preprocessing: Preprocessing, seed: int) -> _Sample:
+    """Return the training images that are measured: at most `PROBE_SAMPLE`, or two of each class if that is more."""
+    labels, groups = labels_of(splits.train), groups_of(splits.train)
+    counts = np.bincount(labels, minlength=len(splits.class_names))
+    members = stratified_subset(labels, max(PROBE_SAMPLE, 2 * len(counts)), seed)
+    table = splits.train if len(members) == len(labels) else splits.train.select(members)
+    return _Sample(
+        pixels=Pixels(table, preprocessing.shorter_side),
+        labels=labels[members],
+        groups=None if groups is None else groups[members],
+        counts=counts,
+    )
+
+
+def _compute_features(
+    network: Any,  # noqa: ANN401  (timm's networks share methods, but no type)
+    about: _Network,
+    sample: _Sample,
+    recipe: Recipe,
+    settings: ForwardSettings,
+    progress: Progress,
+) -> tuple[NDArray[np.float32], float | None, Work]:
+    """Return the features of the sample (n, width), the chirality of its images, and the work that this took.
+
+    The chirality is None for a linear probe, which is not trained on mirrored images. The network loses its pretrained
+    classifier.
+    """
+    device = next(network.parameters()).device
+    head, _ = find_head(network)
+    weights = digest_weights(network, leave_out=head)
+    network.reset_classifier(len(sample.counts))
+    network = network.to(device).to(memory_format=MEMORY_FORMATS[settings.layout])
+    plain = PlainImages(sample.pixels, about.preprocessing)
+    outputs = frozen_features(network, plain, about.preprocessing, settings, weights, progress)
+    features, work = outputs.numpy(), count_work(outputs, sample.pixels)
+    if recipe.strategy == "linear_probe":
+        return features, None, work
+    checked = even_sample(sample.labels, FLIPS_CHECKED, recipe.seed)
+    flipped = PlainImages(sample.pixels, about.preprocessing, mirrored=True)
+    mirrored = frozen_features(network, flipped, about.preprocessing, settings, weights, members=checked.tolist())
+    work += count_work(mirrored, sample.pixels)
+    return features, chirality(features[checked], mirrored.numpy(), recipe.seed), work
+
+
 def _image_size(recipe: Recipe, name: str, native_side: int, has_accelerator: bool) -> tuple[int, str]:
-    """Return the side of the square that the network sees, and why."""
+    """Return the side of the network's input in pixels, and the reason for it."""
     if recipe.image_size is not None:
         return recipe.image_size, f"{recipe.image_size} px was asked for"
     side = network_image_size(name)
@@ -165,7 +245,7 @@ def _image_size(recipe: Recipe, name: str, native_side: int, has_accelerator: bo
 
 
 def _load(name: str, recipe: Recipe, size: int) -> tuple[Any, object]:
-    """Return the network with its original head, and where its weights came from."""
+    """Return the network with its original head, and the source of its weights."""
     arguments: dict[str, Any] = {"img_size": size} if takes_image_size(name) else {}
     if recipe.strategy == "scratch":
         torch.manual_seed(recipe.seed)
@@ -180,7 +260,7 @@ def _native_side(splits: ImageSplits) -> int:
     return int(np.median([min(native_size(row)) for row in rows]))
 
 
-def _machine(
+def _measure_machine(
     network: nn.Module,
     name: str,
     preprocessing: Preprocessing,
@@ -189,15 +269,15 @@ def _machine(
     pixels: Pixels,
     progress: Progress,
 ) -> tuple[tuple[StageProfile, ...], MachineSpeed]:
-    """Return what the network's stages cost and how fast this machine is with it, measured once and then remembered.
+    """Return the costs of the network's stages and the speeds of this machine, measured once and then cached.
 
-    What a busy machine shows is used, but not remembered.
+    Speeds of a busy machine are used, but not cached.
     """
     device = next(network.parameters()).device
     processes = num_processes()
     batch_size = math.ceil((recipe.batch_size or default_batch_size(num_images)) / processes)
     asked = recipe.training.trainable_stages
-    # Their schemas, so that an older version's measurements are not mistaken for this one's.
+    # With the schemas of the values, so that measurements of an older version are not found.
     schemas = MachineSpeed.model_json_schema(), StageProfile.model_json_schema()
     key = make_key(
         name, preprocessing, batch_size, asked or "usual and short", pixels.is_cached, machine_name(device), schemas
@@ -226,14 +306,19 @@ def _machine(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Domain:
+    """The domain similarity of the images to the network's pretraining images."""
+
     similarity: float
+    """Similarity: 0 is far, 1 is near."""
     parts: dict[str, float]
+    """Measured parts of the similarity, by name."""
     is_calibrated: bool
     """Whether the scale was fitted for this network."""
     work: Work
+    """Images sent forward."""
 
 
-def _similarity(
+def _measure_similarity(
     network: nn.Module,
     name: str,
     pixels: Pixels,
@@ -241,7 +326,7 @@ def _similarity(
     seed: int,
     settings: ForwardSettings,
 ) -> _Domain:
-    """Return the domain similarity of a sample of the images."""
+    """Return the domain similarity of a few images, the same number of each class; cached."""
     chosen = even_sample(labels, DOMAIN_SAMPLE, seed)
     preprocessing = native_preprocessing(network, DOMAIN_SIZE).changed(crop_fraction=1.0)
     if takes_image_size(name):
@@ -264,88 +349,13 @@ def _similarity(
             with autocast(device, settings.precision):
                 return probe.measure(normalise(sample)), torch.from_numpy(labels)[indices]
 
-        with probe.watching(), ThreadTeam(settings.parallel_parts, settings.num_threads) as streams:
-            for moments, groups in streams.map(measure, batches):
+        with probe.watching(), ThreadTeam(settings.parallel_parts, settings.num_threads) as team:
+            for moments, groups in team.map(measure, batches):
                 probe.collect(moments, groups)
         parts = probe.parts(list(probe.groups.values()))
         write_value("features", key, f"domain similarity: {len(members)} images", parts)
         work = Work(forward_images=len(members), forward_equivalents=float(len(members)))
         work += Work() if pixels.is_cached else pixels.reading_work(len(members))
-    # Without batch norms and a classifier of many classes nothing tells near from far.
+    # Without batch norms and a classifier of many classes there is no part; 0.5 is neither near nor far.
     value, is_calibrated = similarity(parts, name) if parts else (0.5, False)
     return _Domain(similarity=value, parts=parts, is_calibrated=is_calibrated, work=work)
-
-
-def _probe(
-    features: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    groups: NDArray[np.str_] | None,
-    num_classes: int,
-    metric: Metric,
-    seed: int,
-) -> ProbeResult:
-    folds = cross_validate(features, labels, num_classes, seed, groups)
-    predicted = folds.logits.argmax(axis=1)
-    return ProbeResult(
-        accuracy=round(metric_value("top1", predicted, labels), 4),
-        accuracy_error=round(metric_error("top1", predicted, labels), 4),
-        balanced_accuracy=round(metric_value("balanced_accuracy", predicted, labels), 4),
-        log_loss=round(log_loss(folds.logits, labels), 4),
-        inverse_regularization=folds.inverse_regularization,
-        answers=_answers(features, labels, folds, groups, seed) if metric == "balanced_accuracy" else {"none": 0.0},
-        curve=_curve(features, labels, folds, groups, seed),
-    )
-
-
-def _curve(
-    features: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    folds: ProbeFolds,
-    groups: NDArray[np.str_] | None,
-    seed: int,
-) -> LearningCurve:
-    fewer = learning_curve(features, labels, folds.logits.shape[1], seed, folds.inverse_regularization, groups)
-    wrong = np.stack([*fewer, folds.logits.argmax(axis=1) != labels])
-    learned_from = len(labels) * (1.0 - 1.0 / len(folds.heads))
-    slope, error = error_slope(wrong[0], wrong[-1], 1.0 / CURVE_SHARES[0])
-    return LearningCurve(
-        num_images=tuple(round(share * learned_from) for share in (*CURVE_SHARES, 1.0)),
-        accuracy=tuple(round(1.0 - float(row.mean()), 4) for row in wrong),
-        slope=round(slope, 3),
-        slope_error=round(error, 3),
-    )
-
-
-def chirality(features: NDArray[np.float32], mirrored: NDArray[np.float32], seed: int) -> float:
-    """Return the share of pairs in which a linear classifier tells an image's features from its mirrored copy's.
-
-    Networks are trained to see mirrored images alike, so that the labels of mirrored copies say little; whether the
-    images have a left and a right, their features still tell. Neither image of a pair is in the classifier's own fold.
-    """
-    count = len(features)
-    both = np.concatenate([features, mirrored])
-    side = np.repeat(np.arange(2), count)
-    pair = np.tile(np.arange(count), 2).astype(str)
-    scores = cross_validate(both, side, 2, seed, pair, inverse_regularizations=(CHIRALITY_REGULARIZATION,)).logits
-    looks_mirrored = scores[:, 1] - scores[:, 0]
-    return round(float((looks_mirrored[count:] > looks_mirrored[:count]).mean()), 3)
-
-
-def _answers(
-    features: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    folds: ProbeFolds,
-    groups: NDArray[np.str_] | None,
-    seed: int,
-) -> dict[str, float]:
-    """Return the held-out balanced accuracy under each answer to unequal classes."""
-    counts = np.bincount(labels, minlength=folds.logits.shape[1])
-    prior = np.log(np.maximum(counts, 1) / counts.sum())
-    weighted = cross_validate(
-        features, labels, len(counts), seed, groups, (folds.inverse_regularization,), balanced=True
-    )
-    scores = {"none": folds.logits, "class_weights": weighted.logits, "logit_adjustment": folds.logits - prior}
-    return {
-        name: round(metric_value("balanced_accuracy", score.argmax(axis=1), labels), 4)
-        for name, score in scores.items()
-    }

@@ -1,24 +1,26 @@
-"""How near a set of images lies to the images a network was pretrained on, as one number between 0 and 1.
+"""Score the similarity of a set of images to the images that a network was pretrained on: 0 is far, 1 is near.
 
-The number is `sigmoid(intercept + sum_i weight_i * clip((part_i - mean_i) / spread_i, -3, 3))` over at most three
-parts, which `domain.measure_domain_parts` takes from one pass of the frozen network, without pretraining images:
+The score is `sigmoid(intercept + sum_i weight_i * clip((part_i - mean_i) / spread_i, -3, 3))` over at most three parts.
+`domain.measure_domain_parts` measures them in one pass of the frozen network, without pretraining images:
 
-* `late_vigour`: mean over the channels of the last third of the batch-norm layers of log(sigma_target / sigma_source),
-  where sigma_source is the layer's running deviation. Late channels answer to the objects of the pretraining images;
-  where those are missing, the channels stay quiet. It is the signed, logarithmic form of the deviation term of the
-  Frechet distance between batch-norm statistics; that distance itself punishes narrow sets too, which need not be far.
-* `middle_vigour`: the same in the middle third. It has a negative weight: blur and lost colour quieten the whole
-  network, foreign content above all the late layers.
-* `energy`: mean of logsumexp of the original head's logits. It depends on the scale of the head, so it is only used
-  for the networks that were calibrated.
-* `logit_skewness`: mean skewness of an image's logits: some classes stand out where the content is known. It is free
-  of the head's scale, and the only part for networks without batch norm. It suffers from low resolution.
+* `late_vigour`: the log std ratio of late layers, that is the mean of log(sigma_target / sigma_source) over the
+  channels of the last third of the batch-norm layers; sigma_source is the layer's running deviation. Late channels
+  respond to the objects of the pretraining images and vary less where these are missing. The part is the signed,
+  logarithmic form of the deviation term of the Frechet distance between batch-norm statistics. That distance itself is
+  also large for sets with little variety, which need not be far.
+* `middle_vigour`: the log std ratio of the middle third. Its weight is negative: blur and lost colour lower the ratio
+  in the whole network, unknown content mostly in the late layers.
+* `energy`: the mean of logsumexp of the original head's logits. It depends on the scale of the head, so it is used only
+  for networks that were calibrated.
+* `logit_skewness`: the mean skewness of an image's logits; with known content a few classes have much larger logits
+  than the rest. It does not depend on the head's scale, and it is the only part for networks without batch norm. It is
+  less reliable at low resolution.
 
-Sources: Li et al. 2017 "Revisiting batch normalization for practical domain adaptation" (batch-norm statistics hold the
-domain); Heusel et al. 2017 (Frechet distance); Park et al. 2023 "Understanding the feature norm for out-of-distribution
-detection" (unknown content activates less); Liu et al. 2020 "Energy-based out-of-distribution detection"; Hendrycks and
-Gimpel 2017 (the head's answers on foreign images). The weights were fitted by `experiments/calibrate_similarity.py` on
-eleven labelled sets.
+Sources: Li et al. 2017 "Revisiting batch normalization for practical domain adaptation" (batch-norm statistics describe
+the domain); Heusel et al. 2017 (Frechet distance); Park et al. 2023 "Understanding the feature norm for
+out-of-distribution detection" (unknown content activates less); Liu et al. 2020 "Energy-based out-of-distribution
+detection"; Hendrycks and Gimpel 2017 (outputs of the head on images of other domains). The weights were fitted by
+`experiments/calibrate_similarity.py` on eleven labelled sets.
 """
 
 from collections.abc import Mapping
@@ -27,16 +29,19 @@ from math import exp
 from types import MappingProxyType
 
 CLIP = 3.0
-"""A single part moves the score by no more than this many spreads."""
+"""Largest distance of a part from its mean that counts, in spreads: no single part decides the score."""
 
 
 @dataclass(frozen=True)
 class PartScale:
-    """How one part enters the score."""
+    """Scale and weight of one part in the score."""
 
     mean: float
+    """Mean of the part over the calibration's image sets."""
     spread: float
+    """Standard deviation of the part over the calibration's image sets."""
     weight: float
+    """Weight of the standardised part in the logit of the score."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,14 @@ class Calibration:
     """The constants of the score for one network, or for a kind of network."""
 
     intercept: float
+    """Logit of the score when every part is at its mean."""
     parts: Mapping[str, PartScale]
+    """Scale and weight of each part that is used, by its name."""
 
     def score(self, parts: Mapping[str, float]) -> float:
-        """Return the similarity for measured parts, which may be more than those used here."""
+        """Return the similarity in 0 .. 1 from measured parts; parts without a scale are ignored."""
+        # logit = intercept + sum_i weight_i clip((part_i - mean_i) / spread_i, -CLIP, CLIP); score = sigmoid(logit)
+        # Clipping keeps a part far outside the calibration's range from deciding alone.
         logit = self.intercept
         for name, scale in self.parts.items():
             logit += scale.weight * min(max((parts[name] - scale.mean) / scale.spread, -CLIP), CLIP)
@@ -83,7 +92,7 @@ CALIBRATIONS: Mapping[str, Calibration] = MappingProxyType(
         ),
     }
 )
-"""The constants of the networks that were calibrated."""
+"""Constants of the networks that were calibrated."""
 
 GENERIC: tuple[Calibration, ...] = (
     Calibration(
@@ -100,27 +109,29 @@ GENERIC: tuple[Calibration, ...] = (
         },
     ),
 )
-"""The constants for other networks, the first whose parts were measured: with batch-norm layers, without."""
+"""Constants for other networks, with batch-norm layers or without; the first whose parts are measured."""
 # CONSTANTS END
 
 
 def similarity(parts: Mapping[str, float], network: str) -> tuple[float, bool]:
     """Return the domain similarity (0 far, 1 near) and whether it is calibrated for this network.
 
-    For a network without constants of its own the score is a rough guide: with batch-norm layers it uses `late_vigour`
+    For a network without constants of its own the score is a rough guide. With batch-norm layers it uses `late_vigour`
     and `middle_vigour` with pooled constants, without them `logit_skewness` alone.
 
     Args:
-        parts: what `measure_domain_parts` measured.
+        parts: parts by name, as `measure_domain_parts` returns them.
         network: timm's name; a weights tag after the dot is ignored.
 
     Raises:
-        ValueError: there is no part to judge by (neither batch-norm layers nor a classification head).
+        ValueError: there is no part to score (neither batch-norm layers nor a classification head).
     """
+    # The network's own constants if it was calibrated, else the pooled ones: those with the most parts come first.
     own = CALIBRATIONS.get(network.partition(".")[0])
     if own is not None and own.parts.keys() <= parts.keys():
         return own.score(parts), True
+    # A network without batch-norm layers lacks the parts of the first entry.
     for generic in GENERIC:
         if generic.parts.keys() <= parts.keys():
             return generic.score(parts), False
-    raise ValueError(f"'{network}' gave no parts to judge the domain by: it needs its pretrained classification head")
+    raise ValueError(f"'{network}' gave no parts to score the domain by: it needs its pretrained classification head")

@@ -1,4 +1,4 @@
-"""What this machine does with a network: images a second, forward and for each way of training, in the ways it has."""
+"""Measure the speed of a network on this machine: images per second, forward and for each strategy of training."""
 
 import math
 import os
@@ -19,63 +19,62 @@ from finetune.errors import ModelError
 from finetune.measure.machine import device_name, layouts, precisions
 from finetune.measure.timing import NOTHING_YET, Rate, time_rate
 from finetune.network.backbone import find_head, find_norms, find_stages
-from finetune.network.cpu.convolutions import quick_gradients
-from finetune.network.cpu.folding import FoldedNorms
-from finetune.network.cpu.threads import ThreadTeam
-from finetune.network.forward import pooled, stream
+from finetune.network.cpu import FoldedNorms, ThreadTeam, quick_gradients
+from finetune.network.forward import forward_batches, pooled
 from finetune.network.tail import cut
 from finetune.recipe import Layout, Precision, Strategy
 
 LEAD = 1.15
-"""How much faster one batch on all threads must be than one on each of them: those read images meanwhile, and do not
-wait for each other where another program has a core."""
+"""Least ratio of speeds at which all threads work on one part instead of one thread on each of several parts. Parallel
+parts also overlap with reading images, and their threads do not wait for each other where another program uses a
+core."""
 
 OVERLAPPED = 1e9
-"""Images a second where reading them costs the network no time."""
+"""Speed that stands for reading images without any cost, in images per second."""
 
 MOST_WORKERS = 8
-"""Processes that read images for an accelerator, where there are so many cores."""
+"""Largest number of processes that read images for an accelerator."""
 
 LARGEST_ERROR = 0.02
-"""Share of the features' variance, and 1 - cosine of the gradients, that an arithmetic may change: the accuracy of a
-probe stays the same (experiments/log.md, 2026-11-25)."""
+"""Largest error of a precision against float32, as a share of the features' variance and as 1 - cosine of the
+gradients: the accuracy of a probe stays the same (experiments/log.md, 2026-11-25)."""
 
 FORWARD_BATCHES = (8, 16, 32, 64)
-"""Images sent forward at once that are timed; on an accelerator four times as many."""
+"""Batch sizes of forward passes that are timed, in images; those on an accelerator are four times as large."""
 
 MICRO_BATCH = 32
-"""Images of a training step that a CPU works on at once: more are not faster, and take memory in proportion."""
-
+"""Largest number of images of a training step that a CPU computes at once: more are not faster, and memory grows with
+them."""
 
 READ_BATCHES = 6
-"""Batches that are read and sent forward to see what reading adds."""
+"""Number of batches that are read and sent forward to measure the cost of reading."""
 
 
 def measure_speed(
     network: nn.Module, preprocessing: Preprocessing, batch_size: int, depths: Sequence[int], images: VariedImages
 ) -> MachineSpeed:
-    """Return how `network` runs fastest here, and its images a second: medians.
+    """Return the fastest settings for `network` on this machine, and median speeds in images per second.
 
-    Arithmetic, layout, batch and streams are tried one after another, each with the best of those before. What is far
-    slower than another is timed once; an arithmetic that changes features or gradients is not used. What does not fit
-    into an accelerator's memory is timed with half of the batch, and so on.
+    Precision, layout, batch size and parallel parts are tried one after another, each with the best of those before.
+    Settings far slower than the best are timed once; a precision that changes features or gradients is not used. A
+    batch that does not fit into an accelerator's memory is halved until it fits.
 
     Args:
-        network: on its device; it is left in the layout that is fastest.
+        network: on its device; it is left in the fastest layout.
         preprocessing: of the network.
-        batch_size: images a training step.
-        depths: how many of the last stages `partial` is timed with.
-        images: some real ones, to see what reading costs and whether an arithmetic is exact enough.
+        batch_size: images of a training step.
+        depths: numbers of last stages for which `partial` is timed.
+        images: training images, to measure the cost of reading and the error of each precision.
 
     Raises:
         ModelError: a training on one image does not fit into the accelerator's memory.
     """
     device = next(network.parameters()).device
     threads = torch.get_num_threads()
-    # Alone, one thread is a little slower; beside another program, several that wait for each other take many times
-    # as long. So they are used only where they are what is timed.
     name = device_name(device)
     micro_batch = min(batch_size, MICRO_BATCH) if device.type == "cpu" else batch_size
+    # Several OpenMP threads are used only where they are timed: alone they are a little faster than one, but with
+    # another program on the machine they wait for each other and take many times as long.
     with ThreadTeam(1, 1 if device.type == "cpu" else threads):
         while micro_batch:
             with suppress(torch.OutOfMemoryError):
@@ -97,6 +96,7 @@ def _measure_speed(
     images: VariedImages,
     threads: int,
 ) -> MachineSpeed:
+    """Return the speeds, measured in the order of the lines below, with `micro_batch` images of a training step."""
     device = next(network.parameters()).device
     allowed = layouts(network, device)
     network.to(memory_format=MEMORY_FORMATS[allowed[0]])
@@ -131,30 +131,30 @@ def _measure_speed(
 def _real_batch(
     images: VariedImages, count: int, preprocessing: Preprocessing, device: torch.device, layout: Layout
 ) -> Tensor:
-    """Return `count` normalised images; few images come several times, each varied in its own way."""
+    """Return `count` normalised images (count, 3, h, w); if there are fewer, several views of each."""
     keys = [Key(number % len(images), number // len(images)) for number in range(count)]
     pixels, _ = next(iter(make_loader(images, device, 0, batch_size=count, keys=keys)))
     return normaliser(preprocessing, device, layout)(pixels)
 
 
-def _side_by_side(device: torch.device, threads: int) -> tuple[int, ...]:
-    """Return the numbers of streams worth timing: one for each thread, or one."""
+def _parallel_parts(device: torch.device, threads: int) -> tuple[int, ...]:
+    """Return the numbers of parallel parts worth timing: one for each thread, and one."""
     return (threads, 1) if device.type == "cpu" and threads > 1 else (1,)
 
 
 def _fastest_forward(
     network: nn.Module, image_size: int, real: Tensor, threads: int, allowed_layouts: Sequence[Layout]
 ) -> tuple[ForwardSettings, float, float]:
-    """Return the fastest way to send images forward, its images a second, and the error of its arithmetic.
+    """Return the fastest settings of forward passes, their images per second, and the error of their precision.
 
-    Network and images are in the first layout.
+    Network and images must be in the first layout.
     """
     device = real.device
     network.eval()
     errors = {precision: _feature_error(network, real, precision) for precision in precisions(device)}
     allowed = [precision for precision in errors if errors[precision] <= LARGEST_ERROR]
     batches = [size if device.type == "cpu" else 4 * size for size in FORWARD_BATCHES]
-    counts = _side_by_side(device, threads)
+    counts = _parallel_parts(device, threads)
     best = ForwardSettings(
         precision=allowed[0],
         layout=allowed_layouts[0],
@@ -164,6 +164,7 @@ def _fastest_forward(
         loader_workers=0 if device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1),
     )
     rate = NOTHING_YET
+    # A search along one coordinate after another, instead of all combinations: precision, layout, batch size, parts.
     steps: list[list[dict[str, object]]] = [
         [{"precision": precision} for precision in allowed],
         [{"layout": layout} for layout in allowed_layouts[1:]],
@@ -188,6 +189,7 @@ def _fastest_forward(
 def _time_forward(
     network: nn.Module, image_size: int, settings: ForwardSettings, device: torch.device, best: Rate
 ) -> Rate:
+    """Return the speed of forward passes of random images with these settings."""
     memory_format = MEMORY_FORMATS[settings.layout]
     network.to(memory_format=memory_format)
     inputs = torch.randn(settings.batch_size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
@@ -200,19 +202,20 @@ def _time_forward(
             network(batch)
 
     def work() -> None:
-        for _ in streams.map(send, [inputs] * settings.parallel_parts):
+        for _ in team.map(send, [inputs] * settings.parallel_parts):
             pass
 
-    with ThreadTeam(settings.parallel_parts, settings.num_threads) as streams:
+    with ThreadTeam(settings.parallel_parts, settings.num_threads) as team:
         return time_rate(work, settings.parallel_parts * settings.batch_size, device, best)
 
 
 def _feature_error(network: nn.Module, images: Tensor, precision: Precision) -> float:
-    """Return how much an arithmetic changes features against float32, as a share of their variance over images."""
+    """Return the error of features in a precision against float32, as a share of the features' variance over images."""
     with torch.inference_mode():
         exact = pooled(network, images).float()
         with autocast(images.device, precision), FoldedNorms(lambda: pooled(network, images[:1])):
             change = pooled(network, images).float() - exact
+    # sum |d_i - mean d|^2 / sum |f_i - mean f|^2: a shift that all images share does not matter to a classifier.
     total = (exact - exact.mean(0)).square().sum().clamp_min(1e-12)
     return round(float((change - change.mean(0)).square().sum() / total), 4)
 
@@ -220,37 +223,39 @@ def _feature_error(network: nn.Module, images: Tensor, precision: Precision) -> 
 def _time_reading(
     network: nn.Module, images: VariedImages, preprocessing: Preprocessing, settings: ForwardSettings, rate: float
 ) -> float:
-    """Return the images a second of what reading images adds to sending them forward."""
+    """Return the speed of reading alone, in images per second: from the time that it adds to forward passes."""
     count = READ_BATCHES * settings.batch_size
     keys = [Key(number % len(images), number // len(images)) for number in range(count)]
     start = time.perf_counter()
-    for _ in stream(network, images, preprocessing, settings, pooled, keys):
+    for _ in forward_batches(network, images, preprocessing, settings, pooled, keys):
         pass
+    # With n images in t seconds and a forward rate r, reading adds t - n / r seconds.
     added = time.perf_counter() - start - count / rate
     return round(count / added, 1) if added > 0 else OVERLAPPED
 
 
 def _time_training(module: nn.Module, inputs: Tensor, threads: int) -> tuple[Precision, int, float, float]:
-    """Return the fastest arithmetic and number of streams, the images a second, and the error of the gradients.
+    """Return the fastest precision and number of parallel parts, their images per second, and the gradients' error.
 
-    What requires a gradient is trained; batch norms stay frozen.
+    Parameters that require a gradient are trained; batch norms stay frozen.
     """
     module.eval()
     device = inputs.device
     labels = torch.arange(len(inputs), device=device) % 2
     folded = FoldedNorms(lambda: module(inputs[:1]))
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0, fused=True)  # moves nothing, in the usual time
+    # With a learning rate of 0 a step costs the usual time, but changes nothing.
+    optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0, fused=True)
 
     def gradients(precision: Precision, leaves: Sequence[Tensor], part: tuple[Tensor, Tensor]) -> Sequence[Tensor]:
         with quick_gradients(device), folded, autocast(device, precision):
             loss = nn.functional.cross_entropy(module(part[0]).float(), part[1], reduction="sum") / len(inputs)
         return torch.autograd.grad(loss, leaves, materialize_grads=True)
 
-    def step(precision: Precision, streams: ThreadTeam) -> None:
-        parts = zip(inputs.chunk(streams.count), labels.chunk(streams.count), strict=True)
-        with autocast(device, precision), folded.once(trained, streams) as weights:
-            for found in streams.map(partial(gradients, precision, weights.leaves), parts):
+    def step(precision: Precision, team: ThreadTeam) -> None:
+        parts = zip(inputs.chunk(team.count), labels.chunk(team.count), strict=True)
+        with autocast(device, precision), folded.once(trained, team) as weights:
+            for found in team.map(partial(gradients, precision, weights.leaves), parts):
                 weights.add(found)
             for parameter, gradient in zip(trained, weights.gradients(), strict=True):
                 parameter.grad = gradient
@@ -264,16 +269,17 @@ def _time_training(module: nn.Module, inputs: Tensor, threads: int) -> tuple[Pre
         error = _direction_error(gradients(precision, trained, (inputs, labels)), exact)
         if error > LARGEST_ERROR:
             continue
-        for count in _side_by_side(device, threads) if len(inputs) >= threads else (1,):
-            with ThreadTeam(count, threads // count) as streams:
-                rate = time_rate(partial(step, precision, streams), len(inputs), device, best_rate)
+        for count in _parallel_parts(device, threads) if len(inputs) >= threads else (1,):
+            with ThreadTeam(count, threads // count) as team:
+                rate = time_rate(partial(step, precision, team), len(inputs), device, best_rate)
             if rate.fastest > best_rate.fastest * (LEAD if best[0] == precision else 1.0):
                 best, best_rate = (precision, count, rate.usual, error), rate
     return best
 
 
 def _direction_error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """Return 1 - the cosine between two gradients."""
+    """Return 1 - cos(g, h) between two gradients g and h, each one tensor for each parameter."""
+    # cos(g, h) = g . h / (|g| |h|)
     product = sum(float((one * other).sum()) for one, other in zip(found, exact, strict=True))
     norms = [math.sqrt(sum(float(part.square().sum()) for part in parts)) for parts in (found, exact)]
     return round(max(0.0, 1.0 - product / max(norms[0] * norms[1], 1e-30)), 4)
@@ -282,12 +288,12 @@ def _direction_error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
 def _speed(
     strategy: Strategy, stages: int, measured: tuple[Precision, int, float, float], prefix: float | None
 ) -> TrainingSpeed:
-    precision, streams, rate, error = measured
+    precision, parts, rate, error = measured
     return TrainingSpeed(
         strategy=strategy,
         trainable_stages=stages,
         precision=precision,
-        parallel_parts=streams,
+        parallel_parts=parts,
         images_per_second=rate,
         prefix_images_per_second=prefix,
         gradient_error=error,
@@ -295,12 +301,14 @@ def _speed(
 
 
 def _time_full(network: nn.Module, inputs: Tensor, threads: int) -> TrainingSpeed:
+    """Return the speed of training all parameters."""
     for parameter in network.parameters():
         parameter.requires_grad_(True)
     return _speed("full", 0, _time_training(network, inputs, threads), None)
 
 
 def _time_norm_tuning(network: nn.Module, inputs: Tensor, threads: int) -> TrainingSpeed:
+    """Return the speed of training the norms and the head."""
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     for module in (*find_norms(network).values(), find_head(network)[1]):
@@ -312,8 +320,8 @@ def _time_norm_tuning(network: nn.Module, inputs: Tensor, threads: int) -> Train
 def _time_partial(
     network: nn.Module, inputs: Tensor, stages: int, settings: ForwardSettings, threads: int
 ) -> TrainingSpeed:
-    """Return the rate of the last stages from kept activations; uncut networks are timed as if all of them were
-    trained."""
+    """Return the speed of training the last stages from cached activations; where the network cannot be cut, that of
+    training all parameters."""
     device = inputs.device
     tail = cut(network, stages, inputs.shape[-1])
     if tail is None:
@@ -326,14 +334,14 @@ def _time_partial(
             return tail.prefix(images)
 
     def work() -> None:
-        for _ in streams.map(send, [inputs] * settings.parallel_parts):
+        for _ in team.map(send, [inputs] * settings.parallel_parts):
             pass
 
     frozen = {name for stage in find_stages(network)[:-stages] for name in stage.parameters}
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name not in frozen)
     measured = _time_training(tail, send(inputs).float().clone(), threads)
-    with ThreadTeam(settings.parallel_parts, settings.num_threads) as streams:
+    with ThreadTeam(settings.parallel_parts, settings.num_threads) as team:
         rate = time_rate(work, settings.parallel_parts * len(inputs), device)
     tail.release()
     return _speed("partial", stages, measured, rate.usual)

@@ -1,4 +1,4 @@
-"""Time a piece of work."""
+"""Time a piece of work, with more repetitions for work that is short and competitive."""
 
 import statistics
 import time
@@ -8,46 +8,53 @@ from typing import NamedTuple
 import torch
 
 REPETITIONS = 5
-"""Timed after one that is not: the first call plans its kernels."""
-
+"""Number of timed repetitions of short work, after an untimed one in which libraries select their kernels."""
 
 LONG = 1.0
-"""Seconds of timing from which on fewer repetitions are enough: a slow machine is timed for minutes otherwise, and what
-takes long varies less."""
-
+"""Total time from which on fewer repetitions are enough, in seconds: long work varies less, and slow machines would be
+timed for minutes."""
 
 LONG_REPETITIONS = 3
-"""Repetitions of what takes long."""
-
+"""Least number of timed repetitions of long work."""
 
 HOPELESS = 1.5
-"""What takes so many times the best one's time at first is not timed further."""
+"""Ratio to the best way's time above which the first repetition is the only one."""
 
 
 class Rate(NamedTuple):
-    """Images a second."""
+    """A measured rate, in images per second."""
 
     fastest: float = 0.0
-    """Of all repetitions: what other programs slow down for a moment does not tell which way is faster."""
+    """Rate of the fastest repetition, by which ways are compared: other programs only ever slow a repetition down."""
     usual: float = 0.0
-    """Their median: what to expect."""
+    """Rate of the median repetition, which a training can expect."""
 
 
 NOTHING_YET = Rate()
+"""Rate before anything was timed."""
 
 
 def time_rate(work: Callable[[], object], count: int, device: torch.device, best: Rate = NOTHING_YET) -> Rate:
-    """Return how many of `count` a second `work` does; once is enough where that is far below the `best` rate."""
+    """Return the rate at which `work` computes `count` images.
+
+    Args:
+        work: a call that computes `count` images.
+        count: number of images.
+        device: the device that computes them.
+        best: rate of the best way so far; work that is far slower is timed once.
+    """
 
     def timed() -> float:
         start = time.perf_counter()
         work()
+        # CUDA calls return before the work is done.
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
     timed()
     seconds = [timed()]
+    # Hopeless if count / seconds < best / HOPELESS.
     if seconds[0] * best.fastest <= HOPELESS * count:
         while len(seconds) < REPETITIONS and (len(seconds) < LONG_REPETITIONS or sum(seconds) < LONG):
             seconds.append(timed())

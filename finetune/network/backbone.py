@@ -1,4 +1,4 @@
-"""A timm network taken apart: its stages, its norms, its head; and what of it is trained."""
+"""Create a timm network, find its stages, norms and head, and set which of them are trained."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from finetune.decide.evidence import StageProfile
 from finetune.decide.plan import Plan
 from finetune.decide.preprocessing import Preprocessing
 from finetune.errors import ModelError
-from finetune.network.co_tuning import put_beside
+from finetune.network.co_tuning import add_source_head
 from finetune.network.weights import WeightsReport, create_pretrained
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -23,13 +23,14 @@ BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A part of the network that is trained or frozen as a whole."""
+    """A block of layers that is trained or frozen as a whole."""
 
     name: str
+    """Name of the stage: its module's; without one, `stem` for the first stage and else the path of its parameters."""
     parameters: tuple[str, ...]
-    """Names of its parameters."""
+    """Names of the stage's parameters within the network."""
     module: str | None
-    """The one module that makes the stage's output, where there is one."""
+    """Name of the module that computes the stage's output; None where the stage is not one module."""
 
 
 def create_network(
@@ -40,13 +41,13 @@ def create_network(
     Args:
         name: any timm classifier.
         weights: `pretrained`, `random`, or a file.
-        num_classes: outputs of the new head.
-        image_size: side of the input, for networks that are built for one size (position embeddings).
-        keeps_source_head: whether the pretrained classifier stays beside the new head.
+        num_classes: number of outputs of the new head.
+        image_size: side of the input in pixels, for networks that are built for one size (position embeddings).
+        keeps_source_head: whether the pretrained classifier stays next to the new head, for co-tuning.
 
     Raises:
-        ModelError: the weights are not to be had or do not match, or the network has more than one head, or no
-            pretrained one that could stay.
+        ModelError: weights that cannot be found or do not match the network, a network with more than one head, or
+            no pretrained classifier to keep.
     """
     arguments: dict[str, Any] = {"img_size": image_size} if image_size and takes_image_size(name) else {}
     report: WeightsReport | None
@@ -65,7 +66,7 @@ def create_network(
                 f"co-tuning needs the classifier that {name} was pretrained with, which these weights do not have; "
                 f"leave it out: --set training.co_tuning=0"
             )
-        put_beside(network, head, source)
+        add_source_head(network, head, source)
     made: nn.Module = network.to(memory_format=torch.channels_last)
     return made, report
 
@@ -77,13 +78,13 @@ def takes_image_size(name: str) -> bool:
 
 
 def network_image_size(name: str) -> int:
-    """Return the side that the network was trained at, in pixels."""
+    """Return the side of the images that the network was pretrained on, in pixels."""
     config = timm.get_pretrained_cfg(name)
     return int(config.input_size[-1]) if config else 224
 
 
 def native_preprocessing(network: nn.Module, image_size: int) -> Preprocessing:
-    """Return how images are prepared for the network at `image_size`, after its pretraining."""
+    """Return the preprocessing of the network's pretraining, at `image_size` pixels."""
     config: dict[str, Any] = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     return Preprocessing(
         image_size=image_size,
@@ -98,7 +99,7 @@ def find_head(network: Any) -> tuple[str, nn.Linear]:  # noqa: ANN401  (timm's n
     """Return the name and the module of the last linear layer.
 
     Raises:
-        ModelError: no such layer, or several of them.
+        ModelError: the network ends in another kind of layer, or in several heads.
     """
     head = network.get_classifier()
     if not isinstance(head, nn.Linear):
@@ -109,18 +110,18 @@ def find_head(network: Any) -> tuple[str, nn.Linear]:  # noqa: ANN401  (timm's n
 
 
 def find_stages(network: nn.Module) -> tuple[Stage, ...]:
-    """Return the stages from the stem upwards; the head is none of them.
+    """Return the stages from the stem upwards, without the head.
 
-    They are timm's own groups (`group_matcher`), else the modules that `feature_info` names. Parameters above the
-    last group (a last norm, a pooling) belong to the last stage.
+    They are timm's own groups of parameters (`group_matcher`), else the modules named in `feature_info`. Parameters
+    above the last group (a last norm, a pooling) belong to the last stage.
     """
     head, _ = find_head(network)
     own = [name for name, _ in network.named_parameters() if not name.startswith(head + ".")]
     groups = _matched_groups(network) or _feature_groups(network, own)
-    kept = [[name for name in group if not name.startswith(head + ".")] for group in groups]
-    kept = [group for group in kept if group]
-    stages = [_stage(network, group, "stem" if number == 0 else None) for number, group in enumerate(kept)]
-    # What follows the last numbered block (a norm before the head, say) has no depth of its own.
+    below = [[name for name in group if not name.startswith(head + ".")] for group in groups]
+    below = [group for group in below if group]
+    stages = [_stage(network, group, "stem" if number == 0 else None) for number, group in enumerate(below)]
+    # Norms and pooling after the last block (a norm before the head, say) are not a stage of their own.
     while len(stages) > 1 and _is_tail(network, stages[-1]):
         *stages, last = stages
         merged = (*stages[-1].parameters, *last.parameters)
@@ -129,19 +130,20 @@ def find_stages(network: nn.Module) -> tuple[Stage, ...]:
 
 
 def profile_stages(network: nn.Module, image_size: int) -> tuple[StageProfile, ...]:
-    """Return what each stage costs; one image is sent through the network."""
+    """Return the size and the cost of each stage, measured with one blank image of `image_size` pixels."""
     stages = find_stages(network)
     modules = dict(network.named_modules())
     values: dict[str, int] = {}
 
-    def note(name: str) -> Any:  # noqa: ANN401  (torch's hook type)
+    def count_values(name: str) -> Any:  # noqa: ANN401  (torch's hook type)
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
             if isinstance(output, Tensor):
                 values[name] = output.numel()
 
         return hook
 
-    hooks = [modules[stage.module].register_forward_hook(note(stage.module)) for stage in stages if stage.module]
+    named = [stage.module for stage in stages if stage.module]
+    hooks = [modules[name].register_forward_hook(count_values(name)) for name in named]
     network.eval()
     counter = FlopCounterMode(display=False)
     device = next(network.parameters()).device
@@ -165,7 +167,7 @@ def profile_stages(network: nn.Module, image_size: int) -> tuple[StageProfile, .
 
 
 def find_norms(network: nn.Module) -> dict[str, nn.Module]:
-    """Return the normalisation layers that have weights of their own, by name."""
+    """Return the normalisation layers that have weights, by name."""
     return {
         name: module
         for name, module in network.named_modules()
@@ -175,7 +177,7 @@ def find_norms(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def set_trainable(network: nn.Module, plan: Plan) -> dict[str, list[str]]:
-    """Freeze what the plan does not train; return the trained parameters' names by stage, the head as `head`."""
+    """Freeze the parameters that the plan does not train; return the names of the trained ones by stage."""
     head, _ = find_head(network)
     norms = {f"{name}.{part}" for name, norm in find_norms(network).items() for part, _ in norm.named_parameters()}
     trained: dict[str, list[str]] = {}
@@ -193,9 +195,13 @@ def set_trainable(network: nn.Module, plan: Plan) -> dict[str, list[str]]:
 
 
 def set_training_mode(network: nn.Module, freeze_statistics: bool) -> None:
-    """Put what is trained into training mode and everything frozen into evaluation mode.
+    """Set trained modules to training mode and frozen ones to evaluation mode.
 
-    A frozen batch-norm in training mode would go on moving its running statistics, and frozen dropout would make noise.
+    A frozen batch norm in training mode would still update its running statistics, and frozen dropout would add noise.
+
+    Args:
+        network: a network with `requires_grad` set on its trained parameters.
+        freeze_statistics: whether trained batch norms stay in evaluation mode, too.
     """
     network.eval()
 
@@ -203,7 +209,7 @@ def set_training_mode(network: nn.Module, freeze_statistics: bool) -> None:
         own = list(module.parameters())
         is_frozen = bool(own) and not any(parameter.requires_grad for parameter in own)
         if is_frozen or (freeze_statistics and isinstance(module, BATCH_NORMS)):
-            return  # with all that is inside: dropout has no parameters to tell by
+            return  # with all modules inside: a frozen dropout has no parameters that show that it is frozen
         module.training = True
         for child in module.children():
             enter(child)
@@ -212,7 +218,11 @@ def set_training_mode(network: nn.Module, freeze_statistics: bool) -> None:
 
 
 def check_stages(network: nn.Module, plan: Plan) -> None:
-    """Raise ModelError where the plan's stages are not the network's."""
+    """Check that the plan's stages are the network's.
+
+    Raises:
+        ModelError: the plan was made for other stages.
+    """
     found = [stage.name for stage in find_stages(network)]
     planned = [stage.name for stage in plan.stages]
     if found != planned:
@@ -220,7 +230,7 @@ def check_stages(network: nn.Module, plan: Plan) -> None:
 
 
 def load_head(network: nn.Module, weight: Tensor, bias: Tensor) -> None:
-    """Put a linear classifier (num_classes, width) and (num_classes,) into the network's head."""
+    """Copy a linear classifier, weight (num_classes, width) and bias (num_classes,), into the network's head."""
     _, head = find_head(network)
     with torch.no_grad():
         head.weight.copy_(weight)
@@ -228,7 +238,7 @@ def load_head(network: nn.Module, weight: Tensor, bias: Tensor) -> None:
 
 
 def _matched_groups(network: Any) -> list[list[str]]:  # noqa: ANN401
-    """Return the parameters by timm's own groups; none where a network has no coarse ones."""
+    """Return the parameters' names by timm's own coarse groups; an empty list for networks without them."""
     try:
         matcher = network.group_matcher(coarse=True)
     except (AttributeError, AssertionError, NotImplementedError):
@@ -238,7 +248,7 @@ def _matched_groups(network: Any) -> list[list[str]]:  # noqa: ANN401
 
 
 def _feature_groups(network: nn.Module, names: list[str]) -> list[list[str]]:
-    """Return the parameters by the feature stage that they lie in; what comes first is the stem."""
+    """Return the parameters' names by the module of `feature_info` that contains them; those before are the stem."""
     info = getattr(network, "feature_info", None)
     modules = [str(entry["module"]) for entry in info] if info else []
     groups: list[list[str]] = [[] for _ in range(len(modules) + 1)]
@@ -254,14 +264,14 @@ def _stage(network: nn.Module, names: list[str], fallback: str | None) -> Stage:
     module = _common_module(names)
     inside = {name for name, _ in network.named_parameters() if module is not None and name.startswith(module + ".")}
     if not inside <= set(names) or module not in dict(network.named_modules()):
-        module = None  # no module, or one that other stages are parts of
+        module = None  # there is no such module, or it contains other stages, too
     first = names[0].split(".")
     own_name = ".".join(first[:2]) if len(first) > 2 and first[1].isdigit() else first[0]
     return Stage(name=module or fallback or own_name, parameters=tuple(names), module=module)
 
 
 def _common_module(names: list[str]) -> str | None:
-    """Return the path that all parameters share, or None.
+    """Return the path of the innermost module that contains all parameters, or None.
 
     >>> _common_module(["blocks.0.conv.weight", "blocks.0.bn.bias"])
     'blocks.0'
@@ -276,12 +286,13 @@ def _common_module(names: list[str]) -> str | None:
 
 
 def _is_tail(network: nn.Module, stage: Stage) -> bool:
-    """Return whether a last group holds norms and pooling alone, nothing that is a block."""
+    """Return whether a last group is norms and pooling alone, without a block: its parameters are all vectors."""
     parameters = dict(network.named_parameters())
     return all(parameters[name].ndim == 1 for name in stage.parameters)
 
 
 def _flops_by_module(counter: FlopCounterMode, network: nn.Module) -> dict[str, int]:
+    """Return the floating-point operations of each module, by the module's name."""
     root = type(network).__name__
     counts = counter.get_flop_counts()
     return {
@@ -292,7 +303,8 @@ def _flops_by_module(counter: FlopCounterMode, network: nn.Module) -> dict[str, 
 
 
 def _stage_flops(stage: Stage, flops: dict[str, int]) -> int:
-    """Return the stage's multiplications: those of its innermost modules with parameters."""
+    """Return the stage's floating-point operations: those of its innermost modules with parameters, or of the whole
+    module where that is more (attention has products without parameters)."""
     owners = {name.rpartition(".")[0] for name in stage.parameters}
     inner = sum(flops.get(owner, 0) for owner in owners)
     return max(inner, flops.get(stage.module, 0) if stage.module else 0)

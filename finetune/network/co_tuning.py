@@ -1,4 +1,8 @@
-"""The pretrained classifier beside the new head, while a network is fine-tuned (You et al. 2020, Co-Tuning)."""
+"""Keep the pretrained classifier next to the new head while a network is fine-tuned.
+
+You et al. 2020, "Co-Tuning for Transfer Learning": a second loss on the pretrained classes keeps the features close to
+their pretrained values.
+"""
 
 import copy
 from typing import Any
@@ -8,11 +12,14 @@ from torch import Tensor, nn
 
 
 class CoTunedHead(nn.Linear):
-    """A new head with the pretrained one beside it: (n, num_classes) in evaluation mode, (n, num_classes +
-    source_classes) in training mode, the new head's logits first."""
+    """A new head that holds the pretrained one.
+
+    Its output is (n, num_classes) in evaluation mode and (n, num_classes + source_classes) in training mode, with the
+    new head's logits first.
+    """
 
     def __init__(self, head: nn.Linear, source: nn.Linear) -> None:
-        """Take over the weights of both."""
+        """Copy the weights of both heads."""
         super().__init__(head.in_features, head.out_features)
         self.load_state_dict(head.state_dict())
         self.source = copy.deepcopy(source)
@@ -23,8 +30,12 @@ class CoTunedHead(nn.Linear):
         return torch.cat([own, self.source(features)], dim=-1) if self.training else own
 
 
-def put_beside(network: nn.Module, name: str, source: nn.Linear) -> None:
-    """Put the pretrained classifier beside the head of this name."""
+def add_source_head(network: nn.Module, name: str, source: nn.Linear) -> None:
+    """Add the pretrained classifier `source` to the head with this name, in place.
+
+    Raises:
+        TypeError: the head is not a linear layer.
+    """
     head = network.get_submodule(name)
     if not isinstance(head, nn.Linear):
         raise TypeError(f"a head is a linear layer, not {type(head).__name__}")
@@ -32,8 +43,8 @@ def put_beside(network: nn.Module, name: str, source: nn.Linear) -> None:
 
 
 def without_source(network: nn.Module, name: str) -> nn.Module:
-    """Return the network with the head of this name alone: itself, or a copy where the pretrained classifier is beside
-    it."""
+    """Return the network without the pretrained classifier at the head with this name: itself where it has none, else
+    a copy."""
     head = network.get_submodule(name)
     if not isinstance(head, CoTunedHead):
         return network

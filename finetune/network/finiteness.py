@@ -1,4 +1,4 @@
-"""Where in a network a number stopped being one; looked for only once that has happened."""
+"""Find the first part of a network with a NaN or an infinity; called only after a loss was not finite."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,22 +8,23 @@ from torch import Tensor, nn
 
 
 def first_not_finite(network: nn.Module, loss_of: Callable[[], Tensor]) -> str:
-    """Return the first part of a network that is not finite, in the order in which it computes, or "" if all is.
+    """Return the first part of a network that is not finite, in the order of computation; "" if all parts are finite.
 
-    That is `the images`, `the weights NAME`, `the input of NAME`, `the output of NAME` or `the gradient of NAME`; a
-    gradient comes to be from the head downwards.
+    A part is `the images`, `the weights NAME`, `the input of NAME`, `the output of NAME` or `the gradient of NAME`.
+    Gradients are computed from the head downwards.
 
     Args:
-        network: what is looked at.
-        loss_of: sends a batch through it and returns its loss.
+        network: the network to search.
+        loss_of: sends a batch through the network and returns the loss.
     """
+    # Weights first, which no forward pass is needed for; then outputs from the stem upwards; then gradients downwards.
     for name, parameter in network.named_parameters():
         if not _is_finite(parameter):
             return f"the weights {_short(name)}"
     passed: list[str] = []
     found: list[str] = []
 
-    def look(name: str) -> Any:  # noqa: ANN401  (torch's hook type)
+    def check(name: str) -> Any:  # noqa: ANN401  (torch's hook type)
         def hook(_module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
             if found or _is_finite(output):
                 passed.append(name)
@@ -35,7 +36,7 @@ def first_not_finite(network: nn.Module, loss_of: Callable[[], Tensor]) -> str:
         return hook
 
     leaves = [(name, module) for name, module in network.named_modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(look(name)) for name, module in leaves]
+    hooks = [module.register_forward_hook(check(name)) for name, module in leaves]
     loss = loss_of()
     for hook in hooks:
         hook.remove()
@@ -58,5 +59,5 @@ def _is_finite(value: object) -> bool:
 
 
 def _short(name: str) -> str:
-    """Return a name within the network, also where the network is wrapped."""
+    """Return a name within the network, without the prefixes of wrappers."""
     return name.removeprefix("module.").removeprefix("network.")

@@ -1,4 +1,4 @@
-"""Send images through a network that is not trained, batch after batch."""
+"""Send images forward through a network that is not trained, batch after batch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,27 +13,26 @@ from finetune.data.batches import Images, normaliser, read_in_turn
 from finetune.decide.evidence import ForwardSettings
 from finetune.decide.preprocessing import Preprocessing
 from finetune.device import autocast
-from finetune.network.cpu.folding import FoldedNorms
-from finetune.network.cpu.threads import ThreadTeam
+from finetune.network.cpu import FoldedNorms, ThreadTeam
 from finetune.progress import Progress, no_progress
 
 Compute = Callable[[Any, Tensor], Tensor]
-"""From a network and normalised images to what is wanted of them, a row for each."""
+"""A function of a network and normalised images (n, 3, h, w) that returns one row for each image, (n, ...)."""
 
 
 def pooled(network: Any, inputs: Tensor) -> Tensor:  # noqa: ANN401  (timm's networks share methods, but no type)
-    """Return what the head of a timm network sees: (n, width)."""
+    """Return the features that the head of a timm network takes, (n, width)."""
     features: Tensor = network.forward_head(network.forward_features(inputs), pre_logits=True)
     return features
 
 
 def logits(network: nn.Module, inputs: Tensor) -> Tensor:
-    """Return the network's output: (n, num_classes)."""
+    """Return the network's output, (n, num_classes)."""
     output: Tensor = network(inputs)
     return output
 
 
-def stream(
+def forward_batches(
     network: nn.Module,
     images: Images,
     preprocessing: Preprocessing,
@@ -41,16 +40,24 @@ def stream(
     compute: Compute,
     keys: Sequence[int] | Sequence[Key] | None = None,
 ) -> Iterator[Tensor]:
-    """Yield `compute` of all images (or of `keys`) in order, batch after batch, on the CPU.
+    """Yield `compute` of all images (or of those in `keys`) in order, one tensor (n, ...) a batch, on the CPU.
 
-    The network is put into evaluation mode.
+    The network is set to evaluation mode.
+
+    Args:
+        network: on its device.
+        images: the images, as prediction or training reads them.
+        preprocessing: of the network.
+        settings: precision, layout, batch size and threads.
+        compute: `pooled`, `logits`, or another function of the network and a batch.
+        keys: indices of images, or keys of views of them; all images by default.
     """
     device = next(network.parameters()).device
     normalise = normaliser(preprocessing, device, settings.layout)
     network.eval()
     batches = read_in_turn(images, device, settings.loader_workers, settings.batch_size, keys)
     blank = torch.zeros(1, 3, preprocessing.image_size, preprocessing.image_size, dtype=torch.uint8)
-    with ThreadTeam(settings.parallel_parts, settings.num_threads) as streams:
+    with ThreadTeam(settings.parallel_parts, settings.num_threads) as team:
         folded = FoldedNorms(lambda: compute(network, normalise(blank)))
 
         def send(read: Callable[[], tuple[Tensor, Tensor]]) -> Tensor:
@@ -58,7 +65,7 @@ def stream(
             with torch.inference_mode(), autocast(device, settings.precision), folded:
                 return compute(network, normalise(pixels)).cpu()
 
-        yield from streams.map(send, batches)
+        yield from team.map(send, batches)
 
 
 def forward_all(
@@ -70,11 +77,11 @@ def forward_all(
     progress: Progress = no_progress,
     members: Sequence[int] | None = None,
 ) -> NDArray[np.float32]:
-    """Return `compute` (`pooled` or `logits`) of every image (or of `members`) in order, as float32 (n, ...)."""
+    """Return `compute` (`pooled` or `logits`) of all images (or of `members`) in order, as float32 (n, ...)."""
     total = len(images) if members is None else len(members)
     results: list[NDArray[np.float32]] = []
     done = 0
-    for output in stream(network, images, preprocessing, settings, compute, members):
+    for output in forward_batches(network, images, preprocessing, settings, compute, members):
         results.append(output.float().numpy())
         done += len(output)
         progress("looking at images", done, total)

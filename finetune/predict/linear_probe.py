@@ -1,4 +1,12 @@
-"""The linear probe: a regularised logistic regression on frozen features, cross-validated over its strength."""
+"""Fit linear probes: regularised logistic regressions on frozen features, cross-validated over the regularization.
+
+The loss of a head with weight V on standardised features z = (x - mean) / scale is
+
+    L(V, b) = sum_i a_i CE(V z_i + b, y_i) + |V|^2 / (2 C)
+
+with the inverse regularization C and class weights a_i, 1 by default. A head is returned on raw features:
+V z + b = (V / scale) x + (b - (V / scale) mean).
+"""
 
 import math
 import os
@@ -17,40 +25,42 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from finetune.data import stratified_folds, stratified_subset
-from finetune.predict.metrics import log_loss, softmax
+from finetune.predict.metrics import SMALLEST_PROBABILITY, log_loss, softmax
 
 INVERSE_REGULARIZATIONS = (1e-3, 5e-3, 2.5e-2, 0.12, 0.6, 3.0)
-"""Inverse regularisations C that are tried, on standardised features, strongest regularisation first."""
+"""Inverse regularizations C that are tried, on standardised features, strongest regularization first."""
 
 FOLDS = 5
+"""Number of folds of a cross-validation."""
 
 PATIENCE = 1
-"""Strengths without a lower log-loss before the path is left: held-out loss has one valley along it."""
-
+"""Number of inverse regularizations without a lower held-out log-loss after which no further one is tried: the loss has
+one minimum along them."""
 
 CURVE_SHARES = (0.25, 0.5)
-"""Shares of the training images at which a learning curve is measured, besides all of them."""
+"""Shares of a fold's training images at which a learning curve is measured, in addition to all of them."""
 
 DRAWN_IMAGES = 1000
-"""Of fewer images than so many, a learning curve draws its shares several times."""
+"""Number of images below which a learning curve draws its shares several times."""
 
 MOST_DRAWS = 5
+"""Largest number of draws of each share."""
 
 SAMPLE = 10_000
-"""Up to so many images, features are held in memory to fit a head."""
+"""Largest number of images for which features are held in memory to fit a head."""
 
 BLOCK = 4096
-"""Images whose features are worked on at once where there are more."""
+"""Number of images in memory at once where there are more than `SAMPLE`."""
 
 MOST_PASSES = 40
-"""Over the features of more images, starting from the fit of a sample of them."""
+"""Largest number of L-BFGS iterations over the features of more than `SAMPLE` images."""
 
 
 class FeatureRows(Protocol):
-    """Features that are read as they are needed."""
+    """Features that are read when they are needed."""
 
     def numpy(self, rows: Any, /) -> NDArray[np.float32]:  # noqa: ANN401  (a slice or indices)
-        """Return the features (n, width) of some images."""
+        """Return the features of the images `rows`, (n, width)."""
         ...
 
 
@@ -59,31 +69,33 @@ class LinearHead:
     """A linear classifier on raw features: `features @ weight.T + bias`."""
 
     weight: NDArray[np.float32]
-    """(num_classes, width)"""
+    """Weights of the features for each class, (num_classes, width)."""
     bias: NDArray[np.float32]
-    """(num_classes,)"""
+    """Bias of each class, (num_classes,)."""
 
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return (n, num_classes) of features (n, width)."""
+        """Return the logits (n, num_classes) of features (n, width)."""
         scores: NDArray[np.float32] = features @ self.weight.T + self.bias
         return scores
 
     def logits_of(self, features: FeatureRows, members: NDArray[np.intp]) -> NDArray[np.float32]:
-        """Return (n_members, num_classes), with few features in memory at a time."""
+        """Return the logits of the images `members`, (n_members, num_classes), with at most `BLOCK` rows in memory."""
         parts = [self.logits(features.numpy(members[start : start + BLOCK])) for start in range(0, len(members), BLOCK)]
         return np.concatenate(parts) if parts else np.zeros((0, len(self.bias)), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeFolds:
-    """A cross-validated probe: the best strength and, for every image, the logits of the fold that did not see it."""
+    """A cross-validated probe: the best inverse regularization, and logits from heads that did not see the image."""
 
     inverse_regularization: float
+    """Inverse regularization C with the least held-out log-loss."""
     logits: NDArray[np.float32]
-    """(n_images, num_classes)"""
+    """Held-out logits of all images, (n_images, num_classes)."""
     heads: tuple[LinearHead, ...]
+    """Head of each fold."""
     held_out: tuple[NDArray[np.intp], ...]
-    """Indices of the images that each head did not see."""
+    """Indices of the held-out images of each fold."""
 
 
 def fit_head(
@@ -93,9 +105,16 @@ def fit_head(
     inverse_regularization: float,
     balanced: bool = False,
 ) -> LinearHead:
-    """Return the logistic regression on `features` (n, width); `balanced` weighs every class alike.
+    """Return the logistic regression on all given features.
 
-    A class without images gets a bias that never wins.
+    A class without images gets a bias so low that it is never predicted.
+
+    Args:
+        features: features of the images (n, width).
+        labels: classes of the images (n,).
+        num_classes: number of classes.
+        inverse_regularization: inverse regularization C.
+        balanced: whether every class has the same total weight.
     """
     with _fitting():
         return _Path(features, labels, num_classes, balanced).at(inverse_regularization)
@@ -110,20 +129,21 @@ def fit_large_head(
     balanced: bool = False,
     exact: bool = True,
 ) -> LinearHead:
-    """Return the logistic regression on the images `members`, however many they are.
+    """Return the logistic regression on the images `members`, for any number of images.
 
-    The fit of a sample is where L-BFGS starts from, which then goes over all features a few dozen times, some thousand
-    images at a time.
+    A head is fitted to a sample. From there L-BFGS minimises the loss over all images, reading the features a few
+    thousand images at a time.
 
     Args:
-        features: of all images.
-        labels: (n_images,).
+        features: features of all images, (n_images, width).
+        labels: classes of all images, (n_images,).
         members: indices of the images to fit.
-        num_classes: how many classes there are.
-        strength: inverse regularisation C.
-        balanced: whether every class weighs alike.
-        exact: False where the fit of a sample is good enough.
+        num_classes: number of classes.
+        inverse_regularization: inverse regularization C.
+        balanced: whether every class has the same total weight.
+        exact: whether all images are fitted; False if the fit of the sample is enough.
     """
+    # At least two images of each class, so that the sample's fit knows all classes.
     sample = members
     if len(members) > SAMPLE:
         sample = members[stratified_subset(labels[members], max(SAMPLE, 2 * num_classes), seed=0)]
@@ -145,10 +165,23 @@ def cross_validate(
     balanced: bool = False,
     folds: int = FOLDS,
 ) -> ProbeFolds:
-    """Return the probe of the strength with the least held-out log-loss.
+    """Return the probe with the inverse regularization that has the least held-out log-loss.
 
-    Each fold walks the path from the strongest regularisation with a warm start; the strength is the best over all
-    folds together, so that no fold chooses on its own held-out images alone.
+    Each fold fits the inverse regularizations from the smallest to the largest, starting from the last fit. One is
+    selected for all folds together, so that no fold selects by its own held-out images alone.
+
+    Args:
+        features: features of the images (n_images, width).
+        labels: classes of the images (n_images,).
+        num_classes: number of classes.
+        seed: of the folds.
+        groups: group of each image (n_images,); a group is never divided between training and held-out images.
+        inverse_regularizations: values to try, in this order.
+        balanced: whether every class has the same total weight.
+        folds: number of folds.
+
+    Raises:
+        ValueError: no inverse regularization was given.
     """
     parts = stratified_folds(labels, folds, seed, groups)
     best: tuple[float, float, NDArray[np.float32], list[LinearHead]] | None = None
@@ -164,6 +197,7 @@ def cross_validate(
             scores = np.zeros((len(labels), num_classes), dtype=np.float32)
             for head, (_, held) in zip(heads, parts, strict=True):
                 scores[held] = head.logits(features[held])
+            # One loss over the held-out images of all folds; the path ends after PATIENCE values without a lower one.
             loss = log_loss(scores, labels)
             if best is None or loss < best[0]:
                 best, worse = (loss, inverse_regularization, scores, heads), 0
@@ -172,7 +206,7 @@ def cross_validate(
                 if worse >= PATIENCE:
                     break
     if best is None:
-        raise ValueError("no strength was given")
+        raise ValueError("no inverse regularization was given; give at least one")
     return ProbeFolds(
         inverse_regularization=best[1], logits=best[2], heads=tuple(best[3]), held_out=tuple(held for _, held in parts)
     )
@@ -187,10 +221,13 @@ def learning_curve(
     groups: NDArray[np.str_] | None = None,
     folds: int = FOLDS,
 ) -> NDArray[np.float64]:
-    """Return how often each image is labelled wrongly by heads that learn from fewer images, (2, n_images) in 0 .. 1.
+    """Return how often each held-out image is labelled wrongly by heads fitted to fewer images.
 
-    The folds are those of `cross_validate`; of each fold's training images a quarter, and half of them, are taken, of
-    every class alike, several times where there are few.
+    The folds are those of `cross_validate`. A quarter and a half of each fold's training images are drawn, the same
+    share of every class, several times where there are few images.
+
+    Returns:
+        Share of wrong labels for each share in `CURVE_SHARES` and image, (2, n_images) in 0 .. 1.
     """
     parts = stratified_folds(labels, folds, seed, groups)
     draws = min(MOST_DRAWS, max(1, round(DRAWN_IMAGES / len(labels))))
@@ -201,6 +238,7 @@ def learning_curve(
     def errors(task: tuple[int, int, int]) -> NDArray[np.bool_]:
         share, _, fold = task
         members, held = parts[fold]
+        # A generator for each task, so that the draws do not depend on the order of the threads.
         generator = np.random.default_rng((seed, *task))
         order = generator.permutation(members)
         classes = [order[labels[order] == label] for label in np.unique(labels[members])]
@@ -209,6 +247,7 @@ def learning_curve(
         wrong: NDArray[np.bool_] = head.logits(features[held]).argmax(axis=1) != labels[held]
         return wrong
 
+    # Mean over draws; each image is held out by one fold, so every image gets `draws` predictions a share.
     wrong = np.zeros((len(CURVE_SHARES), len(labels)))
     with _fitting(), ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
         for (share, _, fold), found in zip(tasks, threads.map(errors, tasks), strict=True):
@@ -217,16 +256,19 @@ def learning_curve(
 
 
 def error_slope(before: NDArray[np.floating], after: NDArray[np.floating], factor: float) -> tuple[float, float]:
-    """Return b in `errors ~ images ** -b` and its standard error, by the delta method over paired images.
+    """Return the exponent b of the power law `errors ~ images ** -b` and its standard error.
 
     Args:
-        before: how often each image was labelled wrongly, (n_images,) in 0 .. 1.
-        after: the same with `factor` times the images to learn from.
-        factor: above 1.
+        before: share of wrong labels for each image, (n_images,) in 0 .. 1.
+        after: the same with `factor` times the training images.
+        factor: ratio of the numbers of training images, above 1.
     """
     count = len(before)
-    # Half an error is added to either (as for odds), so that no logarithm is infinite; what few errors say is little.
+    # Half an error is added to both sums (as for log odds, Haldane 1956), so that no logarithm is infinite.
     first, last = (float(wrong.sum()) + 0.5 for wrong in (before, after))
+    # b = log(E1 / E2) / log(factor) with the sums of errors E1, E2. Delta method: the relative error of a sum is that
+    # of its mean, and both sums are over the same images, so the differences are taken image by image. The terms
+    # 0.5 / E^2 stand for the half errors.
     relative = before * (count / first) - after * (count / last)
     error = math.sqrt(float(relative.var()) / count + 0.5 / first**2 + 0.5 / last**2)
     return math.log(first / last) / math.log(factor), error / math.log(factor)
@@ -241,6 +283,12 @@ def _refined(
     inverse_regularization: float,
     balanced: bool,
 ) -> LinearHead:
+    """Return the head that minimises the loss over all images `members`, by L-BFGS from `head`, the fit of a sample.
+
+    The features are standardised with the sample's statistics (`path`), but only implicitly, through the weights: the
+    features themselves are read raw, block by block.
+    """
+    # Class weights n / (K n_k), as scikit-learn's "balanced" has them; K counts the classes with images.
     counts = np.bincount(labels[members], minlength=len(head.bias))
     importance = np.ones(len(counts), dtype=np.float32)
     if balanced:
@@ -248,6 +296,7 @@ def _refined(
     size = head.weight.size
 
     def loss(variables: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        # V and b of the module's docstring, and the same head on raw features: raw = V / scale.
         weight = variables[:size].reshape(head.weight.shape)
         raw = (weight / path.scale).astype(np.float32)
         offset = (variables[size:] - raw @ path.mean).astype(np.float32)
@@ -258,14 +307,18 @@ def _refined(
             block, right = features.numpy(rows), labels[rows]
             scores = softmax(block @ raw.T + offset).astype(np.float32)
             own = scores[np.arange(len(rows)), right]
-            value += float((importance[right] * -np.log(np.maximum(own, 1e-12))).sum(dtype=np.float64))
+            value += float((importance[right] * -np.log(np.maximum(own, SMALLEST_PROBABILITY))).sum(dtype=np.float64))
+            # dCE/dlogits = p - onehot(y)
             scores[np.arange(len(rows)), right] -= 1.0
             scores *= importance[right][:, None]
+            # dL/draw = sum_i (dCE/dlogits)_i x_i^T, and dL/doffset is the sum over the images.
             of_raw += scores.T @ block
             of_offset += scores.sum(axis=0)
+        # Chain rule from the raw head: dL/dV = (dL/draw - dL/doffset mean^T) / scale + V / C.
         of_weight = (of_raw - np.outer(of_offset, path.mean)) / path.scale + weight / inverse_regularization
         return value, np.concatenate([of_weight.reshape(-1), of_offset]).astype(np.float64)
 
+    # The sample's head on standardised features: V = scale * raw, b = bias + raw mean.
     start = np.concatenate([(head.weight * path.scale).reshape(-1), head.bias + head.weight @ path.mean])
     found = minimize(loss, start.astype(np.float64), jac=True, method="L-BFGS-B", options={"maxiter": MOST_PASSES}).x
     weight = found[:size].reshape(head.weight.shape) / path.scale
@@ -275,10 +328,10 @@ def _refined(
 
 @contextmanager
 def _fitting() -> Iterator[None]:
-    """Let each product of matrices take one thread, and fits end without a warning.
+    """A context for fits: one thread for each product of matrices, and no warnings about convergence.
 
     The products are too small for two threads, which would wait for each other most of the time (experiments/log.md,
-    2026-11-25). An end of the path that has not settled is judged by its held-out loss like any other.
+    2026-11-25). A fit that has not converged is compared by its held-out log-loss like any other.
     """
     with threadpool_limits(limits=1, user_api="blas"), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -286,13 +339,15 @@ def _fitting() -> Iterator[None]:
 
 
 class _Path:
-    """A warm-started logistic regression on standardised features."""
+    """The fits of one set of images with different inverse regularizations, each starting from the one before."""
 
     def __init__(
         self, features: NDArray[np.float32], labels: NDArray[np.int64], num_classes: int, balanced: bool
     ) -> None:
         self.mean = features.mean(axis=0)
-        self.scale = features.std(axis=0) + 1e-3 * float(features.std()) + 1e-12  # a dead feature stays dead
+        # The added 0.001 of the overall deviation keeps features that hardly vary from being blown up to deviation 1.
+        self.scale = features.std(axis=0) + 1e-3 * float(features.std()) + 1e-12
+        # The intercept is not penalised, so centring changes only how fast the solver converges.
         self._features = features - self.mean
         self._features /= self.scale
         self._labels = labels
@@ -302,7 +357,8 @@ class _Path:
         )
 
     def at(self, inverse_regularization: float) -> LinearHead:
-        if len(np.unique(self._labels)) == 1:  # the groups that are left may all be of one class
+        """Return the head with this inverse regularization."""
+        if len(np.unique(self._labels)) == 1:  # a fold with whole groups may be left with images of one class
             constant = np.full(self._num_classes, -20.0, dtype=np.float32)
             constant[self._labels[0]] = 0.0
             return LinearHead(weight=np.zeros((self._num_classes, len(self.mean)), dtype=np.float32), bias=constant)
@@ -310,9 +366,11 @@ class _Path:
         self._model.fit(self._features, self._labels)
         weight = self._model.coef_ / self.scale
         bias = self._model.intercept_ - weight @ self.mean
-        if len(self._model.classes_) == 2:  # scikit-learn keeps one row for two classes
+        # For two classes scikit-learn has one row v of log odds: the rows -v / 2 and v / 2 are the same model.
+        if len(self._model.classes_) == 2:
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
         full_weight = np.zeros((self._num_classes, self._features.shape[1]), dtype=np.float32)
+        # Classes without images: a logit of 20 below the lowest bias is about 2e-9 of that class's probability.
         full_bias = np.full(self._num_classes, bias.min() - 20.0, dtype=np.float32)
         full_weight[self._model.classes_] = weight
         full_bias[self._model.classes_] = bias

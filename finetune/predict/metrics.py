@@ -1,55 +1,62 @@
-"""How good predictions are, with the uncertainty that so few images leave."""
+"""Score predictions against labels, with the uncertainty that a small number of images leaves."""
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_fscore_support
 
 from finetune.recipe import Metric
 from finetune.value import FrozenModel
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 CALIBRATION_BINS = 15
-"""Equal-width bins of the calibration error (Guo et al. 2017, section 2, use 15)."""
+"""Number of equal-width bins of the calibration error (as in Guo et al. 2017)."""
+
+SMALLEST_PROBABILITY = 1e-12
+"""Least probability in a logarithm, so that one confident error costs 27.6 nats at most."""
 
 
 class ClassMetrics(FrozenModel):
-    """How one class fares."""
+    """Metrics of one class."""
 
     name: str
+    """Name of the class."""
     precision: float
+    """Share of the images predicted as this class that are of this class."""
     recall: float
+    """Share of the images of this class that are predicted as this class."""
     f1: float
+    """Harmonic mean of precision and recall."""
     num_images: int
+    """Number of images of this class."""
 
 
 class Metrics(FrozenModel):
-    """How good predictions on one split are."""
+    """Metrics of the predictions on one split."""
 
     num_images: int
+    """Number of images of the split."""
     top1: float
-    """Share of images whose most probable class is right."""
+    """Share of images for which the most probable class is right."""
     top1_interval: tuple[float, float]
-    """95 % Wilson interval of `top1`."""
+    """Wilson interval of `top1`, at 95 %."""
     balanced_accuracy: float
-    """Mean recall over the classes that the split has."""
+    """Mean recall over the classes of the split."""
     log_loss: float
     """Mean negative log-probability of the right class, in nats."""
     calibration_error: float
-    """Expected calibration error: mean gap between confidence and accuracy over 15 bins."""
+    """Expected calibration error: mean gap between confidence and accuracy over 15 bins of the confidence."""
     per_class: list[ClassMetrics]
+    """Metrics of each class, in the order of the classes."""
 
 
-def score(probabilities: "NDArray[np.floating]", labels: "NDArray[np.integer]", class_names: list[str]) -> Metrics:
+def score(probabilities: NDArray[np.floating], labels: NDArray[np.integer], class_names: list[str]) -> Metrics:
     """Return the metrics of `probabilities` (n_images, n_classes) against `labels` (n_images,).
 
     Raises:
-        ValueError: no images, or shapes that do not fit each other.
+        ValueError: there are no images, or the shapes do not match.
     """
     probabilities = np.asarray(probabilities, dtype=np.float64)
     labels = np.asarray(labels)
@@ -57,6 +64,7 @@ def score(probabilities: "NDArray[np.floating]", labels: "NDArray[np.integer]", 
         raise ValueError(f"{probabilities.shape} probabilities for {len(labels)} labels of {len(class_names)} classes")
     predicted = probabilities.argmax(axis=1)
     right = predicted == labels
+    # Wilson's interval stays within 0 .. 1 and holds its level for small n and rates near 0 or 1 (Brown et al. 2001).
     interval = binomtest(int(right.sum()), len(labels)).proportion_ci(0.95, method="wilson")
     precision, recall, f1, counts = precision_recall_fscore_support(
         labels, predicted, labels=np.arange(len(class_names)), zero_division=0.0
@@ -75,52 +83,63 @@ def score(probabilities: "NDArray[np.floating]", labels: "NDArray[np.integer]", 
     )
 
 
-def metric_value(metric: Metric, predicted: "NDArray[np.integer]", labels: "NDArray[np.integer]") -> float:
-    """Return `metric` of the predicted classes (n_images,)."""
+def metric_value(metric: Metric, predicted: NDArray[np.integer], labels: NDArray[np.integer]) -> float:
+    """Return `metric` of the predicted classes (n_images,) against the labels (n_images,)."""
     right = predicted == labels
     if metric == "top1":
         return float(right.mean())
     return float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
 
 
-def metric_error(metric: Metric, predicted: "NDArray[np.integer]", labels: "NDArray[np.integer]") -> float:
+def metric_error(metric: Metric, predicted: NDArray[np.integer], labels: NDArray[np.integer]) -> float:
     """Return the standard error of `metric`, from the binomial variance of each class.
 
-    One image is added to each count's right and wrong side (Agresti & Coull), so that no error is 0.
+    Args:
+        metric: `top1` or `balanced_accuracy`.
+        predicted: predicted classes (n_images,).
+        labels: right classes (n_images,).
     """
 
-    def variance(right: "NDArray[np.bool_]") -> float:
+    def variance(right: NDArray[np.bool_]) -> float:
+        # p (1 - p) / n with p = (k + 1) / (n + 2): one right and one wrong image are added, so that the error is never
+        # 0 (after Agresti & Coull 1998).
         share = (right.sum() + 1.0) / (len(right) + 2.0)
         return float(share * (1.0 - share) / len(right))
 
     right = predicted == labels
     if metric == "top1":
         return math.sqrt(variance(right))
+    # The mean of K independent recalls has the variance sum of var_k / K^2.
     variances = [variance(right[labels == label]) for label in np.unique(labels)]
     return float(np.sum(variances) ** 0.5 / len(variances))
 
 
-def log_losses(probabilities: "NDArray[np.floating]", labels: "NDArray[np.integer]") -> "NDArray[np.float64]":
-    """Return each image's negative log-probability of its own class, (n,): 27.6 at most, which is that of 1e-12."""
-    right = np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, 1.0)
+def log_losses(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Return each image's negative log-probability of its own class in nats, (n_images,), 27.6 at most."""
+    right = np.clip(probabilities[np.arange(len(labels)), labels], SMALLEST_PROBABILITY, 1.0)
     losses: NDArray[np.float64] = -np.log(right.astype(np.float64))
     return losses
 
 
-def _calibration_error(confidence: "NDArray[np.floating]", right: "NDArray[np.bool_]") -> float:
+def _calibration_error(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> float:
+    """Return the expected calibration error of confidences (n_images,) of predictions that are `right` or not.
+
+    It is sum_b n_b / n |accuracy_b - confidence_b| over the bins (Guo et al. 2017, equation 3), here as
+    sum_b |sum of confidences - number of right predictions| / n.
+    """
+    # Confidence 1 belongs to the last bin.
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     gaps = [abs(confidence[bins == b].sum() - right[bins == b].sum()) for b in range(CALIBRATION_BINS)]
     return float(np.sum(gaps) / len(right))
 
 
 def softmax(scores: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return probabilities (n, num_classes)."""
-    shifted = np.asarray(scores, dtype=np.float64)
-    shifted = np.exp(shifted - shifted.max(axis=1, keepdims=True))
-    probabilities: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
+    """Return the probabilities (n, num_classes) of logits (n, num_classes), computed in float64."""
+    # scipy's result has the precision of its input, and logits are float32.
+    probabilities: NDArray[np.float64] = special.softmax(np.asarray(scores, dtype=np.float64), axis=1)
     return probabilities
 
 
 def log_loss(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
-    """Return the mean negative log-probability of the right class."""
+    """Return the mean negative log-probability of the right class, in nats, from logits (n, num_classes)."""
     return float(log_losses(softmax(scores), labels).mean())

@@ -1,6 +1,6 @@
-"""Trained models, and the one way in which they predict."""
+"""Predict with trained models: one network, or an ensemble of several."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,40 +16,45 @@ from finetune.data.batches import PlainImages
 from finetune.decide.plan import Plan
 from finetune.history import Row
 from finetune.network.forward import forward_all, logits
-from finetune.predict.metrics import Metrics, log_loss, score, softmax
+from finetune.predict.metrics import SMALLEST_PROBABILITY, Metrics, log_loss, score, softmax
 from finetune.progress import Progress, no_progress
 from finetune.work import Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """What a model makes of the images that it was judged on."""
+    """Labels and predictions of the held-out images that a model was evaluated on."""
 
     labels: NDArray[np.int64]
+    """Right classes (n_images,)."""
     probabilities: NDArray[np.float64]
-    """(n_images, n_classes)"""
+    """Predicted probabilities (n_images, n_classes)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predictor:
-    """What predicts, and how it came about."""
+class Predictor(ABC):
+    """A model that predicts, with the record of its training."""
 
     plan: Plan
+    """Plan by which the model was trained; of an ensemble, the plan of its first member."""
     class_names: tuple[str, ...]
+    """Names of the classes, in the order of the probabilities."""
     temperature: float
-    """Logits are divided by it before the softmax (Guo et al. 2017)."""
+    """Divisor of the logits before the softmax, for calibration (Guo et al. 2017)."""
     history: tuple[Row, ...] = ()
+    """Evaluations during the training, in order."""
     validation: Metrics | None = None
-    """On images that the network, before any refit, was not trained on."""
+    """Metrics on the held-out images, which the network, before any refit, was not trained on."""
     held_out: HeldOut | None = None
-    """The same images."""
+    """Predictions of the held-out images, from before any refit."""
     test: Metrics | None = None
-    """On the test split, where there is one."""
+    """Metrics on the test split; None where there is none."""
     work: Work = field(default_factory=Work)
+    """Images sent forward and backward during the training."""
     seconds: float = 0.0
-    """What the training took."""
+    """Wall time of the training, in seconds."""
     note: str = ""
-    """What a person must know of how it came about."""
+    """Remark about the training that is printed with the results; empty where there is none."""
 
     @abstractmethod
     def probabilities(self, table: ImageTable, progress: Progress = no_progress) -> NDArray[np.float64]:
@@ -59,7 +64,7 @@ class Predictor:
         """Return the class probabilities (n_paths, n_classes) of image files.
 
         Raises:
-            DataError: a file that can not be read as an image.
+            DataError: a file that cannot be read as an image.
         """
         return self.probabilities(table_of_paths([str(path) for path in paths]))
 
@@ -67,16 +72,17 @@ class Predictor:
         """Return the most probable class name of each image file.
 
         Raises:
-            DataError: a file that can not be read as an image.
+            DataError: a file that cannot be read as an image.
         """
         return [self.class_names[best] for best in self.predict_proba(paths).argmax(axis=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel(Predictor):
-    """A network that was trained by a plan, with all that prediction needs."""
+    """A network that was trained by a plan, with everything that prediction needs."""
 
     network: nn.Module
+    """Trained network, with a head of the classes."""
     harm: str = ""
     """What training did to the held-out images, where it only did harm, so that the network is a linear probe."""
 
@@ -88,16 +94,17 @@ class TrainedModel(Predictor):
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble(Predictor):
-    """Models whose probabilities are averaged: where one errs, another often does not (Dietterich 2000)."""
+    """Models that predict the mean of their probabilities: they err on different images (Dietterich 2000)."""
 
     members: tuple[TrainedModel, ...]
+    """Ensemble members."""
 
     def probabilities(self, table: ImageTable, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
         return self.combined([member.probabilities(table, progress) for member in self.members])
 
     def combined(self, parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-        """Return the ensemble's probabilities (n_images, n_classes) of its members'."""
+        """Return the ensemble's probabilities (n_images, n_classes) from those of its members, each of this shape."""
         return softmax(_log_mean(parts) / self.temperature)
 
 
@@ -108,8 +115,20 @@ def scores_of(
     members: Sequence[int] | None = None,
     progress: Progress = no_progress,
 ) -> NDArray[np.float32]:
-    """Return a network's logits (n, num_classes) of images (of `members`) in the plan's manner: with test-time flips,
-    the logarithms of the mean probabilities of each image and its mirrored copy."""
+    """Return a network's logits of images, as the plan predicts.
+
+    With test-time flips they are the logarithms of the mean probabilities of each image and its mirrored copy.
+
+    Args:
+        network: on its device.
+        pixels: the images.
+        plan: with the preprocessing and the settings of forward passes.
+        members: indices of images; all by default.
+        progress: is called with the number of images done.
+
+    Returns:
+        Logits (n, num_classes).
+    """
 
     def send(mirrored: bool) -> NDArray[np.float32]:
         images = PlainImages(pixels, plan.preprocessing, mirrored)
@@ -121,17 +140,18 @@ def scores_of(
 
 
 def average(members: Sequence[TrainedModel]) -> Predictor:
-    """Return the ensemble of models that were judged on the same images, or the model itself where it is alone.
+    """Return the ensemble of models that were evaluated on the same images; a single model is returned as it is.
 
-    Where folds are averaged with the training of all images, the first member, each of them was trained on images that
-    the others held out: the average is judged by what each image's own fold made of it, which is less than it can do.
+    Folds and the training on all images, the first member, were trained on images that other members held out. Their
+    ensemble is therefore evaluated with each image's prediction by the one fold that held it out. This underestimates
+    the ensemble.
 
     Raises:
-        ValueError: some were judged on other images, or on none.
+        ValueError: models that were evaluated on different images, or on none.
     """
     if len(members) == 1:
         return members[0]
-    temperature, together = _judged([member.held_out for member in members], bool(members[-1].plan.fold))
+    temperature, together = _evaluate([member.held_out for member in members], bool(members[-1].plan.fold))
     return Ensemble(
         members=tuple(members),
         plan=members[0].plan,
@@ -146,26 +166,30 @@ def average(members: Sequence[TrainedModel]) -> Predictor:
     )
 
 
-def _judged(held: Sequence[HeldOut | None], are_folds: bool) -> tuple[float, HeldOut]:
-    """Return the temperature of an average, and what it makes of the held-out images."""
+def _evaluate(held: Sequence[HeldOut | None], are_folds: bool) -> tuple[float, HeldOut]:
+    """Return the temperature of an ensemble, and its predictions of the held-out images, from those of its members."""
     first = held[0]
     if first is not None and are_folds:
         return 1.0, first
     if first is None or any(other is None or not np.array_equal(other.labels, first.labels) for other in held):
-        raise ValueError("members of an ensemble must be judged on the same held-out images")
+        raise ValueError("members of an ensemble must be evaluated on the same held-out images")
     scores = _log_mean([other.probabilities for other in held if other is not None])
     temperature = fit_temperature(scores, first.labels)
     return temperature, HeldOut(labels=first.labels, probabilities=softmax(scores / temperature))
 
 
 def _log_mean(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Return the logarithm of the mean probabilities, which takes a temperature as logits do."""
-    logs: NDArray[np.float64] = np.log(np.clip(np.mean(parts, axis=0), 1e-12, None))
+    """Return the logarithm of the mean of probabilities (n, num_classes): logits of the mean, up to a constant."""
+    logs: NDArray[np.float64] = np.log(np.clip(np.mean(parts, axis=0), SMALLEST_PROBABILITY, None))
     return logs
 
 
 def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
-    """Return the temperature that gives held-out logits (n, num_classes) the least log-loss, between 0.1 and 10."""
+    """Return the temperature with the least log-loss of held-out logits (n, num_classes), between 0.1 and 10.
+
+    It is temperature scaling (Guo et al. 2017, section 4.2).
+    """
+    # Over log T, in which the range is symmetric about T = 1; exp(+-2.3) is 10 and 0.1.
     found = minimize_scalar(
         lambda log_t: log_loss(scores / np.exp(log_t), labels), bounds=(-2.3, 2.3), method="bounded"
     )

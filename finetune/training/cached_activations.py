@@ -11,8 +11,8 @@ from finetune.data.augmentation import Key
 from finetune.data.batches import Images, PlainImages, VariedImages
 from finetune.decide.evidence import ForwardSettings
 from finetune.decide.preprocessing import Preprocessing
-from finetune.network.forward import stream
-from finetune.network.outputs import Outputs, kept_outputs
+from finetune.network.forward import forward_batches
+from finetune.network.outputs import Outputs, cached_outputs
 from finetune.network.tail import Tail
 from finetune.processes import own_turns, wait_for_everyone
 from finetune.progress import Progress
@@ -105,11 +105,11 @@ def cache_activations(
         images: Images, described: str, keys: Sequence[int] | Sequence[Key], members: NDArray[np.intp], name: str
     ) -> Activations:
         # The key names all that the activations depend on: boundary, weights, pixels, views and precision.
-        outputs = kept_outputs(
+        outputs = cached_outputs(
             "activations",
             make_key(tail.boundary, weights, described, keys, settings.precision),
             f"{name} through the frozen stages",
-            lambda: stream(tail, images, preprocessing, settings, Tail.prefix, keys),
+            lambda: forward_batches(tail, images, preprocessing, settings, Tail.prefix, keys),
             len(members),
             progress,
         )

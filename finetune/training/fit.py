@@ -26,8 +26,7 @@ from finetune.decide.workload import cost_per_image, small_cost
 from finetune.device import autocast
 from finetune.history import Row
 from finetune.network.backbone import set_trainable
-from finetune.network.cpu.folding import FoldedNorms
-from finetune.network.cpu.threads import ThreadTeam
+from finetune.network.cpu import FoldedNorms, ThreadTeam
 from finetune.network.outputs import count_work
 from finetune.network.tail import Tail, cut
 from finetune.predict.linear_probe import LinearHead

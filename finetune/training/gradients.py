@@ -19,9 +19,7 @@ from torch import Tensor, nn
 
 from finetune.decide.plan import Plan
 from finetune.device import autocast
-from finetune.network.cpu.convolutions import quick_gradients
-from finetune.network.cpu.folding import FoldedNorms
-from finetune.network.cpu.threads import ThreadTeam
+from finetune.network.cpu import FoldedNorms, ThreadTeam, quick_gradients
 from finetune.training.task import Batches, Part, Task, split_logits
 
 

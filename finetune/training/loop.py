@@ -5,7 +5,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from finetune.decide.plan import Plan
-from finetune.network.cpu.threads import ThreadTeam
+from finetune.network.cpu import ThreadTeam
 from finetune.training.gradients import BatchGradients, count_parallel_parts
 from finetune.training.loop_state import LoopState
 from finetune.training.monitor import Monitor

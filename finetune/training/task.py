@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from finetune.data.augmentation import mix
 from finetune.decide.plan import Plan
 from finetune.history import Row
-from finetune.network.cpu.threads import ThreadTeam
+from finetune.network.cpu import ThreadTeam
 
 
 @dataclass(kw_only=True)

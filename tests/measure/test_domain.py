@@ -28,21 +28,21 @@ def measured(network, images, labels=None):
     return measure_domain_parts(network, [(images, torch.zeros(len(images)) if labels is None else labels)])
 
 
-def test_images_like_the_pretraining_images_have_no_vigour(network):
+def test_images_like_the_pretraining_images_have_log_std_ratio_0(network):
     parts = measured(network, pictures())
     assert parts["late_vigour"] == pytest.approx(0.0, abs=0.01)
     assert parts["middle_vigour"] == pytest.approx(0.0, abs=0.01)
 
 
 @pytest.mark.parametrize("deviation", [0.5, 2.0])
-def test_vigour_is_the_logarithm_of_the_ratio_of_deviations(network, deviation):
+def test_the_log_std_ratio_is_the_logarithm_of_the_ratio_of_deviations(network, deviation):
     parts = measured(network, pictures(deviation=deviation))
     expected = float(torch.tensor(deviation).log())
     assert parts["late_vigour"] == pytest.approx(expected, abs=0.01)
     assert parts["middle_vigour"] == pytest.approx(expected, abs=0.01)
 
 
-def test_a_shifted_mean_is_no_vigour(network):
+def test_a_shifted_mean_does_not_change_the_log_std_ratio(network):
     assert measured(network, pictures(mean=3.0))["late_vigour"] == pytest.approx(0.0, abs=0.01)
 
 
@@ -66,7 +66,7 @@ def test_late_layers_count_as_late_and_middle_ones_as_middle(network):
     assert measured(network, pictures())["late_vigour"] == pytest.approx(0.0, abs=0.01)
 
 
-def test_channels_that_are_off_give_a_finite_vigour(network):
+def test_channels_that_are_off_give_a_finite_log_std_ratio(network):
     parts = measured(network, torch.zeros(4, CHANNELS, 8, 8))
     assert parts["late_vigour"] == pytest.approx(float(torch.tensor(0.01).log()))
 
@@ -139,7 +139,7 @@ def test_logits_that_stand_out_are_skewed():
     assert measured(network, symmetric)["logit_skewness"] == pytest.approx(0.0, abs=1e-6)
 
 
-def test_a_network_without_batch_norm_has_no_vigour():
+def test_a_network_without_batch_norm_has_no_log_std_ratio():
     network = timm.create_model("test_vit")
     parts = measured(network, torch.zeros(2, 3, 160, 160))
     assert sorted(parts) == ["energy", "logit_skewness"]
@@ -150,7 +150,7 @@ def test_a_network_without_its_head_has_no_energy():
     assert sorted(measured(network, torch.zeros(2, 3, 64, 64))) == ["late_vigour", "middle_vigour"]
 
 
-def test_two_batch_norm_layers_are_too_few_for_a_vigour():
+def test_two_batch_norm_layers_are_too_few_for_a_log_std_ratio():
     assert combine_moments([], []) == {}
     network = nn.Sequential(nn.BatchNorm2d(CHANNELS), nn.BatchNorm2d(CHANNELS), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert sorted(measured(network, pictures(4))) == ["energy", "logit_skewness"]

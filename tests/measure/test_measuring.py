@@ -9,7 +9,7 @@ from finetune.data import decoding, load_images
 from finetune.decide.evidence import MachineSpeed
 from finetune.errors import ModelError, RecipeError
 from finetune.measure import measure_evidence, measuring
-from finetune.measure.measuring import chirality
+from finetune.measure.probing import chirality
 from finetune.recipe import Recipe
 from finetune.work import Work
 
@@ -18,10 +18,15 @@ from finetune.work import Work
 def measured(image_folder, weights_file, tmp_path):
     """Return the factory of evidence of a tree of images, with what the recipe says."""
 
-    def measure(splits, **asked):
+    def measure(splits, **options):
         root = image_folder(tmp_path / "images", splits=splits)
         recipe = Recipe(
-            data=str(root), model="test_efficientnet", weights=str(weights_file()), image_size=32, batch_size=4, **asked
+            data=str(root),
+            model="test_efficientnet",
+            weights=str(weights_file()),
+            image_size=32,
+            batch_size=4,
+            **options,
         )
         return measure_evidence(recipe, load_images(str(root), limit=recipe.limit))
 
@@ -42,7 +47,7 @@ def test_a_given_validation_split_is_noted_and_not_counted(measured):
     assert evidence.num_images == 12
 
 
-def test_classes_that_differ_in_colour_are_told_by_the_probe_better_than_by_chance(measured):
+def test_classes_that_differ_in_colour_are_predicted_by_the_probe_better_than_by_chance(measured):
     evidence = measured({"train": {"a": 20, "b": 20}})
     assert evidence.probe_accuracy > 0.8
     assert 0 < evidence.probe_accuracy_error < 0.1
@@ -55,7 +60,7 @@ def test_from_five_to_one_on_balanced_accuracy_chooses(measured, largest, metric
     assert (len(evidence.probe.answers) > 1) == (metric == "balanced_accuracy")
 
 
-def test_an_asked_metric_chooses(measured):
+def test_a_given_metric_chooses(measured):
     assert measured({"train": {"a": 6, "b": 6}}, metric="balanced_accuracy").metric == "balanced_accuracy"
 
 
@@ -70,14 +75,14 @@ def test_a_network_without_norms_and_source_classes_that_tell_the_domain_is_neit
     assert (evidence.domain_similarity, evidence.similarity_calibrated) == (0.5, False)
 
 
-def test_the_similarity_lies_between_0_and_1_and_is_uncalibrated_for_other_networks(measured):
+def test_the_similarity_is_between_0_and_1_and_is_uncalibrated_for_other_networks(measured):
     evidence = measured({"train": {"a": 6, "b": 6}})
     assert 0.0 <= evidence.domain_similarity <= 1.0
     assert not evidence.similarity_calibrated
     assert {"late_vigour", "middle_vigour"} <= evidence.similarity_parts.keys()
 
 
-def test_the_same_images_give_the_same_evidence_but_for_times(measured):
+def test_the_same_images_give_the_same_evidence_except_for_times(measured):
     def timeless(evidence):
         return evidence.changed(
             seconds=0.0,
@@ -97,7 +102,7 @@ def test_random_weights_are_measured_where_scratch_was_asked_for(measured):
     assert evidence.weights == "random numbers: scratch was asked for"
 
 
-def test_the_size_is_the_asked_one_and_says_so(measured):
+def test_the_size_is_the_given_one_and_says_so(measured):
     evidence = measured({"train": {"a": 6, "b": 6}})
     assert evidence.preprocessing.image_size == 32
     assert evidence.image_size_reason == "32 px was asked for"
@@ -113,14 +118,14 @@ def test_a_network_that_is_not_known_is_refused(image_folder, tmp_path):
         measure_evidence(Recipe(data=str(root), model="test_efficientnett"), load_images(str(root)))
 
 
-def test_images_with_a_left_and_a_right_are_told_from_their_mirrored_copies():
+def test_images_with_a_left_and_a_right_differ_from_their_mirrored_copies():
     generator = np.random.default_rng(0)
     features = generator.normal(size=(60, 8)).astype(np.float32)
     mirrored = features + generator.normal(size=features.shape).astype(np.float32) * 0.1
     assert chirality(features, mirrored + np.float32(2.0) * np.eye(8, dtype=np.float32)[0], 0) > 0.95
 
 
-def test_images_that_look_like_their_mirrored_copies_are_told_by_chance():
+def test_images_that_look_like_their_mirrored_copies_are_told_apart_by_chance():
     generator = np.random.default_rng(0)
     features = generator.normal(size=(200, 8)).astype(np.float32)
     mirrored = features + generator.normal(size=features.shape).astype(np.float32) * 0.1
@@ -194,7 +199,7 @@ def test_of_many_images_only_the_probes_sample_is_decoded(measured, monkeypatch)
 
 
 @pytest.mark.usefixtures("empty_cache")
-def test_where_nothing_can_be_kept_each_look_at_an_image_decodes_it(measured, monkeypatch):
+def test_where_nothing_can_be_cached_each_pass_decodes_every_image(measured, monkeypatch):
     monkeypatch.setenv("FINETUNE_CACHE_LIMIT", "0")
     work = measured({"train": {"a": 8, "b": 6}}).work
     assert (work.forward_images, work.decoded_images, work.cache_hits) == (3 * 14, 3 * 14, 0)
@@ -212,7 +217,7 @@ def test_the_machine_is_timed_once_unless_it_was_busy(measured, monkeypatch, bus
 
 
 @pytest.mark.usefixtures("empty_cache")
-def test_what_an_older_version_measured_of_the_machine_is_measured_anew(measured, monkeypatch):
+def test_what_an_older_version_measured_of_the_machine_is_measured_again(measured, monkeypatch):
     monkeypatch.setattr(measuring, "is_busy", lambda: False)
     timed, own = [], measuring.measure_speed
     monkeypatch.setattr(measuring, "measure_speed", lambda *rest: timed.append(rest) or own(*rest))
@@ -229,7 +234,7 @@ def test_what_an_older_version_measured_of_the_machine_is_measured_anew(measured
 
 
 @pytest.mark.usefixtures("empty_cache")
-def test_images_of_which_one_has_changed_are_measured_anew(measured, monkeypatch, tmp_path):
+def test_images_of_which_one_has_changed_are_measured_again(measured, monkeypatch, tmp_path):
     monkeypatch.setattr(measuring, "is_busy", lambda: False)
     measured({"train": {"a": 8, "b": 8}})
     root = tmp_path / "images" / "train"

@@ -30,7 +30,7 @@ def test_more_of_what_the_pretraining_images_excite_is_nearer(network, part):
 
 
 @pytest.mark.parametrize("network", sorted(CALIBRATIONS))
-def test_vigour_in_the_middle_alone_is_no_sign_of_nearness(network):
+def test_a_log_std_ratio_in_the_middle_alone_is_no_sign_of_nearness(network):
     values = scores(network, "middle_vigour", [-0.25, -0.2, -0.1, 0.0])
     assert all(higher > lower for higher, lower in pairwise(values))
 
@@ -61,7 +61,7 @@ def test_another_network_with_batch_norm_is_uncalibrated_and_leaves_the_energy_o
     assert value == similarity(TYPICAL | {"energy": 1000.0}, "resnet50")[0]
 
 
-def test_a_network_without_batch_norm_is_judged_by_its_logits_skewness():
+def test_a_network_without_batch_norm_is_scored_by_its_logits_skewness():
     low, high = scores("vit_tiny_patch16_224", "logit_skewness", [0.8, 1.4], parts={"energy": 10.0})
     assert low < 0.5 < high
 
@@ -72,8 +72,8 @@ def test_a_calibrated_network_without_its_head_falls_back_to_its_batch_norms():
 
 
 @pytest.mark.parametrize("parts", [{}, {"energy": 10.0}, {"late_vigour": 0.0}])
-def test_without_parts_to_judge_by_there_is_no_score(parts):
-    with pytest.raises(ValueError, match="'resnet50' gave no parts to judge the domain by"):
+def test_without_parts_to_score_there_is_no_score(parts):
+    with pytest.raises(ValueError, match="'resnet50' gave no parts to score the domain by"):
         similarity(parts, "resnet50")
 
 

@@ -7,6 +7,7 @@ from finetune.data import Pixels, table_of_paths
 from finetune.data.batches import VariedImages
 from finetune.errors import ModelError
 from finetune.measure import speed as speed_module
+from finetune.measure import timing
 from finetune.measure.machine import layouts, precisions
 from finetune.measure.speed import measure_speed
 from finetune.measure.timing import LONG_REPETITIONS, REPETITIONS, Rate, time_rate
@@ -22,7 +23,7 @@ def images(tmp_path_factory, small_plan):
 
 @pytest.fixture(scope="module", params=["test_efficientnet", "test_resnet"])
 def measured(request, small_network, small_plan, images):
-    """A network that was timed, what it was before, and its speeds; 4 stages of the second can not be cut."""
+    """A network that was timed, what it was before, and its speeds; 4 stages of the second cannot be cut."""
     network = small_network(request.param)
     for number, parameter in enumerate(network.parameters()):
         parameter.requires_grad_(number % 2 == 0)
@@ -40,7 +41,7 @@ def test_the_first_way_is_timed_as_often_as_those_that_come_near_the_best_and_ho
 
 
 def test_what_takes_long_is_repeated_less_often(monkeypatch):
-    monkeypatch.setattr(speed_module, "LONG", 0.0)
+    monkeypatch.setattr(timing, "LONG", 0.0)
     calls = []
     time_rate(lambda: calls.append(1), 1, torch.device("cpu"))
     assert len(calls) == 1 + LONG_REPETITIONS

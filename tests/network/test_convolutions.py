@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from finetune.measure.machine import precisions
-from finetune.network.cpu import convolutions
-from finetune.network.cpu.convolutions import quick_gradients
+from finetune.network.cpu import convolutions, quick_gradients
 
 CPU = torch.device("cpu")
 OURS, TORCHS = "_DepthwiseBackward", "ConvolutionBackward0"

@@ -3,8 +3,7 @@ import timm
 import torch
 from torch import nn
 
-from finetune.network.cpu.folding import FoldedNorms
-from finetune.network.cpu.threads import ThreadTeam
+from finetune.network.cpu import FoldedNorms, ThreadTeam
 
 NETWORKS = {"test_efficientnet": 1.0, "test_resnet": 1.0, "test_byobnet": 0.5}
 """With the least share of their batch norms that stand above a convolution of their own."""
@@ -66,7 +65,7 @@ def test_folded_norms_are_not_computed(images):
         assert module(images).grad_fn.name() == "ConvolutionBackward0"
 
 
-def test_weights_that_are_trained_are_folded_anew_in_every_pass(images):
+def test_weights_that_are_trained_are_folded_again_in_every_pass(images):
     module = with_random_norms(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
     with FoldedNorms(lambda: module(images)):
         module(images)
@@ -163,8 +162,8 @@ def test_several_threads_can_compute_at_once(network, images):
 
     with torch.inference_mode():
         plain = network(images)
-    with ThreadTeam(2, 1) as streams:
-        for output in streams.map(send, [images] * 6):
+    with ThreadTeam(2, 1) as team:
+        for output in team.map(send, [images] * 6):
             torch.testing.assert_close(output, plain, rtol=1e-4, atol=1e-5)
 
 
@@ -180,8 +179,8 @@ def test_weights_that_are_folded_once_give_the_gradients_of_all_passes(network, 
 
     expected = [one_pass(trained, part) for part in images.split(1)]
     computing = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
-    with ThreadTeam(count, 1) as streams, computing, folded.once(trained, streams) as weights:
-        for found in streams.map(lambda part: one_pass(weights.leaves, part), images.split(1)):
+    with ThreadTeam(count, 1) as team, computing, folded.once(trained, team) as weights:
+        for found in team.map(lambda part: one_pass(weights.leaves, part), images.split(1)):
             weights.add(found)
         gradients = weights.gradients()
     for parameter, own, *parts in zip(trained, gradients, *expected, strict=True):
@@ -190,12 +189,12 @@ def test_weights_that_are_folded_once_give_the_gradients_of_all_passes(network, 
         assert (own - exact).norm() <= (1e-3 if dtype == torch.float32 else 0.05) * exact.norm() + 1e-4
 
 
-def test_weights_are_folded_once_for_several_passes_and_anew_after_them(images):
+def test_weights_are_folded_once_for_several_passes_and_again_after_them(images):
     module = with_random_norms(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
     folded = FoldedNorms(lambda: module(images))
     before = module(images)
-    with ThreadTeam(1, 1) as streams, folded:
-        with folded.once(list(module.parameters()), streams):
+    with ThreadTeam(1, 1) as team, folded:
+        with folded.once(list(module.parameters()), team):
             with torch.no_grad():
                 module[0].weight.mul_(2.0)
             torch.testing.assert_close(module(images), before)
@@ -209,13 +208,13 @@ def test_what_is_not_folded_is_differentiated_by_itself(images):
     module[0].weight.requires_grad_(False)  # a trained norm above a frozen convolution is left alone
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     folded = FoldedNorms(lambda: module(images))
-    with ThreadTeam(1, 1) as streams, folded, folded.once(trained, streams) as weights:
+    with ThreadTeam(1, 1) as team, folded, folded.once(trained, team) as weights:
         assert {id(leaf) for leaf in weights.leaves} == {id(parameter) for parameter in trained}
 
 
 def test_gradients_that_are_one_tensor_are_added_up_apart():
     one, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-    with ThreadTeam(1, 1) as streams, FoldedNorms(lambda: None).once([one, other], streams) as weights:
+    with ThreadTeam(1, 1) as team, FoldedNorms(lambda: None).once([one, other], team) as weights:
         for factor in (1.0, 10.0):
             weights.add(torch.autograd.grad(((one + other) * factor).square().sum(), weights.leaves))
         assert [gradient.tolist() for gradient in weights.gradients()] == [[4.0 + 400.0] * 3] * 2

@@ -8,7 +8,7 @@ from finetune.network.cpu.interception import BATCH_NORM, CONVOLUTION, Intercept
 
 
 class Noting(Interception):
-    """Notes its name and the function, and hands the call on."""
+    """Notes its name and the function, and passes the call on."""
 
     def __init__(self, name, noted):
         self.name = name
@@ -16,7 +16,7 @@ class Noting(Interception):
 
     def call(self, function, arguments, options):
         self.noted.append((self.name, function))
-        return self.hand_on(function, *arguments, **options)
+        return self.pass_on(function, *arguments, **options)
 
 
 def is_torchs_own():
@@ -49,7 +49,7 @@ def test_torchs_functions_are_its_own_again_after_the_last_context_and_after_an_
     assert [name for name, _ in noted] == ["inner", "outer", "outer", "outer"]
 
 
-def test_a_context_of_one_thread_takes_over_nothing_in_another(network):
+def test_a_context_of_one_thread_intercepts_nothing_in_another(network):
     noted = []
     with Noting("this one", noted), ThreadPoolExecutor(1) as pool:
         pool.submit(network, torch.ones(1, 3, 8, 8)).result()

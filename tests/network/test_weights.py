@@ -184,7 +184,7 @@ def test_a_missing_file_is_named(tmp_path, name):
 @pytest.mark.parametrize("content", [b"", b"no weights at all", bytes(1000)], ids=["empty", "text", "zeros"])
 def test_a_broken_file_is_refused_with_a_reason(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ModelError, match=rf"{name} can not be read as weights: \w"):
+    with pytest.raises(ModelError, match=rf"{name} cannot be read as weights: \w"):
         create_pretrained(NAME, str(tmp_path / name))
 
 
@@ -193,18 +193,18 @@ def test_a_truncated_file_is_refused(tmp_path, weights_file, save, kind):
     whole = weights_file() if kind == "safetensors" else tmp_path / save(state_of())
     content = whole.read_bytes()
     whole.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ModelError, match="can not be read as weights: "):
+    with pytest.raises(ModelError, match="cannot be read as weights: "):
         create_pretrained(NAME, str(whole))
 
 
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"can not be read as weights: .*directory"):
+    with pytest.raises(ModelError, match=r"cannot be read as weights: .*directory"):
         create_pretrained(NAME, str(tmp_path))
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"state_dict": {"a": 1}}, torch.zeros(3)])
 def test_a_file_without_a_table_of_tensors_is_refused(save, content):
-    with pytest.raises(ModelError, match="holds no table of tensors; expected the state dict of a network"):
+    with pytest.raises(ModelError, match="does not contain a table of tensors; expected the state dict of a network"):
         create_pretrained(NAME, save(content))
 
 
@@ -224,13 +224,13 @@ class Trap:
 def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, writer):
     trace = tmp_path / "the code was run"
     writer({"state_dict": state_of(), "more": Trap(trace)}, tmp_path / "trap.pt")
-    with pytest.raises(ModelError, match=r"trap\.pt can not be read as weights"):
+    with pytest.raises(ModelError, match=r"trap\.pt cannot be read as weights"):
         create_pretrained(NAME, str(tmp_path / "trap.pt"))
     assert not trace.exists()
 
 
 def test_a_whole_pickled_network_is_refused_in_plain_words(save):
-    with pytest.raises(ModelError, match="can not be read as weights") as caught:
+    with pytest.raises(ModelError, match="cannot be read as weights") as caught:
         create_pretrained(NAME, save(timm.create_model(NAME)))
     assert "\x1b" not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -294,7 +294,7 @@ def test_automatic_is_the_embedded_network_without_an_accelerator(hub):
     assert resolve_model("auto", has_accelerator=False) == "tf_efficientnet_lite0"
 
 
-def test_automatic_is_the_hubs_network_with_an_accelerator_where_it_is_to_be_had(hub):
+def test_automatic_is_the_hubs_network_with_an_accelerator_where_it_is_available(hub):
     assert resolve_model("auto", has_accelerator=True) == EMBEDDED_DEFAULT
     hub(f"timm/{HUB_DEFAULT}", {"anything": torch.zeros(1)})
     assert resolve_model("auto", has_accelerator=True) == HUB_DEFAULT
@@ -325,11 +325,11 @@ def test_weights_that_are_not_to_be_had_offline_say_what_to_do():
     with pytest.raises(ModelError) as caught:
         create_pretrained("resnet18", None)
     message = str(caught.value)
-    assert message.startswith("the weights of 'resnet18' are not to be had: HF_HUB_OFFLINE is set")
+    assert message.startswith("the weights of 'resnet18' cannot be found: HF_HUB_OFFLINE is set")
     for remedy in ("connect once", "--set weights=FILE", f"--model {EMBEDDED_DEFAULT}"):
         assert remedy in message
 
 
 def test_a_network_without_published_weights_says_so():
-    with pytest.raises(ModelError, match="the weights of 'resnet50t' are not to be had: timm names no hub repository"):
+    with pytest.raises(ModelError, match="the weights of 'resnet50t' cannot be found: timm names no hub repository"):
         create_pretrained("resnet50t", None)

@@ -14,7 +14,7 @@ from finetune.data.batches import BatchShare, StepSampler, make_loader
 from finetune.decide.schedule import learning_rate_factor
 from finetune.errors import DivergenceError
 from finetune.network.backbone import find_stages, set_trainable
-from finetune.network.co_tuning import put_beside
+from finetune.network.co_tuning import add_source_head
 from finetune.training.accelerator import make_accelerator
 from finetune.training.loop import train_steps
 from finetune.training.task import Task
@@ -307,7 +307,7 @@ def test_co_tuning_adds_the_pretrained_classifiers_loss_to_the_objective_and_not
     each = -(relation[LABELS[members]] * source(features).log_softmax(dim=1)).sum(dim=1)
     (loss + 2.0 * (UNEQUAL[LABELS[members]] * each).mean()).backward()
     network = small_network()
-    put_beside(network, "classifier", source)
+    add_source_head(network, "classifier", source)
     task = train(network, plan, class_weights=UNEQUAL, relation=relation)
     assert task.history[0]["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
     expected = dict(reference.named_parameters()) | {

@@ -683,7 +683,7 @@ def test_a_second_training_on_frozen_stages_decodes_and_forwards_nothing_and_giv
 ):
     plan = make_plan(way, **changes)
     first = train(plan, splits)
-    refuse(monkeypatch, (decoding, "read_image"), (forward_passes, "stream"), (kept, "stream"))
+    refuse(monkeypatch, (decoding, "read_image"), (forward_passes, "forward_batches"), (kept, "forward_batches"))
     second = train(plan, splits)
     assert_same_model(second, first)
     steps = first.work.backward_images

@@ -1,1 +1,18 @@
-"""Faster arithmetic on CPUs: PyTorch functions are replaced in here and nowhere else."""
+"""Make a network's arithmetic faster on CPUs: the one door behind which functions of PyTorch are patched.
+
+Inside a context of this package, the layers' calls of `conv2d` and `batch_norm` are computed in another way, with the
+same result up to rounding. Outside, PyTorch is as it was. Nothing else in `finetune` patches PyTorch, and other
+packages import from here alone:
+
+* `quick_gradients`: a context for forward passes that are differentiated (`convolutions`).
+* `FoldedNorms`: a context in which frozen batch norms are computed by the convolutions below them (`folding`).
+* `ThreadTeam`: a team of threads, each computing its own part of the work (`threads`).
+
+`interception` is the mechanism of both contexts.
+"""
+
+from finetune.network.cpu.convolutions import quick_gradients
+from finetune.network.cpu.folding import FoldedNorms
+from finetune.network.cpu.threads import ThreadTeam
+
+__all__ = ["FoldedNorms", "ThreadTeam", "quick_gradients"]

@@ -1,11 +1,15 @@
-"""Convolutions on a CPU whose gradients are put together from parts that it has fast kernels for.
+"""Compute the gradients of convolutions on a CPU from parts that have fast kernels.
 
-On a CPU PyTorch hands convolutions to oneDNN, which computes two gradients of depthwise ones slowly: that of weights
-wider than 3, and, in bfloat16, that of the input of strided ones. They took most of a step of an EfficientNet and made
-bfloat16 slower than float32 (experiments/log.md, 2026-11-24 and -26). Here the first is put together from the weight gradients
-of windows of the kernel that are 3 wide, each over a shifted input, and the second from convolutions of stride one. And
-where 1 x 1 convolutions have large weights and few pixels, as in a network's last stages, the product of matrices that
-they are costs half of what oneDNN takes to rearrange the weights for them. All are exact but for rounding.
+On a CPU PyTorch computes convolutions with oneDNN, where two gradients of depthwise convolutions are slow: that of
+weights wider than 3, and, in bfloat16, that of the input of strided ones. They took most of a step of an EfficientNet
+and made bfloat16 slower than float32 (experiments/log.md, 2026-11-24 and -26). This module computes
+
+* the first from the weight gradients of windows of the kernel that are 3 wide, each over a shifted input,
+* the second from convolutions of stride one, one for each remainder of the positions modulo the stride,
+* 1 x 1 convolutions with large weights and few pixels, as in a network's last stages, as a product of matrices, which
+  costs half of the time that oneDNN takes to rearrange the weights.
+
+All results equal PyTorch's up to rounding.
 """
 
 from collections.abc import Sequence
@@ -19,30 +23,31 @@ from torch.autograd.function import once_differentiable
 from finetune.network.cpu.interception import CONVOLUTION, Function, Interception
 
 QUICK = (torch.bfloat16, torch.float32)
-"""Arithmetic that the parts were timed in."""
+"""Precisions in which the parts were timed."""
 
 WINDOW = 3
-"""Width of the largest depthwise kernel whose weight gradient is fast."""
+"""Width of the largest depthwise kernel whose weight gradient is fast in oneDNN, in pixels."""
 
 LARGE_WEIGHT = 32
-"""Numbers of a 1 x 1 weight for each pixel of the batch from which on it is quicker as a matrix (experiments/log.md,
-2026-11-26)."""
+"""Least ratio of a 1 x 1 weight's numbers to the batch's pixels at which the product of matrices is faster
+(experiments/log.md, 2026-11-26)."""
 
 Pair = tuple[int, int]
 
 
 def quick_gradients(device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context for a forward pass whose backward pass is to be fast on `device`."""
+    """Return a context for a forward pass that makes its backward pass fast; on devices other than CPUs it does
+    nothing."""
     return _QuickGradients() if device.type == "cpu" else nullcontext()
 
 
 class _QuickGradients(Interception):
-    """Takes over the convolutions with a slow gradient, and leaves everything else alone."""
+    """Replaces the convolutions that have a slow gradient, and passes on all other calls."""
 
     def call(self, function: Function, arguments: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
         if function is CONVOLUTION and torch.is_grad_enabled():
             return _convolve(*arguments, **options)
-        return self.hand_on(function, *arguments, **options)
+        return self.pass_on(function, *arguments, **options)
 
 
 def _convolve(
@@ -55,6 +60,7 @@ def _convolve(
     groups: int = 1,
 ) -> Tensor:
     """Return `torch.conv2d` of the same arguments."""
+    # Cast here, as autocast would: the backward pass runs outside autocast and needs its tensors in this precision.
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
     side = weight.shape[-1]
     steps = _pair(stride)
@@ -62,6 +68,7 @@ def _convolve(
         product: Tensor = _Product.apply(input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
         return product
     is_plain = input.ndim == 4 and _pair(dilation) == (1, 1) and weight.shape[-2] == side and side % 2
+    # Each channel has its own k x k kernel.
     is_depthwise = weight.shape[0] == groups and weight.shape[1] == 1
     is_wide = side > WINDOW and dtype in QUICK
     has_slow_gradient = is_wide or (dtype == torch.bfloat16 and max(steps) > 1)
@@ -73,7 +80,8 @@ def _convolve(
 
 
 def _is_matrix(input: Tensor, weight: Tensor) -> bool:
-    """Return whether a 1 x 1 convolution is quicker as a product of matrices: it has few pixels, which lie in rows."""
+    """Return whether a 1 x 1 convolution is faster as a product of matrices: few pixels, in channels-last layout."""
+    # oneDNN's cost of rearranging grows with the weight's numbers, that of the product with the pixels n h w.
     return (
         weight.shape[2:] == (1, 1)
         and input.ndim == 4
@@ -85,11 +93,13 @@ def _is_matrix(input: Tensor, weight: Tensor) -> bool:
 class _Product(torch.autograd.Function):
     """A 1 x 1 convolution of channels-last images (n, c, h, w) with weight (d, c, 1, 1), as a product of matrices.
 
-    Linear layers would do, but for activations that work in place: those of a view are copied, and kept twice.
+    A linear layer on a view would compute the same. But in-place activations of a view are copied, and so held in
+    memory twice.
     """
 
     @staticmethod
     def forward(context: Any, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ANN401
+        # With X (n h w, c) the pixels and W (d, c): Y = X W^T + b.
         context.save_for_backward(images, weight)
         output = _like(images, len(weight))
         if bias is None:
@@ -103,6 +113,7 @@ class _Product(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # noqa: ANN401
         images, weight = context.saved_tensors
         of_images, of_weight, of_bias = context.needs_input_grad
+        # With G = dL/dY (n h w, d): dL/dX = G W, dL/dW = G^T X, dL/db = the sum of the rows of G.
         rows = _rows(gradient.contiguous(memory_format=torch.channels_last))
         result = None
         if of_images:
@@ -121,7 +132,7 @@ def _rows(images: Tensor) -> Tensor:
 
 
 def _like(images: Tensor, channels: int) -> Tensor:
-    """Return an empty tensor of the images' size, with so many channels, channels last."""
+    """Return an empty tensor (n, channels, h, w) of the images' size, in channels-last layout."""
     shape = (images.shape[0], channels, *images.shape[2:])
     return torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=torch.channels_last)
 
@@ -131,7 +142,7 @@ class _Depthwise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        context: Any,  # noqa: ANN401  (torch gives it attributes on the way)
+        context: Any,  # noqa: ANN401  (torch's context takes any attributes)
         images: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -160,11 +171,14 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _input_gradient(gradient: Tensor, images: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-    """Return the gradient (n, c, h, w): that of every stride-th row and column is a convolution of stride one, with
-    every stride-th row and column of the kernel."""
+    """Return the gradient of the loss by the images, (n, c, h, w)."""
     if max(stride) == 1 or images.dtype != torch.bfloat16:
         return _gradients(gradient, images, weight, stride, padding, (True, False, False))[0]
     height, width = (count + 2 * margin for count, margin in zip(images.shape[2:], padding, strict=True))
+    # In one dimension, y[j] = sum_t w[t] x[s j + t] for the padded x, so dL/dx[i] = sum_t w[t] dL/dy[(i - t) / s] over
+    # the taps t for which s divides i - t. All positions i = r (mod s) use the taps t = r, r + s, ..., and successive
+    # positions use successive j. So for each remainder r the gradient is a convolution of stride one of dL/dy with
+    # every s-th tap, flipped (the sub-pixel form of a transposed convolution, Shi et al. 2016).
     padded = torch.empty(
         *images.shape[:2], height, width, dtype=images.dtype, memory_format=torch.channels_last, device=images.device
     )
@@ -172,29 +186,34 @@ def _input_gradient(gradient: Tensor, images: Tensor, weight: Tensor, stride: Pa
         for column in range(min(stride[1], width)):
             wanted = padded[:, :, row :: stride[0], column :: stride[1]]
             taps = weight[:, :, row :: stride[0], column :: stride[1]].flip(2, 3)
-            if 0 in taps.shape:  # a kernel that steps over these
+            if 0 in taps.shape:  # the kernel is narrower than the stride and never covers these positions
                 wanted.zero_()
                 continue
+            # A "full" convolution: a margin of zeros on both sides, one less than the taps.
             margins = (taps.shape[2] - 1, taps.shape[3] - 1)
             part = nn.functional.conv2d(gradient, taps, padding=margins, groups=len(weight))
             part = part[:, :, : wanted.shape[2], : wanted.shape[3]]
-            if part.shape != wanted.shape:  # no window saw the last ones
+            if part.shape != wanted.shape:  # the last rows or columns are in no window of the convolution
                 wanted.zero_()
             wanted[:, :, : part.shape[2], : part.shape[3]] = part
     return padded[:, :, padding[0] : height - padding[0], padding[1] : width - padding[1]]
 
 
 def _weight_gradient(gradient: Tensor, images: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-    """Return the gradient (c, 1, k, k): each k x 3 window of it is that of a k x 3 convolution over a shifted input."""
+    """Return the gradient of the loss by the weight, (c, 1, k, k)."""
     side = weight.shape[-1]
     if side <= WINDOW:
         return _gradients(gradient, images, weight, stride, padding, (False, True, False))[1]
-    width = (gradient.shape[3] - 1) * stride[1] + WINDOW  # what the windows of one position see
+    # dL/dw[a, b] = sum over images and positions (p, q) of dL/dy[p, q] x[s p + a, s q + b], with the padded x: a tap's
+    # gradient needs only the input shifted by the tap. So the columns b = left .. left + 2 of it are the weight
+    # gradient of a k x 3 convolution over the input shifted by `left` columns.
+    width = (gradient.shape[3] - 1) * stride[1] + WINDOW  # columns that a kernel 3 wide covers in all its positions
     result = torch.empty_like(weight)
     columns = weight[:, :, :, :WINDOW].contiguous()
+    # Windows overlap by one column: k is odd, so windows two columns apart cover 5, 7, 9, ... exactly.
     for left in range(0, side - WINDOW + 1, WINDOW - 1):
         first = left - padding[1]
-        # A margin of zeros, as oneDNN's own is slow where it is as high as the windows are apart.
+        # The zeros are added here: with a padding of half the kernel, oneDNN is slow on maps of few rows.
         seen = nn.functional.pad(images, (-first, first + width - images.shape[3], padding[0], padding[0]))
         window = _gradients(gradient, seen, columns, stride, (0, 0), (False, True, False))[1]
         result[:, :, :, left : left + WINDOW] = window
@@ -204,6 +223,8 @@ def _weight_gradient(gradient: Tensor, images: Tensor, weight: Tensor, stride: P
 def _gradients(
     gradient: Tensor, images: Tensor, weight: Tensor, stride: Pair, padding: Pair, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return PyTorch's gradients of a depthwise convolution by images, weight and bias; those not wanted are not
+    computed."""
     backward = torch.ops.aten.convolution_backward
     result: tuple[Tensor, Tensor, Tensor] = backward(
         gradient, images, weight, None, stride, padding, (1, 1), False, (0, 0), len(weight), wanted

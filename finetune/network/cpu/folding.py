@@ -1,9 +1,13 @@
-"""Frozen batch norms folded into the convolutions below them: one operation instead of two, with the same result.
+"""Fold frozen batch norms into the convolutions below them: one operation instead of two, with the same result.
 
-With frozen statistics a batch norm is a scale and a shift for each channel, which the convolution's weight and bias can
-take over (Jacob et al. 2018, section 3.2). Where the convolution is trained, its folded weight is computed from its own
-and the norm's parameters in every pass, or once for the passes of a step (`FoldedWeights`), so that gradients reach all
-of them; elsewhere it is computed once.
+With frozen statistics a batch norm is a scale and a shift of each channel, which can be merged into the convolution's
+weight and bias (Jacob et al. 2018, section 3.2):
+
+    gamma (W x + b - mu) / sqrt(var + eps) + beta = (s W) x + (beta - (mu - b) s), with s = gamma / sqrt(var + eps)
+
+Where the convolution is trained, its folded weight is computed from the convolution's and the norm's parameters in
+every pass, or once for all passes of a step (`FoldedWeights`), so that gradients reach all of them. Elsewhere it is
+computed once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,17 +23,17 @@ from finetune.network.cpu.interception import BATCH_NORM, CONVOLUTION, Function,
 from finetune.network.cpu.threads import ThreadTeam
 
 MARK = "_finetune_folded_norm"
-"""Attribute of a convolution's output that has been through the norm already: the norm's running mean."""
+"""Attribute of a convolution's output in which the norm is already applied: the running mean of that norm."""
 
 
 class FoldedNorms(Interception):
-    """Lets convolutions do the work of the frozen batch norms above them; a context, for any number of threads.
+    """A context in which convolutions compute the frozen batch norms above them, too; for any number of threads.
 
-    A convolution and a norm belong together where the norm, and nothing else, takes the convolution's output.
+    A convolution and a norm are a pair where the norm, and nothing else, takes the convolution's output.
     """
 
     def __init__(self, forward: Callable[[], object]) -> None:
-        """Find out what belongs together in `forward`: one pass of the network, in evaluation mode."""
+        """Find the pairs in `forward`: one pass of the network, in evaluation mode."""
         with torch.no_grad(), _Finder() as finder:
             forward()
         self._norms = {id(found.weight): found for found in finder.found()}
@@ -42,15 +46,15 @@ class FoldedNorms(Interception):
         return len(self._norms)
 
     @contextmanager
-    def once(self, trained: Sequence[Tensor], streams: ThreadTeam) -> "Iterator[FoldedWeights]":
-        """Fold what is trained, once for all passes inside, in the precision that this thread computes in now.
+    def once(self, trained: Sequence[Tensor], team: ThreadTeam) -> "Iterator[FoldedWeights]":
+        """Fold the trained convolutions once for all passes inside, in the precision that this thread computes in now.
 
         Args:
-            trained: the parameters that the passes are to be differentiated by.
-            streams: which do the work.
+            trained: the parameters by which the passes are differentiated.
+            team: the threads that fold.
         """
         members = {id(parameter) for parameter in trained}
-        weights = FoldedWeights([pair for key, pair in self._norms.items() if key in members], trained, streams)
+        weights = FoldedWeights([pair for key, pair in self._norms.items() if key in members], trained, team)
         self._shared = weights.by_weight
         try:
             yield weights
@@ -58,84 +62,95 @@ class FoldedNorms(Interception):
             self._shared = {}
 
     def call(self, function: Function, arguments: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
-        """Take over convolutions, and the norms that are folded into them."""
+        """Compute convolutions with their norms folded in, and skip those norms."""
         if function is CONVOLUTION:
             return self._convolve(*arguments, **options)
         norm = _Norm(*arguments, **options)
+        # The mark tells the output of a folded convolution from one that was computed before the context was entered.
         if getattr(norm.input, MARK, None) is norm.running_mean is not None:
             if norm.training:
-                raise RuntimeError("a norm that was folded into its convolution is asked for new statistics")
+                raise RuntimeError("a norm that was folded into its convolution must not update its statistics")
             return norm.input
-        return self.hand_on(function, *arguments, **options)
+        return self.pass_on(function, *arguments, **options)
 
     def _convolve(
         self,
         input: Tensor,  # torch's own name, for calls by keyword
         weight: Tensor,
         bias: Tensor | None = None,
-        *arguments: Any,  # noqa: ANN401  (stride, padding, dilation and groups, handed on)
+        *arguments: Any,  # noqa: ANN401  (stride, padding, dilation and groups, passed on)
         **options: Any,  # noqa: ANN401
     ) -> Tensor:
         found = self._norms.get(id(weight))
-        # The gradient of a weight costs far more than a norm, so it is not computed for the norm's sake.
+        # A trained norm above a frozen convolution is not folded: its gradient would need that of the folded weight,
+        # which costs far more than the norm.
         if found is None or (_is_trained(found.norm.weight, found.norm.bias) and not _is_trained(weight)):
-            return self.hand_on(CONVOLUTION, input, weight, bias, *arguments, **options)
+            return self.pass_on(CONVOLUTION, input, weight, bias, *arguments, **options)
+        # A trained convolution is folded in every pass, or was folded for the step; a frozen one once per precision.
         if _is_trained(weight):
             folded = self._shared.get(id(weight)) or _fold(found)
         else:
+            # One entry for each precision, because the same network may compute in several.
             dtype = _dtype(weight)
             key = (id(weight), dtype)
             if key not in self._constant:
                 new, shift = _fold(found)
                 self._constant[key] = (new.to(dtype), shift.to(dtype))
             folded = self._constant[key]
-        output = self.hand_on(CONVOLUTION, input, *folded, *arguments, **options)
+        output = self.pass_on(CONVOLUTION, input, *folded, *arguments, **options)
         setattr(output, MARK, found.norm.running_mean)
         return output
 
 
 class FoldedWeights:
-    """Weights of trained convolutions with their norms folded in, once for the passes of a step: the tensors that these
-    are to be differentiated by, and the way from there to the parameters."""
+    """Weights of trained convolutions with their norms folded in, once for all passes of a step.
 
-    def __init__(self, found: "Sequence[_Found]", trained: Sequence[Tensor], streams: ThreadTeam) -> None:
-        """Fold what was `found`, of whose parameters those that are `trained` count; each stream does a part."""
+    The passes are differentiated by `leaves`, the folded weights; `gradients` are those of the parameters.
+    """
+
+    def __init__(self, found: "Sequence[_Found]", trained: Sequence[Tensor], team: ThreadTeam) -> None:
+        """Fold the pairs in `found`, a part in each thread of the team; only parameters in `trained` get gradients."""
         self._trained = trained
-        self._streams = streams
+        self._team = team
         members = {id(parameter) for parameter in trained}
-        dtype = _dtype(trained[0])  # of this thread's context
-        parts = [found[first :: streams.count] for first in range(streams.count)]
-        self._folds = list(streams.map(lambda part: _Fold(part, members, dtype), parts))
+        dtype = _dtype(trained[0])  # here, because autocast is each thread's own
+        parts = [found[first :: team.count] for first in range(team.count)]
+        self._folds = list(team.map(lambda part: _Fold(part, members, dtype), parts))
         of_folds = {id(source) for fold in self._folds for source in fold.sources}
+        # The other trained parameters are leaves themselves, in their own precision; autocast casts them in each pass.
         self._others = [parameter for parameter in trained if id(parameter) not in of_folds]
         self.by_weight = {key: pair for fold in self._folds for key, pair in fold.by_weight.items()}
         """Folded weight and bias, by the id of the convolution's weight."""
         self.leaves = [*self._others, *(leaf for fold in self._folds for leaf in fold.leaves)]
-        """What the passes are to be differentiated by."""
+        """Tensors by which the passes are differentiated: folded weights and biases, and the other parameters."""
         self._sums: list[Tensor] = []
 
     def add(self, gradients: Sequence[Tensor]) -> None:
-        """Add the gradients of a pass by the leaves to those of the passes before it, in float32."""
+        """Add the gradients of one pass by the leaves to the sum over the passes before it, in float32."""
         for own, more in zip(self._sums, gradients, strict=bool(self._sums)):
             own.add_(more)
-        # A copy: the gradients of leaves that are added to each other are one tensor.
+        # A copy, because autograd may return one tensor as the gradient of several leaves, as for a sum of them.
         self._sums = self._sums or [gradient.to(torch.float32, copy=True) for gradient in gradients]
 
     def gradients(self) -> list[Tensor]:
-        """Return the gradients of the trained parameters, in their order, from those that were added."""
+        """Return the gradients of the trained parameters, in their order, from the sum over the passes."""
+        # Chain rule: dL/dp = sum over leaves f of (sum over passes of dL/df) df/dp. The second factor is the same in
+        # every pass, so it is applied once a step. Parameters that are leaves themselves have their gradients already.
         rest = iter(self._sums)
         found = {id(other): next(rest) for other in self._others}
         work = [(fold, [next(rest) for _ in fold.leaves]) for fold in self._folds]
-        back = self._streams.map(lambda given: given[0].back(given[1]), work)
+        back = self._team.map(lambda given: given[0].back(given[1]), work)
         for fold, gradients in zip(self._folds, back, strict=True):
             found |= {id(source): gradient for source, gradient in zip(fold.sources, gradients, strict=True)}
         return [found[id(parameter)] for parameter in self._trained]
 
 
 class _Fold:
-    """Some convolutions, folded by one thread."""
+    """A part of the convolutions, folded by one thread."""
 
     def __init__(self, found: "Sequence[_Found]", members: set[int], dtype: torch.dtype) -> None:
+        # Two graphs: parameters -> `_made` (here), and detached copies of `_made` -> loss (in each pass). `back` joins
+        # them. The copies are cast to the precision of the passes once instead of in each pass.
         with torch.enable_grad():
             made = [_fold(pair) for pair in found]
         self._made = [one for both in made for one in both if one.requires_grad]
@@ -165,24 +180,27 @@ class _Norm(NamedTuple):
 
 class _Found(NamedTuple):
     weight: Tensor
-    """Of the convolution; held, so that no other tensor gets its id."""
+    """Weight of the convolution (c_out, c_in, k, k); referenced here, so that no other tensor gets its id."""
     bias: Tensor | None
+    """Bias of the convolution (c_out,)."""
     norm: _Norm
     inverse: Tensor
-    """Of the running deviation."""
+    """1 / sqrt(running variance + epsilon) of the norm, (c_out,)."""
 
 
 class _Finder(TorchFunctionMode):
-    """Watches a forward pass, and so every call of a function of PyTorch."""
+    """Records which convolutions and norms a forward pass calls, and how often each convolution's output is used."""
 
     def __init__(self) -> None:
         super().__init__()
         self._convolved: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
         """Output, weight and bias of each convolution, by the output's id."""
         self._uses: dict[int, int] = {}
+        """Number of functions that take each output, by its id."""
         self._norms: dict[int, _Norm] = {}
+        """Frozen norm that takes each output, by the output's id."""
         self._calls: dict[int, int] = {}
-        """How often each weight convolves."""
+        """Number of convolutions that use each weight, by its id."""
 
     def __torch_function__(
         self,
@@ -196,11 +214,13 @@ class _Finder(TorchFunctionMode):
             norm = _Norm(*arguments, **options)
             if id(norm.input) in self._convolved and not norm.training and norm.running_mean is not None:
                 self._norms[id(norm.input)] = norm
-            with torch._C.DisableTorchFunction():  # or the function it calls would count as a second use
+            # Without this, the function that batch_norm itself calls would count as a second use of the output.
+            with torch._C.DisableTorchFunction():
                 output = function(*arguments, **options)
         else:
             output = function(*arguments, **options)
-        if any(isinstance(made, Tensor) for made in tree_leaves(output)):  # shapes and the like are no use
+        # Only functions that return tensors use an output: reading its shape does not count.
+        if any(isinstance(made, Tensor) for made in tree_leaves(output)):
             for given in tree_leaves((arguments, options)):
                 if isinstance(given, Tensor) and id(given) in self._convolved:
                     self._uses[id(given)] = self._uses.get(id(given), 0) + 1
@@ -212,10 +232,11 @@ class _Finder(TorchFunctionMode):
         return output
 
     def found(self) -> list[_Found]:
-        """Return the convolutions whose output one frozen norm, and nothing else, takes."""
+        """Return the pairs: convolutions that are called once and have an output that one frozen norm alone takes."""
         found = []
         for key, norm in self._norms.items():
             _, weight, bias = self._convolved[key]
+            # A weight that convolves twice would need two folded weights.
             if self._uses[key] == 1 and self._calls[id(weight)] == 1 and norm.running_var is not None:
                 inverse = (norm.running_var + norm.eps).rsqrt()
                 found.append(_Found(weight, bias, norm._replace(input=weight), inverse))
@@ -223,9 +244,10 @@ class _Finder(TorchFunctionMode):
 
 
 def _fold(found: _Found) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of the convolution that does the norm's work, too."""
+    """Return the folded weight (c_out, c_in, k, k) and bias (c_out,): those of the convolution and the norm in one."""
     weight, bias, norm, inverse = found
     assert norm.running_mean is not None
+    # s = gamma / sqrt(var + eps); W' = s W; b' = beta - (mu - b) s
     scale = inverse if norm.weight is None else norm.weight * inverse
     centre = norm.running_mean if bias is None else norm.running_mean - bias
     shift = -centre * scale if norm.bias is None else torch.addcmul(norm.bias, centre, scale, value=-1.0)
@@ -233,7 +255,7 @@ def _fold(found: _Found) -> tuple[Tensor, Tensor]:
 
 
 def _dtype(weight: Tensor) -> torch.dtype:
-    """Return what a convolution computes in."""
+    """Return the precision in which a convolution with this weight computes in this thread."""
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 

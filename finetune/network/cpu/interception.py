@@ -1,8 +1,9 @@
-"""Convolutions and batch norms of a network's layers, taken over for a while.
+"""Intercept the convolutions and batch norms of a network's layers while a context is open.
 
-PyTorch's own way, `TorchFunctionMode`, sends each call of each function through Python, where threads that compute side
-by side wait for each other: a sixth of a step of a network's last stages (experiments/log.md, 2026-11-26). So the two
-functions of `torch.nn.functional` that matter are replaced themselves, as long as a context is open in any thread.
+PyTorch's own mechanism, `TorchFunctionMode`, sends each call of each function through Python. Threads that compute in
+parallel then wait for each other, which cost a sixth of a step of a network's last stages (experiments/log.md,
+2026-11-26). So only the two functions of `torch.nn.functional` that matter are replaced, as long as a context is open
+in any thread.
 """
 
 import threading
@@ -17,25 +18,28 @@ from torch import Tensor, nn
 Function = Callable[..., Tensor]
 """`CONVOLUTION` or `BATCH_NORM`."""
 
+# PyTorch's own functions, saved before any replacement. Layers look them up in `torch.nn.functional` at each call.
 CONVOLUTION: Function = torch.conv2d
 BATCH_NORM: Function = nn.functional.batch_norm
 
 
 class Interception(ABC):
-    """A context in which layers' calls of the two functions go through `call`; each thread enters it for itself."""
+    """A context in which the layers' calls of the two functions go through `call`; each thread enters it by itself."""
 
     @abstractmethod
     def call(self, function: Function, arguments: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
-        """Return what `function(*arguments, **options)` is to return."""
+        """Return the result of `function(*arguments, **options)`, computed in this context's way."""
 
     @staticmethod
-    def hand_on(function: Function, *arguments: Any, **options: Any) -> Tensor:  # noqa: ANN401
-        """Return what the context around this one makes of a call, or the function itself."""
+    def pass_on(function: Function, *arguments: Any, **options: Any) -> Tensor:  # noqa: ANN401
+        """Return the result of a call from the next context outside this one, or from the function itself."""
         return _send(function, arguments, options)
 
     def __enter__(self) -> Self:
-        """Take over the calls of this thread."""
+        """Intercept the calls of this thread."""
         _open_contexts().append(self)
+        # The replacement is global, the list of contexts is each thread's own: threads without a context are not
+        # affected. The first context of all threads replaces the functions, the last one restores them.
         with _LOCK:
             _USE.count += 1
             if _USE.count == 1:
@@ -45,7 +49,7 @@ class Interception(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give them back."""
+        """Stop intercepting."""
         _open_contexts().pop()
         with _LOCK:
             _USE.count -= 1
@@ -54,7 +58,7 @@ class Interception(ABC):
 
 
 class _Use:
-    """How many contexts are open in all threads."""
+    """The number of contexts that are open in all threads together."""
 
     count = 0
 
@@ -64,6 +68,7 @@ _USE, _LOCK, _OWN = _Use(), threading.Lock(), threading.local()
 
 def _open_contexts() -> list[Interception]:
     """Return the contexts that are open in this thread, the innermost one last."""
+    # A thread-local object starts without attributes in each thread.
     if not hasattr(_OWN, "contexts"):
         _OWN.contexts = []
     contexts: list[Interception] = _OWN.contexts
@@ -71,10 +76,13 @@ def _open_contexts() -> list[Interception]:
 
 
 def _send(function: Function, arguments: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
+    """Return the result of a call from the innermost context of this thread, or from the function where none is
+    open."""
     contexts = _open_contexts()
     if not contexts:
         return function(*arguments, **options)
-    innermost = contexts.pop()  # what it hands on goes to the one around it
+    # Without the innermost context while it works, so that its own calls reach the next one outside it.
+    innermost = contexts.pop()
     try:
         return innermost.call(function, arguments, options)
     finally:

@@ -1,8 +1,8 @@
-"""Several batches, or parts of one, side by side on a CPU: a thread for each instead of all threads in each operation.
+"""Compute several batches, or parts of one batch, in parallel on a CPU: one thread for each part.
 
-The operations of a small network on small images are too short to be shared by threads, which wait for each other most
-of the time, and for long where another program has a core. Threads that each do their own part never wait
-(experiments/log.md, 2026-11-25).
+The operations of a small network on small images are too short to be divided among threads: the threads wait for each
+other most of the time, and even longer where another program uses a core. Threads that each compute a part of their own
+do not wait (experiments/log.md, 2026-11-25).
 """
 
 from collections import deque
@@ -18,21 +18,21 @@ Done = TypeVar("Done")
 
 
 class ThreadTeam:
-    """A number of threads, each of which computes with its share of the cores; a context."""
+    """A team of threads, each of which computes with its own share of the cores; a context."""
 
     def __init__(self, count: int, num_threads: int) -> None:
-        """Prepare `count` streams, whose operations take `num_threads` threads each."""
+        """Prepare a team of `count` threads, whose operations use `num_threads` OpenMP threads each."""
         self.count = count
         self._num_threads = num_threads
         self._before = torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Self:
-        """Start the streams; one stream is this thread itself."""
+        """Start the threads; a team of one is the calling thread itself."""
         self._before = torch.get_num_threads()
         torch.set_num_threads(self._num_threads)
         if self.count > 1:
-            # The number of threads is each thread's own.
+            # OpenMP keeps the number of threads for each calling thread, so every new thread must set its own.
             self._pool = ThreadPoolExecutor(
                 self.count, initializer=torch.set_num_threads, initargs=(self._num_threads,)
             )
@@ -41,25 +41,28 @@ class ThreadTeam:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the streams."""
+        """End the threads and restore the number of threads of the calling one."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
         torch.set_num_threads(self._before)
 
     def submit(self, work: Callable[[], Done]) -> Future[Done]:
-        """Let a stream do `work` when it has nothing else to do; without streams, do it at once."""
+        """Do `work` in the first thread that is free; in a team of one, do it at once."""
         if self._pool is not None:
             return self._pool.submit(work)
+        # Without a pool the work is done here, and its errors are raised here.
         done: Future[Done] = Future()
         done.set_result(work())
         return done
 
     def map(self, work: Callable[[Given], Done], given: Iterable[Given]) -> Iterator[Done]:
-        """Yield `work` of each in order; the next ones are taken from `given` meanwhile, in this thread."""
+        """Yield `work` of each item in order; meanwhile the calling thread takes the next items from `given`."""
         if self._pool is None:
             yield from map(work, given)
             return
+        # At most count + 1 items are in work or waiting: every thread has its next item, and memory stays bounded.
+        # Results are taken in the order of the items, so that sums of them do not depend on which thread was faster.
         waiting: deque[Future[Done]] = deque()
         for item in given:
             waiting.append(self._pool.submit(work, item))

@@ -4,7 +4,7 @@ from torch import nn
 
 from finetune.errors import ModelError
 from finetune.network.backbone import create_network, find_head
-from finetune.network.co_tuning import put_beside, without_source
+from finetune.network.co_tuning import add_source_head, without_source
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -16,36 +16,36 @@ def source():
 
 
 @pytest.fixture
-def beside(small_network, source):
-    """A network of 3 classes with a pretrained classifier of 7 beside its head."""
+def co_tuned(small_network, source):
+    """A network of 3 classes with a pretrained classifier of 7 next to its head."""
     network = small_network()
-    put_beside(network, "classifier", source)
+    add_source_head(network, "classifier", source)
     return network.eval()
 
 
-def test_while_it_is_trained_a_network_gives_the_logits_of_both_heads(small_network, beside, source):
+def test_while_it_is_trained_a_network_gives_the_logits_of_both_heads(small_network, co_tuned, source):
     expected = small_network()
     features = expected.forward_head(expected.forward_features(IMAGES), pre_logits=True)
-    beside.classifier.training = True  # and nothing else, whose dropout and batch norms would change the features
-    torch.testing.assert_close(beside(IMAGES), torch.cat([expected(IMAGES), source(features)], dim=1))
+    co_tuned.classifier.training = True  # and nothing else, whose dropout and batch norms would change the features
+    torch.testing.assert_close(co_tuned(IMAGES), torch.cat([expected(IMAGES), source(features)], dim=1))
 
 
-def test_in_evaluation_the_pretrained_classifier_is_not_heard(small_network, beside):
-    torch.testing.assert_close(beside(IMAGES), small_network()(IMAGES))
-    assert find_head(beside)[1].out_features == 3
+def test_in_evaluation_the_pretrained_classifier_is_left_out(small_network, co_tuned):
+    torch.testing.assert_close(co_tuned(IMAGES), small_network()(IMAGES))
+    assert find_head(co_tuned)[1].out_features == 3
 
 
-def test_the_pretrained_classifier_is_copied(beside, source):
+def test_the_pretrained_classifier_is_copied(co_tuned, source):
     with torch.no_grad():
-        beside.classifier.source.weight.zero_()
+        co_tuned.classifier.source.weight.zero_()
     assert source.weight.abs().sum() > 0
 
 
-def test_a_network_without_the_pretrained_classifier_is_a_plain_one_and_a_copy(small_network, beside):
-    alone = without_source(beside, "classifier")
+def test_a_network_without_the_pretrained_classifier_is_a_plain_one_and_a_copy(small_network, co_tuned):
+    alone = without_source(co_tuned, "classifier")
     assert alone.state_dict().keys() == small_network().state_dict().keys()
-    assert torch.equal(alone(IMAGES), beside(IMAGES))
-    assert hasattr(beside.classifier, "source")
+    assert torch.equal(alone(IMAGES), co_tuned(IMAGES))
+    assert hasattr(co_tuned.classifier, "source")
 
 
 def test_a_network_that_has_none_is_left_as_it_is(small_network):

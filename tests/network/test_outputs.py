@@ -6,8 +6,8 @@ from PIL import Image
 
 from finetune.data import Pixels, table_of_paths
 from finetune.data.batches import PlainImages, normaliser
-from finetune.network.forward import forward_all, logits, pooled, stream
-from finetune.network.outputs import count_work, digest_weights, frozen_features, kept_outputs
+from finetune.network.forward import forward_all, forward_batches, logits, pooled
+from finetune.network.outputs import cached_outputs, count_work, digest_weights, frozen_features
 from finetune.progress import no_progress
 from finetune.work import Work
 
@@ -55,7 +55,7 @@ def test_images_come_out_in_order_whatever_the_batches(small_network, small_plan
     np.testing.assert_allclose(made, expected, atol=1e-5)
 
 
-def test_only_the_asked_members_are_looked_at(small_network, small_plan, images):
+def test_only_the_given_members_are_computed(small_network, small_plan, images):
     network, preprocessing = small_network(), small_plan().preprocessing
     everything = forward_all(network, images, preprocessing, FORWARD, logits)
     some = forward_all(network, images, preprocessing, FORWARD, logits, members=[66, 3])
@@ -70,7 +70,7 @@ def test_half_precision_gives_nearly_the_same_in_float32(small_network, small_pl
     assert 0 < np.abs(rough - exact).max() < 0.1 * np.abs(exact).max()
 
 
-def test_the_network_is_looked_through_in_evaluation_mode_and_learns_nothing(small_network, small_plan, images):
+def test_the_network_is_in_evaluation_mode_and_not_changed(small_network, small_plan, images):
     network = small_network().train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     forward_all(network, images, small_plan().preprocessing, FORWARD, pooled)
@@ -78,10 +78,12 @@ def test_the_network_is_looked_through_in_evaluation_mode_and_learns_nothing(sma
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-def test_progress_is_told_up_to_the_last_image(small_network, small_plan, images):
-    told = []
-    forward_all(small_network(), images, small_plan().preprocessing, FORWARD, pooled, lambda *now: told.append(now[1:]))
-    assert told == [(64, 70), (70, 70)]
+def test_progress_is_reported_up_to_the_last_image(small_network, small_plan, images):
+    reported = []
+    forward_all(
+        small_network(), images, small_plan().preprocessing, FORWARD, pooled, lambda *now: reported.append(now[1:])
+    )
+    assert reported == [(64, 70), (70, 70)]
 
 
 SIDE_BY_SIDE = FORWARD.changed(batch_size=9, parallel_parts=2)
@@ -96,7 +98,7 @@ def test_batches_side_by_side_give_the_results_of_one_after_another_in_order(sma
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_every_stream_computes_in_the_asked_precision_and_keeps_no_gradients(
+def test_every_thread_computes_in_the_given_precision_and_keeps_no_gradients(
     small_network, small_plan, images, precision
 ):
     network, seen = small_network(), []
@@ -118,7 +120,7 @@ def test_the_layout_changes_nothing_but_rounding(small_network, small_plan, imag
 
 def test_batches_are_sent_forward_only_as_they_are_asked_for(forwarded, small_plan, images):
     network, sizes = forwarded
-    outputs = stream(network, images, small_plan().preprocessing, FORWARD.changed(batch_size=10), pooled)
+    outputs = forward_batches(network, images, small_plan().preprocessing, FORWARD.changed(batch_size=10), pooled)
     next(outputs)
     assert sizes == [10]
     outputs.close()
@@ -158,7 +160,7 @@ def test_frozen_features_are_those_of_a_forward_pass_in_bfloat16(small_network, 
 @pytest.mark.parametrize(
     "change", ["weights", "members", "order", "precision", "mirrored", "size", "crop", "images", "normalisation"]
 )
-def test_what_features_depend_on_tells_them_apart(small_network, small_plan, images, tmp_path, change):
+def test_features_are_cached_by_everything_that_they_depend_on(small_network, small_plan, images, tmp_path, change):
     network, plan = small_network(), small_plan()
     preprocessing = plan.preprocessing
     first = frozen(network, images, plan, [3, 5])
@@ -185,13 +187,13 @@ def test_what_features_depend_on_tells_them_apart(small_network, small_plan, ima
 
 @pytest.mark.usefixtures("empty_cache")
 @pytest.mark.parametrize("changes", [{"batch_size": 16}, {"parallel_parts": 2}, {"layout": "contiguous"}])
-def test_how_fast_features_are_made_does_not_tell_them_apart(small_network, small_plan, images, changes):
+def test_features_are_cached_without_the_settings_of_speed(small_network, small_plan, images, changes):
     frozen(small_network(), images, small_plan(), [3, 5])
     assert frozen(small_network(), images, small_plan(), [3, 5], **changes).found
 
 
 @pytest.mark.usefixtures("empty_cache")
-def test_features_that_can_not_be_kept_are_the_same(small_network, small_plan, images, monkeypatch):
+def test_features_that_cannot_be_cached_are_the_same(small_network, small_plan, images, monkeypatch):
     kept = frozen(small_network(), images, small_plan())
     monkeypatch.setenv("FINETUNE_CACHE_LIMIT", "0")
     other = frozen(small_network(), images, small_plan(), weights="other weights")
@@ -202,7 +204,7 @@ def test_features_that_can_not_be_kept_are_the_same(small_network, small_plan, i
     assert len(other) == 70
 
 
-def test_features_whose_file_was_cut_short_are_made_anew(forwarded, small_plan, images, empty_cache):
+def test_features_whose_file_was_cut_short_are_computed_again(forwarded, small_plan, images, empty_cache):
     (network, sizes), plan = forwarded, small_plan()
     first = frozen(network, images, plan)[:]
     (file,) = empty_cache.rglob("features/*/rows")
@@ -220,7 +222,7 @@ def test_features_whose_file_was_cut_short_are_made_anew(forwarded, small_plan, 
     assert frozen(network, images, plan).found
 
 
-def test_a_pass_that_is_interrupted_keeps_nothing(forwarded, small_plan, images, empty_cache):
+def test_a_pass_that_is_interrupted_caches_nothing(forwarded, small_plan, images, empty_cache):
     (network, sizes), plan = forwarded, small_plan()
 
     def stop(_task, done, _total):
@@ -236,15 +238,15 @@ def test_a_pass_that_is_interrupted_keeps_nothing(forwarded, small_plan, images,
 
 
 @pytest.mark.usefixtures("empty_cache")
-def test_kept_outputs_of_any_shape_are_told_by_their_number():
+def test_cached_outputs_may_have_any_shape():
     def outputs():
         yield torch.arange(24.0).reshape(2, 3, 4)
         yield torch.full((1, 3, 4), -2.5)
 
-    told = []
-    made = kept_outputs("activations", "k", "things", outputs, 3, lambda *now: told.append(now[1:]))
-    again = kept_outputs("activations", "k", "things", outputs, 3, no_progress)
-    assert told == [(2, 3), (3, 3)]
+    reported = []
+    made = cached_outputs("activations", "k", "things", outputs, 3, lambda *now: reported.append(now[1:]))
+    again = cached_outputs("activations", "k", "things", outputs, 3, no_progress)
+    assert reported == [(2, 3), (3, 3)]
     assert again.found
     assert torch.equal(again[[2, 0]].float(), torch.stack([torch.full((3, 4), -2.5), torch.arange(12.0).reshape(3, 4)]))
     assert torch.equal(made[:], again[:])

@@ -40,9 +40,9 @@ def test_the_temperature_divides_the_logits(model, image_folder, tmp_path):
     np.testing.assert_allclose(hot, softmax(logits / 2.0), rtol=1e-4)
 
 
-def test_a_file_that_is_no_image_is_named(model, tmp_path):
-    (tmp_path / "a.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"a\.png can not be read as an image"):
+def test_a_file_that_is_not_an_image_is_named(model, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"a\.png cannot be read as an image"):
         model.predict([tmp_path / "a.png"])
 
 
@@ -78,7 +78,7 @@ def test_predicting_changes_nothing_in_the_network(model, image_folder, tmp_path
     assert all(torch.equal(before[name], tensor) for name, tensor in model.network.state_dict().items())
 
 
-def judged(model, seed, **changes):
+def evaluated(model, seed, **changes):
     """A model with random probabilities of 60 held-out images, right for most."""
     generator = np.random.default_rng(seed)
     labels = np.arange(60) % 3
@@ -90,14 +90,14 @@ def judged(model, seed, **changes):
 
 def test_an_ensemble_predicts_the_mean_of_its_members(model, image_folder, tmp_path):
     paths = sorted(image_folder(tmp_path).rglob("*.*"))
-    members = [judged(model, 1), judged(model, 2, temperature=0.5)]
+    members = [evaluated(model, 1), evaluated(model, 2, temperature=0.5)]
     ensemble = replace(average(members), temperature=1.0)
     mean = np.mean([member.predict_proba(paths) for member in members], axis=0)
     np.testing.assert_allclose(ensemble.predict_proba(paths), mean, rtol=1e-6)
 
 
-def test_an_ensemble_is_judged_and_calibrated_on_its_mean_over_the_held_out_images(model):
-    members = [judged(model, seed) for seed in (1, 2, 3)]
+def test_an_ensemble_is_evaluated_and_calibrated_on_its_mean_over_the_held_out_images(model):
+    members = [evaluated(model, seed) for seed in (1, 2, 3)]
     ensemble = average(members)
     labels = members[0].held_out.labels
     mean = np.mean([member.held_out.probabilities for member in members], axis=0)
@@ -109,12 +109,12 @@ def test_an_ensemble_is_judged_and_calibrated_on_its_mean_over_the_held_out_imag
 
 
 def test_an_ensemble_took_what_its_members_took(model):
-    ensemble = average([judged(model, 1), judged(model, 2, note="harm")])
-    assert (ensemble.work.forward_images, ensemble.seconds, ensemble.note) == (30, 3.0, "member 2: harm")
+    ensemble = average([evaluated(model, 1), evaluated(model, 2, note="rejected")])
+    assert (ensemble.work.forward_images, ensemble.seconds, ensemble.note) == (30, 3.0, "member 2: rejected")
 
 
-def test_members_that_were_judged_on_other_images_are_refused(model):
-    other = judged(model, 2)
+def test_members_that_were_evaluated_on_other_images_are_refused(model):
+    other = evaluated(model, 2)
     other = replace(other, held_out=replace(other.held_out, labels=other.held_out.labels[::-1]))
-    with pytest.raises(ValueError, match="judged on the same held-out images"):
-        average([judged(model, 1), other])
+    with pytest.raises(ValueError, match="evaluated on the same held-out images"):
+        average([evaluated(model, 1), other])

@@ -97,14 +97,14 @@ def test_a_head_has_not_learned_the_labels_of_its_held_out_images():
     assert not np.array_equal(after.heads[1].weight, before.heads[1].weight)
 
 
-def test_random_labels_can_not_be_told():
+def test_random_labels_cannot_be_predicted():
     features, _ = blobs(count=300)
     labels = np.random.default_rng(0).integers(0, 3, 300)
     accuracy = (cross_validate(features, labels, 3, seed=0).logits.argmax(axis=1) == labels).mean()
     assert accuracy < 0.45
 
 
-def test_the_strength_is_one_of_the_path_with_the_least_held_out_loss():
+def test_the_inverse_regularization_has_the_least_held_out_loss():
     features, labels = blobs()
     chosen = cross_validate(features, labels, 3, seed=0)
     losses = {
@@ -118,7 +118,7 @@ def test_the_strength_is_one_of_the_path_with_the_least_held_out_loss():
     assert losses[chosen.inverse_regularization] == pytest.approx(min(losses.values()), abs=0.003)
 
 
-def test_noisy_features_want_a_stronger_regularisation_than_clear_ones():
+def test_noisy_features_get_a_stronger_regularization_than_clear_ones():
     noisy, clear = blobs(separation=0.2), blobs(separation=3.0)
     assert (
         cross_validate(*noisy, 3, seed=0).inverse_regularization
@@ -168,7 +168,7 @@ def test_a_point_of_a_learning_curve_has_the_errors_of_heads_that_saw_a_share_of
     assert found == pytest.approx(np.mean(apart), abs=3 * np.std(apart) + 0.01)
 
 
-def test_a_learning_curve_never_learns_from_the_images_that_it_is_judged_on():
+def test_a_learning_curve_never_learns_from_the_images_that_it_is_evaluated_on():
     generator = np.random.default_rng(0)
     features, labels = generator.normal(size=(200, 300)).astype(np.float32), generator.integers(0, 2, 200)
     assert learning_curve(features, labels, 2, 0, 1.0).mean(axis=1) == pytest.approx([0.5, 0.5], abs=0.12)

@@ -1,0 +1,110 @@
+"""Evaluate linear probes on frozen features: accuracy, learning curve, unequal classes, chirality."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.decide.evidence import LearningCurve, ProbeResult
+from finetune.predict.linear_probe import CURVE_SHARES, ProbeFolds, cross_validate, error_slope, learning_curve
+from finetune.predict.metrics import log_loss, metric_error, metric_value
+from finetune.recipe import Metric
+
+CHIRALITY_REGULARIZATION = 1e-3
+"""Inverse regularization of the classifier that tells images from their mirrored copies: a strong regularization, for a
+faint difference."""
+
+
+def evaluate_probe(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    groups: NDArray[np.str_] | None,
+    num_classes: int,
+    metric: Metric,
+    seed: int,
+) -> ProbeResult:
+    """Return the cross-validated result of a linear probe.
+
+    Args:
+        features: features of the images (n_images, width).
+        labels: classes of the images (n_images,).
+        groups: group of each image (n_images,); a group is never divided between training and held-out images.
+        num_classes: number of classes.
+        metric: for `balanced_accuracy`, the answers to unequal classes are compared, too.
+        seed: of the folds.
+    """
+    folds = cross_validate(features, labels, num_classes, seed, groups)
+    predicted = folds.logits.argmax(axis=1)
+    return ProbeResult(
+        accuracy=round(metric_value("top1", predicted, labels), 4),
+        accuracy_error=round(metric_error("top1", predicted, labels), 4),
+        balanced_accuracy=round(metric_value("balanced_accuracy", predicted, labels), 4),
+        log_loss=round(log_loss(folds.logits, labels), 4),
+        inverse_regularization=folds.inverse_regularization,
+        answers=_answers(features, labels, folds, groups, seed) if metric == "balanced_accuracy" else {"none": 0.0},
+        curve=_curve(features, labels, folds, groups, seed),
+    )
+
+
+def chirality(features: NDArray[np.float32], mirrored: NDArray[np.float32], seed: int) -> float:
+    """Return the share of pairs in which a linear classifier tells an image from its mirrored copy, by their features.
+
+    Chirality is the property that mirrored images can be distinguished from real ones ("Visual Chirality", Lin et al.
+    2020). Networks are trained to predict the same class for both, so the labels of mirrored copies show little, but
+    their features still differ where the images have a left and a right.
+
+    Args:
+        features: features of the images (n, width).
+        mirrored: features of their mirrored copies (n, width), in the same order.
+        seed: of the folds.
+
+    Returns:
+        Share in 0 .. 1: 0.5 is chance.
+    """
+    count = len(features)
+    both = np.concatenate([features, mirrored])
+    side = np.repeat(np.arange(2), count)
+    # Both images of a pair are one group: the classifier that scores them was fitted to neither.
+    pair = np.tile(np.arange(count), 2).astype(str)
+    scores = cross_validate(both, side, 2, seed, pair, inverse_regularizations=(CHIRALITY_REGULARIZATION,)).logits
+    looks_mirrored = scores[:, 1] - scores[:, 0]
+    return round(float((looks_mirrored[count:] > looks_mirrored[:count]).mean()), 3)
+
+
+def _curve(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    folds: ProbeFolds,
+    groups: NDArray[np.str_] | None,
+    seed: int,
+) -> LearningCurve:
+    """Return the accuracy of the probe for a quarter, half, and all of a fold's training images."""
+    fewer = learning_curve(features, labels, folds.logits.shape[1], seed, folds.inverse_regularization, groups)
+    wrong = np.stack([*fewer, folds.logits.argmax(axis=1) != labels])
+    fitted = len(labels) * (1.0 - 1.0 / len(folds.heads))
+    slope, error = error_slope(wrong[0], wrong[-1], 1.0 / CURVE_SHARES[0])
+    return LearningCurve(
+        num_images=tuple(round(share * fitted) for share in (*CURVE_SHARES, 1.0)),
+        accuracy=tuple(round(1.0 - float(row.mean()), 4) for row in wrong),
+        slope=round(slope, 3),
+        slope_error=round(error, 3),
+    )
+
+
+def _answers(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    folds: ProbeFolds,
+    groups: NDArray[np.str_] | None,
+    seed: int,
+) -> dict[str, float]:
+    """Return the held-out balanced accuracy under each answer to unequal classes."""
+    counts = np.bincount(labels, minlength=folds.logits.shape[1])
+    # Logit adjustment: f_k(x) - log p_k predicts as if all classes were equally frequent (Menon et al. 2021).
+    prior = np.log(np.maximum(counts, 1) / counts.sum())
+    weighted = cross_validate(
+        features, labels, len(counts), seed, groups, (folds.inverse_regularization,), balanced=True
+    )
+    scores = {"none": folds.logits, "class_weights": weighted.logits, "logit_adjustment": folds.logits - prior}
+    return {
+        name: round(metric_value("balanced_accuracy", score.argmax(axis=1), labels), 4)
+        for name, score in scores.items()
+    }
