@@ -77,8 +77,8 @@ class TrainedModel(Predictor):
     """A network that was trained by a plan, with all that prediction needs."""
 
     network: nn.Module
-    harm: str = ""
-    """What training did to the held-out images, where it only did harm, so that the network is a linear probe."""
+    rejected: str = ""
+    """Why the training was rejected, with its accuracy and the linear probe's; empty: it was not. The network is then the probe."""
 
     def probabilities(self, table: ImageTable, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
