@@ -54,7 +54,6 @@ def train_members(
     trained: list[TrainedMember] = []
     finished: list[tuple[TrainingState, TrainedModel]] = []
     is_one_network = members[0].choice.ensemble.startswith(("seeds", "snapshots"))
-<<<<<<< HEAD
     for planned in members:
         named = name_tasks(progress, planned.name) if len(members) > 1 else progress
         previous = finished[0][0] if planned.plan.cycle and finished else None
@@ -119,38 +118,15 @@ def recommend_members(
     options = recommend([offer for offer, _ in entries], requested=len(entries) - 1 if len(trained) > 1 else 0)
     chosen = next(each for option, (_, each) in zip(options, entries, strict=True) if option.recommended)
     return chosen, options
-=======
-    for own in members:
-        told = _naming(progress, own.name) if len(members) > 1 else progress
-        earlier = trainings[0] if own.plan.cycle else None
-        training = winner or _begin(own, splits, folder, told, earlier, keeps_weights=is_one_network)
-        trainings.append(training)
-        trained.append((own, training.finish()))
-        if is_one_network and trained[0][1].rejected:
-            return trained, {}
-    if not is_one_network:
-        return trained, {}
-    finished = [(training, model) for training, (_, model) in zip(trainings, trained, strict=True) if not model.rejected]
-    return trained, _mixtures(finished)
->>>>>>> aa2b73b (A rejected training is called rejected; one thread is a thread)
 
 
 def _train_folds(
     members: Sequence[PlannedRun], splits: ImageSplits, folder: Path, progress: Progress
 ) -> list[TrainedMember]:
-<<<<<<< HEAD
     """Train the first member, whose cross-validation trains the others, its folds, on the way."""
     state, model = finish(begin_member(members[0], splits, folder, progress, keeps_weights=True))
     models = [model] if model.rejected else [model, *fold_models(state, model)]
     return [TrainedMember(planned, each) for planned, each in zip(members, models, strict=False)]
-=======
-    """Train the first member: the others are the folds that judge it."""
-    training = _begin(members[0], splits, folder, progress, keeps_weights=True)
-    model = training.finish()
-    if model.rejected:
-        return [(members[0], model)]
-    return list(zip(members, [model, *fold_models(training, model)], strict=True))
->>>>>>> aa2b73b (A rejected training is called rejected; one thread is a thread)
 
 
 def _other_models(finished: Sequence[tuple[TrainingState, TrainedModel]]) -> dict[str, TrainedModel]:

@@ -78,7 +78,7 @@ class TrainedModel(Predictor):
 
     network: nn.Module
     rejected: str = ""
-    """Why the training was rejected, with its accuracy and the linear probe's; empty: it was not. The network is then the probe."""
+    """Why the training was rejected; empty where it was kept. The network of a rejected training is a linear probe."""
 
     def probabilities(self, table: ImageTable, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
