@@ -61,14 +61,8 @@ def run_few(name: str, seed: int, data: Path) -> Row:
     splits = load_images(str(data / name), limit=FEW, seed=seed)
     plan, latency = plan_of(Recipe(data=name, image_size=128, seed=seed, steps=STEPS), splits)
     started = time.perf_counter()
-<<<<<<< HEAD
     state, single = finish(begin(plan, splits, keeps_weights=True))
     mean = single if single.rejected else average([single, *fold_models(state, single)])
-=======
-    training = Training(plan, splits, keeps_weights=True)
-    single = training.finish()
-    mean = single if single.rejected else average([single, *fold_models(training, single)])
->>>>>>> aa2b73b (A rejected training is called rejected; one thread is a thread)
     options = {
         "single": tested(single, splits, plan, latency),
         "mean of folds": tested(mean, splits, plan, latency * (1 + plan.folds)),

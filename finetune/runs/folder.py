@@ -98,6 +98,10 @@ class RunFolder:
             return (self,)
         return tuple(RunFolder(self.path / name) for name in Averaged.load(self.path / "ensemble.json").members)
 
+    def trial(self, number: int) -> Path:
+        """Return the folder of a trial in a search for hyper-parameters, with its plan and its history."""
+        return self.path / "trials" / str(number)
+
     def holds_only_a_plan(self) -> bool:
         """Return whether there is a plan, but no training has started."""
         names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
@@ -107,11 +111,12 @@ class RunFolder:
         """Return whether there is a finished model."""
         return (self.path / "metrics.json").exists()
 
-    def begin(self, members: Sequence[PlannedRun]) -> None:
+    def begin(self, members: Sequence[PlannedRun], plot: bool = False) -> None:
         """Write the recipe, evidence, choice and plan of a new run, and those of each member of an ensemble.
 
         Args:
             members: the planned run, or the members of an ensemble, the leading one first.
+            plot: whether to plot the learning rates of the leading one.
 
         Raises:
             RunFolderError: another run has taken the folder in the meantime.
@@ -122,6 +127,10 @@ class RunFolder:
             _write_decisions(self.path, members[0])
             for number, member in enumerate(members if len(members) > 1 else (), start=1):
                 _write_decisions(_member_path(self.path, number), member)
+            if plot:
+                from finetune.runs.plots import plot_schedule  # matplotlib takes long to import
+
+                plot_schedule(members[0].plan, self.path / SCHEDULE)
 
         from_main_process(write)
 
@@ -132,12 +141,6 @@ class RunFolder:
     def write_choice(self, choice: Choice) -> None:
         """Write the choice alone."""
         from_main_process(lambda: choice.save(self.path / "choice.json"))
-
-    def write_schedule(self, plan: Plan) -> None:
-        """Plot the plan's learning rates."""
-        from finetune.runs.plots import plot_schedule  # matplotlib takes long to import
-
-        from_main_process(lambda: plot_schedule(plan, self.path / SCHEDULE))
 
     def write_history(self, history: Sequence[Row]) -> None:
         """Write a training's history as JSON, one row a line."""
@@ -243,9 +246,7 @@ def refuse_if_taken(folder: RunFolder) -> None:
     if folder.is_finished():
         raise RunFolderError(f"{path} holds another run, which is not overwritten; give a new folder with --output")
     if (path / "plan.json").exists():
-        raise RunFolderError(
-            f"{path} holds an interrupted run, which is not overwritten; continue it: --resume {path}"
-        )
+        raise RunFolderError(f"{path} holds an interrupted run, which is not overwritten; continue it: --resume {path}")
     if any(path.iterdir()):
         raise RunFolderError(f"{path} is neither empty nor a run folder; give a new folder with --output")
 

@@ -81,11 +81,10 @@ def plan_only(recipe: Recipe, output: Path | None = None, report: Report | None 
         raise RunFolderError(f"{folder.path} holds a plan already; train it with --plan {folder.path / 'plan.json'}")
     with reporting(report) as report:
         _, (decisions, *others) = decide_all(recipe, report, None)
-        folder.begin([decisions])
+        folder.begin([decisions], plot)
         if decisions.choice.racing or others:
             report.say("\nA saved plan is trained alone. For races and averages, run without --plan-only.")
         if plot:
-            folder.write_schedule(decisions.plan)
             report.say(f"\nIts learning rates are plotted in {folder.path / SCHEDULE}.")
         report.say(f"\nThe plan is in {folder.path / 'plan.json'}. Edit it if you like, then train it:")
         report.say(f"  finetune train --plan {folder.path / 'plan.json'}")
