@@ -27,7 +27,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         seed: seed of splits, order, augmentation and new weights.
         settings: other keys of a recipe, such as `{"steps": 100, "training.learning_rate": 1e-3}`.
 
-    Attributes after `fit`: `classes_`, `evidence_`, `choice_`, `plan_` and `model_` (a `TrainedModel` or an `Ensemble`).
+    After `fit`: `classes_`, `evidence_`, `choice_`, `plan_`, and `model_` (a `TrainedModel` or an `Ensemble`).
     """
 
     def __init__(

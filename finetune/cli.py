@@ -336,7 +336,7 @@ def _resumable(command: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _print_error(f"\ninterrupted; finished steps are saved; continue with: finetune {command} --resume RUN")
+        _print_error(f"\ninterrupted; the last checkpoint is saved; continue with: finetune {command} --resume RUN")
         raise typer.Exit(130) from None
 
 

@@ -136,7 +136,7 @@ class Report:
             self.console.print(_table_of_backbones(choice))
         self.console.print(_table_of_candidates(choice))
         self.console.print(
-            "  P(pick): probability of being the right pick: the cheapest candidate that is about as accurate as the best"
+            "  P(pick): chance of being the right pick, the cheapest candidate that is nearly as accurate as the best"
         )
         self.console.print(f"  forecast: {escape(choice.forecast.sentence)}")
 
