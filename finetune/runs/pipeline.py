@@ -187,7 +187,7 @@ def save_run(folder: RunFolder, begun: RacedMembers, splits: ImageSplits, report
         ),
         work=finished.work,
         options=finished.options,
-        note=f"{model.note} {curves}".strip(),
+        note="; ".join(filter(None, (model.note, curves))),
         verdicts=_verdicts(finished),
     )
     folder.write_model(model, metrics, splits, finished.members)
@@ -251,15 +251,15 @@ def _history_kept(folder: RunFolder) -> Iterator[None]:
 
 
 def _keep_rejected(folder: RunFolder, rejected: Sequence[TrainedMember]) -> str:
-    """Save the decisions and histories of rejected trainings; return a sentence with the commands that diagnose
-    them."""
+    """Save the decisions and histories of rejected trainings; return the commands that diagnose them, or an
+    empty text."""
     commands = []
     for own, model in rejected:
         place = RunFolder(folder.path / "rejected" / own.name)
         place.write_decisions(own)
         place.write_history(model.history)
         commands.append(f"finetune diagnose {place.path}")
-    return f"The learning curve: {'; '.join(commands)}" if commands else ""
+    return f"learning curve: {'; '.join(commands)}" if commands else ""
 
 
 def _verdicts(finished: Outcome) -> list[Verdict]:

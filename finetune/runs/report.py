@@ -81,10 +81,10 @@ class Report:
         parts = [f"{len(splits.train)} training"]
         parts += [f"{len(splits.validation)} validation"] if splits.validation is not None else []
         if splits.test is not None:
-            origin = " (15 %, set apart for the test)" if splits.test_was_made else ""
-            parts.append(f"{len(splits.test)} test{origin}")
+            parts.append(f"{len(splits.test)} test")
+        origin = "; 15 % of the images were set apart for the test" if splits.test_was_made else ""
         self.title("Images")
-        self.console.print(f"  {', '.join(parts)} images of {len(splits.class_names)} classes")
+        self.console.print(f"  {', '.join(parts)} images of {len(splits.class_names)} classes{origin}")
         if splits.stream is not None:
             self.console.print(
                 f"  these are a sample of a stream of {splits.stream.num_images} images: training reads the stream; "
@@ -228,7 +228,7 @@ def duration(seconds: float) -> str:
 
 def _table(columns: Iterable[str], texts: Iterable[str]) -> Table:
     """Return an empty table whose columns named in `texts` are aligned to the left, the others to the right."""
-    table = Table(box=None, padding=(0, 2), header_style="dim")
+    table = Table(box=None, padding=(0, 0, 0, 2), header_style="dim")  # the indentation of the report, then of columns
     for column in columns:
         table.add_column(column, justify="left" if column in texts else "right")
     return table
