@@ -161,7 +161,7 @@ def train(
             others += ["--resume"] if plan is not None else ["--output"] if output is not None else []
         if others:
             raise RecipeError(
-                f"{option} trains what was planned, so {others[0]} cannot be given with it; edit the plan instead"
+                f"{option} trains a saved plan as it is, so {others[0]} cannot be given with it; edit the plan instead"
             )
     from finetune.runs import pipeline
 
