@@ -5,6 +5,7 @@ import pytest
 
 from finetune.errors import RunFolderError
 from finetune.runs import environment
+from finetune.runs import folder as run_folder
 from finetune.runs.environment import describe_environment
 from finetune.runs.folder import RunFolder, default_folder, refuse_if_taken
 
@@ -63,6 +64,16 @@ def test_a_model_of_an_unfinished_run_says_how_to_continue(folder, small_plan):
     small_plan().save(folder.path / "plan.json")
     with pytest.raises(RunFolderError, match=r"is not finished \(config\.json is missing\); continue it: .*--resume"):
         folder.read_model()
+
+
+def test_a_process_other_than_the_main_one_writes_nothing(folder, monkeypatch):
+    monkeypatch.setattr(run_folder, "from_main_process", lambda _make: None)
+    folder.begin([None, None], plot=True)
+    folder.write_decisions(None)
+    folder.write_choice(None)
+    folder.write_history([{"step": 1}])
+    folder.write_model(None, None, None)
+    assert not folder.path.exists()
 
 
 @pytest.mark.parametrize(
