@@ -569,7 +569,9 @@ def test_an_interrupted_average_of_folds_ends_with_the_same_models(folds, tmp_pa
 def test_folds_without_a_cross_validation_are_refused_with_what_to_do(recipe, image_folder, tmp_path):
     given = image_folder(tmp_path / "images", splits={"train": {"a": 6, "b": 6}, "val": {"a": 2, "b": 2}})
     asked = recipe.changed(data=str(given), ensemble="folds", strategy="full")
-    with pytest.raises(finetune.RecipeError, match=r"here the validation split.* will judge; ask for snapshots:3 or"):
+    with pytest.raises(
+        finetune.RecipeError, match=r"here models are evaluated on the validation split.*; ask for snapshots:3 or"
+    ):
         finetune.run(asked, tmp_path / "run")
 
 
