@@ -12,8 +12,8 @@ from finetune.data import ImageSplits, labels_of, paths_of
 from finetune.decide.choice import Choice
 from finetune.decide.diagnosis import Verdict, diagnose
 from finetune.decide.evidence import Evidence
-from finetune.decide.planned_run import PlannedRun, list_members
 from finetune.decide.plan import Plan
+from finetune.decide.planned_run import PlannedRun, list_members
 from finetune.ensemble.recommendation import Option
 from finetune.errors import RunFolderError
 from finetune.history import Row

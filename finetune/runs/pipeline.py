@@ -13,8 +13,8 @@ from rich.console import Console
 from finetune.data import ImageSplits, labels_of, load_images
 from finetune.decide.choice import choose_strategy
 from finetune.decide.diagnosis import Verdict, diagnose
-from finetune.decide.planned_run import PlannedRun
 from finetune.decide.plan import Plan
+from finetune.decide.planned_run import PlannedRun
 from finetune.ensemble.members import TrainedMember
 from finetune.errors import DivergenceError, FinetuneError, RunFolderError
 from finetune.measure import measure_evidence
