@@ -62,7 +62,7 @@ def run_few(name: str, seed: int, data: Path) -> Row:
     plan, latency = plan_of(Recipe(data=name, image_size=128, seed=seed, steps=STEPS), splits)
     started = time.perf_counter()
     state, single = finish(begin(plan, splits, keeps_weights=True))
-    mean = single if single.harm else average([single, *fold_models(state, single)])
+    mean = single if single.rejected else average([single, *fold_models(state, single)])
     options = {
         "single": tested(single, splits, plan, latency),
         "mean of folds": tested(mean, splits, plan, latency * (1 + plan.folds)),

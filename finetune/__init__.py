@@ -1,7 +1,7 @@
-"""From a folder of images to a trained, explained image classifier.
+"""Turn a folder of images into a trained, explained image classifier.
 
 The chain is `load_recipe` -> `load_images` -> `measure_evidence` -> `choose_strategy` -> `make_plan` -> `train` ->
-`score`; `run` is all of it. Names are imported when they are first used, so that `import finetune` costs nothing.
+`score`; `run` carries out all of it. Names are imported when they are first used, so that `import finetune` is fast.
 """
 
 from importlib import import_module
@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from finetune.decide.evidence import Evidence
     from finetune.decide.plan import Plan
     from finetune.decide.planning import make_plan
-    from finetune.errors import DataError, FinetuneError, ModelError, RecipeError, RunFolderError, TuningError
+    from finetune.errors import (
+        DataError,
+        DivergenceError,
+        FinetuneError,
+        ModelError,
+        RecipeError,
+        RunFolderError,
+        TuningError,
+    )
     from finetune.measure import measure_evidence
     from finetune.predict.metrics import Metrics, score
     from finetune.predict.model import TrainedModel
@@ -31,6 +39,7 @@ _HOMES = {
     "Verdict": "decide.diagnosis",
     "diagnose": "decide.diagnosis",
     "DataError": "errors",
+    "DivergenceError": "errors",
     "FinetuneError": "errors",
     "ModelError": "errors",
     "RecipeError": "errors",
@@ -57,10 +66,12 @@ _HOMES = {
     "resume_tuning": "tuning",
     "tune": "tuning",
 }
+"""The module below `finetune` that defines each public name."""
 
 __all__ = [
     "Choice",
     "DataError",
+    "DivergenceError",
     "Evidence",
     "FinetuneError",
     "ImageClassifier",

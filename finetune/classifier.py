@@ -1,4 +1,4 @@
-"""The whole chain behind scikit-learn's interface: paths and labels in, a classifier out."""
+"""Offer the whole chain through scikit-learn's interface: paths and labels in, a classifier out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +21,13 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """An image classifier that measures, decides and trains in `fit`.
 
     Args:
-        model: any timm classifier, or `auto`; of several with commas between them, one is chosen.
+        model: a timm classifier, `auto`, or several names separated by commas, of which one is chosen.
         strategy: how much of the network to train, or `auto`.
-        prefer: what counts where accuracy and time disagree: accuracy, balanced or speed.
-        seed: of splits, order, augmentation and new weights.
-        settings: any other key of a recipe, such as `{"steps": 100, "training.learning_rate": 1e-3}`.
+        prefer: what counts if accuracy and time disagree: `accuracy`, `balanced` or `speed`.
+        seed: seed of splits, order, augmentation and new weights.
+        settings: other keys of a recipe, such as `{"steps": 100, "training.learning_rate": 1e-3}`.
 
-    After `fit`: `classes_`, `evidence_`, `choice_`, `plan_` and `model_` (a `TrainedModel` or an `Ensemble`).
+    After `fit`: `classes_`, `evidence_`, `choice_`, `plan_`, and `model_` (a `TrainedModel` or an `Ensemble`).
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         seed: int = 0,
         settings: dict[str, Any] | None = None,
     ) -> None:
-        """Hold the parameters; nothing is checked before `fit`, as scikit-learn has it."""
+        """Store the parameters unchecked; `fit` checks them, by scikit-learn's convention."""
         self.model = model
         self.strategy = strategy
         self.prefer = prefer
@@ -46,13 +46,18 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.settings = settings
 
     def fit(self, paths: Sequence[str | Path], labels: Sequence[Any], groups: Sequence[Any] | None = None) -> Self:
-        """Train on image files and their labels; images of one group are never parted by a split.
+        """Train on image files; return the fitted classifier.
+
+        Args:
+            paths: (n_images) image files.
+            labels: (n_images) class of each image, of any type that can be sorted.
+            groups: (n_images) group of each image, or None; images of one group stay on one side of every split.
 
         Raises:
             FinetuneError: a mistake in the images, the labels or the parameters, in one sentence.
         """
         for name in {"data", "model", "strategy", "prefer", "seed"} & (self.settings or {}).keys():
-            raise RecipeError(f"{name} is not one of the settings: it is given by itself")
+            raise RecipeError(f"{name} is not one of the settings; give it as a parameter of its own")
         names = {str(label): label for label in labels}
         recipe = load_recipe(
             data="the given paths",
@@ -75,16 +80,16 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.evidence_, self.choice_ = finished.members[0].evidence, finished.members[0].choice
         self.plan_ = self.model_.plan
         classes = np.asarray([names[name] for name in splits.class_names])
-        self.columns_ = np.argsort(classes)  # scikit-learn's scorers take classes to be sorted
+        self.columns_ = np.argsort(classes)  # scikit-learn's scorers expect sorted classes
         self.classes_ = classes[self.columns_]
         return self
 
     def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
-        """Return the probabilities (n_paths, n_classes) in the order of `classes_`."""
+        """Return the class probabilities (n_paths, n_classes), in the order of `classes_`."""
         return self._fitted().predict_proba(paths)[:, self.columns_]
 
     def predict(self, paths: Sequence[str | Path]) -> NDArray[Any]:
-        """Return the most probable label of each image file."""
+        """Return the most probable label of each image file (n_paths)."""
         best = self.predict_proba(paths).argmax(axis=1)
         predicted: NDArray[Any] = self.classes_[best]
         return predicted

@@ -1,67 +1,126 @@
-"""The command line: words in, a recipe out, and every mistake as one sentence with exit status 2.
+"""Run the command line: options in, a recipe out, and every mistake as one sentence with exit status 2.
 
 Heavy libraries are imported inside the commands, so that `--help` answers at once.
 """
 
-import ctypes
+import inspect
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from finetune.errors import FinetuneError, RecipeError, RunFolderError
+from finetune.recipe import Preference, Recipe, Search, Strategy, load_recipe, parse_assignment
+from finetune.system_settings import apply_system_settings
 
 if TYPE_CHECKING:
-    from finetune.recipe import Recipe
+    from finetune.data import Unreadable
     from finetune.runs.report import Report
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
-KEYS = (
-    "data", "model", "strategy", "image_size", "epochs", "steps", "batch_size", "limit", "time_budget", "prefer",
-    "ensemble", "seed",
-)  # fmt: skip
-"""Options that are keys of the recipe."""
+RECIPE_OPTIONS: Mapping[str, Any] = {
+    "data": Annotated[
+        str | None,
+        typer.Option(
+            help="Class-per-folder tree, CSV/TSV/Parquet table, demo:digits, hf:NAME (hub, local) or stream:NAME."
+        ),
+    ],
+    "recipe": Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; options given here override it.")],
+    "model": Annotated[
+        str | None,
+        typer.Option(help="Any timm classifier; auto by default; of several (a,b or auto:small) one is chosen."),
+    ],
+    "strategy": Annotated[
+        Literal["auto", Strategy] | None, typer.Option(help="How much of the network to train; auto by default.")
+    ],
+    "image_size": Annotated[int | None, typer.Option(help="Side of the network's square input, in pixels.")],
+    "epochs": Annotated[float | None, typer.Option(help="Passes over the training images.")],
+    "steps": Annotated[int | None, typer.Option(help="Optimizer steps; excludes --epochs.")],
+    "batch_size": Annotated[int | None, typer.Option(help="Images a step, over all processes.")],
+    "limit": Annotated[int | None, typer.Option(help="Use at most this number of training images, stratified.")],
+    "time_budget": Annotated[
+        str | None, typer.Option(help="Time limit of all trainings together, such as 90s, 10m, 1.5h.")
+    ],
+    "prefer": Annotated[
+        Preference | None, typer.Option(help="What counts if accuracy and time disagree; balanced by default.")
+    ],
+    "ensemble": Annotated[
+        str | None, typer.Option(help="Average several models: seeds:3, snapshots:4, folds, backbones or auto.")
+    ],
+    "seed": Annotated[int | None, typer.Option(help="Seed of splits, order, augmentation and new weights.")],
+    "set_": Annotated[
+        list[str] | None, typer.Option("--set", help="Any recipe key: section.key=value; may be repeated.")
+    ],
+}
+"""Options that the commands `train`, `plan` and `tune` share: a recipe file, keys of the recipe, and --set."""
 
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-"""What glibc's malloc.h calls the free memory that a heap keeps, the blocks outside of heaps, and the heaps."""
+GENERAL_OPTIONS = ("--help", "--version", "--install-completion", "--show-completion")
+"""Options that stand without a command; any other one belongs to `train`."""
 
-StrategyOption = Literal["auto", "linear_probe", "norm_tuning", "partial", "full", "scratch"]
-PreferOption = Literal["accuracy", "balanced", "speed"]
-SearchOption = Literal["grid", "random", "tpe"]
-
-Data = Annotated[
-    str | None,
-    typer.Option(
-        help="Class-per-folder tree, CSV/TSV/Parquet table, demo:digits, hf:NAME (hub, local) or stream:NAME."
-    ),
-]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; options given here override it.")]
-Model = Annotated[
-    str | None, typer.Option(help="Any timm classifier; auto by default; of several (a,b or auto:small) one is chosen.")
-]
-Strategy = Annotated[StrategyOption | None, typer.Option(help="How much of the network to train; auto by default.")]
 Output = Annotated[Path | None, typer.Option(help="Run folder; runs/<data>-<time> by default.")]
-ImageSize = Annotated[int | None, typer.Option(help="Side of the square that the network sees, in pixels.")]
-Epochs = Annotated[float | None, typer.Option(help="Passes over the training images.")]
-Steps = Annotated[int | None, typer.Option(help="Optimizer steps; excludes --epochs.")]
-BatchSize = Annotated[int | None, typer.Option(help="Images a step, over all processes.")]
-Limit = Annotated[int | None, typer.Option(help="Use so many training images, stratified.")]
-TimeBudget = Annotated[str | None, typer.Option(help="Time that training may take, such as 90s, 10m, 1.5h.")]
-Prefer = Annotated[PreferOption | None, typer.Option(help="What counts where accuracy and time disagree.")]
-Ensemble = Annotated[
-    str | None, typer.Option(help="Average several models: seeds:3, snapshots:4, folds, backbones or auto.")
-]
-Seed = Annotated[int | None, typer.Option(help="Seed of splits, order, augmentation and new weights.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Any recipe key: section.key=value; may be repeated.")]
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeOptions:
+    """The shared options that were given, by their names in `RECIPE_OPTIONS`."""
+
+    given: dict[str, Any]
+
+    @property
+    def typed(self) -> list[str]:
+        """The options as they are typed, such as --batch-size; --recipe and --set are the last ones."""
+        names = sorted(self.given, key=lambda name: name in {"recipe", "set_"})
+        return [f"--{name.rstrip('_').replace('_', '-')}" for name in names]
+
+    def recipe(self, tuning: Mapping[str, object] | None = None) -> Recipe:
+        """Return the recipe of the file, overridden by the options.
+
+        Args:
+            tuning: values for the recipe's section of this name.
+
+        Raises:
+            RecipeError: a key is unknown, is given twice or has a wrong value.
+        """
+        assigned = dict(map(parse_assignment, self.given.get("set_", [])))
+        keys = {name: value for name, value in self.given.items() if name not in {"recipe", "set_"}}
+        keys |= {f"tuning.{name}": value for name, value in (tuning or {}).items()}
+        for name in keys.keys() & assigned.keys():
+            raise RecipeError(f"{name} is given twice: as an option and with --set; leave one of them out")
+        return load_recipe(self.given.get("recipe"), **assigned, **keys)
+
+
+def takes_recipe_options(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the shared options, which it receives as its first argument, a `RecipeOptions`."""
+
+    def with_options(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command).parameters.values())[1:]
+        shared = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+            for name, kind in RECIPE_OPTIONS.items()
+            if name not in left_out
+        ]
+
+        @wraps(command)
+        def called(**values: Any) -> None:  # noqa: ANN401  (typer checks the types)
+            own_values = {parameter.name: values.pop(parameter.name) for parameter in own}
+            command(
+                RecipeOptions({name: value for name, value in values.items() if value not in (None, [])}), **own_values
+            )
+
+        # Typer reads the options from the signature.
+        parameters = [*shared, *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own)]
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return called
+
+    return with_options
 
 
 def _print_version(wanted: bool) -> None:
@@ -79,44 +138,30 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def about(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Point it at images: it measures them, decides how much of a network to train, says why, and trains it."""
+    """Measure a folder of images, decide how much of a network to train, say why, and train it."""
 
 
 @app.command()
+@takes_recipe_options()
 def train(
-    data: Data = None,
-    recipe: RecipeFile = None,
-    model: Model = None,
-    strategy: Strategy = None,
+    options: RecipeOptions,
     output: Output = None,
-    image_size: ImageSize = None,
-    epochs: Epochs = None,
-    steps: Steps = None,
-    batch_size: BatchSize = None,
-    limit: Limit = None,
-    time_budget: TimeBudget = None,
-    prefer: Prefer = None,
-    ensemble: Ensemble = None,
-    seed: Seed = None,
-    set_: Set = None,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Measure, choose and plan, then stop.")] = False,
     plan: Annotated[Path | None, typer.Option(help="Train this saved plan.json as it is.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the interrupted run in this folder.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the interrupted run in this folder.")] = None,
 ) -> None:
     """Measure the images, choose a strategy, say why, train, and leave a run folder."""
-    asked = _asked(locals())
     if plan is not None or resume is not None:
         option = "--plan" if plan is not None else "--resume"
-        fixed = [f"--{name.replace('_', '-')}" for name in asked]
-        fixed += [*(["--recipe"] if recipe else []), *(["--set"] if set_ else [])]
-        fixed += ["--plan-only"] if plan_only else []
-        if fixed or (plan is not None and resume is not None) or (resume is not None and output is not None):
-            other = fixed[0] if fixed else "--resume" if plan is not None else "--output"
+        others = [*options.typed, *(["--plan-only"] if plan_only else [])]
+        if resume is not None:
+            others += ["--resume"] if plan is not None else ["--output"] if output is not None else []
+        if others:
             raise RecipeError(
-                f"{option} trains what was planned, so {other} can not be given with it; edit the plan instead"
+                f"{option} trains a saved plan as it is, so {others[0]} cannot be given with it; edit the plan instead"
             )
     from finetune.runs import pipeline
 
@@ -126,86 +171,61 @@ def train(
         elif plan is not None:
             pipeline.run_plan(plan, output, _report())
         elif plan_only:
-            pipeline.plan_only(_recipe(recipe, asked, set_), output, _report())
+            pipeline.plan_only(options.recipe(), output, _report())
         else:
-            pipeline.run(_recipe(recipe, asked, set_), output, _report())
+            pipeline.run(options.recipe(), output, _report())
 
 
 @app.command()
+@takes_recipe_options()
 def plan(
-    data: Data = None,
-    recipe: RecipeFile = None,
-    model: Model = None,
-    strategy: Strategy = None,
+    options: RecipeOptions,
     output: Output = None,
-    image_size: ImageSize = None,
-    epochs: Epochs = None,
-    steps: Steps = None,
-    batch_size: BatchSize = None,
-    limit: Limit = None,
-    time_budget: TimeBudget = None,
-    prefer: Prefer = None,
-    ensemble: Ensemble = None,
-    seed: Seed = None,
-    set_: Set = None,
     plot: Annotated[
-        bool, typer.Option("--plot", help="Draw the learning rate of every stage at every step: schedule.svg.")
+        bool, typer.Option("--plot", help="Plot the learning rate of every stage at every step: schedule.svg.")
     ] = False,
 ) -> None:
     """Measure, choose and plan, then stop: the same as train --plan-only."""
-    asked = _asked(locals())
     from finetune.runs import pipeline
 
-    pipeline.plan_only(_recipe(recipe, asked, set_), output, _report(), plot)
+    pipeline.plan_only(options.recipe(), output, _report(), plot)
 
 
 @app.command()
+@takes_recipe_options("ensemble")
 def tune(
-    data: Data = None,
-    recipe: RecipeFile = None,
-    model: Model = None,
-    strategy: Strategy = None,
+    options: RecipeOptions,
     output: Output = None,
-    image_size: ImageSize = None,
-    epochs: Epochs = None,
-    steps: Steps = None,
-    batch_size: BatchSize = None,
-    limit: Limit = None,
-    time_budget: Annotated[str | None, typer.Option(help="Time that all of it may take, such as 30m.")] = None,
-    prefer: Prefer = None,
-    seed: Seed = None,
-    set_: Set = None,
-    trials: Annotated[int | None, typer.Option(help="Trainings, short and long ones; 20 by default.")] = None,
-    search: Annotated[SearchOption | None, typer.Option(help="How to search; tpe by default.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Number of trials; 20 by default.")] = None,
+    search: Annotated[Search | None, typer.Option(help="Search method; tpe by default.")] = None,
     storage: Annotated[
         str | None, typer.Option(help="Database URL for several workers; a file in the run folder by default.")
     ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the interrupted search in this folder.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the interrupted search in this folder.")] = None,
 ) -> None:
-    """Search for hyper-parameters in six steps, and leave a run folder with the winner, trained."""
-    asked = _asked(locals())
-    searching = {"trials": trials, "search": search, "storage": storage}
-    searching = {name: value for name, value in searching.items() if value is not None}
+    """Search for hyper-parameters in six steps, and leave a run folder with the trained winner."""
+    tuning = {"trials": trials, "search": search, "storage": storage}
+    tuning = {name: value for name, value in tuning.items() if value is not None}
     if resume is not None:
-        fixed = [f"--{name.replace('_', '-')}" for name in [*asked, *searching]]
-        fixed += [*(["--recipe"] if recipe else []), *(["--set"] if set_ else []), *(["--output"] if output else [])]
-        if fixed:
-            raise RecipeError(f"--resume goes on as it was begun, so {fixed[0]} can not be given with it; leave it out")
-    from finetune import tuning
+        others = [*options.typed, *(f"--{name}" for name in tuning), *(["--output"] if output else [])]
+        if others:
+            raise RecipeError(
+                f"--resume continues the search as it was started, so {others[0]} cannot be given with it; leave it out"
+            )
+    from finetune import tuning as searching
 
     with _resumable("tune"):
         if resume is not None:
-            tuning.resume_tuning(resume, _report())
+            searching.resume_tuning(resume, _report())
         else:
-            asked |= {f"tuning.{name}": value for name, value in searching.items()}
-            tuning.tune(_recipe(recipe, asked, set_), output, _report())
+            searching.tune(options.recipe(tuning), output, _report())
 
 
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    output: Annotated[Path | None, typer.Option(help="CSV file to write; printed where left out.")] = None,
+    output: Annotated[Path | None, typer.Option(help="CSV file to write; printed by default.")] = None,
     top_k: Annotated[
         int, typer.Option(min=1, help="Add the k most probable classes as label_1, probability_1, ...")
     ] = 1,
@@ -217,8 +237,7 @@ def predict(
     from finetune.runs.folder import RunFolder
 
     table, unreadable = label_images(RunFolder(run).read_model(), images, top_k)
-    for file in unreadable:
-        typer.echo(f"left out: {file.path} can not be read: {file.reason}", err=True)
+    _print_left_out(unreadable)
     if output is None:
         typer.echo(table.to_csv(index=False), nl=False)
         return
@@ -231,11 +250,11 @@ def predict(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     data: Annotated[
-        str, typer.Option(help="Labelled images, as for train; their test split if they have one, else all.")
+        str, typer.Option(help="Labelled images, as for train: their test split if they have one, else all of them.")
     ],
     output: Annotated[Path | None, typer.Option(help="JSON file to write the metrics to.")] = None,
 ) -> None:
-    """Score a trained run on labelled images."""
+    """Evaluate a trained run on labelled images."""
     if output is not None and output.exists():
         raise RunFolderError(f"{output} exists and is not overwritten; give another --output")
     from finetune.data import labels_of, load_scored_images
@@ -249,17 +268,16 @@ def evaluate(
     report = _report()
     with report:
         probabilities = model.probabilities(splits.test, report.progress)
-    for file in splits.unreadable:
-        typer.echo(f"left out: {file.path} can not be read: {file.reason}", err=True)
+    _print_left_out(splits.unreadable)
     metrics = score(probabilities, labels_of(splits.test), list(model.class_names))
-    report.scored(metrics)
+    report.evaluation(metrics)
     if output is not None:
         metrics.save(output)
 
 
 @app.command()
-def diagnose(run: Annotated[Path, typer.Argument(help="A run folder, of a training that ended or diverged.")]) -> None:
-    """Say what a run's learning curve tells: too short, too fast, learned by heart, ..., and what to change."""
+def diagnose(run: Annotated[Path, typer.Argument(help="A run folder whose training has ended or diverged.")]) -> None:
+    """Diagnose a run's learning curve (too short, too fast, overfitted, ...) and say what to change."""
     from finetune.decide import diagnosis
     from finetune.runs.folder import RunFolder
 
@@ -273,8 +291,8 @@ def diagnose(run: Annotated[Path, typer.Argument(help="A run folder, of a traini
 
 
 @app.command()
-def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove everything that is kept.")] = False) -> None:
-    """List what is kept between runs (decoded images, features, activations, the machine's speed), or clear it."""
+def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove everything from the cache.")] = False) -> None:
+    """List the cache (decoded images, features, activations, the machine's speed), or clear it."""
     from finetune import cache as kept
 
     if clear:
@@ -286,8 +304,8 @@ def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove everything
         typer.echo(f"{size}  {entry.used_at():%Y-%m-%d %H:%M}  {entry.kind:12}  {entry.about}")
     total = sum(entry.num_bytes for entry in entries) / 1e9
     typer.echo(
-        f"{len(entries)} entries, {total:.2f} GB of at most {kept.size_limit() / 1e9:.2f} GB in {kept.cache_folder()}; "
-        f"the least recently used make room for new ones"
+        f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'}, {total:.2f} GB of at most "
+        f"{kept.size_limit() / 1e9:.2f} GB in {kept.cache_folder()}; the least recently used are removed first"
     )
 
 
@@ -296,72 +314,42 @@ def schema() -> None:
     """Print the JSON schema of recipes, for editors."""
     import json
 
-    from finetune.recipe import Recipe
-
     typer.echo(json.dumps(Recipe.model_json_schema(), indent=2))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; options without a command mean `train`."""
-    # Threads that spin while they wait for each other make a busy machine ten times slower (experiments/log.md, 2026-11-24).
-    # OpenMP reads this when torch is imported.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    if not any(name.startswith("MALLOC_") for name in os.environ):
-        _keep_freed_memory()
+    apply_system_settings()
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0].startswith("-") and arguments[0] not in {"--help", "--version"}:
+    if arguments and arguments[0].startswith("-") and arguments[0] not in GENERAL_OPTIONS:
         arguments = ["train", *arguments]
     try:
         app(args=arguments, prog_name="finetune", standalone_mode=True)
     except FinetuneError as error:
-        _say(f"error: {error}")
+        _print_error(f"error: {error}")
         sys.exit(2)
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep what is freed, for the next batch, which asks for as much again.
-
-    By default it gives large blocks back to the system at once, and they come anew page by page: a sixth of a
-    first run at 224 px on a CPU (experiments/log.md, 2026-11-27). Only the first heap may grow as large as needed, so the
-    threads share it.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library than glibc
-        return
-    for parameter, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
-        mallopt(parameter, value)
 
 
 @contextmanager
 def _resumable(command: str) -> Iterator[None]:
-    """Say how to go on after an interruption."""
+    """After an interruption, print the command that continues the run."""
     try:
         yield
     except KeyboardInterrupt:
-        _say(f"\ninterrupted; what was trained is kept: go on with finetune {command} --resume RUN")
+        _print_error(f"\ninterrupted; the last checkpoint is saved; continue with: finetune {command} --resume RUN")
         raise typer.Exit(130) from None
 
 
-def _say(sentence: str) -> None:
-    """Tell the person what went wrong; of several processes one speaks."""
+def _print_error(sentence: str) -> None:
+    """Print a sentence on stderr, in one process alone if there are several."""
     if os.environ.get("RANK", "0") == "0":
         typer.echo(sentence, err=True)
 
 
-def _asked(options: Mapping[str, object]) -> dict[str, Any]:
-    """Return those options that are keys of the recipe and were given."""
-    return {name: options[name] for name in KEYS if options.get(name) is not None}
-
-
-def _recipe(path: Path | None, asked: dict[str, Any], assignments: list[str] | None) -> "Recipe":
-    from finetune.recipe import load_recipe, parse_assignment
-
-    set_ = dict(map(parse_assignment, assignments or []))
-    for name in asked.keys() & set_.keys():
-        raise RecipeError(f"{name} is given twice: as an option and with --set; leave one of them out")
-    return load_recipe(path, **set_, **asked)
+def _print_left_out(files: Sequence["Unreadable"]) -> None:
+    """Print on stderr which files were left out, and why."""
+    for file in files:
+        typer.echo(f"left out: {file.path} cannot be read: {file.reason}", err=True)
 
 
 def _report() -> "Report":

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from finetune.cache import list_entries, write_value
-from finetune.cli import main
+from finetune.cli import GENERAL_OPTIONS, main
 from finetune.training import Checkpoints
 
 ROOT = Path(__file__).parent.parent
@@ -149,7 +149,7 @@ def test_a_folder_with_something_else_is_not_used(command, image_folder, tmp_pat
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     said = mistake(command("--data", "images", "--output", "out"))
-    assert said == "out is not empty and no run folder; give a new folder with --output"
+    assert said == "out is neither empty nor a run folder; give a new folder with --output"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
@@ -184,27 +184,27 @@ def test_a_key_that_is_a_parameter_of_the_code_is_unknown_like_any_other(command
 
 @pytest.mark.parametrize("option", ["--plan", "--resume"])
 def test_what_was_planned_is_not_planned_again(command, option):
-    assert "--plan-only can not be given with it" in mistake(command("train", option, "run", "--plan-only"))
+    assert "--plan-only cannot be given with it" in mistake(command("train", option, "run", "--plan-only"))
 
 
-def test_who_interrupts_a_training_is_told_how_to_go_on(command, monkeypatch):
+def test_an_interruption_prints_the_command_that_continues(command, monkeypatch):
     def interrupted(*_arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("finetune.runs.pipeline.run", interrupted)
     status, _, said = command("--data", "x")
     assert status == 130
-    assert "go on with finetune train --resume RUN" in said
+    assert "continue with: finetune train --resume RUN" in said
 
 
 @pytest.mark.parametrize("option", ["--plan", "--resume"])
-def test_what_was_planned_can_not_be_changed_by_options(command, option):
-    assert "so --steps can not be given with it; edit the plan instead" in mistake(command(option, "x", "--steps", "3"))
+def test_what_was_planned_cannot_be_changed_by_options(command, option):
+    assert "so --steps cannot be given with it; edit the plan instead" in mistake(command(option, "x", "--steps", "3"))
 
 
-def test_a_search_that_goes_on_takes_no_other_option(command):
+def test_a_search_that_continues_takes_no_other_option(command):
     said = mistake(command("tune", "--resume", "x", "--trials", "3"))
-    assert said == "--resume goes on as it was begun, so --trials can not be given with it; leave it out"
+    assert said == "--resume continues the search as it was started, so --trials cannot be given with it; leave it out"
 
 
 def test_a_search_leaves_a_run_that_predicts(command, image_folder, weights_file, tmp_path):
@@ -219,7 +219,7 @@ def test_a_search_leaves_a_run_that_predicts(command, image_folder, weights_file
     assert mistake(command("tune", "--resume", "out")) == "the run in out is finished; there is nothing to resume"
 
 
-def test_a_search_keeps_its_trials_where_it_is_told(command, image_folder, weights_file, tmp_path):
+def test_a_search_keeps_its_trials_in_the_given_storage(command, image_folder, weights_file, tmp_path):
     image_folder(tmp_path / "images", splits={"train": {"a": 8, "b": 8}, "val": {"a": 6, "b": 6}})
     options = (*NETWORK, "--strategy", "full", "--steps", "4", "--trials", "2", "--storage", "sqlite:///shared.db")
     fixed = ("--set", f"weights={weights_file()}")
@@ -266,14 +266,14 @@ def test_predictions_without_an_output_are_printed_as_a_table(command, image_fol
     assert len(printed.splitlines()) == 2
 
 
-def test_files_that_can_not_be_labelled_are_told_of_and_left_out(command, image_folder, quick, tmp_path):
+def test_files_that_cannot_be_labelled_are_printed_and_left_out(command, image_folder, quick, tmp_path):
     image_folder(tmp_path / "images")
     command("--data", "images", "--output", "out", *quick)
     (tmp_path / "images" / "a" / "broken.jpg").write_bytes(b"no image")
     status, printed, said = command("predict", "out", "images/a")
     assert status == 0
     assert len(printed.splitlines()) == 7
-    assert said == "left out: images/a/broken.jpg can not be read: not an image of a known format\n"
+    assert said == "left out: images/a/broken.jpg cannot be read: not an image of a known format\n"
 
 
 def test_an_evaluation_on_unknown_classes_is_refused(command, image_folder, quick, tmp_path):
@@ -305,12 +305,12 @@ def test_the_command_plan_is_train_with_plan_only(command, image_folder, quick, 
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_a_plans_learning_rates_are_drawn_where_asked(command, image_folder, weights_file, tmp_path):
+def test_a_plans_learning_rates_are_plotted_on_request(command, image_folder, weights_file, tmp_path):
     image_folder(tmp_path / "images")
     options = (*NETWORK, "--strategy", "partial", "--set", f"weights={weights_file()}", "--steps", "5", "--plot")
     status, printed, _ = command("plan", "--data", "images", "--output", "out", *options)
     assert status == 0
-    assert "Its learning rates are drawn in out/schedule.svg." in printed
+    assert "Its learning rates are plotted in out/schedule.svg." in printed
     assert "stroke" in (tmp_path / "out" / "schedule.svg").read_text()
 
 
@@ -326,7 +326,7 @@ def test_a_time_budget_is_planned_for(command, image_folder, quick, tmp_path):
     assert 0 < steps[2.0] < steps[600.0]
 
 
-def test_an_ensemble_tells_what_could_ship_and_predicts(command, image_folder, weights_file, tmp_path):
+def test_an_ensemble_lists_its_options_and_predicts(command, image_folder, weights_file, tmp_path):
     image_folder(tmp_path / "images", splits={"train": {"a": 8, "b": 8}, "val": {"a": 6, "b": 6}, "test": {"a": 2}})
     options = (*NETWORK, "--strategy", "full", "--set", f"weights={weights_file()}", "--steps", "3")
     status, printed, _ = command("--data", "images", "--output", "out", *options, "--ensemble", "seeds:2")
@@ -378,7 +378,7 @@ def test_unreadable_files_are_listed_once_and_counted(command, image_folder, qui
         (tmp_path / "images" / "b" / f"broken{number}.jpg").write_bytes(b"no image")
     status, printed, _ = command("plan", "--data", "images", "--output", "out", *quick)
     assert status == 0
-    assert "7 files can not be read and are left out:" in printed
+    assert "7 files cannot be read and are left out:" in printed
     assert printed.count("broken0.jpg") == 1
     assert "and 2 more" in printed
     assert json.loads((tmp_path / "out" / "evidence.json").read_text())["num_unreadable"] == 7
@@ -387,14 +387,14 @@ def test_unreadable_files_are_listed_once_and_counted(command, image_folder, qui
 def test_a_runs_learning_curve_is_diagnosed(command, image_folder, quick, tmp_path):
     image_folder(tmp_path / "images", splits={"train": {"a": 12, "b": 12}, "val": {"a": 3, "b": 3}})
     _, printed, _ = command("--data", "images", "--output", "out", *quick, "--steps", "20", "--batch-size", "4")
-    status, told, _ = command("diagnose", "out")
+    status, diagnosed, _ = command("diagnose", "out")
     assert status == 0
-    assert told.splitlines()[1] == "Learning curve of out"
-    (verdict,) = [line for line in told.splitlines() if line.startswith("  noisy validation: 6 images judge")]
+    assert diagnosed.splitlines()[1] == "Learning curve of out"
+    (verdict,) = [line for line in diagnosed.splitlines() if line.startswith("  noisy validation: 6 images judge")]
     assert verdict in printed
-    assert "    try validation=cross_validation in plan.json (train it with --plan)" in told
+    assert "    try validation=cross_validation in plan.json (train it with --plan)" in diagnosed
     assert re.search(
-        r"  looked at: \d+ steps of validation, refit; 4 evaluations on 6 held-out images; update-to", told
+        r"  looked at: \d+ steps of validation, refit; 4 evaluations on 6 held-out images; update-to", diagnosed
     )
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert [found["kind"] for found in metrics["verdicts"]] == ["noisy_validation"]
@@ -403,8 +403,8 @@ def test_a_runs_learning_curve_is_diagnosed(command, image_folder, quick, tmp_pa
 def test_a_run_without_steps_has_nothing_that_stands_out(command, image_folder, quick, tmp_path):
     image_folder(tmp_path / "images")
     command("--data", "images", "--output", "out", *quick)
-    _, told, _ = command("diagnose", "out")
-    assert "  nothing stands out\n  looked at: nothing was trained step by step, so there is no curve" in told
+    _, diagnosed, _ = command("diagnose", "out")
+    assert "  nothing stands out\n  looked at: nothing was trained step by step, so there is no curve" in diagnosed
 
 
 def test_a_run_that_diverged_is_diagnosed_with_its_step_and_layer(command, image_folder, weights_file, tmp_path):
@@ -416,10 +416,10 @@ def test_a_run_that_diverged_is_diagnosed_with_its_step_and_layer(command, image
     assert re.search(r"became (nan|inf) at step \d+ of the training 'validation', first in the \w+ ", said)
     assert said.endswith("; more: finetune diagnose out")
     step = int(re.search(r"at step (\d+)", said)[1])
-    status, told, _ = command("diagnose", "out")
+    status, diagnosed, _ = command("diagnose", "out")
     assert status == 0
-    assert f"  diverged: the training 'validation' was no longer finite at step {step}, first in the " in told
-    assert "    try --set training.learning_rate=" in told
+    assert f"  diverged: the training 'validation' was no longer finite at step {step}, first in the " in diagnosed
+    assert "    try --set training.learning_rate=" in diagnosed
     assert "which is not overwritten" in mistake(command("--data", "images", "--output", "out", *NETWORK, *tiny))
 
 
@@ -427,12 +427,12 @@ def test_a_diagnosis_of_a_folder_without_a_run_says_what_is_expected(command):
     assert mistake(command("diagnose", "nowhere")).startswith("there is no run in nowhere; expected a folder with plan")
 
 
-def test_what_is_kept_is_listed_and_cleared(command, empty_cache):
+def test_the_cache_is_listed_and_cleared(command, empty_cache):
     write_value("measurements", "k", "the speed of something", {"number": 1})
     status, printed, _ = command("cache")
     assert status == 0
     assert "the speed of something" in printed
-    assert "1 entries" in printed
+    assert "1 entry, " in printed
     assert str(empty_cache) in printed
     status, printed, _ = command("cache", "--clear")
     assert (status, list_entries()) == (0, [])
@@ -452,7 +452,7 @@ def test_the_version_is_that_of_the_package(command):
     assert command("--version") == (0, f"finetune {version('finetune')}\n", "")
 
 
-def test_a_checkout_that_is_not_installed_says_so_where_its_version_is_asked_for(command, monkeypatch):
+def test_the_version_of_a_checkout_that_is_not_installed_says_so(command, monkeypatch):
     from importlib import metadata
 
     def missing(name):
@@ -472,7 +472,38 @@ def test_help_imports_nothing_heavy():
     assert ended.stdout.splitlines()[-1] == "[]"
 
 
-def test_the_script_is_the_command_though_its_name_is_the_packages(tmp_path):
+def test_the_help_lists_the_commands_and_the_options_without_a_command(command):
+    status, printed, _ = command("--help")
+    assert status == 0
+    for name in ("train", "plan", "tune", "predict", "evaluate", "diagnose", "cache", "schema"):
+        assert re.search(rf"^│ {name} +[A-Z]", printed, re.MULTILINE), name
+    for option in GENERAL_OPTIONS:
+        assert option in printed
+
+
+@pytest.mark.parametrize("name", ["train", "plan", "tune"])
+def test_the_help_of_a_command_shows_the_shared_options_first(command, name):
+    _, printed, _ = command(name, "--help")
+    options = re.findall(r"^│ (--[a-z-]+)", printed, re.MULTILINE)
+    assert options[:3] == ["--data", "--recipe", "--model"]
+    assert options[-1] == "--help"
+
+
+@pytest.mark.parametrize(
+    ("words", "number", "expected"), [("finetune tr", 1, "train"), ("finetune train --strat", 2, "--strategy")]
+)
+def test_a_shell_completes_commands_and_options(command, monkeypatch, words, number, expected):
+    monkeypatch.setenv("_FINETUNE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(number))
+    assert command() == (0, f"{expected}\n", "")
+
+
+def test_an_option_of_0_is_an_option(command):
+    assert "so --seed cannot be given with it" in mistake(command("--resume", "x", "--seed", "0"))
+
+
+def test_the_script_runs_the_command_though_it_has_the_name_of_the_package(tmp_path):
     ended = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "finetune.py"), "--data", "nowhere"],
         capture_output=True,
@@ -519,8 +550,8 @@ def test_images_of_any_mode_are_trained_on(command, quick, tmp_path):
     assert command("--data", "images", "--output", "out", *quick)[0] == 0
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have their own ways with memory")
-def test_memory_that_a_thread_frees_is_there_for_its_next_step():
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
+def test_memory_that_a_thread_frees_is_kept_for_its_next_step():
     code = (
         "import resource\nfrom concurrent.futures import ThreadPoolExecutor\nfrom finetune.cli import main\n"
         "try: main(['--version'])\nexcept SystemExit: pass\n"

@@ -61,11 +61,11 @@ def train_members(
         state, model = finish(state)
         trained.append(TrainedMember(planned, model))
         finished.append((state, model))
-        if is_one_network and trained[0].model.harm:
+        if is_one_network and trained[0].model.rejected:
             return trained, {}
     if not is_one_network:
         return trained, {}
-    return trained, _other_models([(state, model) for state, model in finished if not model.harm])
+    return trained, _other_models([(state, model) for state, model in finished if not model.rejected])
 
 
 def begin_member(
@@ -125,7 +125,7 @@ def _train_folds(
 ) -> list[TrainedMember]:
     """Train the first member, whose cross-validation trains the others, its folds, on the way."""
     state, model = finish(begin_member(members[0], splits, folder, progress, keeps_weights=True))
-    models = [model] if model.harm else [model, *fold_models(state, model)]
+    models = [model] if model.rejected else [model, *fold_models(state, model)]
     return [TrainedMember(planned, each) for planned, each in zip(members, models, strict=False)]
 
 

@@ -23,7 +23,8 @@ def device_name(device: torch.device) -> str:
     """Return a short name of the hardware."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
 def machine_name(device: torch.device) -> str:

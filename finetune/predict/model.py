@@ -83,8 +83,8 @@ class TrainedModel(Predictor):
 
     network: nn.Module
     """Trained network, with a head of the classes."""
-    harm: str = ""
-    """What training did to the held-out images, where it only did harm, so that the network is a linear probe."""
+    rejected: str = ""
+    """Why the training was rejected; empty where it was kept. The network of a rejected training is a linear probe."""
 
     def probabilities(self, table: ImageTable, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""

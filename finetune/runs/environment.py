@@ -1,4 +1,4 @@
-"""Describe the environment of a run: platform, processor and versions of packages."""
+"""Describe the environment of a run: platform, device and versions of packages."""
 
 import platform
 import sys
@@ -20,10 +20,11 @@ PACKAGES = (
     "optuna",
     "pillow",
 )
+"""Packages with an influence on the numbers of a run."""
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return what a number depends on besides the plan."""
+    """Return everything that the numbers of a run depend on in addition to the plan, as plain values."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -39,5 +40,5 @@ def describe_environment() -> dict[str, Any]:
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:  # a checkout that is used without having been installed
+    except PackageNotFoundError:  # such as finetune itself in a checkout that is not installed
         return "not installed"

@@ -120,13 +120,13 @@ def finish(raced: RacedMembers, splits: ImageSplits, folder: Path, progress: Pro
     tried, others = train_members(raced.members, raced.winner, splits, folder, progress)
     trained = tried
     names = {"", *(member.planned.choice.chosen.name for member in tried)}
-    if all(member.model.harm for member in tried) and leading.choice.fallback not in names:
+    if all(member.model.rejected for member in tried) and leading.choice.fallback not in names:
         seconds = raced.seconds + sum(member.model.seconds for member in tried)
         tried, others = train_members(_plan_fallback(leading, seconds), None, splits, folder, progress)
         trained = [*trained, *tried]
     # Where all were rejected, each model is a linear probe: the first one is kept.
-    kept, options = recommend_members([each for each in tried if not each.model.harm] or tried[:1], others)
-    rejected = [each for each in trained if each.model.harm and all(each.model is not own.model for own in kept)]
+    kept, options = recommend_members([each for each in tried if not each.model.rejected] or tried[:1], others)
+    rejected = [each for each in trained if each.model.rejected and all(each.model is not own.model for own in kept)]
     kept = _describe_outcome(kept, rejected)
     return Outcome(
         members=tuple(member.planned for member in kept),
@@ -159,7 +159,7 @@ def _describe_outcome(kept: Sequence[TrainedMember], rejected: Sequence[TrainedM
         members = [member.planned.choice.chosen.name for member in kept] if choice.members else ()
         choice = choice.changed(members=members, racing=(), fallback="")
         reasons = "; ".join(
-            f"{member.planned.label} ended worse than its linear probe: {member.model.harm}" for member in rejected
+            f"{member.planned.label} ended worse than its linear probe: {member.model.rejected}" for member in rejected
         )
         labels = tuple(dict.fromkeys(member.planned.choice.chosen.label for member in kept))
         verb = "is" if len(labels) == 1 else "are"

@@ -1,4 +1,4 @@
-"""Pictures of a plan."""
+"""Plot the learning rates of a plan."""
 
 from pathlib import Path
 
@@ -10,17 +10,17 @@ from finetune.decide.schedule import learning_rate_factor
 
 
 def plot_schedule(plan: Plan, path: Path) -> None:
-    """Draw the learning rate of every trained stage and of the head at every step, and that of the refit behind it.
+    """Plot the learning rates of the trained stages and of the head at every step, followed by those of the refit.
 
     Args:
-        plan: whose trainings are drawn; one without steps gives an empty picture.
-        path: of the picture; its ending (svg, png, pdf) says which kind.
+        plan: the plan; without steps its plot is empty.
+        path: the file to write; its ending (svg, png, pdf) selects the format.
     """
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
-    _draw(axes, plan, 0, is_first=True)
+    _draw_rates(axes, plan, 0, is_first=True)
     if plan.refit and plan.steps:
-        _draw(axes, plan_of_refit(plan), plan.steps, is_first=False)
+        _draw_rates(axes, plan_of_refit(plan), plan.steps, is_first=False)
         axes.axvline(plan.steps, color="grey", linewidth=0.8, linestyle=":")
         axes.annotate("refit", (plan.steps, 1.0), xycoords=("data", "axes fraction"), xytext=(3, -10),
                       textcoords="offset points", fontsize="small", color="grey")  # fmt: skip
@@ -31,7 +31,8 @@ def plot_schedule(plan: Plan, path: Path) -> None:
     figure.savefig(path)
 
 
-def _draw(axes: Axes, plan: Plan, offset: int, is_first: bool) -> None:
+def _draw_rates(axes: Axes, plan: Plan, offset: int, is_first: bool) -> None:
+    """Plot the rates of one training, whose first step is at `offset`; only the first training labels its lines."""
     factors = [learning_rate_factor(step, plan.steps, plan.warmup_steps, plan.schedule) for step in range(plan.steps)]
     trained = [(stage.name, stage.learning_rate) for stage in plan.stages if stage.learning_rate > 0]
     for number, (name, rate) in enumerate([*trained, ("head", plan.head_learning_rate)]):

@@ -1,8 +1,8 @@
-"""What a person reads while a run goes on, and at its end."""
+"""Print a run while it runs, and its result at the end."""
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -32,14 +32,14 @@ from finetune.predict.model import Predictor
 from finetune.runs.folder import RunMetrics
 
 LISTED = 5
-"""Unreadable files that are printed; the count tells of the others."""
+"""Most unreadable files that are listed by name; the others are counted."""
 
 
 class Report:
-    """Prints each value of a run as it comes to be; a context, so that progress bars end with it."""
+    """Prints each result of a run as soon as it is there; a context, so that its progress bars end with it."""
 
     def __init__(self, console: Console) -> None:
-        """Print on `console`; `Console(quiet=True)` says nothing."""
+        """Print on `console`; `Console(quiet=True)` prints nothing."""
         self.console = console
         self._bars = Progress(
             TextColumn("[progress.description]{task.description}"),
@@ -55,18 +55,18 @@ class Report:
         self._started: dict[str, float] = {}
 
     def __enter__(self) -> Self:
-        """Start the bars."""
+        """Start the progress bars."""
         self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the bars."""
+        """End the progress bars."""
         self._bars.stop()
 
     def progress(self, task: str, done: int, total: int) -> None:
-        """Move a bar; when it is full, say what it took."""
+        """Move the progress bar of a task; print the time of the task when it is done."""
         if task not in self._tasks:
             self._tasks[task] = self._bars.add_task(task, total=total)
             self._started[task] = time.perf_counter()
@@ -77,23 +77,24 @@ class Report:
             self.console.print(f"  [dim]{task}: {total} in {seconds:.1f} s[/dim]")
 
     def images(self, splits: ImageSplits) -> None:
-        """Print what was found."""
+        """Print the number of images in each split, and the files that cannot be read."""
         parts = [f"{len(splits.train)} training"]
         parts += [f"{len(splits.validation)} validation"] if splits.validation is not None else []
         if splits.test is not None:
-            made = " (split off here, 15 %)" if splits.test_was_made else ""
-            parts.append(f"{len(splits.test)} test{made}")
+            parts.append(f"{len(splits.test)} test")
+        origin = "; 15 % of the images were set apart for the test" if splits.test_was_made else ""
         self.title("Images")
-        self.console.print(f"  {', '.join(parts)} images of {len(splits.class_names)} classes")
+        self.console.print(f"  {', '.join(parts)} images of {len(splits.class_names)} classes{origin}")
         if splits.stream is not None:
             self.console.print(
-                f"  a sample of a stream of {splits.stream.num_images}, which is trained on; the rest is measured and "
-                f"judged on the sample"
+                f"  these are a sample of a stream of {splits.stream.num_images} images: training reads the stream; "
+                f"everything else is measured and evaluated on the sample"
             )
         if splits.unreadable:
             count = len(splits.unreadable)
             self.console.print(
-                f"  [yellow]{count} {'file' if count == 1 else 'files'} can not be read and are left out:[/yellow]"
+                f"  [yellow]{_counted(count, 'file')} cannot be read and {'is' if count == 1 else 'are'} left out:"
+                f"[/yellow]"
             )
             for file in splits.unreadable[:LISTED]:
                 self.console.print(f"    {escape(file.path)}: {escape(file.reason)}")
@@ -101,15 +102,13 @@ class Report:
                 self.console.print(f"    and {count - LISTED} more")
 
     def evidence(self, evidence: Evidence) -> None:
-        """Print what was measured."""
+        """Print the measurements of one network on the images and on this machine."""
         self.title("Evidence")
         scale = "" if evidence.similarity_calibrated else " (uncalibrated for this network)"
+        size = f"{evidence.images_per_class:.0f} images per class"
         rows = [
             ("network", f"{evidence.model}, weights: {evidence.weights}"),
-            (
-                "size",
-                f"{evidence.images_per_class:.0f} images per class, largest {evidence.imbalance:.1f} x the smallest",
-            ),
+            ("size", f"{size}; the largest class has {evidence.imbalance:.1f} x the images of the smallest"),
             ("resolution", f"{evidence.native_shorter_side} px stored; {evidence.image_size_reason}"),
             ("domain similarity", f"{evidence.domain_similarity:.2f} (0 far, 1 near){scale}"),
             (
@@ -122,11 +121,11 @@ class Report:
             self.console.print(f"  [bold]{name:<18}[/bold] {escape(text)}")
 
     def choice(self, choice: Choice) -> None:
-        """Print what was chosen, why, and what else there was."""
-        self._choice(f"Choice: {choice.chosen.label}" + (", to be raced" if choice.racing else ""), choice)
+        """Print the choice, its reasons, and the other candidates."""
+        self._choice(f"Choice: {choice.chosen.label}" + (", unless it loses the race" if choice.racing else ""), choice)
 
     def race(self, choice: Choice) -> None:
-        """Print how a race went and what is chosen after it."""
+        """Print how a race ended, and the choice after it."""
         self._choice(f"Race: {choice.chosen.label}", choice)
 
     def _choice(self, title: str, choice: Choice) -> None:
@@ -134,127 +133,75 @@ class Report:
         for reason in choice.reasons:
             self.console.print(f"  {escape(reason)}")
         if choice.backbones:
-            self._backbones(choice)
-        table = Table(box=None, padding=(0, 2), header_style="dim")
-        for column in ("candidate", "expected top-1", "expected time", "P(best)", "basis"):
-            table.add_column(column, justify="left" if column in {"candidate", "basis"} else "right")
-        for candidate in choice.candidates:
-            style = "bold green" if candidate == choice.chosen else ""
-            expected = _percent(candidate.expected_top1, candidate.expected_top1_error)
-            chance = f"{100 * candidate.chance:.0f} %"
-            seconds = duration(candidate.expected_seconds)
-            table.add_row(candidate.label, expected, seconds, chance, candidate.basis, style=style)
-        self.console.print(table)
-        self.console.print(f"  what more would buy: {escape(choice.forecast.sentence)}")
-
-    def _backbones(self, choice: Choice) -> None:
-        table = Table(box=None, padding=(0, 2), header_style="dim")
-        for column in ("network", "linear probe", "best candidate", "expected top-1", "expected time"):
-            table.add_column(column, justify="left" if column in {"network", "best candidate"} else "right")
-        for number, backbone in enumerate(choice.backbones):
-            figures = (f"{100 * value:.1f} %" for value in (backbone.probe_accuracy, backbone.expected_top1))
-            probe, expected = figures
-            row = backbone.model, probe, backbone.candidate, expected, duration(backbone.expected_seconds)
-            table.add_row(*row, style="" if number else "bold green")
-        self.console.print(table)
+            self.console.print(_table_of_backbones(choice))
+        self.console.print(_table_of_candidates(choice))
+        self.console.print(
+            "  P(pick): chance of being the right pick, the cheapest candidate that is nearly as accurate as the best"
+        )
+        self.console.print(f"  forecast: {escape(choice.forecast.sentence)}")
 
     def plan(self, plan: Plan) -> None:
-        """Print what will be done."""
+        """Print the steps, the learning rates, how the model is evaluated, and the plan's reasons."""
         self.title("Plan")
         trained = [f"{stage.name} {stage.learning_rate:.1e}" for stage in plan.stages if stage.learning_rate > 0]
         if plan.steps:
             self.console.print(
-                f"  {plan.steps} steps of {plan.batch_size} images in {plan.precision}; "
-                f"rates: {', '.join([*trained, f'head {plan.head_learning_rate:.1e}'])}"
+                f"  {_counted(plan.steps, 'step')} of {plan.batch_size} images in {plan.precision}; "
+                f"learning rates: {', '.join([*trained, f'head {plan.head_learning_rate:.1e}'])}"
             )
-        regime = {
-            "given": "the validation split judges",
-            "held_out": "20 % of the training images are held out to judge",
-            "cross_validation": f"{plan.folds}-fold cross-validation judges",
+        images = {
+            "given": "the validation split",
+            "held_out": "20 % of the training images, held out",
+            "cross_validation": f"{plan.folds}-fold cross-validation",
         }[plan.validation]
-        ships = "; then all images are trained on, and that model ships" if plan.refit else ""
-        self.console.print(f"  {regime} (by {plan.metric}){ships}")
+        refit = "; the final model is then trained on all images" if plan.refit else ""
+        self.console.print(f"  evaluation: {images}, by {plan.metric}{refit}")
         for reason in plan.reasons:
             self.console.print(f"  {escape(reason)}")
 
     def result(self, metrics: RunMetrics, folder: Path, members: Sequence[Predictor] = ()) -> None:
-        """Print how good the model is, beside its members where it averages some, and how to use it."""
+        """Print the metrics of the final model, its cost, its run folder, and the command that labels new images.
+
+        Args:
+            metrics: metrics and cost of the run.
+            folder: the run folder.
+            members: the members of an ensemble, for their own metrics.
+        """
         if metrics.options:
-            self._options(metrics.options)
-        self.title("Result")
-        for number, member in enumerate(members, start=1):
-            judged = [("validation", member.validation), ("test", member.test)]
-            figures = [f"{name} {100 * found.top1:.1f} %" for name, found in judged if found is not None]
-            self.console.print(f"  member {number} ({member.plan.strategy}) alone: {', '.join(figures)} right")
-        self._metrics("validation", metrics.validation, f" ({metrics.validation_source})")
-        if metrics.test is not None:
-            self._metrics("test", metrics.test, "")
-            self._worst_classes(metrics.test)
-        if metrics.note:
-            self.console.print(f"  [yellow]{escape(metrics.note)}[/yellow]")
-        self._verdicts(metrics.verdicts)
-        seconds = metrics.seconds
-        self.console.print(
-            f"  {duration(seconds.total)} in all: evidence {duration(seconds.evidence)}, "
-            + (f"race or search {duration(seconds.race)}, " if seconds.race else "")
-            + f"training {duration(seconds.train)}"
-        )
-        self.console.print(f"  run folder: {escape(str(folder))}")
-        self.console.print(
-            f"\nLabel new images:\n  finetune predict {shlex.quote(str(folder))} IMAGES... --output predictions.csv",
-            highlight=False,
-        )
-
-    def _options(self, options: Sequence[Option]) -> None:
-        """Print what could ship, judged on the held-out images."""
-        self.title("What could ship, on the held-out images")
-        table = Table(box=None, padding=(0, 1), header_style="dim")
-        for column in ("", "top-1", "log-loss", "ECE", "training", "ms/image"):
-            table.add_column(column, justify="right" if column else "left", min_width=len(column), no_wrap=True)
-        for option in options:
-            table.add_row(
-                ("→ " if option.recommended else "  ") + escape(option.name),
-                f"{100 * option.top1:.1f} %",
-                f"{option.log_loss:.3f}",
-                f"{option.calibration_error:.3f}",
-                duration(option.train_seconds),
-                f"{option.predict_milliseconds:.2f}",
-                style="bold green" if option.recommended else "",
+            self.title("Options, evaluated on the held-out images")
+            self.console.print(_table_of_options(metrics.options))
+            self.console.print(
+                "  → selected: the requested ensemble, unless an equally fast option is better by more than one "
+                "standard error of log-loss"
             )
-        self.console.print(table)
-        self.console.print(
-            "  → ships: what was asked for, unless something as quick has a lower log-loss by a standard error"
-        )
+        self.title("Result")
+        lines = [*_lines_of_members(members), _line_of_metrics("validation", metrics.validation)]
+        lines[-1] += f" ({escape(metrics.validation_source)})"
+        if metrics.test is not None:
+            lines += [_line_of_metrics("test", metrics.test), *_lines_of_hardest_class(metrics.test)]
+        if metrics.note:
+            lines.append(f"  [yellow]{escape(metrics.note)}[/yellow]")
+        lines += [
+            *_lines_of_verdicts(metrics.verdicts),
+            _line_of_seconds(metrics),
+            f"  run folder: {escape(str(folder))}",
+        ]
+        lines.append("\nLabel new images:")
+        lines.append(f"  finetune predict {escape(shlex.quote(str(folder)))} IMAGES... --output predictions.csv")
+        for line in lines:
+            self.console.print(line, highlight=False)
 
-    def scored(self, metrics: Metrics) -> None:
-        """Print the metrics of an evaluation, class by class."""
-        self._metrics("scored", metrics, "")
-        table = Table(box=None, padding=(0, 2), header_style="dim")
-        for column in ("class", "precision", "recall", "f1", "images"):
-            table.add_column(column, justify="left" if column == "class" else "right")
-        for row in metrics.per_class:
-            if row.num_images:
-                table.add_row(
-                    escape(row.name),
-                    *(f"{value:.3f}" for value in (row.precision, row.recall, row.f1)),
-                    str(row.num_images),
-                )
-        self.console.print(table)
+    def evaluation(self, metrics: Metrics) -> None:
+        """Print the metrics of a saved model on labelled images, then those of each class."""
+        self.console.print(_line_of_metrics("evaluation", metrics), highlight=False)
+        self.console.print(_table_of_classes(metrics))
 
     def diagnosis(self, title: str, verdicts: Sequence[Verdict], history: Sequence[Row]) -> None:
-        """Print what stands out in a training's history, or that nothing does, and what was looked at."""
+        """Print the verdicts on a training's history, and which parts of it were checked."""
         self.title(title)
-        self._verdicts(verdicts)
-        if not verdicts:
-            self.console.print("  nothing stands out")
+        for line in _lines_of_verdicts(verdicts) or ["  nothing stands out"]:
+            self.console.print(line, highlight=False)
         self.console.print(f"  [dim]looked at: {escape(looked_at(history))}[/dim]")
-
-    def _verdicts(self, verdicts: Sequence[Verdict]) -> None:
-        for verdict in verdicts:
-            name = verdict.kind.replace("_", " ")
-            self.console.print(f"  [yellow]{name}[/yellow]: {escape(verdict.sentence)}", highlight=False)
-            options = [_how_to(change) for change in verdict.changes]
-            self.console.print(f"    try {escape(', or '.join(options))}", highlight=False)
 
     def say(self, text: str) -> None:
         """Print a sentence."""
@@ -264,25 +211,9 @@ class Report:
         """Print the title of a section."""
         self.console.print(f"\n[bold cyan]{text}[/bold cyan]")
 
-    def _metrics(self, name: str, metrics: Metrics, source: str) -> None:
-        low, high = (f"{100 * end:.1f}" for end in metrics.top1_interval)
-        self.console.print(
-            f"  [bold]{name:<10}[/bold] {100 * metrics.top1:.1f} % right (95 %: {low} to {high}) of "
-            f"{metrics.num_images} images; balanced {100 * metrics.balanced_accuracy:.1f} %, "
-            f"log-loss {metrics.log_loss:.3f}, calibration error {metrics.calibration_error:.3f}{source}",
-            highlight=False,
-        )
-
-    def _worst_classes(self, metrics: Metrics) -> None:
-        seen = [row for row in metrics.per_class if row.num_images]
-        worst = min(seen, key=lambda row: row.recall)
-        if worst.recall < 1.0:
-            share = f"{100 * worst.recall:.0f} % of its {worst.num_images} test images"
-            self.console.print(f"  hardest class: {escape(worst.name)}, {share} are recognised")
-
 
 def duration(seconds: float) -> str:
-    """Return seconds for a person.
+    """Return a duration in words.
 
     >>> duration(95)
     '1 min 35 s'
@@ -295,8 +226,119 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def _table(columns: Iterable[str], texts: Iterable[str]) -> Table:
+    """Return an empty table whose columns named in `texts` are aligned to the left, the others to the right."""
+    table = Table(box=None, padding=(0, 0, 0, 2), header_style="dim")  # the indentation of the report, then of columns
+    for column in columns:
+        table.add_column(column, justify="left" if column in texts else "right")
+    return table
+
+
+def _table_of_candidates(choice: Choice) -> Table:
+    table = _table(("candidate", "expected top-1", "expected time", "P(pick)", "basis"), ("candidate", "basis"))
+    for candidate in choice.candidates:
+        table.add_row(
+            candidate.label,
+            _percent(candidate.expected_top1, candidate.expected_top1_error),
+            duration(candidate.expected_seconds),
+            f"{100 * candidate.chance:.0f} %",
+            candidate.basis,
+            style="bold green" if candidate == choice.chosen else "",
+        )
+    return table
+
+
+def _table_of_backbones(choice: Choice) -> Table:
+    columns = ("network", "linear probe", "best candidate", "expected top-1", "expected time")
+    table = _table(columns, ("network", "best candidate"))
+    for number, backbone in enumerate(choice.backbones):
+        table.add_row(
+            backbone.model,
+            f"{100 * backbone.probe_accuracy:.1f} %",
+            backbone.candidate,
+            f"{100 * backbone.expected_top1:.1f} %",
+            duration(backbone.expected_seconds),
+            style="" if number else "bold green",
+        )
+    return table
+
+
+def _table_of_options(options: Sequence[Option]) -> Table:
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for column in ("", "top-1", "log-loss", "ECE", "training", "ms/image"):
+        table.add_column(column, justify="right" if column else "left", min_width=len(column), no_wrap=True)
+    for option in options:
+        table.add_row(
+            ("→ " if option.recommended else "  ") + escape(option.name),
+            f"{100 * option.top1:.1f} %",
+            f"{option.log_loss:.3f}",
+            f"{option.calibration_error:.3f}",
+            duration(option.train_seconds),
+            f"{option.predict_milliseconds:.2f}",
+            style="bold green" if option.recommended else "",
+        )
+    return table
+
+
+def _table_of_classes(metrics: Metrics) -> Table:
+    """Return a table with a row for each class that has images."""
+    table = _table(("class", "precision", "recall", "f1", "images"), ("class",))
+    for row in metrics.per_class:
+        if row.num_images:
+            figures = (f"{value:.3f}" for value in (row.precision, row.recall, row.f1))
+            table.add_row(escape(row.name), *figures, str(row.num_images))
+    return table
+
+
+def _line_of_metrics(name: str, metrics: Metrics) -> str:
+    low, high = (f"{100 * end:.1f}" for end in metrics.top1_interval)
+    return (
+        f"  [bold]{name:<10}[/bold] {100 * metrics.top1:.1f} % right of {_counted(metrics.num_images, 'image')} "
+        f"(95 % interval: {low} to {high}); balanced accuracy {100 * metrics.balanced_accuracy:.1f} %, "
+        f"log-loss {metrics.log_loss:.3f}, calibration error {metrics.calibration_error:.3f}"
+    )
+
+
+def _lines_of_members(members: Sequence[Predictor]) -> list[str]:
+    """Return a line with the accuracies of each member of an ensemble."""
+    lines = []
+    for number, member in enumerate(members, start=1):
+        splits = [("validation", member.validation), ("test", member.test)]
+        figures = [f"{name} {100 * found.top1:.1f} %" for name, found in splits if found is not None]
+        lines.append(f"  member {number} ({member.plan.strategy}) alone: {', '.join(figures)} right")
+    return lines
+
+
+def _lines_of_hardest_class(metrics: Metrics) -> list[str]:
+    """Return a line about the class with the lowest recall, or nothing if all images are right."""
+    worst = min((row for row in metrics.per_class if row.num_images), key=lambda row: row.recall)
+    if worst.recall == 1.0:
+        return []
+    images = _counted(worst.num_images, "test image")
+    return [f"  hardest class: {escape(worst.name)}, {100 * worst.recall:.0f} % right of {images}"]
+
+
+def _lines_of_verdicts(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return two lines for each verdict: the verdict, and the changes to try."""
+    lines = []
+    for verdict in verdicts:
+        name = verdict.kind.replace("_", " ")
+        changes = ", or ".join(map(_how_to, verdict.changes))
+        lines += [f"  [yellow]{name}[/yellow]: {escape(verdict.sentence)}", f"    try {escape(changes)}"]
+    return lines
+
+
+def _line_of_seconds(metrics: RunMetrics) -> str:
+    seconds = metrics.seconds
+    race = f"race or search {duration(seconds.race)}, " if seconds.race else ""
+    return (
+        f"  {duration(seconds.total)} in all: evidence {duration(seconds.evidence)}, {race}"
+        f"training {duration(seconds.train)}"
+    )
+
+
 def _how_to(change: str) -> str:
-    """Return where a change of a recipe or of a plan is made.
+    """Return where to make a change of a recipe or of a plan.
 
     >>> _how_to("plan.validation=cross_validation")
     'validation=cross_validation in plan.json (train it with --plan)'
@@ -310,7 +352,17 @@ def _percent(value: float, error: float) -> str:
     return f"{100 * value:.1f} ± {100 * error:.1f} %"
 
 
+def _counted(count: int, noun: str) -> str:
+    """Return a count with its noun.
+
+    >>> _counted(1, "image"), _counted(2, "image")
+    ('1 image', '2 images')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def _machine(evidence: Evidence) -> str:
+    """Return the device and how fast it sends images forward and trains the whole network."""
     speed = evidence.speed
     full = speed.fastest("full", 0)
     return (

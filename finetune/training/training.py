@@ -242,7 +242,7 @@ def _probe_model(state: TrainingState, found: HeldOutPredictions) -> TrainedMode
     rejected = f"{trained:.1f} % of the held-out images are right after it, {before:.1f} % before it"
     return replace(
         make_model(state, found.probe, found.labels),
-        harm=rejected,
+        rejected=rejected,
         note=f"the training ended worse than its linear probe: {rejected}; the linear probe is kept. A lower rate may "
         f"help: --set training.learning_rate={state.plan.head_learning_rate / 4:.0e}",
     )

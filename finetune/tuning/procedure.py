@@ -21,8 +21,8 @@ from finetune.predict.metrics import log_loss, metric_value
 from finetune.predict.model import Predictor, fit_temperature
 from finetune.processes import num_processes
 from finetune.recipe import Recipe
-from finetune.runs.folder import RunFolder
-from finetune.runs.pipeline import claim_folder, decide_all, reporting, ship
+from finetune.runs.folder import RunFolder, holds_tuning, refuse_if_finished
+from finetune.runs.pipeline import claim_folder, decide_all, reporting, save_run
 from finetune.runs.race import RacedMembers
 from finetune.runs.report import Report
 from finetune.training import Checkpoints, TrainingState, begin, evaluate_at, history_so_far
@@ -95,8 +95,8 @@ def resume_tuning(path: Path, report: Report | None = None) -> Predictor:
     _refuse_several_processes()
     folder = RunFolder(path)
     decisions = folder.read_decisions()
-    folder.refuse_if_finished()
-    if not folder.holds_tuning():
+    refuse_if_finished(folder)
+    if not holds_tuning(folder):
         raise RunFolderError(
             f"{path} holds no search for hyper-parameters; resume it with: finetune train --resume {path}"
         )
@@ -276,7 +276,7 @@ class _Procedure:
         continued = {trial.number for trial in fine.trials(own=True)}  # their fine work includes their coarse work
         work = coarse.work(continued) + fine.work({winner.number})
         begun = RacedMembers(members=(decisions,), winner=state, work=work, seconds=self._tuning.seconds)
-        model = ship(self._folder, begun, self._splits, self._report, self._start)
+        model = save_run(self._folder, begun, self._splits, self._report, self._start)
         self._drop_checkpoints(set())
         return model
 

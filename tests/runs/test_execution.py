@@ -165,7 +165,7 @@ def test_where_training_did_harm_the_fallback_is_trained_and_ships(carry_out):
 
 def test_where_the_fallback_does_harm_too_the_probe_ships(carry_out):
     finished = carry_out("partial", fallback="norm_tuning")
-    assert finished.models[0].harm
+    assert finished.models[0].rejected
     assert "the linear probe is kept" in finished.models[0].note
 
 
@@ -200,7 +200,7 @@ def test_a_member_that_did_harm_is_left_out_of_the_average(carry_out):
     finished = carry_out("partial", "full_far", fallback="full_near")
     assert (finished.members[0].choice.chosen.name, finished.members[0].choice.members) == ("full_far", ())
     assert len(finished.models) == 1
-    assert not finished.models[0].harm
+    assert not finished.models[0].rejected
 
 
 def test_members_that_did_no_harm_stay_together(carry_out):
@@ -223,4 +223,4 @@ def test_a_candidate_that_is_recommended_ships_in_the_place_of_the_average(carry
 def test_a_choice_without_a_fallback_ships_the_probe_where_training_did_harm(carry_out):
     finished = carry_out("partial")
     assert finished.members[0].choice.chosen.name == "partial"
-    assert finished.models[0].harm
+    assert finished.models[0].rejected

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,7 @@ from finetune.errors import RunFolderError
 from finetune.runs import pipeline
 from finetune.runs.folder import RunFolder
 from finetune.runs.report import Report
-from finetune.training import evaluation as judging
+from finetune.training import evaluation
 from finetune.work import Work
 
 
@@ -55,6 +56,15 @@ def test_a_run_folder_holds_all_that_is_promised(finished):
         "recipe.yaml", "evidence.json", "choice.json", "plan.json", "splits.csv", "history.jsonl", "metrics.json",
         "environment.json", "model.safetensors", "config.json",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["finished", "averaged"])
+def test_every_file_of_a_run_follows_the_umask(name, request):
+    own = os.umask(0)
+    os.umask(own)
+    files = [path for path in request.getfixturevalue(name)[1].rglob("*") if path.is_file()]
+    assert "model.safetensors" in {path.name for path in files}
+    assert {path.name: path.stat().st_mode & 0o777 for path in files} == {path.name: 0o666 & ~own for path in files}
 
 
 def test_the_evidence_has_the_promised_keys(finished):
@@ -117,7 +127,7 @@ def test_timm_loads_the_run_folder_and_predicts_the_same(finished):
 def test_a_saved_model_predicts_what_the_trained_one_predicts(data, finished):
     model, folder, _ = finished
     paths = sorted((data / "test").rglob("*.*"))
-    # In float32, for bfloat16 rounds differently where the same weights lie differently in memory.
+    # In float32, for bfloat16 rounds differently where the same weights have another layout in memory.
     plan = model.plan.changed(forward=model.plan.forward.changed(precision="float32"))
     trained, saved = (replace(each, plan=plan) for each in (model, RunFolder(folder).read_model()))
     np.testing.assert_allclose(saved.predict_proba(paths), trained.predict_proba(paths), atol=1e-6)
@@ -141,7 +151,7 @@ def test_the_links_of_the_chain_give_the_model_of_the_whole(recipe, finished):
         torch.testing.assert_close(alone.network.state_dict()[name], tensor, rtol=0, atol=0)
 
 
-def test_a_saved_plan_trains_the_same_model_anew(finished, tmp_path):
+def test_a_saved_plan_trains_the_same_model_again(finished, tmp_path):
     model, folder, _ = finished
     again = finetune.run_plan(folder / "plan.json", tmp_path / "again")
     for name, tensor in model.network.state_dict().items():
@@ -197,7 +207,7 @@ def test_a_drawn_plan_is_continued_too(recipe, tmp_path):
     asked = recipe.changed(strategy="linear_probe", steps=None)
     printed = io.StringIO()
     finetune.plan_only(asked, tmp_path / "run", Report(Console(file=printed, width=200)), plot=True)
-    assert f"drawn in {tmp_path / 'run' / 'schedule.svg'}" in printed.getvalue()
+    assert f"plotted in {tmp_path / 'run' / 'schedule.svg'}" in printed.getvalue()
     assert (tmp_path / "run" / "schedule.svg").read_text().startswith("<?xml")
     finetune.run(asked, tmp_path / "run")
     assert RunFolder(tmp_path / "run").is_finished()
@@ -224,7 +234,7 @@ def test_a_training_finds_what_its_measurement_decoded_and_sent_forward(recipe, 
 
 
 class StopError(Exception):
-    """Someone pulled the plug."""
+    """The power failed."""
 
 
 class StoppingReport(Report):
@@ -235,13 +245,13 @@ class StoppingReport(Report):
             raise StopError
 
 
-def test_an_interrupted_run_goes_on_and_ends_with_the_same_model(recipe, tmp_path):
+def test_an_interrupted_run_continues_and_ends_with_the_same_model(recipe, tmp_path):
     plain = recipe.changed(strategy="partial")
     finetune.plan_only(plain, tmp_path / "run")
     whole = finetune.run_plan(tmp_path / "run" / "plan.json", tmp_path / "whole")
     with pytest.raises(StopError):
         finetune.run(plain, tmp_path / "run", StoppingReport(Console(quiet=True)))
-    with pytest.raises(RunFolderError, match=f"go on with it: --resume {tmp_path / 'run'}"):
+    with pytest.raises(RunFolderError, match=f"continue it: --resume {tmp_path / 'run'}"):
         finetune.run(plain, tmp_path / "run")
     resumed = finetune.resume(tmp_path / "run")
     for name, tensor in whole.network.state_dict().items():
@@ -268,14 +278,13 @@ def two_alike(names, _evidence):
 @pytest.fixture
 def undecided(monkeypatch):
     """Two candidates are believed to be so nearly equal that they race."""
-
     monkeypatch.setattr(contest, "believe_all", two_alike)
     monkeypatch.setattr(decision, "PRICE", dict.fromkeys(PRICE, 0.0))
     monkeypatch.setattr(decision, "PROBE_SUFFICES", -1.0)
 
 
 @pytest.mark.usefixtures("undecided")
-def test_a_race_is_told_counted_and_leaves_the_winners_plan(recipe, tmp_path):
+def test_a_race_is_printed_counted_and_leaves_the_winners_plan(recipe, tmp_path):
     printed = io.StringIO()
     model = finetune.run(recipe, tmp_path / "run", Report(Console(file=printed, width=200)))
     folder = RunFolder(tmp_path / "run")
@@ -340,8 +349,8 @@ def test_the_classifier_races_too(recipe, data):
 
 
 @pytest.fixture
-def mean_ships(recommend_place, monkeypatch):
-    """Let the last of what could ship, the mean, be recommended."""
+def mean_is_recommended(recommend_place, monkeypatch):
+    """Let the last option, the mean, be recommended."""
     recommend_place(monkeypatch, -1)
 
 
@@ -360,7 +369,7 @@ def averaged(recipe, recommend_place, tmp_path_factory):
     return model, folder, printed.getvalue()
 
 
-def test_where_accuracy_is_preferred_the_mean_of_two_ships_and_says_so(averaged):
+def test_where_accuracy_is_preferred_the_mean_of_two_is_saved_and_explained(averaged):
     model, folder, printed = averaged
     choice = RunFolder(folder).read_decisions().choice
     assert len(choice.members) == len(model.members) == 2
@@ -373,18 +382,18 @@ def test_where_accuracy_is_preferred_the_mean_of_two_ships_and_says_so(averaged)
     assert f"member 2 ({model.members[1].plan.strategy}) alone: validation " in printed
 
 
-def test_a_training_that_did_harm_leaves_its_learning_curve_and_how_to_look_at_it(recipe, tmp_path, monkeypatch):
+def test_a_rejected_training_leaves_its_learning_curve_and_the_command_to_diagnose_it(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(decision, "PROBE_SUFFICES", -1.0)
     monkeypatch.setattr(contest, "believe_all", two_alike)
-    monkeypatch.setattr(judging, "STANDARD_ERRORS", -float("inf"))  # whatever a training does is harm
+    monkeypatch.setattr(evaluation, "STANDARD_ERRORS", -float("inf"))  # every training counts as worse than its probe
     finetune.run(recipe, tmp_path / "run")
-    (place,) = (tmp_path / "run" / "did_harm").iterdir()
-    own, ships = RunFolder(place), RunFolder(tmp_path / "run")
-    assert own.read_plan() != ships.read_plan()
+    (place,) = (tmp_path / "run" / "rejected").iterdir()
+    own, final = RunFolder(place), RunFolder(tmp_path / "run")
+    assert own.read_plan() != final.read_plan()
     assert own.read_decisions().choice.chosen.name == place.name
     assert len([row for row in own.read_history() if row["phase"] == "fold-1"]) == own.read_plan().steps
-    assert own.read_history() != ships.read_history()
-    assert f"finetune diagnose {place}" in ships.read_metrics().note
+    assert own.read_history() != final.read_history()
+    assert f"finetune diagnose {place}" in final.read_metrics().note
 
 
 def test_an_ensembles_folder_holds_a_run_folder_for_each_member(averaged):
@@ -420,8 +429,8 @@ def test_a_saved_ensemble_predicts_what_the_trained_one_predicts(data, averaged)
     assert finetune.score(model.predict_proba(paths), labels, list(model.class_names)).top1 == model.test.top1
 
 
-@pytest.mark.usefixtures("mean_ships")
-def test_an_interrupted_ensemble_goes_on_and_ends_with_the_same_models(averaged, tmp_path):
+@pytest.mark.usefixtures("mean_is_recommended")
+def test_an_interrupted_ensemble_continues_and_ends_with_the_same_models(averaged, tmp_path):
     decisions = RunFolder(averaged[1]).read_decisions()
     for name in ("whole", "run"):
         RunFolder(tmp_path / name).write_decisions(decisions)
@@ -436,7 +445,7 @@ def test_an_interrupted_ensemble_goes_on_and_ends_with_the_same_models(averaged,
             assert torch.equal(other.network.state_dict()[name], tensor)
 
 
-@pytest.mark.usefixtures("mean_ships")
+@pytest.mark.usefixtures("mean_is_recommended")
 @pytest.mark.parametrize(
     ("ensemble", "changes"),
     [
@@ -455,17 +464,17 @@ def test_an_ensemble_that_was_asked_for_is_compared_and_predicts_from_its_folder
     names = [option.name for option in options]
     assert names[-1] == "mean of 2"
     assert len(set(names)) == len(names) >= 3
-    assert "What could ship" in printed.getvalue()
+    assert "Options, evaluated on the held-out images" in printed.getvalue()
     paths = sorted((data / "test").rglob("*.*"))
     saved = RunFolder(folder).read_model()
     assert len(saved.members) == len(model.members) == 2
     np.testing.assert_allclose(saved.predict_proba(paths), model.predict_proba(paths), atol=0.02)
     for number, member in enumerate(model.members, start=1):
-        assert RunFolder(folder).member(number).read_decisions().plan == member.plan
+        assert RunFolder(folder).members[number - 1].read_decisions().plan == member.plan
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("mean_ships")
+@pytest.mark.usefixtures("mean_is_recommended")
 @pytest.mark.parametrize("ensemble", ["seeds:2", "snapshots:2"])
 def test_an_interrupted_ensemble_that_was_asked_for_ends_with_the_same_models(recipe, tmp_path, ensemble):
     asked = recipe.changed(ensemble=ensemble, strategy="full")
@@ -484,7 +493,7 @@ def test_an_interrupted_ensemble_that_was_asked_for_ends_with_the_same_models(re
 
 
 @pytest.mark.parametrize("place", [2, *slow(0, 3)])
-def test_where_one_is_recommended_an_ordinary_run_ships_with_the_table(
+def test_where_one_model_is_recommended_an_ordinary_run_is_saved_with_the_table(
     recipe, data, tmp_path, recommend_place, monkeypatch, place
 ):
     recommend_place(monkeypatch, place)
@@ -494,8 +503,8 @@ def test_where_one_is_recommended_an_ordinary_run_ships_with_the_table(
     assert len(folder.read_metrics().options) >= 3
     paths = sorted((data / "test").rglob("*.*"))
     np.testing.assert_allclose(folder.read_model().predict_proba(paths), model.predict_proba(paths), atol=0.02)
-    shipped = folder.read_metrics().options[place]
-    assert folder.read_metrics().validation.log_loss == shipped.log_loss
+    option = folder.read_metrics().options[place]
+    assert folder.read_metrics().validation.log_loss == option.log_loss
 
 
 @pytest.fixture(scope="module")
@@ -522,22 +531,22 @@ def test_folds_average_the_trainings_that_an_ordinary_run_has_anyway(folds):
     assert model.work.backward_images == alone.work.backward_images
     for number, member in enumerate(others, start=1):
         assert (
-            RunFolder(folder).member(number + 1).read_decisions().plan
+            RunFolder(folder).members[number].read_decisions().plan
             == member.plan
             == plan.changed(fold=number, refit=False)
         )
         assert same_weights(finetune.train(member.plan, images), member)
 
 
-def test_an_average_of_folds_is_judged_by_what_each_images_own_fold_makes_of_it(folds):
+def test_an_average_of_folds_is_evaluated_by_each_images_own_fold(folds):
     model, folder = folds
     assert model.validation == model.members[0].validation
     assert sum(member.validation.num_images for member in model.members[1:]) == model.validation.num_images == 44
     right = sum(member.validation.top1 * member.validation.num_images for member in model.members[1:])
     assert right == pytest.approx(44 * model.validation.top1)
-    told = [RunFolder(folder).member(number).read_metrics().validation_source for number in (1, 2)]
-    assert told[0].startswith("3-fold cross-validation")
-    assert told[1] == "the part of the images that fold 1 of 3 holds out"
+    sources = [RunFolder(folder).members[number].read_metrics().validation_source for number in (0, 1)]
+    assert sources[0].startswith("3-fold cross-validation")
+    assert sources[1] == "the part of the images that fold 1 of 3 holds out"
 
 
 def test_an_average_of_folds_predicts_the_mean_from_its_folder(folds, data):
@@ -562,7 +571,9 @@ def test_an_interrupted_average_of_folds_ends_with_the_same_models(folds, tmp_pa
 def test_folds_without_a_cross_validation_are_refused_with_what_to_do(recipe, image_folder, tmp_path):
     given = image_folder(tmp_path / "images", splits={"train": {"a": 6, "b": 6}, "val": {"a": 2, "b": 2}})
     asked = recipe.changed(data=str(given), ensemble="folds", strategy="full")
-    with pytest.raises(finetune.RecipeError, match=r"here the validation split.* will judge; ask for snapshots:3 or"):
+    with pytest.raises(
+        finetune.RecipeError, match=r"here models are evaluated on the validation split.*; ask for snapshots:3 or"
+    ):
         finetune.run(asked, tmp_path / "run")
 
 
@@ -571,7 +582,7 @@ def test_an_ensemble_of_one_backbone_is_refused_with_what_to_do(recipe, tmp_path
         finetune.run(recipe.changed(ensemble="backbones"), tmp_path / "run")
 
 
-def test_of_several_networks_one_is_chosen_and_the_others_are_told_of(recipe, tmp_path):
+def test_of_several_networks_one_is_chosen_and_the_others_are_listed(recipe, tmp_path):
     printed = io.StringIO()
     asked = recipe.changed(model="test_efficientnet,test_resnet", weights=None, strategy="scratch", steps=2)
     model = finetune.run(asked, tmp_path / "run", Report(Console(file=printed, width=200)))

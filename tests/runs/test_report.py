@@ -27,7 +27,7 @@ def printed(report):
     ("seconds", "text"),
     [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 0 s"), (95, "1 min 35 s"), (3599, "59 min 59 s"), (3660, "1 h 1 min")],
 )
-def test_durations_are_for_people(seconds, text):
+def test_durations_are_in_words(seconds, text):
     assert duration(seconds) == text
 
 
@@ -45,11 +45,11 @@ def test_the_first_unreadable_files_are_listed_and_the_others_counted(report, im
     report.images(
         ImageSplits(train=splits.train, validation=None, test=None, class_names=splits.class_names, unreadable=broken)
     )
-    assert "7 files can not be read and are left out:" in printed(report)
+    assert "7 files cannot be read and are left out:" in printed(report)
     assert "    4[x].jpg: truncated\n    and 2 more\n" in printed(report)
 
 
-def test_the_evidence_is_told_with_its_errors(report, evidence):
+def test_the_evidence_is_printed_with_its_errors(report, evidence):
     report.evidence(evidence)
     assert "85.0 ± 2.3 % top-1, cross-validated" in printed(report)
     assert "0.80 (0 far, 1 near)\n" in printed(report)
@@ -68,12 +68,24 @@ def test_every_candidate_is_shown_with_accuracy_time_and_basis(report, evidence)
     assert len(rows) == len(choice.candidates)
 
 
-def test_the_plan_tells_steps_rates_and_what_judges(report, evidence):
+def test_the_chance_of_each_candidate_is_shown_and_explained(report, evidence):
+    choice = choose_strategy(evidence)
+    report.choice(choice)
+    lines = printed(report).splitlines()
+    header = next(line for line in lines if line.lstrip().startswith("candidate"))
+    assert header.split() == ["candidate", "expected", "top-1", "expected", "time", "P(pick)", "basis"]
+    assert f" {100 * choice.chosen.chance:.0f} % " in lines[lines.index(header) + 1]
+    assert "  P(pick): chance of being the right pick, " in printed(report)
+
+
+def test_the_plan_is_printed_with_steps_rates_and_evaluation(report, evidence):
     choice = choose_strategy(evidence)
     plan = make_plan(Recipe(data="x"), evidence, choice)
     report.plan(plan)
-    assert f"{plan.steps} steps of {plan.batch_size} images in {plan.precision}; rates: " in printed(report)
-    assert "3-fold cross-validation judges (by top1); then all images are trained on" in printed(report)
+    assert f"{plan.steps} steps of {plan.batch_size} images in {plan.precision}; learning rates: " in printed(report)
+    assert "evaluation: 3-fold cross-validation, by top1; the final model is then trained on all images" in printed(
+        report
+    )
 
 
 @pytest.fixture
@@ -88,13 +100,19 @@ def metrics():
     )
 
 
-def test_the_result_tells_accuracy_interval_hardest_class_and_the_next_command(report, metrics, tmp_path):
+def test_the_result_has_accuracy_interval_hardest_class_and_the_next_command(report, metrics, tmp_path):
     report.result(metrics, tmp_path / "my run")
     text = printed(report)
-    assert "66.7 % right (95 %: 20.8 to 93.9) of 3 images" in text
-    assert "hardest class: dog, 0 % of its 1 test images are recognised" in text
+    assert "66.7 % right of 3 images (95 % interval: 20.8 to 93.9); balanced accuracy 50.0 %" in text
+    assert "hardest class: dog, 0 % right of 1 test image\n" in text
     assert "1 min 5 s in all: evidence 1 s, training 1 min 1 s" in text
     assert text.endswith(f"  finetune predict '{tmp_path / 'my run'}' IMAGES... --output predictions.csv\n")
+
+
+def test_an_evaluation_has_a_row_for_each_class(report, metrics):
+    report.evaluation(metrics.test)
+    assert "  evaluation 66.7 % right of 3 images" in printed(report)
+    assert [line.split()[0] for line in printed(report).splitlines()[1:]] == ["class", "cat", "dog"]
 
 
 def test_without_a_test_split_the_validation_figures_stand_alone(report, metrics, tmp_path):
@@ -125,7 +143,7 @@ def test_a_diagnosis_without_verdicts_says_what_was_looked_at(report):
     assert "nothing stands out\n  looked at: 1 steps of validation; update-to-weight ratios of head" in printed(report)
 
 
-def test_a_finished_task_is_told_with_its_time(report):
+def test_a_finished_task_is_printed_with_its_time(report):
     with report:
         report.progress("looking at images", 1, 2)
         assert printed(report) == ""
@@ -133,7 +151,7 @@ def test_a_finished_task_is_told_with_its_time(report):
     assert "looking at images: 2 in 0.0 s" in printed(report)
 
 
-def test_a_quiet_report_says_nothing(evidence):
+def test_a_quiet_report_prints_nothing(evidence):
     quiet = Report(Console(file=io.StringIO(), quiet=True))
     with quiet:
         quiet.evidence(evidence)

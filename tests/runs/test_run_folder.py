@@ -4,9 +4,10 @@ from datetime import datetime
 import pytest
 
 from finetune.errors import RunFolderError
+from finetune.runs import environment
 from finetune.runs import folder as run_folder
 from finetune.runs.environment import describe_environment
-from finetune.runs.folder import RunFolder, default_folder
+from finetune.runs.folder import RunFolder, default_folder, refuse_if_taken
 
 
 @pytest.fixture
@@ -21,15 +22,15 @@ def write(folder, *names):
 
 
 def test_a_new_and_an_empty_folder_are_free(folder):
-    folder.refuse_if_taken()
+    refuse_if_taken(folder)
     folder.path.mkdir()
-    folder.refuse_if_taken()
+    refuse_if_taken(folder)
 
 
 def test_a_folder_with_a_plan_alone_is_free(folder):
     write(folder, "recipe.yaml", "evidence.json", "choice.json", "plan.json")
     assert folder.holds_only_a_plan()
-    folder.refuse_if_taken()
+    refuse_if_taken(folder)
 
 
 def test_a_begun_training_is_no_longer_a_plan_alone(folder):
@@ -42,27 +43,37 @@ def test_a_begun_training_is_no_longer_a_plan_alone(folder):
     ("names", "said"),
     [
         (["plan.json", "metrics.json"], "holds another run, which is not overwritten; give a new folder"),
-        (["plan.json", "history.jsonl"], "holds an interrupted run, which is not overwritten; go on with it: --resume"),
-        (["notes.txt"], "is not empty and no run folder; give a new folder with --output"),
+        (["plan.json", "history.jsonl"], "holds an interrupted run, which is not overwritten; continue it: --resume"),
+        (["notes.txt"], "is neither empty nor a run folder; give a new folder with --output"),
     ],
 )
 def test_a_taken_folder_says_by_what_and_what_to_do(folder, names, said):
     write(folder, *names)
     with pytest.raises(RunFolderError, match=said):
-        folder.refuse_if_taken()
+        refuse_if_taken(folder)
 
 
-def test_a_file_is_no_folder(folder):
+def test_a_file_is_not_a_folder(folder):
     folder.path.write_text("")
     with pytest.raises(RunFolderError, match="is a file; give a new folder with --output"):
-        folder.refuse_if_taken()
+        refuse_if_taken(folder)
 
 
-def test_a_model_of_an_unfinished_run_says_how_to_go_on(folder, small_plan):
+def test_a_model_of_an_unfinished_run_says_how_to_continue(folder, small_plan):
     folder.path.mkdir()
     small_plan().save(folder.path / "plan.json")
-    with pytest.raises(RunFolderError, match=r"no finished run \(config\.json is missing\); go on with it: .*--resume"):
+    with pytest.raises(RunFolderError, match=r"is not finished \(config\.json is missing\); continue it: .*--resume"):
         folder.read_model()
+
+
+def test_a_process_other_than_the_main_one_writes_nothing(folder, monkeypatch):
+    monkeypatch.setattr(run_folder, "from_main_process", lambda _make: None)
+    folder.begin([None, None], plot=True)
+    folder.write_decisions(None)
+    folder.write_choice(None)
+    folder.write_history([{"step": 1}])
+    folder.write_model(None, None, None)
+    assert not folder.path.exists()
 
 
 @pytest.mark.parametrize(
@@ -89,13 +100,13 @@ def test_two_default_folders_of_one_second_differ(tmp_path, monkeypatch):
 
 
 def test_the_environment_is_plain_and_names_the_versions():
-    environment = json.loads(json.dumps(describe_environment()))
-    assert {"date", "command", "python", "platform", "device", "threads", "packages"} == environment.keys()
-    assert all(environment["packages"][name] for name in ("torch", "timm", "accelerate", "datasets", "scikit-learn"))
+    described = json.loads(json.dumps(describe_environment()))
+    assert {"date", "command", "python", "platform", "device", "threads", "packages"} == described.keys()
+    assert all(described["packages"][name] for name in ("torch", "timm", "accelerate", "datasets", "scikit-learn"))
 
 
-def test_a_package_that_is_not_installed_is_said_to_be_missing(monkeypatch):
-    monkeypatch.setattr(run_folder, "PACKAGES", ("pytest", "no-such-package"))
+def test_a_package_that_is_not_installed_is_named_as_missing(monkeypatch):
+    monkeypatch.setattr(environment, "PACKAGES", ("pytest", "no-such-package"))
     packages = describe_environment()["packages"]
     assert packages == {"pytest": pytest.__version__, "no-such-package": "not installed"}
 
@@ -105,5 +116,5 @@ def test_a_folder_without_a_history_says_when_there_is_one(folder, small_plan):
         folder.read_history()
     folder.path.mkdir()
     small_plan().save(folder.path / "plan.json")
-    with pytest.raises(RunFolderError, match=r"holds no history yet, .* finetune train --plan .*--resume"):
+    with pytest.raises(RunFolderError, match=r"there is no history in .* yet; .* finetune train --plan .*--resume"):
         folder.read_history()

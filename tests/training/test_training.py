@@ -937,7 +937,7 @@ def test_a_linear_probe_that_ships_instead_is_judged_with_the_flips_it_predicts_
             coloured_image((label + number // 2) % 3, number).save(tmp_path / name / f"{number}.png")
     splits = load_images(str(tmp_path))
     probe, model = (train(make_plan(way, test_time_flips=True), splits) for way in ("linear_probe", "full"))
-    assert model.harm
+    assert model.rejected
     assert model.validation.log_loss == pytest.approx(probe.validation.log_loss, rel=1e-4)
 
 

@@ -338,7 +338,7 @@ def test_train_and_tune_do_not_resume_each_others_folders(make_recipe, begun, tm
         finetune.resume_tuning(tmp_path / "planned")
     with pytest.raises(RunFolderError, match="holds a plan, which would be another one"):
         finetune.tune(make_recipe(), tmp_path / "planned")
-    with pytest.raises(RunFolderError, match="finetune tune --resume"):
+    with pytest.raises(RunFolderError, match="continue it: finetune tune --resume"):
         finetune.resume(begun(tmp_path / "tuned"))
 
 

@@ -1,0 +1,35 @@
+"""Set how this process waits for its threads and keeps its memory, before torch is imported.
+
+Each setting makes training on a CPU faster. A setting that the user has made in the environment is left alone.
+"""
+
+import ctypes
+import os
+
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+"""Parameters of glibc's `mallopt`: free memory that a heap keeps, blocks outside of heaps, and heaps (malloc.h)."""
+
+
+def apply_system_settings() -> None:
+    """Shorten the spinning of waiting threads, and keep freed memory."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Threads that spin while they wait for each other make a busy machine ten times slower (experiments/log.md,
+        # 2026-11-24). OpenMP reads this when torch is imported.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if not any(name.startswith("MALLOC_") for name in os.environ):
+        _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Make glibc keep freed memory for the next batch, which needs the same amount.
+
+    By default glibc returns large blocks to the system at once, and the next batch gets them back page by page: a sixth
+    of the time of a first run at 224 px on a CPU (experiments/log.md, 2026-11-27). Only the first heap may grow without
+    limit, so all threads share it.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # a C library other than glibc
+        return
+    for parameter, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
+        mallopt(parameter, value)
