@@ -207,7 +207,7 @@ def _with_generated(page: Path, lines: Sequence[str]) -> str:
 def _first_sentence(module: Path) -> str:
     """Return the first sentence of a module's docstring."""
     text = ast.get_docstring(ast.parse(module.read_text("utf-8"))) or ""
-    return re.split(r"(?<=\.)\s", _one_line(text.split("\n\n")[0]))[0]
+    return re.split(r"(?<=\.)(?<!et al\.)\s", _one_line(text.split("\n\n")[0]))[0]
 
 
 def _section(part: Schema) -> str | None:

@@ -103,6 +103,13 @@ def test_every_file_that_a_page_names_exists(page):
     assert missing == []
 
 
+def test_every_page_that_the_code_names_exists():
+    modules = [path for folder in ("finetune", "experiments", "scripts") for path in (ROOT / folder).rglob("*.py")]
+    for path in modules:
+        for name in re.findall(r"\b(?:docs|recipes)/[\w/-]+\.md", path.read_text("utf-8")):
+            assert (ROOT / name).exists(), f"{name_of(path)}: {name}"
+
+
 @pytest.mark.parametrize("page", ALL, ids=name_of)
 def test_every_module_that_a_page_runs_exists(page):
     for name in re.findall(r"python -m experiments\.(\w+)", page.read_text("utf-8")):
@@ -189,6 +196,7 @@ def finished_run(place):
     return place
 
 
+@pytest.mark.slow
 def test_the_python_examples_of_the_guide_run(finished_run, tmp_path):
     paths = [str(path) for path in sorted((tmp_path / "imgs").rglob("*.*"))]
     names = {"paths": paths, "labels": [Path(path).parent.name for path in paths], "new_paths": paths[:2]}
