@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import finetune
 from experiments.write_reference import pages as generated_pages
 from experiments.write_reference import run_tutorial
 from finetune.cli import app
@@ -125,7 +126,7 @@ def test_every_command_of_a_page_has_the_options_that_it_names(page):
         for name, command in get_command(app).commands.items()
     }
     text = page.read_text("utf-8")
-    commands = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    commands = [line for block in blocks(page, "bash") for line in re.sub(r"\\\n", " ", block).splitlines()]
     commands += re.findall(r"`(finetune [^`\n]*)`", without_code(text))
     for command in commands:
         words = shlex.split(command, comments=True)
@@ -189,8 +190,6 @@ def run_python(page, names, place):
 
 @pytest.fixture
 def finished_run(place):
-    import finetune
-
     recipe = finetune.Recipe(data="imgs", strategy="partial", **place)
     finetune.run(recipe, Path("runs/mine"))
     return place
@@ -204,16 +203,10 @@ def test_the_python_examples_of_the_guide_run(finished_run, tmp_path):
     assert names["tuned"].class_names == ("a", "b")
 
 
-def test_the_python_examples_of_moving_a_model_run(finished_run, capsys):
+def test_the_examples_of_moving_a_model_run(finished_run, capsys):
     names = run_python(DOCS / "guides" / "moving-a-model.md", {}, finished_run)
     assert names["probabilities"].sum().item() == pytest.approx(1)
     assert capsys.readouterr().out.split()[-2] in {"a", "b"}
-
-
-@pytest.mark.usefixtures("finished_run")
-def test_three_files_are_enough_to_predict():
-    import finetune
-
     Path("copy").mkdir()
     for name in ("plan.json", "config.json", "model.safetensors"):
         shutil.copy(Path("runs/mine") / name, "copy")
