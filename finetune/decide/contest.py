@@ -87,7 +87,8 @@ class Contest:
         good and may well be better. None if there is none.
 
         Over image sets the mean of two is about as accurate as the better one of each pair
-        (docs/explanation/decisions.md), so the gain of averaging is estimated by the gain of knowing which one is better.
+        (docs/explanation/decisions.md), so the gain of averaging is estimated by the gain of knowing which one is
+        better.
 
         Args:
             place: the place of the pick.
