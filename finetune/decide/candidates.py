@@ -104,7 +104,7 @@ class Candidate(FrozenModel):
     all accuracies were known. 0 where the candidate is not considered."""
     basis: Literal["measured", "prior", "published"]
     """Source of the expectation. `measured`: a cross-validation or a race on these images; `prior`: learned from our
-    own grid of other image sets (docs/selector.md), called `published` in older files."""
+    own grid of other image sets (docs/explanation/decisions.md), called `published` in older files."""
 
     @property
     def label(self) -> str:

@@ -86,8 +86,9 @@ class Contest:
         """Return the place of the candidate to average the pick with: the cheapest one that is expected to be nearly as
         good and may well be better. None if there is none.
 
-        Over image sets the mean of two is about as accurate as the better one of each pair (docs/selector.md), so the
-        gain of averaging is estimated by the gain of knowing which one is better.
+        Over image sets the mean of two is about as accurate as the better one of each pair
+        (docs/explanation/decisions.md), so the gain of averaging is estimated by the gain of knowing which one is
+        better.
 
         Args:
             place: the place of the pick.

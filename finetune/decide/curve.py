@@ -17,8 +17,8 @@ BANDS: dict[str, tuple[float, float]] = {"head": (1e-6, 2e-2), "backbone": (1e-5
 """Usual update-to-weight ratios (norm of a step's change over the norm of the weights) of the head, of pretrained
 stages, and of random ones. Rules of thumb have 1e-3 for a head and 1e-5 to 1e-4 for a backbone near its domain.
 Trainings with this library's own rates that end well have 4e-5 (stem) to 1.4e-3 in a backbone and 2e-4 to 5e-3 in a
-head (docs/diagnosis.md), so a band ends well above that. A head that starts as a linear probe may have large weights
-and need not move."""
+head (docs/guides/when-a-run-went-wrong.md), so a band ends well above that. A head that starts as a linear probe may
+have large weights and need not move."""
 
 MIXED_ENTROPY: dict[Mixing, float] = {"none": 0.0, "mixup": 0.23, "cutmix": 0.5}
 """Mean entropy of the mixed labels of two images of different classes, in nats, for shares from Beta(0.2, 0.2) (mixup)

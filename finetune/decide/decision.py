@@ -20,7 +20,7 @@ FALLBACK = "full_near"
 """Name of the candidate that is trained where the pick is rejected: its rates are the lowest."""
 
 AUTO_ENSEMBLE = "snapshots:3"
-"""The ensemble that `auto` stands for (docs/ensembles.md)."""
+"""The ensemble that `auto` stands for (docs/explanation/ensembles.md)."""
 
 Ground = Literal["asked", "probe_suffices", "contest"]
 

@@ -48,7 +48,7 @@ for more."""
 
 TOO_WIDE = 0.10
 """Half-width of the 95 % interval of the held-out top-1 accuracy from which a validation set is too small to choose by:
-options that are worth comparing differ by a few points (docs/selector.md)."""
+options that are worth comparing differ by a few points (docs/explanation/decisions.md)."""
 
 TRAINS_LESS: dict[Strategy, Strategy] = {"scratch": "full", "full": "partial", "partial": "linear_probe"}
 """The strategy that trains less, for each strategy that has one."""

@@ -138,7 +138,7 @@ def _co_tuning(evidence: Evidence, strategy: Strategy, asked: TrainingRecipe) ->
     """Return the weight of the pretrained classifier's loss.
 
     Random weights have no such classifier, a linear probe does not train the features that it keeps, and with many
-    images it gained nothing (docs/training.md).
+    images it gained nothing (docs/explanation/training.md).
     """
     if strategy in {"linear_probe", "scratch"}:
         return 0.0
@@ -189,7 +189,7 @@ def _augmentation(recipe: Recipe, evidence: Evidence) -> dict[str, object]:
     asked = recipe.augmentation
     flip = asked.horizontal_flip if asked.horizontal_flip is not None else flips_are_safe(evidence)
     # Stronger augmentation with more images: smaller crops from MANY_IMAGES, a policy from VERY_MANY_IMAGES
-    # (docs/training.md).
+    # (docs/explanation/training.md).
     large = evidence.num_images >= MANY_IMAGES
     return {
         "horizontal_flip": flip,

@@ -16,7 +16,8 @@ HAD_LEARNED = 0.6
 
 BLOWN_UP = 2.0
 """Mean train loss of a tenth of the steps, on the scale, over that of the first step or of a constant answer, from
-which the rate is too high. The highest tenth of a training that ended well had 0.8 (docs/diagnosis.md)."""
+which the rate is too high. The highest tenth of a training that ended well had 0.8
+(docs/guides/when-a-run-went-wrong.md)."""
 
 START = 1 / 3
 """Share of the steps after which a good training is better than a constant answer (our choice)."""

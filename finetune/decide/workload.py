@@ -188,9 +188,9 @@ def cached_views(num_images: int, steps: int, batch_size: int, values: int | Non
 def small_steps(recipe: Recipe, evidence: Evidence, strategy: Strategy, steps: int) -> int:
     """Return how many of the first steps see smaller images.
 
-    With half of the steps, `full` lost no measurable accuracy at 180 to 900 images (docs/training.md), and it saves
-    most time, because it trains the early stages. The last stages work on small maps anyway and hardly gain. Where
-    accuracy is preferred, no step does.
+    With half of the steps, `full` lost no measurable accuracy at 180 to 900 images (docs/explanation/training.md), and
+    it saves most time, because it trains the early stages. The last stages work on small maps anyway and hardly gain.
+    Where accuracy is preferred, no step does.
 
     Raises:
         RecipeError: they were asked for, but the network only takes images of one size, or none that are smaller.
