@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from finetune.decide.plan import Plan
     from finetune.decide.planning import make_plan
     from finetune.errors import (
+        CacheError,
         DataError,
         DivergenceError,
         FinetuneError,
@@ -38,6 +39,7 @@ _HOMES = {
     "ImageClassifier": "classifier",
     "Verdict": "decide.diagnosis",
     "diagnose": "decide.diagnosis",
+    "CacheError": "errors",
     "DataError": "errors",
     "DivergenceError": "errors",
     "FinetuneError": "errors",
@@ -69,6 +71,7 @@ _HOMES = {
 """The module below `finetune` that defines each public name."""
 
 __all__ = [
+    "CacheError",
     "Choice",
     "DataError",
     "DivergenceError",

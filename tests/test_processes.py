@@ -126,7 +126,7 @@ def two_equal(names, _evidence):
 
 contest.believe_all, decision.PROBE_SUFFICES = two_equal, -1.0
 decision.PRICE = dict.fromkeys(decision.PRICE, 0.0)
-evaluation.STANDARD_ERRORS = float("inf")  # after these few steps both members are worse than the linear probe, and are to stay
+evaluation.STANDARD_ERRORS = float("inf")  # after so few steps both members are worse than the probe, and stay
 for name, prefer in (("raced", "balanced"), ("averaged", "accuracy")):
     model = finetune.run(recipe.changed(strategy="auto", prefer=prefer), folder / name)
     ended = {"strategy": model.plan.strategy, "top1": model.test.top1, "temperature": model.temperature}

@@ -115,6 +115,7 @@ class Contest:
             candidates: in any order, which is kept.
             measured: names of the candidates that a race has evaluated.
         """
+        # The expectation is the belief's mean, its error the square root of the covariance's diagonal.
         chances = self.chances()
         known = {
             name: {
@@ -131,6 +132,7 @@ class Contest:
 
 def make_contest(candidates: Sequence[Candidate], evidence: Evidence, recipe: Recipe) -> Contest:
     """Return the contest between candidates, before any of them is trained."""
+    # The grid of trainings that the prior was learned from has too few from random weights to believe anything of them.
     entered = [candidate for candidate in candidates if candidate.strategy != "scratch"]
     entered.sort(key=lambda candidate: candidate.name != "linear_probe")
     names = tuple(candidate.name for candidate in entered)

@@ -38,7 +38,7 @@ CHIRAL = 0.7
 def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
     """Return the plan that carries out a choice; numbers that the recipe fixes stay as they are.
 
-    The function is long, because it lists every number of a plan once, in the order of `Plan`.
+    It has this many lines because it lists every number of a plan once, in the order of `Plan`.
 
     Raises:
         RecipeError: the fixed numbers do not fit together.

@@ -34,6 +34,7 @@ def blend(state: TrainingState) -> TrainedModel:
     Raises:
         ValueError: the training started from random weights.
     """
+    # The probe of each phase has the same frozen weights, and a head of that phase's images.
     probe = probe_weights(state.material)
     return with_weights(
         state, {phase: _between(probe[phase], own) for phase, own in state.weights.items() if phase in probe}
@@ -51,6 +52,8 @@ def fold_models(state: TrainingState, model: TrainedModel) -> list[TrainedModel]
     """
     if model.held_out is None:
         raise ValueError("the models of folds need a final model that was evaluated on their held-out images")
+    # The final model's held-out images are those of all folds, in ascending order: `rows` marks the fold's own among
+    # them. Its probabilities already have the common temperature.
     folds = [phase for phase in state.material.phases if len(phase.held_out)]
     evaluated = np.sort(np.concatenate([phase.held_out for phase in folds]))
     found = []
@@ -83,6 +86,7 @@ def soup(finished: Sequence[tuple[TrainingState, TrainedModel]]) -> TrainedModel
     Returns:
         the model with the mean weights, or None where no mean is better than the best training.
     """
+    # Greedy: the soup S of the trainings added so far takes in training i if loss(mean(S + {i})) < loss(mean(S)).
     ordered = sorted(finished, key=lambda each: _loss(each[1]))
     first, best = ordered[0]
     mixed, least, found = [first.weights], _loss(best), None
@@ -102,6 +106,7 @@ def _loss(model: TrainedModel) -> float:
 
 
 def _between(probe: Weights, own: Weights) -> Weights:
+    # lerp: w_probe + BLEND * (w_tuned - w_probe). Counters of batch norms are integers and stay.
     return {
         name: probe[name].lerp(tensor, BLEND) if tensor.is_floating_point() else tensor for name, tensor in own.items()
     }
@@ -113,6 +118,7 @@ def _mean(several: Sequence[dict[str, Weights]]) -> dict[str, Weights]:
 
 
 def _mean_state(states: Sequence[Weights]) -> Weights:
+    # The mean of each weight; batch norms' integer counters are those of the first.
     return {
         name: torch.stack([state[name] for state in states]).mean(dim=0) if first.is_floating_point() else first
         for name, first in states[0].items()

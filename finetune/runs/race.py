@@ -15,11 +15,10 @@ from finetune.decide.planned_run import PlannedRun
 from finetune.decide.planning import make_plan
 from finetune.decide.race import compete
 from finetune.ensemble.members import begin_member, name_tasks
-from finetune.errors import DivergenceError
 from finetune.predict.metrics import softmax
 from finetune.processes import from_main_process
 from finetune.progress import Progress
-from finetune.training import TrainingState, evaluate_at
+from finetune.training import TrainingDivergedError, TrainingState, evaluate_at
 from finetune.training.evaluation import HeldOutPredictions
 from finetune.work import Work
 
@@ -102,8 +101,9 @@ def _train_to(racer: _Racer, share: float, spent_elsewhere: float) -> tuple[_Rac
     begun = time.perf_counter()
     try:
         state, found = evaluate_at(replace(racer.state, spent_elsewhere=spent_elsewhere), share)
-    except DivergenceError:
-        diverged = replace(racer, seconds_diverged=racer.seconds_diverged + time.perf_counter() - begun)
+    except TrainingDivergedError as error:
+        lost = time.perf_counter() - begun - (error.state.seconds - racer.state.seconds)
+        diverged = _Racer(state=error.state, seconds_diverged=racer.seconds_diverged + lost)
         return diverged, np.zeros(sum(len(phase.held_out) for phase in racer.state.material.phases))
     return replace(racer, state=state), _right(found)
 

@@ -4,12 +4,13 @@ from finetune.training.checkpoints import Checkpoints
 from finetune.training.evaluation import HeldOutPredictions, is_worse
 from finetune.training.other_weights import network_with, probe_weights, with_weights
 from finetune.training.phases import plan_phases
-from finetune.training.state import TrainingState, history_so_far
+from finetune.training.state import TrainingDivergedError, TrainingState, history_so_far
 from finetune.training.training import begin, evaluate_at, finish, train
 
 __all__ = [
     "Checkpoints",
     "HeldOutPredictions",
+    "TrainingDivergedError",
     "TrainingState",
     "begin",
     "evaluate_at",

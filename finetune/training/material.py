@@ -98,6 +98,8 @@ def prepare(
         DataError: the plan needs a validation split that is not there.
     """
     begun = time.perf_counter()
+    # Cached views also serve trainings with other seeds, which see them in another order.
+    varied_seed = plan.seed if plan.cached_views else plan.noise_seed
     phases = plan_phases(plan, splits)
     network = _create(plan, len(splits.class_names))
     given = splits.validation if plan.validation == "given" else None
@@ -109,10 +111,8 @@ def prepare(
     if plan.batch_norm_statistics == "re_estimated":
         work += _re_estimate_statistics(network, plain, plan)
     digest = digest_weights(network, leave_out=find_head(network)[0])
-    features = None
-    if plan.strategy != "scratch":
-        with first_alone():
-            features = frozen_features(network, plain, plan.preprocessing, plan.forward, digest, progress)
+    features = None if plan.strategy == "scratch" else _features(network, plain, plan, digest, progress)
+    if features is not None:
         work += count_work(features, pixels)
     return Material(
         plan=plan,
@@ -125,10 +125,7 @@ def prepare(
         stream=splits.stream,
         pixels=pixels,
         plain=plain,
-        # Cached views also serve trainings with other seeds, which see them in another order.
-        varied=VariedImages(
-            pixels, plan.preprocessing, plan.augmentation, plan.seed if plan.cached_views else plan.noise_seed
-        ),
+        varied=VariedImages(pixels, plan.preprocessing, plan.augmentation, varied_seed),
         features=features,
         continued=continued,
         keeps_weights=keeps_weights,
@@ -137,6 +134,12 @@ def prepare(
         work=work,
         seconds=time.perf_counter() - begun,
     )
+
+
+def _features(network: nn.Module, plain: PlainImages, plan: Plan, digest: str, progress: Progress) -> Outputs:
+    """Return the frozen features of all images; one process computes them, the others read them."""
+    with first_alone():
+        return frozen_features(network, plain, plan.preprocessing, plan.forward, digest, progress)
 
 
 def _create(plan: Plan, num_classes: int) -> nn.Module:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.decide.plan import Plan
+from finetune.errors import DivergenceError
 from finetune.history import Row
 from finetune.training.cached_activations import CachedActivations
 from finetune.training.evaluation import HeldOutPredictions
@@ -111,3 +112,12 @@ def allowance_of(state: TrainingState, phase: Phase, running: float) -> float | 
     }
     budget = BUDGETED * material.plan.time_budget - state.spent_elsewhere
     return (budget - state.seconds - running) * left[phase.name] / max(sum(left.values()), 1)
+
+
+class TrainingDivergedError(DivergenceError):
+    """A training diverged after some of its phases were finished."""
+
+    def __init__(self, error: DivergenceError, state: TrainingState) -> None:
+        """Hold the error, with the history of the phases before it, and the state that was reached before it."""
+        super().__init__(str(error), [*state.history, *error.history])
+        self.state = state

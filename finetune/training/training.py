@@ -22,7 +22,7 @@ from finetune.training.head import add_log_frequencies, start_head
 from finetune.training.material import Material, copy_weights, prepare
 from finetune.training.other_weights import make_model, predict_with, probe_weights, reset_to_probe
 from finetune.training.phases import Phase
-from finetune.training.state import TrainingState, allowance_of, collect, step_at
+from finetune.training.state import TrainingDivergedError, TrainingState, allowance_of, collect, step_at
 from finetune.work import Work
 
 
@@ -89,7 +89,7 @@ def evaluate_at(state: TrainingState, share: float = 1.0) -> tuple[TrainingState
         the state that was reached, and the predictions.
 
     Raises:
-        DivergenceError: the training diverged.
+        TrainingDivergedError: a phase diverged; has the state of those before it.
     """
     found = []
     for phase in state.material.phases:
@@ -162,7 +162,7 @@ def _fit_phase(
         else:
             fitted = fit_probe(material, phase)
     except DivergenceError as error:
-        raise DivergenceError(str(error), [*state.history, *error.history]) from None
+        raise TrainingDivergedError(error, state) from None
     result = PhaseResult(
         phase=phase,
         until=until,

@@ -25,7 +25,7 @@ from finetune.runs.folder import RunFolder, holds_tuning, refuse_if_finished
 from finetune.runs.pipeline import claim_folder, decide_all, reporting, save_run
 from finetune.runs.race import RacedMembers
 from finetune.runs.report import Report
-from finetune.training import Checkpoints, TrainingState, begin, evaluate_at, history_so_far
+from finetune.training import Checkpoints, TrainingDivergedError, TrainingState, begin, evaluate_at, history_so_far
 from finetune.tuning.checks import Checks
 from finetune.tuning.findings import check_coarse, check_curves, check_fine
 from finetune.tuning.report import print_finding, print_trial, print_trials
@@ -244,8 +244,8 @@ class _Procedure:
                 if trial_set.name == "fine" and share < 1.0 and trial_set.should_stop(trial, rung, loss):
                     loss = None
                     break
-        except DivergenceError:
-            loss, has_diverged = None, True
+        except TrainingDivergedError as error:
+            state, loss, has_diverged = error.state, None, True
         rows = [json.dumps(row) + "\n" for row in history_so_far(state)]
         (folder / "history.jsonl").write_text("".join(rows), "utf-8")
         seconds = time.perf_counter() - began

@@ -10,8 +10,8 @@ from finetune.errors import DivergenceError
 from finetune.recipe import Recipe
 from finetune.runs import execution, race
 from finetune.runs.execution import begin, finish
+from finetune.training import TrainingDivergedError, train
 from finetune.training import finish as finish_training
-from finetune.training import train
 
 NAMES = ("partial_short", "partial", "full_far")
 
@@ -89,7 +89,7 @@ def test_what_is_no_number_any_more_loses_and_the_others_race_on(run, tmp_path, 
 
     def diverging(state, share):
         if state.plan.head_learning_rate == 2e-3:
-            raise DivergenceError("the loss is not a finite number at step 2")
+            raise TrainingDivergedError(DivergenceError("the loss is not a finite number at step 2"), state)
         return own(state, share)
 
     monkeypatch.setattr(race, "evaluate_at", diverging)
