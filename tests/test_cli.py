@@ -92,7 +92,7 @@ def test_a_missing_label_column_names_the_columns_there_are(command, tmp_path):
 
 def test_several_labels_an_image_are_out_of_scope(command, tmp_path):
     pd.DataFrame({"path": ["a.png"] * 2, "label": ["x", "y"]}).to_csv(tmp_path / "table.csv", index=False)
-    assert "several labels an image are out of scope" in mistake(command("--data", "table.csv"))
+    assert "several labels per image are not supported" in mistake(command("--data", "table.csv"))
 
 
 def test_an_unknown_model_gets_the_nearest_names_before_images_are_read(command, image_folder, tmp_path):
@@ -390,7 +390,7 @@ def test_a_runs_learning_curve_is_diagnosed(command, image_folder, quick, tmp_pa
     status, diagnosed, _ = command("diagnose", "out")
     assert status == 0
     assert diagnosed.splitlines()[1] == "Learning curve of out"
-    (verdict,) = [line for line in diagnosed.splitlines() if line.startswith("  noisy validation: 6 images judge")]
+    (verdict,) = [line for line in diagnosed.splitlines() if line.startswith("  noisy validation: ")]
     assert verdict in printed
     assert "    try validation=cross_validation in plan.json (train it with --plan)" in diagnosed
     assert re.search(

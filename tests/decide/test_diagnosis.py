@@ -17,7 +17,7 @@ from finetune.errors import DivergenceError
 from finetune.recipe import load_recipe, parse_assignment
 from finetune.training import train
 
-PAGE = Path(__file__).parents[2] / "docs" / "diagnosis.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "when-a-run-went-wrong.md"
 
 
 @pytest.fixture
