@@ -31,6 +31,10 @@ class FrozenModel(BaseModel):
         Raises:
             RecipeError: an unknown field or a wrong value, named in one sentence.
         """
+        unknown = sorted(changes.keys() - type(self).model_fields.keys())
+        if unknown:
+            known = nearest_names(unknown[0], type(self).model_fields)
+            raise RecipeError(f"{type(self).__name__}: unknown field '{unknown[0]}'{known}")
         computed = set(type(self).model_computed_fields)
         return self.parse({**self.model_dump(exclude=computed), **changes}, origin=type(self).__name__)
 

@@ -37,8 +37,8 @@ def test_ten_flowers_of_each_kind_teach_the_probe_four_of_five_others(probed):
 
 def test_flowers_are_near_and_the_first_reason_says_so(probed):
     choice = finetune.RunFolder(probed[0]).read_decisions().choice
-    assert choice.reasons[0].startswith("10 images per class, below 20; similarity 0.")
-    assert choice.reasons[0].endswith(", near")
+    assert choice.reasons[0].startswith("10 images per class (fewer than 20: small); domain similarity 0.")
+    assert choice.reasons[0].endswith(" (near)")
 
 
 def test_predictions_evaluation_and_python_agree(probed, tmp_path):

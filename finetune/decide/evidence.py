@@ -5,6 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ModelWrapValidatorHandler, computed_field, model_validator
 
 from finetune.decide.preprocessing import Preprocessing
+from finetune.errors import RecipeError
 from finetune.recipe import Layout, Metric, Precision, Strategy
 from finetune.value import FrozenModel
 from finetune.work import Work
@@ -86,6 +87,8 @@ class MachineSpeed(FrozenModel):
     def fastest(self, strategy: Strategy, trainable_stages: int) -> TrainingSpeed:
         """Return the measured speed of a strategy; for `partial`, with the nearest number of stages that was timed."""
         measured = [speed for speed in self.training if speed.strategy == strategy]
+        if not measured:
+            raise RecipeError(f"speed.training has no entry for the strategy {strategy}; measure the evidence again")
         return min(measured, key=lambda speed: abs(speed.trainable_stages - trainable_stages))
 
 

@@ -128,7 +128,7 @@ def _about_ensemble(ensemble: str, recipe: Recipe) -> tuple[str, ...]:
     averaged = {
         "seeds": f"{count} trainings with different seeds are averaged",
         "snapshots": f"{count} snapshots of one training are averaged, each after a cycle of its own",
-        "backbones": f"{', '.join(recipe.models)} are all trained and averaged",
+        "backbones": "all networks are trained and averaged",
     }
     if kind == "folds":
         return ("the trainings of the cross-validation are averaged with the last one, on all images",)

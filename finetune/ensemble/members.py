@@ -125,8 +125,10 @@ def _train_folds(
 ) -> list[TrainedMember]:
     """Train the first member, whose cross-validation trains the others, its folds, on the way."""
     state, model = finish(begin_member(members[0], splits, folder, progress, keeps_weights=True))
-    models = [model] if model.rejected else [model, *fold_models(state, model)]
-    return [TrainedMember(planned, each) for planned, each in zip(members, models, strict=False)]
+    if model.rejected:
+        return [TrainedMember(members[0], model)]
+    models = [model, *fold_models(state, model)]
+    return [TrainedMember(planned, each) for planned, each in zip(members, models, strict=True)]
 
 
 def _other_models(finished: Sequence[tuple[TrainingState, TrainedModel]]) -> dict[str, TrainedModel]:

@@ -1,7 +1,7 @@
 """Carry out a choice: measure networks and decide, race candidates where the choice is close, train the members, and
 reject any that ends worse than its linear probe."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,8 +41,8 @@ class Outcome:
     """Trainings that ended worse than their linear probe and are not part of the final model."""
 
 
-def measure_networks(recipe: Recipe, splits: ImageSplits, progress: Progress = no_progress) -> tuple[Evidence, ...]:
-    """Return the evidence of each network that the recipe names, on the same images.
+def measure_networks(recipe: Recipe, splits: ImageSplits, progress: Progress = no_progress) -> Iterator[Evidence]:
+    """Yield the evidence of each network that the recipe names, on the same images.
 
     Args:
         recipe: what was asked.
@@ -58,13 +58,11 @@ def measure_networks(recipe: Recipe, splits: ImageSplits, progress: Progress = n
             f"backbones averages several networks, but model names {recipe.model} alone; list them: a,b,c"
         )
     shared = budgeted(recipe)
-    return tuple(
-        from_main_process(partial(measure_evidence, shared.changed(model=name), splits, progress))
-        for name in recipe.models
-    )
+    for name in recipe.models:
+        yield from_main_process(partial(measure_evidence, shared.changed(model=name), splits, progress))
 
 
-def decide(recipe: Recipe, measured: Sequence[Evidence]) -> tuple[PlannedRun, ...]:
+def decide(recipe: Recipe, measured: Iterable[Evidence]) -> tuple[PlannedRun, ...]:
     """Return what to train: one model, for the network that is chosen, or the members of an ensemble.
 
     Args:
@@ -163,5 +161,6 @@ def _describe_outcome(kept: Sequence[TrainedMember], rejected: Sequence[TrainedM
         )
         labels = tuple(dict.fromkeys(member.planned.choice.chosen.label for member in kept))
         verb = "is" if len(labels) == 1 else "are"
-        model = replace(model, note=f"{reasons}; {' and '.join(labels)} {verb} kept instead. {model.note}".rstrip())
+        kept_instead = f"{reasons}; {' and '.join(labels)} {verb} kept instead"
+        model = replace(model, note="; ".join(filter(None, (kept_instead, model.note))))
     return [TrainedMember(replace(planned, choice=choice), model), *others]

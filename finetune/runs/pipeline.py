@@ -145,9 +145,10 @@ def decide_all(
     if splits is None:
         splits = load_images(recipe.data, recipe.columns, recipe.limit, recipe.seed)
     report.images(splits)
-    measured = measure_networks(recipe, splits, report.progress)
-    for evidence in measured:
+    measured = []
+    for evidence in measure_networks(recipe, splits, report.progress):
         report.evidence(evidence)
+        measured.append(evidence)
     members = decide(recipe, measured)
     leading = members[0]
     report.choice(leading.choice)

@@ -1,6 +1,5 @@
 """Carry out a race: train the candidates to each rung, drop the unlikely ones, and return the winner."""
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,19 +36,6 @@ class RacedMembers:
     """Wall time of the candidates that lost, in seconds."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Racer:
-    """A candidate's training in a race."""
-
-    state: TrainingState
-    seconds_diverged: float = 0.0
-    """Wall time of trainings that diverged, in seconds, which the state does not know."""
-
-    @property
-    def seconds(self) -> float:
-        return self.state.seconds + self.seconds_diverged
-
-
 def run_race(leading: PlannedRun, splits: ImageSplits, folder: Path, progress: Progress) -> RacedMembers:
     """Train the racing candidates to each rung, until one is left or no rung is.
 
@@ -65,13 +51,13 @@ def run_race(leading: PlannedRun, splits: ImageSplits, folder: Path, progress: P
     for name in choice.racing:
         own = choice.led_by(name)
         planned[name] = replace(leading, choice=own, plan=make_plan(recipe, evidence, own))
-    racers: dict[str, _Racer] = {}
+    racers: dict[str, TrainingState] = {}
 
     def evaluate(rung: int, places: list[int]) -> NDArray[np.float64]:
         found = []
         for name in contest.named(places):
             if name not in racers:
-                racers[name] = _Racer(state=begin_member(planned[name], splits, folder, name_tasks(progress, name)))
+                racers[name] = begin_member(planned[name], splits, folder, name_tasks(progress, name))
             elsewhere = sum(racer.seconds for other, racer in racers.items() if other != name)
             racers[name], right = _train_to(racers[name], RUNGS[rung], elsewhere)
             found.append(right)
@@ -81,31 +67,27 @@ def run_race(leading: PlannedRun, splits: ImageSplits, folder: Path, progress: P
     entered = [contest.names.index(name) for name in choice.racing]
     ended = compete(contest, entered, evaluate)
     winner = contest.names[ended.winner]
-    racer = racers.pop(winner, None)
-    state = racer.state if racer else begin_member(planned[winner], splits, folder, progress)
+    state = racers.pop(winner, None) or begin_member(planned[winner], splits, folder, progress)
     seconds = sum(lost.seconds for lost in racers.values())
     won = replace(leading, choice=settle(choice, ended, evidence), plan=state.plan)
     return RacedMembers(
         members=(won,),
         winner=replace(state, spent_elsewhere=seconds),
-        work=sum((lost.state.work for lost in racers.values()), Work()),
+        work=sum((lost.work for lost in racers.values()), Work()),
         seconds=seconds,
     )
 
 
-def _train_to(racer: _Racer, share: float, spent_elsewhere: float) -> tuple[_Racer, NDArray[np.float64]]:
+def _train_to(state: TrainingState, share: float, spent_elsewhere: float) -> tuple[TrainingState, NDArray[np.float64]]:
     """Train a candidate to a fraction of its steps; return each held-out image's probability of its class.
 
     The probabilities (n_images,) of a candidate that diverges are 0, so that it drops out of the race.
     """
-    begun = time.perf_counter()
     try:
-        state, found = evaluate_at(replace(racer.state, spent_elsewhere=spent_elsewhere), share)
+        state, found = evaluate_at(replace(state, spent_elsewhere=spent_elsewhere), share)
     except TrainingDivergedError as error:
-        lost = time.perf_counter() - begun - (error.state.seconds - racer.state.seconds)
-        diverged = _Racer(state=error.state, seconds_diverged=racer.seconds_diverged + lost)
-        return diverged, np.zeros(sum(len(phase.held_out) for phase in racer.state.material.phases))
-    return replace(racer, state=state), _right(found)
+        return error.state, np.zeros(sum(len(phase.held_out) for phase in state.material.phases))
+    return state, _right(found)
 
 
 def _right(found: HeldOutPredictions) -> NDArray[np.float64]:

@@ -1,15 +1,15 @@
 """Train one phase of a plan up to a step, or fit its linear probe, and predict the images that it holds out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from finetune.data.batches import (
@@ -25,15 +25,12 @@ from finetune.decide.plan import Plan
 from finetune.decide.workload import cost_per_image, small_cost
 from finetune.device import autocast
 from finetune.history import Row
-from finetune.network.backbone import set_trainable
 from finetune.network.cpu import FoldedNorms, ThreadTeam
-from finetune.network.outputs import count_work
-from finetune.network.tail import Tail, cut
+from finetune.network.tail import Tail
 from finetune.predict.linear_probe import LinearHead
 from finetune.predict.model import scores_of
 from finetune.processes import divide_rows
-from finetune.training.accelerator import make_accelerator
-from finetune.training.cached_activations import Activations, CachedActivations, cache_activations
+from finetune.training.cached_activations import Activations, CachedActivations
 from finetune.training.evaluation import Evaluation
 from finetune.training.head import (
     class_weights,
@@ -44,7 +41,8 @@ from finetune.training.head import (
 )
 from finetune.training.loop import train_steps
 from finetune.training.material import Material, Weights
-from finetune.training.phases import Phase, evaluated_images, training_sample
+from finetune.training.module import TrainedModule
+from finetune.training.phases import Phase, training_sample
 from finetune.training.task import Task
 from finetune.work import Work
 
@@ -60,43 +58,19 @@ class PhaseResult:
     """Steps taken since the beginning of the phase; fewer than `until` where time was short."""
     logits: NDArray[np.float32]
     """(n_held_out, num_classes), of the images that the phase holds out."""
-    probe: NDArray[np.float32] | None
+    probe: NDArray[np.float32] | None = None
     """The same of the linear probe that the phase started from; None before the last step and for random weights."""
-    history: tuple[Row, ...]
+    history: tuple[Row, ...] = ()
     """All rows of the phase, where it is finished; else none."""
-    work: Work
+    work: Work = field(default_factory=Work)
     """Since the previous result of the phase."""
-    seconds: float
+    seconds: float = 0.0
     """Wall time since the previous result of the phase, in seconds, including the time before an interruption."""
-    weights: Weights | None
+    weights: Weights | None = None
     """The network's weights, where they are kept."""
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether the phase went through all of its schedule."""
-        return self.until == self.phase.plan.steps
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
-    """What one call of `fit` returns."""
-
-    logits: NDArray[np.float32]
-    """(n_held_out, num_classes)"""
-    probe: NDArray[np.float32] | None
-    """(n_held_out, num_classes), of the linear probe before the training."""
-    steps: int
-    """Steps taken since the beginning of the phase."""
-    history: tuple[Row, ...]
-    """Rows of the phase from its first step on."""
-    cached: CachedActivations | None
-    """Activations at the frozen boundary, for the next phases."""
-    work: Work
-    seconds_before: float
-    """Seconds trained before an interruption that this call resumed from."""
-
-
-def fit_probe(material: Material, phase: Phase) -> Fit:
+def fit_probe(material: Material, phase: Phase) -> PhaseResult:
     """Return the predictions of the phase's linear probe, which the head holds already.
 
     Raises:
@@ -109,7 +83,7 @@ def fit_probe(material: Material, phase: Phase) -> Fit:
         logits = divide_rows(partial(scores_of, material.network, material.pixels, material.plan), phase.held_out)
     else:
         logits = current_head(material).logits_of(material.features, phase.held_out)
-    return Fit(logits=logits, probe=None, steps=0, history=(), cached=None, work=Work(), seconds_before=0.0)
+    return PhaseResult(phase=phase, until=0, steps=0, logits=logits)
 
 
 def fit(
@@ -117,90 +91,70 @@ def fit(
     phase: Phase,
     until: int,
     *,
+    module: TrainedModule,
+    accelerator: Accelerator,
     head: LinearHead | None,
-    cached: CachedActivations | None,
+    resumed: dict[str, Any] | None,
     steps_before: int,
-    allowance: Callable[[float], float | None],
-) -> Fit:
+    seconds: float | None,
+) -> PhaseResult:
     """Train the network in place on the phase's images up to a step of the schedule.
 
     Args:
         material: of the plan; its network holds the weights that the phase starts from.
         phase: which images and which steps.
         until: step of the schedule to stop at.
+        module: what is trained, and its inputs.
+        accelerator: of the plan.
         head: the linear probe that the phase started from.
-        cached: activations that an earlier phase left; None: they are computed where the plan wants them.
-        steps_before: steps that earlier calls took, which were counted there.
-        allowance: from the seconds trained before an interruption to the seconds left for this phase; None: no limit.
+        resumed: the checkpoint to resume from; None: the phase starts.
+        steps_before: steps that earlier results of the phase have counted.
+        seconds: time left for this phase, in seconds; None: no limit.
+
+    Returns:
+        the result, with the work of the training steps, but without its seconds and weights.
 
     Raises:
         DivergenceError: the loss or a gradient is not a finite number.
     """
-    accelerator = make_accelerator(phase.plan)
-    trained = _choose_module(material, phase.plan, accelerator, cached)
-    predict = partial(divide_rows, _predictor(material, phase, trained.tail, trained.cached))
-    resumed = material.checkpoints.step(phase.name)
-    seconds_before = _seconds_before_interruption(resumed, steps_before)
+    plan = phase.plan
+    predict = partial(divide_rows, _predictor(material, phase, module.tail, module.cached))
     history: list[Row] = []
     task = replace(
-        _make_task(material, phase, trained, predict, accelerator),
+        _make_task(material, phase, module, predict, accelerator),
         resumed=resumed,
         until=until,
-        seconds=allowance(seconds_before),
+        seconds=seconds,
         history=history,
     )
-    reached = train_steps(task, phase.plan, accelerator)
-    work = trained.work + _training_work(material, phase.plan, range(steps_before, reached.step), trained.cached)
+    reached = train_steps(task, plan, accelerator)
     subtract_log_frequencies(material, phase)
     logits, probe = _held_out_logits(material, phase, predict, head if reached.is_over else None)
-    if trained.tail is not None:
-        trained.tail.release()
-    return Fit(
+    if module.tail is not None:
+        module.tail.release()
+    return PhaseResult(
+        phase=phase,
+        until=until,
+        steps=reached.step,
         logits=logits,
         probe=probe,
-        steps=reached.step,
-        history=tuple(history),
-        cached=trained.cached,
-        work=work,
-        seconds_before=seconds_before,
+        history=tuple(history) if until == plan.steps else (),
+        work=_training_work(material, plan, range(steps_before, reached.step), module.cached),
     )
 
 
-class _Trained(NamedTuple):
-    """The module that a phase trains and its inputs."""
-
-    module: nn.Module
-    """The whole network, or its tail where activations are cached at the frozen boundary."""
-    groups: dict[str, list[str]]
-    """Names of the trained parameters in the module, by stage."""
-    source: Images
-    """Augmented images, or cached activations."""
-    tail: Tail | None
-    cached: CachedActivations | None
-    work: Work
-    """Of computing the activations."""
-
-
-def _choose_module(
-    material: Material, plan: Plan, accelerator: Accelerator, cached: CachedActivations | None
-) -> _Trained:
-    """Return what the phase trains, with cached activations where the plan wants them; compute them if needed."""
-    groups = set_trainable(material.network, plan)
-    uses_cache = plan.cached_views and not accelerator.is_fsdp2  # a shard cannot do without its lower part
-    tail = cut(material.network, plan.trainable_stages, plan.preprocessing.image_size) if uses_cache else None
-    if tail is None:
-        return _Trained(material.network, groups, material.varied, None, cached, Work())
-    work = Work()
-    if cached is None:
-        cached, work = _cache_activations(material, tail)
-    groups = {stage: [f"network.{name}" for name in names] for stage, names in groups.items()}
-    return _Trained(tail, groups, cached, tail, cached, work)
+def seconds_before_interruption(resumed: dict[str, Any] | None, steps_before: int) -> float:
+    """Return the seconds that an earlier process trained between the last result and the checkpoint."""
+    if resumed is None:
+        return 0.0
+    seconds = [0.0, *(float(row["seconds"]) for row in resumed["history"])]
+    return seconds[-1] - seconds[steps_before]
 
 
 def _make_task(
     material: Material,
     phase: Phase,
-    trained: _Trained,
+    trained: TrainedModule,
     predict: Callable[[NDArray[np.intp]], NDArray[np.float32]],
     accelerator: Accelerator,
 ) -> Task:
@@ -264,14 +218,6 @@ def _held_out_logits(
     return predict(phase.held_out), probe
 
 
-def _seconds_before_interruption(resumed: dict[str, Any] | None, steps_before: int) -> float:
-    """Return the seconds that an earlier process trained between the last result and the checkpoint."""
-    if resumed is None:
-        return 0.0
-    seconds = [0.0, *(float(row["seconds"]) for row in resumed["history"])]
-    return seconds[-1] - seconds[steps_before]
-
-
 def _make_loader(
     material: Material, phase: Phase, source: Images, accelerator: Accelerator, steps: range
 ) -> DataLoader[Any]:
@@ -284,29 +230,6 @@ def _make_loader(
         return make_stream_loader(batches, accelerator.device, plan.forward.loader_workers)
     workers = plan.forward.loader_workers if source is material.varied else 0
     return make_loader(source, accelerator.device, workers, StepSampler(phase.members.tolist(), share))
-
-
-def _cache_activations(material: Material, tail: Tail) -> tuple[CachedActivations, Work]:
-    """Return the frozen stages' activations of the images of all phases, and the work that they took."""
-    plan = material.plan
-    cached = cache_activations(
-        tail,
-        material.varied,
-        material.plain,
-        np.unique(np.concatenate([phase.members for phase in material.phases])),
-        np.unique(np.concatenate([evaluated_images(phase, plan.seed) for phase in material.phases])),
-        plan.cached_views,
-        plan.small_views,
-        plan.preprocessing,
-        plan.forward,
-        material.weights_digest,
-        material.progress,
-    )
-    work = Work()
-    for number, view in enumerate((*cached.views, cached.plain)):
-        size = small_cost(plan.preprocessing) if number < plan.small_views else 1.0
-        work += count_work(view.outputs, material.pixels, share=size * (1.0 - material.tail_share))
-    return cached, work
 
 
 def _training_work(material: Material, plan: Plan, steps: range, cached: CachedActivations | None) -> Work:

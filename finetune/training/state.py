@@ -1,7 +1,7 @@
 """Describe how far the phases of a plan are trained."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,10 @@ class TrainingState:
     """In the order in which they were reached; a phase that paused has several."""
     cached: CachedActivations | None = None
     """Activations at the frozen boundary, once a phase has computed them."""
+    extra_seconds: float = 0.0
+    """Wall time that no result counts, in seconds: reading and saving results, and phases that diverged."""
+    extra_work: Work = field(default_factory=Work)
+    """Work that no result counts: cached activations of a phase that diverged."""
     spent_elsewhere: float = 0.0
     """Seconds that other trainings took from the same time budget."""
 
@@ -40,12 +44,12 @@ class TrainingState:
     @property
     def seconds(self) -> float:
         """Wall time so far, in seconds."""
-        return self.material.seconds + sum(result.seconds for result in self.results)
+        return self.material.seconds + self.extra_seconds + sum(result.seconds for result in self.results)
 
     @property
     def work(self) -> Work:
         """The work so far."""
-        return sum((result.work for result in self.results), self.material.work)
+        return sum((result.work for result in self.results), self.material.work + self.extra_work)
 
     @property
     def history(self) -> tuple[Row, ...]:

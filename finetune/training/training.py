@@ -14,12 +14,13 @@ from finetune.predict.linear_probe import LinearHead
 from finetune.predict.model import TrainedModel
 from finetune.processes import from_main_process
 from finetune.progress import Progress, no_progress
-from finetune.training.cached_activations import CachedActivations
+from finetune.training.accelerator import make_accelerator
 from finetune.training.checkpoints import Checkpoints
 from finetune.training.evaluation import HeldOutPredictions, is_worse
-from finetune.training.fit import PhaseResult, fit, fit_probe
+from finetune.training.fit import PhaseResult, fit, fit_probe, seconds_before_interruption
 from finetune.training.head import add_log_frequencies, start_head
 from finetune.training.material import Material, copy_weights, prepare
+from finetune.training.module import choose_module
 from finetune.training.other_weights import make_model, predict_with, probe_weights, reset_to_probe
 from finetune.training.phases import Phase
 from finetune.training.state import TrainingDivergedError, TrainingState, allowance_of, collect, step_at
@@ -124,57 +125,74 @@ def _train_phase(state: TrainingState, phase: Phase, until: int) -> tuple[Traini
     reached = state.result(phase, until)
     if reached is not None:
         return state, reached
+    begun = time.perf_counter()
     material = state.material
     is_finished = until == phase.plan.steps
     last = material.phases[-1]
     keeps = is_finished and (material.keeps_weights or phase is last or phase is last.earlier)
     name = phase.name if is_finished else f"{phase.name}-at-{until}"
     saved = material.checkpoints.finished(name)
+    counted = 0.0
     if saved is not None:
-        result, cached = _restore(material, phase, until, saved, keeps), state.cached
+        result = _restore(material, phase, until, saved, keeps)
     else:
-        result, cached = _fit_phase(state, phase, until, keeps)
+        state, result = (
+            _fit_phase(state, phase, until, keeps) if material.plan.steps else _fit_probe(state, phase, keeps)
+        )
+        counted = time.perf_counter() - begun
         material.checkpoints.finish(name, _content(result, material.network if keeps else None))
-    return replace(state, results=(*state.results, result), cached=cached), result
+    # Reading and saving count as well, next to the seconds of the result itself.
+    overhead = time.perf_counter() - begun - counted
+    return replace(state, results=(*state.results, result), extra_seconds=state.extra_seconds + overhead), result
 
 
-def _fit_phase(
-    state: TrainingState, phase: Phase, until: int, keeps: bool
-) -> tuple[PhaseResult, CachedActivations | None]:
+def _fit_probe(state: TrainingState, phase: Phase, keeps: bool) -> tuple[TrainingState, PhaseResult]:
+    """Fit the linear probe of a phase, which takes no steps."""
     begun = time.perf_counter()
-    material = state.material
+    _load_start(state, phase)
+    result = fit_probe(state.material, phase)
+    weights = copy_weights(state.material.network) if keeps else None
+    return state, replace(result, weights=weights, seconds=time.perf_counter() - begun)
+
+
+def _fit_phase(state: TrainingState, phase: Phase, until: int, keeps: bool) -> tuple[TrainingState, PhaseResult]:
+    """Train a phase up to a step; return the state with the cached activations, and the result."""
+    begun = time.perf_counter()
+    material, steps_before = state.material, state.steps_taken(phase)
     head = _load_start(state, phase)
-
-    def allowance(seconds_before: float) -> float | None:
-        return allowance_of(state, phase, time.perf_counter() - begun + seconds_before)
-
+    accelerator = make_accelerator(phase.plan)
+    module = choose_module(material, phase.plan, accelerator, state.cached)
+    state = replace(state, cached=module.cached)
+    resumed = material.checkpoints.step(phase.name)
+    seconds_before = seconds_before_interruption(resumed, steps_before)
     try:
-        if material.plan.steps:
-            fitted = fit(
-                material,
-                phase,
-                until,
-                head=head,
-                cached=state.cached,
-                steps_before=state.steps_taken(phase),
-                allowance=allowance,
-            )
-        else:
-            fitted = fit_probe(material, phase)
+        result = fit(
+            material,
+            phase,
+            until,
+            module=module,
+            accelerator=accelerator,
+            head=head,
+            resumed=resumed,
+            steps_before=steps_before,
+            seconds=allowance_of(state, phase, time.perf_counter() - begun + seconds_before),
+        )
     except DivergenceError as error:
-        raise TrainingDivergedError(error, state) from None
-    result = PhaseResult(
-        phase=phase,
-        until=until,
-        steps=fitted.steps,
-        logits=fitted.logits,
-        probe=fitted.probe,
-        history=fitted.history if until == phase.plan.steps else (),
-        work=fitted.work,
-        seconds=time.perf_counter() - begun + fitted.seconds_before,
-        weights=copy_weights(material.network) if keeps else None,
+        raise TrainingDivergedError(
+            error,
+            replace(
+                state,
+                extra_seconds=state.extra_seconds + time.perf_counter() - begun + seconds_before,
+                extra_work=state.extra_work + module.work,
+            ),
+        ) from None
+    weights = copy_weights(material.network) if keeps else None
+    return state, replace(
+        result,
+        work=module.work + result.work,
+        seconds=time.perf_counter() - begun + seconds_before,
+        weights=weights,
     )
-    return result, fitted.cached or state.cached
 
 
 def _load_start(state: TrainingState, phase: Phase) -> LinearHead | None:

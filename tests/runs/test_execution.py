@@ -156,7 +156,7 @@ def test_where_training_did_harm_the_fallback_is_trained_and_ships(carry_out):
     finished = carry_out("partial", fallback="full_near")
     assert finished.members[0].choice.chosen.name == "full_near"
     assert finished.models[0].note.startswith("partial (3 stages) ended worse than its linear probe: ")
-    assert finished.models[0].note.endswith("full (rate 4e-04) is kept instead.")
+    assert finished.models[0].note.endswith("full (rate 4e-04) is kept instead")
     assert finished.work.backward_images > finished.models[0].work.backward_images
     ((lost, model),) = finished.rejected
     assert (lost.name, len(model.history)) == ("partial", model.plan.steps)

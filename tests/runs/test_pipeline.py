@@ -309,7 +309,7 @@ class StoppingRace(Report):
 
 
 @pytest.mark.usefixtures("undecided")
-@pytest.mark.parametrize("stop", [("training (fold-1)", 2), *slow(("training (fold-3)", 2), ("training (refit)", 3))])
+@pytest.mark.parametrize("stop", [("training (fold-1)", 2), ("training (refit)", 3), *slow(("training (fold-3)", 2))])
 def test_a_run_that_was_interrupted_in_a_race_or_after_it_ends_with_the_same_model(recipe, tmp_path, stop):
     report = StoppingRace(Console(quiet=True))
     report.stop = stop
@@ -473,9 +473,8 @@ def test_an_ensemble_that_was_asked_for_is_compared_and_predicts_from_its_folder
         assert RunFolder(folder).members[number - 1].read_decisions().plan == member.plan
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("mean_is_recommended")
-@pytest.mark.parametrize("ensemble", ["seeds:2", "snapshots:2"])
+@pytest.mark.parametrize("ensemble", [*slow("seeds:2"), "snapshots:2"])
 def test_an_interrupted_ensemble_that_was_asked_for_ends_with_the_same_models(recipe, tmp_path, ensemble):
     asked = recipe.changed(ensemble=ensemble, strategy="full")
     whole = finetune.run(asked, tmp_path / "whole")

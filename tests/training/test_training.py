@@ -22,7 +22,16 @@ from finetune.network.forward import forward_all, logits, pooled
 from finetune.predict.linear_probe import fit_head
 from finetune.predict.metrics import log_loss, softmax
 from finetune.progress import no_progress
-from finetune.training import Checkpoints, begin, evaluate_at, finish, history_so_far, plan_phases, train
+from finetune.training import (
+    Checkpoints,
+    TrainingDivergedError,
+    begin,
+    evaluate_at,
+    finish,
+    history_so_far,
+    plan_phases,
+    train,
+)
 from finetune.training import cached_activations as kept
 from finetune.training import evaluation as judging
 from finetune.training import fit as fitting
@@ -476,6 +485,27 @@ def test_a_training_that_diverges_leaves_the_history_of_all_before_it(make_plan,
     assert "diverged_in" in rows[-1]
 
 
+def test_what_a_diverged_phase_took_counts_and_the_phases_before_it_stay(make_plan, splits):
+    state, _ = evaluate_at(begin(make_plan("full", validation="cross_validation", folds=2), splits))
+    state.material.network.register_forward_hook(lambda _module, _inputs, output: output * float("inf"))
+    with pytest.raises(TrainingDivergedError) as raised:
+        finish(state)
+    reached = raised.value.state
+    assert reached.results == state.results
+    assert reached.seconds > state.seconds
+
+
+def test_activations_that_a_diverged_phase_cached_are_counted_and_kept(make_plan, splits):
+    state = begin(make_plan("partial"), splits)
+    head = find_head(state.material.network)[1]
+    head.register_forward_hook(lambda _module, _inputs, output: output * float("inf"))
+    with pytest.raises(TrainingDivergedError) as raised:
+        evaluate_at(state)
+    reached = raised.value.state
+    assert reached.cached is not None
+    assert reached.work.forward_images + reached.work.cache_hits > state.work.forward_images + state.work.cache_hits
+
+
 @pytest.mark.parametrize("validation", ["held_out", "cross_validation"])
 def test_the_metrics_are_those_of_all_held_out_images(make_plan, splits, validation):
     model = train(make_plan("linear_probe", validation=validation, folds=3), splits)
@@ -560,9 +590,9 @@ def test_work_is_counted(make_plan, splits, way, changes, forward, backward, equ
     [
         "partial",
         "full",
+        "scratch",
         *slow(
             "norm_tuning",
-            "scratch",
             "full, co-tuned",
             "linear_probe, trained",
             "full, small first",
@@ -1045,7 +1075,7 @@ def test_a_cycle_without_a_rate_leaves_the_weights_that_it_goes_on_from(snapshot
 
 
 @pytest.mark.parametrize("changes", [{"refit": True}, {"validation": "cross_validation"}])
-@pytest.mark.parametrize("imbalance", ["none", *slow("logit_adjustment")])
+@pytest.mark.parametrize("imbalance", [*slow("none"), "logit_adjustment"])
 def test_the_plan_of_a_cycle_alone_gives_the_model_of_one_that_was_given_its_training(
     snapshots, splits, changes, imbalance
 ):
