@@ -293,19 +293,19 @@ def diagnose(run: Annotated[Path, typer.Argument(help="A run folder whose traini
 @app.command()
 def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove everything from the cache.")] = False) -> None:
     """List the cache (decoded images, features, activations, the machine's speed), or clear it."""
-    from finetune import cache as kept
+    from finetune import cache as disk_cache
 
     if clear:
-        typer.echo(f"{kept.clear() / 1e9:.2f} GB removed from {kept.cache_folder()}")
+        typer.echo(f"{disk_cache.clear() / 1e9:.2f} GB removed from {disk_cache.cache_folder()}")
         return
-    entries = kept.list_entries()
+    entries = disk_cache.list_entries()
     for entry in entries:
         size = f"{entry.num_bytes / 1e6:10.1f} MB"
         typer.echo(f"{size}  {entry.used_at():%Y-%m-%d %H:%M}  {entry.kind:12}  {entry.about}")
     total = sum(entry.num_bytes for entry in entries) / 1e9
     typer.echo(
         f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'}, {total:.2f} GB of at most "
-        f"{kept.size_limit() / 1e9:.2f} GB in {kept.cache_folder()}; the least recently used are removed first"
+        f"{disk_cache.size_limit() / 1e9:.2f} GB in {disk_cache.cache_folder()}; the least recently used are removed first"
     )
 
 

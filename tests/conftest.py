@@ -139,7 +139,7 @@ def _quick_timing(request):
     matters to the tests of `measure` alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(machine, "BUSY", float("inf"))
-        patch.setattr(machine, "WATCHED", 0.0)
+        patch.setattr(machine, "WATCHED_SECONDS", 0.0)
         if request.path.parent.name != "measure":
             patch.setattr(timing, "REPETITIONS", 1)
         yield

@@ -394,7 +394,7 @@ def test_a_runs_learning_curve_is_diagnosed(command, image_folder, quick, tmp_pa
     assert verdict in printed
     assert "    try validation=cross_validation in plan.json (train it with --plan)" in diagnosed
     assert re.search(
-        r"  looked at: \d+ steps of validation, refit; 4 evaluations on 6 held-out images; update-to", diagnosed
+        r"  checked: \d+ steps of validation, refit; 4 evaluations on 6 held-out images; update-to", diagnosed
     )
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert [found["kind"] for found in metrics["verdicts"]] == ["noisy_validation"]
@@ -404,7 +404,7 @@ def test_a_run_without_steps_has_nothing_that_stands_out(command, image_folder, 
     image_folder(tmp_path / "images")
     command("--data", "images", "--output", "out", *quick)
     _, diagnosed, _ = command("diagnose", "out")
-    assert "  nothing stands out\n  looked at: nothing was trained step by step, so there is no curve" in diagnosed
+    assert "  nothing stands out\n  checked: nothing was trained step by step, so there is no curve" in diagnosed
 
 
 def test_a_run_that_diverged_is_diagnosed_with_its_step_and_layer(command, image_folder, weights_file, tmp_path):

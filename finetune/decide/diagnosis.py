@@ -10,7 +10,7 @@ from finetune.decide.step_rules import blown_up, diverged, flat_start, update_ra
 from finetune.decide.verdict import KINDS, Kind, Verdict
 from finetune.history import Row
 
-__all__ = ["KINDS", "Kind", "Verdict", "diagnose", "looked_at"]
+__all__ = ["KINDS", "Kind", "Verdict", "describe_checks", "diagnose"]
 
 SHORTEST_CURVE = 20
 """Fewest steps of a curve that is read: tenths of a shorter one, which are compared, would be single batches."""
@@ -43,7 +43,7 @@ def diagnose(history: Sequence[Row], plan: Plan, evidence: Evidence) -> tuple[Ve
     return (*learning, *_present(None if learning else no_gap(curve), noisy_validation(curve)))
 
 
-def looked_at(history: Sequence[Row]) -> str:
+def describe_checks(history: Sequence[Row]) -> str:
     """Return a summary of the history that was read, for people."""
     if not history:
         return "nothing was trained step by step, so there is no curve"

@@ -15,7 +15,7 @@ from finetune.recipe import Layout, Precision
 BUSY = 25.0
 """Processor load above which a machine counts as busy, in percent."""
 
-WATCHED = 0.2
+WATCHED_SECONDS = 0.2
 """Time for which the load is observed, in seconds."""
 
 
@@ -39,7 +39,7 @@ def machine_name(device: torch.device) -> str:
 
 def is_busy() -> bool:
     """Return whether other programs use much of this machine, so that speeds measured now do not hold later."""
-    return bool(psutil.cpu_percent(interval=WATCHED) > BUSY)
+    return bool(psutil.cpu_percent(interval=WATCHED_SECONDS) > BUSY)
 
 
 def precisions(device: torch.device) -> tuple[Precision, ...]:

@@ -84,5 +84,5 @@ def forward_all(
     for output in forward_batches(network, images, preprocessing, settings, compute, members):
         results.append(output.float().numpy())
         done += len(output)
-        progress("looking at images", done, total)
+        progress("predicting images", done, total)
     return np.concatenate(results) if results else np.zeros((0, 0), dtype=np.float32)

@@ -111,7 +111,7 @@ def frozen_features(
     return cached_outputs(
         "features",
         make_key(weights, images.describe(members), settings.precision),
-        "looking at images",
+        "computing features",
         lambda: forward_batches(network, images, preprocessing, settings, pooled, members),
         len(images) if members is None else len(members),
         progress,

@@ -230,7 +230,7 @@ def _train(
         if not leading.choice.racing:
             report.plan(plan)
     report.say("")
-    with _history_kept(folder):
+    with _history_saved(folder):
         begun = begin(members, splits, folder.checkpoints, report.progress)
         if begun.winner is not None:
             # The choice still names all candidates of the race, so that an interrupted run finds its winner again.
@@ -242,7 +242,7 @@ def _train(
 
 
 @contextmanager
-def _history_kept(folder: RunFolder) -> Iterator[None]:
+def _history_saved(folder: RunFolder) -> Iterator[None]:
     """Save the history of a training that diverges, and name the command that diagnoses it."""
     try:
         yield

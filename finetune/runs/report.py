@@ -22,7 +22,7 @@ from rich.table import Table
 
 from finetune.data import ImageSplits
 from finetune.decide.choice import Choice
-from finetune.decide.diagnosis import Verdict, looked_at
+from finetune.decide.diagnosis import Verdict, describe_checks
 from finetune.decide.evidence import Evidence
 from finetune.decide.plan import Plan
 from finetune.ensemble.recommendation import Option
@@ -201,7 +201,7 @@ class Report:
         self.title(title)
         for line in _lines_of_verdicts(verdicts) or ["  nothing stands out"]:
             self.console.print(line, highlight=False)
-        self.console.print(f"  [dim]looked at: {escape(looked_at(history))}[/dim]")
+        self.console.print(f"  [dim]checked: {escape(describe_checks(history))}[/dim]")
 
     def say(self, text: str) -> None:
         """Print a sentence."""

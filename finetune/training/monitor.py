@@ -19,17 +19,17 @@ from finetune.training.pace import Pace
 from finetune.training.sharding import without_shards
 from finetune.training.task import Batches, Task, split_logits
 
-WATCHED = 10
+WATCHED_STEPS = 10
 """Steps of a training, at equal distances, after which the history has the update ratios of the stages."""
 
 
 def is_watched(step: int, num_steps: int) -> bool:
-    """Return whether the update ratios of a step (0 .. num_steps - 1) are measured: at the first, and at WATCHED more.
+    """Return whether the update ratios of a step (0 .. num_steps - 1) are measured: at the first, and at WATCHED_STEPS more.
 
     >>> [step for step in range(30) if is_watched(step, 30)]
     [0, 2, 5, 8, 11, 14, 17, 20, 23, 26, 29]
     """
-    return step == 0 or (step + 1) * WATCHED // num_steps > step * WATCHED // num_steps
+    return step == 0 or (step + 1) * WATCHED_STEPS // num_steps > step * WATCHED_STEPS // num_steps
 
 
 class UpdateRatios:

@@ -12,7 +12,7 @@ from PIL import Image
 import finetune
 from finetune.data import labels_of, load_images
 from finetune.decide.curve import BANDS
-from finetune.decide.diagnosis import KINDS, diagnose, looked_at
+from finetune.decide.diagnosis import KINDS, describe_checks, diagnose
 from finetune.errors import DivergenceError
 from finetune.recipe import load_recipe, parse_assignment
 from finetune.training import train
@@ -117,14 +117,16 @@ def test_a_healthy_cross_validation_draws_no_verdict_unless_the_images_are_few(c
     history, plan, known = trained(coloured(24, 2), "partial", validation="cross_validation", refit=True)
     assert {row["phase"] for row in history if "seen_loss" in row} == {"fold-1"}
     assert diagnose(history, plan, known) == ()
-    assert looked_at(history).startswith("120 steps of fold-1, fold-2, refit; 4 evaluations on 36 held-out images; ")
+    assert describe_checks(history).startswith(
+        "120 steps of fold-1, fold-2, refit; 4 evaluations on 36 held-out images; "
+    )
     few = found((history, plan, known.changed(num_held=12)), "noisy_validation")
     assert few.changes == ("data=MORE_IMAGES",)
 
 
 def test_a_training_without_steps_has_nothing_to_diagnose(small_plan, evidence):
     assert diagnose((), small_plan(strategy="linear_probe"), evidence) == ()
-    assert looked_at(()) == "nothing was trained step by step, so there is no curve"
+    assert describe_checks(()) == "nothing was trained step by step, so there is no curve"
 
 
 def test_a_rate_of_10_diverges_and_the_verdict_names_step_and_layer(coloured, trained):

@@ -269,7 +269,7 @@ def test_without_an_accelerator_the_default_network_is_the_embedded_one_with_all
     assert evidence.similarity_calibrated
 
 
-def two_alike(names, _evidence):
+def two_equal(names, _evidence):
     """A belief in two equals that are better than all others."""
     mean = np.array([0.9 if name in {"partial", "full_far"} else 0.5 for name in names])
     return Belief(mean=mean, covariance=0.1**2 * np.eye(len(names)))
@@ -278,7 +278,7 @@ def two_alike(names, _evidence):
 @pytest.fixture
 def undecided(monkeypatch):
     """Two candidates are believed to be so nearly equal that they race."""
-    monkeypatch.setattr(contest, "believe_all", two_alike)
+    monkeypatch.setattr(contest, "believe_all", two_equal)
     monkeypatch.setattr(decision, "PRICE", dict.fromkeys(PRICE, 0.0))
     monkeypatch.setattr(decision, "PROBE_SUFFICES", -1.0)
 
@@ -359,7 +359,7 @@ def averaged(recipe, recommend_place, tmp_path_factory):
     """A run that averages two candidates, its folder, and what it printed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decision, "PROBE_SUFFICES", -1.0)
-        patch.setattr(contest, "believe_all", two_alike)
+        patch.setattr(contest, "believe_all", two_equal)
         recommend_place(patch, -1)
         printed = io.StringIO()
         folder = tmp_path_factory.mktemp("runs") / "averaged"
@@ -384,7 +384,7 @@ def test_where_accuracy_is_preferred_the_mean_of_two_is_saved_and_explained(aver
 
 def test_a_rejected_training_leaves_its_learning_curve_and_the_command_to_diagnose_it(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(decision, "PROBE_SUFFICES", -1.0)
-    monkeypatch.setattr(contest, "believe_all", two_alike)
+    monkeypatch.setattr(contest, "believe_all", two_equal)
     monkeypatch.setattr(evaluation, "STANDARD_ERRORS", -float("inf"))  # every training counts as worse than its probe
     finetune.run(recipe, tmp_path / "run")
     (place,) = (tmp_path / "run" / "rejected").iterdir()

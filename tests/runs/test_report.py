@@ -140,15 +140,15 @@ def test_a_result_ends_with_what_stands_out_and_how_to_change_it(report, metrics
 def test_a_diagnosis_without_verdicts_says_what_was_looked_at(report):
     rows = [{"phase": "validation", "step": 1, "train_loss": 1.0, "update_ratio:head": 1e-3}]
     report.diagnosis("Learning curve of x", (), rows)
-    assert "nothing stands out\n  looked at: 1 steps of validation; update-to-weight ratios of head" in printed(report)
+    assert "nothing stands out\n  checked: 1 steps of validation; update-to-weight ratios of head" in printed(report)
 
 
 def test_a_finished_task_is_printed_with_its_time(report):
     with report:
-        report.progress("looking at images", 1, 2)
+        report.progress("computing features", 1, 2)
         assert printed(report) == ""
-        report.progress("looking at images", 2, 2)
-    assert "looking at images: 2 in 0.0 s" in printed(report)
+        report.progress("computing features", 2, 2)
+    assert "computing features: 2 in 0.0 s" in printed(report)
 
 
 def test_a_quiet_report_prints_nothing(evidence):

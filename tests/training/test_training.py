@@ -26,14 +26,14 @@ from finetune.training import (
     Checkpoints,
     TrainingDivergedError,
     begin,
+    cached_activations,
     evaluate_at,
+    evaluation,
     finish,
     history_so_far,
     plan_phases,
     train,
 )
-from finetune.training import cached_activations as kept
-from finetune.training import evaluation as judging
 from finetune.training import fit as fitting
 from finetune.work import Work
 
@@ -713,7 +713,12 @@ def test_a_second_training_on_frozen_stages_decodes_and_forwards_nothing_and_giv
 ):
     plan = make_plan(way, **changes)
     first = train(plan, splits)
-    refuse(monkeypatch, (decoding, "read_image"), (forward_passes, "forward_batches"), (kept, "forward_batches"))
+    refuse(
+        monkeypatch,
+        (decoding, "read_image"),
+        (forward_passes, "forward_batches"),
+        (cached_activations, "forward_batches"),
+    )
     second = train(plan, splits)
     assert_same_model(second, first)
     steps = first.work.backward_images
@@ -960,7 +965,7 @@ def test_a_training_that_did_harm_ships_the_linear_probe_and_says_so(make_plan, 
 
 
 def test_a_linear_probe_that_ships_instead_is_judged_with_the_flips_it_predicts_with(make_plan, tmp_path, monkeypatch):
-    monkeypatch.setattr(judging, "STANDARD_ERRORS", -float("inf"))  # whatever a training does is harm
+    monkeypatch.setattr(evaluation, "STANDARD_ERRORS", -float("inf"))  # whatever a training does is harm
     for label, name in enumerate("abc"):
         (tmp_path / name).mkdir()
         for number in range(8):  # of colours that do not tell the classes, so that the loss is not nothing
