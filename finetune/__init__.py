@@ -1,7 +1,7 @@
 """Turn a folder of images into a trained, explained image classifier.
 
-The chain is `load_recipe` -> `load_images` -> `measure_evidence` -> `choose_strategy` -> `make_plan` -> `train` ->
-`score`; `run` carries out all of it. Names are imported when they are first used, so that `import finetune` is fast.
+The steps are `load_recipe` -> `load_images` -> `measure_evidence` -> `choose_strategy` -> `make_plan` -> `train` ->
+`score`; `run` carries out all of them. A name is imported when it is first used, so that `import finetune` is fast.
 """
 
 from importlib import import_module
@@ -68,7 +68,7 @@ _HOMES = {
     "resume_tuning": "tuning",
     "tune": "tuning",
 }
-"""The module below `finetune` that defines each public name."""
+"""Module of the package that defines each public name, relative to `finetune`."""
 
 __all__ = [
     "CacheError",
@@ -107,7 +107,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from the module that defines it."""
+    """Import a public name from the module that defines it.
+
+    Raises:
+        AttributeError: the name is not public.
+    """
     if name not in _HOMES:
         raise AttributeError(f"module 'finetune' has no attribute '{name}'")
     return getattr(import_module(f"finetune.{_HOMES[name]}"), name)

@@ -30,19 +30,20 @@ LARGEST = 16 * 2**30
 """Default limit of the cache's size, in bytes."""
 
 DISK_FRACTION = 0.25
-"""Default limit of the cache's size, as a fraction of the space that is free on the disk or taken by the cache."""
+"""Default limit of the cache's size, as a fraction of the disk space that is free or used by the cache."""
 
 FORMAT = 2
-"""Number of the entries' format, a part of every key: a new number makes all earlier entries unused."""
+"""Version of the entries' format. It is a part of every key, so a new version leaves all earlier entries unused."""
 
 RELEASE_AFTER = 64 * 2**20
-"""Bytes of mapped pages that are read before they are released; until then they count as this process's memory."""
+"""Size of the mapped pages that are read before they are released, in bytes. Until then they count as this process's
+memory."""
 
 MAPPED_AROUND = 16 * mmap.PAGESIZE
-"""Bytes that Linux maps around each page that is read, where the disk's own cache has them."""
+"""Size of the neighbourhood that Linux maps around each page that is read, if it is in the page cache, in bytes."""
 
 ABANDONED = 3600.0
-"""Seconds without a change after which a partial entry is removed."""
+"""Time without a change after which a partial entry is removed, in seconds."""
 
 ABOUT = "about.json"
 """Name of the file that describes an entry."""
@@ -54,7 +55,7 @@ class Entry:
 
     kind: str
     about: str
-    """Description of what the entry was made from, for people."""
+    """Human-readable description of what the entry was made from."""
     path: Path
     num_bytes: int
     used: float
@@ -66,7 +67,7 @@ class Entry:
 
 
 class Writer:
-    """Write an entry whose arrays grow by rows."""
+    """Write an entry, row by row."""
 
     def __init__(self, folder: Path) -> None:
         """Write into `folder`."""
@@ -75,7 +76,7 @@ class Writer:
         self.arrays: dict[str, dict[str, Any]] = {}
 
     def append(self, name: str, rows: NDArray[Any]) -> None:
-        """Add rows (n, ...) to the array `name`; all its rows have one shape and type.
+        """Append rows (n, ...) to the array `name`; all its rows must have the same shape and type.
 
         Raises:
             CacheError: the disk is full.
@@ -100,7 +101,7 @@ class Writer:
 
 @contextmanager
 def _disk_errors_explained() -> Iterator[None]:
-    """Turn an error of the disk into a CacheError that says what to do."""
+    """Turn a disk error into a CacheError that says what to do."""
     try:
         yield
     except OSError as error:
@@ -111,7 +112,8 @@ def _disk_errors_explained() -> Iterator[None]:
 
 
 class CachedRows:
-    """Rows of an array that is in memory or memory-mapped; few mapped pages stay in this process's memory."""
+    """Rows of an array that is in memory or memory-mapped. Mapped pages are released, so that few stay in this
+    process's memory."""
 
     def __init__(self, array: NDArray[Any]) -> None:
         """Read rows of `array` (n, ...)."""
@@ -134,7 +136,7 @@ class CachedRows:
         self._unreleased += part.nbytes + pieces * MAPPED_AROUND
         mapping = getattr(self.array, "_mmap", None)
         if self._unreleased > RELEASE_AFTER and mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
-            mapping.madvise(mmap.MADV_DONTNEED)  # a page that is read again comes from the disk's own cache
+            mapping.madvise(mmap.MADV_DONTNEED)  # a page that is read again comes from the system's page cache
             self._unreleased = 0
         return part
 
@@ -174,7 +176,8 @@ def size_limit() -> int:
 
 
 def make_key(*parts: object) -> str:
-    """Return the key of an entry that depends on `parts`; different parts must have a different `str`."""
+    """Return the key of an entry that depends on `parts`, 32 hexadecimal digits; parts that differ must also differ in
+    their `str`."""
     text = "\n".join([str(FORMAT), *map(str, parts)])
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
 
@@ -214,7 +217,7 @@ def new_entry(
     Args:
         kind: kind of the entry.
         key: key of the entry, from `make_key`.
-        about: description of what the entry is made from, for people.
+        about: human-readable description of what the entry is made from.
         num_bytes: expected size of the arrays, in bytes.
         value: small JSON value that is saved with the arrays.
 
@@ -243,7 +246,7 @@ def new_entry(
         with suppress(OSError):  # another process was faster and made the same entry
             partial.rename(partial.with_name(key))
     finally:
-        with suppress(FinetuneError):  # an earlier error of the disk is being raised already
+        with suppress(FinetuneError):  # an earlier disk error is being raised already
             writer.close()
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -292,7 +295,7 @@ def _read_about(kind: Kind, key: str) -> dict[str, Any] | None:
         return None
     except OSError:
         return None
-    with suppress(OSError):  # a cache that can only be read is still a cache
+    with suppress(OSError):  # a read-only cache can still be used
         os.utime(path)
     return about
 

@@ -1,4 +1,4 @@
-"""Offer the whole chain through scikit-learn's interface: paths and labels in, a classifier out."""
+"""Offer the whole toolkit as a scikit-learn classifier, fitted on image paths and labels."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +18,17 @@ from finetune.runs.execution import begin, decide, finish, measure_networks
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """An image classifier that measures, decides and trains in `fit`.
+    """An image classifier whose `fit` measures the images, chooses a strategy and trains.
 
     Args:
         model: a timm classifier, `auto`, or several names separated by commas, of which one is chosen.
         strategy: how much of the network to train, or `auto`.
-        prefer: what counts if accuracy and time disagree: `accuracy`, `balanced` or `speed`.
-        seed: seed of splits, order, augmentation and new weights.
+        prefer: preference between accuracy and training time: `accuracy`, `balanced` or `speed`.
+        seed: seed of the splits, the order of the images, the augmentation and new weights.
         settings: other keys of a recipe, such as `{"steps": 100, "training.learning_rate": 1e-3}`.
 
-    After `fit`: `classes_`, `evidence_`, `choice_`, `plan_`, and `model_` (a `TrainedModel` or an `Ensemble`).
+    After `fit`, the classifier has the attributes `classes_`, `evidence_`, `choice_`, `plan_`, and `model_` (a
+    `TrainedModel` or an `Ensemble`).
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         seed: int = 0,
         settings: dict[str, Any] | None = None,
     ) -> None:
-        """Store the parameters unchecked; `fit` checks them, by scikit-learn's convention."""
+        """Store the parameters. By scikit-learn's convention they are checked in `fit`, not here."""
         self.model = model
         self.strategy = strategy
         self.prefer = prefer
@@ -85,11 +86,18 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
-        """Return the class probabilities (n_paths, n_classes), in the order of `classes_`."""
+        """Return the class probabilities (n_paths, n_classes), with the classes in the order of `classes_`.
+        Raises:             NotFittedError: `fit` was not called.             DataError: a file is missing or cannot be
+        read as an image."""
         return self._fitted().predict_proba(paths)[:, self.columns_]
 
     def predict(self, paths: Sequence[str | Path]) -> NDArray[Any]:
-        """Return the most probable label of each image file (n_paths)."""
+        """Return the most probable label of each image file, (n_paths,).
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            DataError: a file is missing or cannot be read as an image.
+        """
         best = self.predict_proba(paths).argmax(axis=1)
         predicted: NDArray[Any] = self.classes_[best]
         return predicted

@@ -1,4 +1,4 @@
-"""Run the command line: options in, a recipe out, and every mistake as one sentence with exit status 2.
+"""Run the command line: turn options into a recipe, and report every mistake in one sentence with exit status 2.
 
 Heavy libraries are imported inside the commands, so that `--help` answers at once.
 """
@@ -35,7 +35,7 @@ RECIPE_OPTIONS: Mapping[str, Any] = {
     "recipe": Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; options given here override it.")],
     "model": Annotated[
         str | None,
-        typer.Option(help="Any timm classifier; auto by default; of several (a,b or auto:small) one is chosen."),
+        typer.Option(help="Any timm classifier, or several to choose from (a,b or auto:small); auto by default."),
     ],
     "strategy": Annotated[
         Literal["auto", Strategy] | None, typer.Option(help="How much of the network to train; auto by default.")
@@ -43,47 +43,49 @@ RECIPE_OPTIONS: Mapping[str, Any] = {
     "image_size": Annotated[int | None, typer.Option(help="Side of the network's square input, in pixels.")],
     "epochs": Annotated[float | None, typer.Option(help="Passes over the training images.")],
     "steps": Annotated[int | None, typer.Option(help="Optimizer steps; excludes --epochs.")],
-    "batch_size": Annotated[int | None, typer.Option(help="Images a step, over all processes.")],
-    "limit": Annotated[int | None, typer.Option(help="Use at most this number of training images, stratified.")],
+    "batch_size": Annotated[int | None, typer.Option(help="Images per optimizer step, over all processes.")],
+    "limit": Annotated[int | None, typer.Option(help="Largest number of training images to use, stratified by class.")],
     "time_budget": Annotated[
         str | None, typer.Option(help="Time limit of all trainings together, such as 90s, 10m, 1.5h.")
     ],
     "prefer": Annotated[
-        Preference | None, typer.Option(help="What counts if accuracy and time disagree; balanced by default.")
+        Preference | None, typer.Option(help="Preference between accuracy and training time; balanced by default.")
     ],
     "ensemble": Annotated[
         str | None, typer.Option(help="Average several models: seeds:3, snapshots:4, folds, backbones or auto.")
     ],
-    "seed": Annotated[int | None, typer.Option(help="Seed of splits, order, augmentation and new weights.")],
+    "seed": Annotated[
+        int | None, typer.Option(help="Seed of the splits, the order of the images, the augmentation and new weights.")
+    ],
     "set_": Annotated[
         list[str] | None, typer.Option("--set", help="Any recipe key: section.key=value; may be repeated.")
     ],
 }
-"""Options that the commands `train`, `plan` and `tune` share: a recipe file, keys of the recipe, and --set."""
+"""Options that the commands `train`, `plan` and `tune` share: a recipe file, single keys of the recipe, and --set."""
 
 GENERAL_OPTIONS = ("--help", "--version", "--install-completion", "--show-completion")
-"""Options that stand without a command; any other one belongs to `train`."""
+"""Options of the program itself. Any other option without a command belongs to `train`."""
 
 Output = Annotated[Path | None, typer.Option(help="Run folder; runs/<data>-<time> by default.")]
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeOptions:
-    """The shared options that were given, by their names in `RECIPE_OPTIONS`."""
+    """The shared options that the user gave, by their names in `RECIPE_OPTIONS`."""
 
     given: dict[str, Any]
 
     @property
     def typed(self) -> list[str]:
-        """The options as they are typed, such as --batch-size; --recipe and --set are the last ones."""
+        """Names of the options as the user types them, such as --batch-size, with --recipe and --set last."""
         names = sorted(self.given, key=lambda name: name in {"recipe", "set_"})
         return [f"--{name.rstrip('_').replace('_', '-')}" for name in names]
 
     def recipe(self, tuning: Mapping[str, object] | None = None) -> Recipe:
-        """Return the recipe of the file, overridden by the options.
+        """Return the recipe from the file, with the options taking precedence.
 
         Args:
-            tuning: values for the recipe's section of this name.
+            tuning: values for the recipe's section `tuning`.
 
         Raises:
             RecipeError: a key is unknown, is given twice or has a wrong value.
@@ -97,7 +99,11 @@ class RecipeOptions:
 
 
 def takes_recipe_options(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the shared options, which it receives as its first argument, a `RecipeOptions`."""
+    """Return a decorator that adds the shared options to a command, as a `RecipeOptions` in its first argument.
+
+    Args:
+        left_out: names in `RECIPE_OPTIONS` that the command does not take.
+    """
 
     def with_options(command: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(command).parameters.values())[1:]
@@ -153,7 +159,7 @@ def train(
     plan: Annotated[Path | None, typer.Option(help="Train this saved plan.json as it is.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the interrupted run in this folder.")] = None,
 ) -> None:
-    """Measure the images, choose a strategy, say why, train, and leave a run folder."""
+    """Measure the images, choose a strategy and say why, train, and write a run folder."""
     if plan is not None or resume is not None:
         option = "--plan" if plan is not None else "--resume"
         others = [*options.typed, *(["--plan-only"] if plan_only else [])]
@@ -203,7 +209,7 @@ def tune(
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the interrupted search in this folder.")] = None,
 ) -> None:
-    """Search for hyper-parameters in six steps, and leave a run folder with the trained winner."""
+    """Search for hyper-parameters in six steps, train the best ones, and write a run folder."""
     tuning = {"trials": trials, "search": search, "storage": storage}
     tuning = {name: value for name, value in tuning.items() if value is not None}
     if resume is not None:
@@ -250,7 +256,10 @@ def predict(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     data: Annotated[
-        str, typer.Option(help="Labelled images, as for train: their test split if they have one, else all of them.")
+        str,
+        typer.Option(
+            help="Labelled images, in any form that train accepts: their test split if they have one, else all of them."
+        ),
     ],
     output: Annotated[Path | None, typer.Option(help="JSON file to write the metrics to.")] = None,
 ) -> None:
@@ -341,7 +350,7 @@ def _resumable(command: str) -> Iterator[None]:
 
 
 def _print_error(sentence: str) -> None:
-    """Print a sentence on stderr, in one process alone if there are several."""
+    """Print a sentence on stderr, from the main process only."""
     if os.environ.get("RANK", "0") == "0":
         typer.echo(sentence, err=True)
 

@@ -7,10 +7,10 @@ import torch
 from finetune.recipe import Precision
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""The number format of each precision."""
+"""PyTorch's number format for each precision."""
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-"""The memory format of each layout."""
+"""PyTorch's memory format for each layout."""
 
 
 def best_device() -> torch.device:

@@ -41,7 +41,7 @@ class DivergenceError(FinetuneError):
         """Hold the sentence and the history.
 
         Args:
-            sentence: names the step and the layer.
+            sentence: the message, which names the step and the layer.
             history: rows of the training's history; the last one says where it diverged (`diverged_in`).
         """
         super().__init__(sentence)
@@ -71,7 +71,7 @@ def nearest_names(name: str, known: Iterable[str], most: int = 3) -> str:
 
 
 def quoted_names(names: Sequence[str], most: int = 8) -> str:
-    """Return the first `most` names in quotes, and how many there are besides.
+    """Return the first `most` names in quotes, and the number of the remaining ones.
 
     >>> quoted_names(["cat", "dog", "owl"], most=2)
     "'cat', 'dog' and 1 more"

@@ -80,13 +80,13 @@ def wait_for_everyone() -> None:
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """Let one process of each machine run the context before the others, so that they find what it has cached."""
+    """Run the context in one process of each machine first, so that the other processes find what it has cached."""
     with _state().local_main_process_first():
         yield
 
 
 def of_all_processes(own: Made) -> list[Made]:
-    """Return the value `own` of each process, in the order of the processes; all processes must call this."""
+    """Return the values of `own` in all processes, ordered by process; all processes must call this."""
     found: list[Made] = gather_object([own])
     return found
 
@@ -103,7 +103,7 @@ def is_so_everywhere(is_so: Callable[[], bool]) -> bool:
 
 
 def own_turns(count: int) -> range:
-    """Return which of the jobs 0 .. `count` - 1 are this process's, if the processes take them in turns."""
+    """Return this process's part of the jobs 0 .. `count` - 1, which the processes take in turn."""
     state = _state()
     return range(state.process_index, count, state.num_processes)
 

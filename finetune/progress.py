@@ -1,4 +1,4 @@
-"""Report progress through the one hook that long operations call."""
+"""Define the hook through which long operations report their progress."""
 
 from collections.abc import Callable
 

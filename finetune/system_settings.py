@@ -1,17 +1,18 @@
-"""Set how this process waits for its threads and keeps its memory, before torch is imported.
+"""Set how this process waits for its threads and keeps freed memory, before torch is imported.
 
-Each setting makes training on a CPU faster. A setting that the user has made in the environment is left alone.
+Both settings make training on a CPU faster. A setting that the user has made in the environment stays as it is.
 """
 
 import ctypes
 import os
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-"""Parameters of glibc's `mallopt`: free memory that a heap keeps, blocks outside of heaps, and heaps (malloc.h)."""
+"""Parameters of glibc's `mallopt` (malloc.h): the free memory that a heap keeps, the number of blocks outside of heaps,
+and the number of heaps."""
 
 
 def apply_system_settings() -> None:
-    """Shorten the spinning of waiting threads, and keep freed memory."""
+    """Make waiting threads spin for a shorter time, and make the process keep freed memory."""
     if "OMP_WAIT_POLICY" not in os.environ:
         # Threads that spin while they wait for each other make a busy machine ten times slower (experiments/log.md,
         # 2026-11-24). OpenMP reads this when torch is imported.
@@ -23,9 +24,9 @@ def apply_system_settings() -> None:
 def _keep_freed_memory() -> None:
     """Make glibc keep freed memory for the next batch, which needs the same amount.
 
-    By default glibc returns large blocks to the system at once, and the next batch gets them back page by page: a sixth
-    of the time of a first run at 224 px on a CPU (experiments/log.md, 2026-11-27). Only the first heap may grow without
-    limit, so all threads share it.
+    By default glibc returns large blocks to the system at once, and the next batch gets them back page by page. That
+    took a sixth of the time of a first run at 224 px on a CPU (experiments/log.md, 2026-11-27). Only the first heap may
+    grow without limit, so all threads share it.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,7 +1,7 @@
-"""Define the base class of all values that the toolkit passes on and saves.
+"""Define the base class of all values that the toolkit passes between its parts and saves.
 
-A value is frozen, its fields are checked, and reading its JSON file gives an equal value. Some fields have an alias:
-files use the alias as the key, so that files of earlier versions can be read; Python code uses the attribute's name.
+A value is frozen, its fields are checked, and reading its JSON file gives an equal value. Some fields have an alias.
+Files use the alias as the key, so that files of earlier versions can be read; Python code uses the attribute's name.
 """
 
 import json
@@ -14,7 +14,8 @@ from finetune.errors import FinetuneError, RecipeError, nearest_names
 
 
 class FrozenModel(BaseModel):
-    """A frozen, checked value: `changed` makes a changed copy, `save` writes a file, `load` reads it."""
+    """A frozen value with checked fields. `changed` returns a copy with other values, `save` writes a file, `load`
+    reads it."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -26,10 +27,10 @@ class FrozenModel(BaseModel):
     )
 
     def changed(self, **changes: Any) -> Self:  # noqa: ANN401  (any field may change; validation holds the types)
-        """Return a checked copy with other values for some fields, given by attribute name.
+        """Return a copy with new values for some fields, given by attribute name; the copy is checked again.
 
         Raises:
-            RecipeError: an unknown field or a wrong value, named in one sentence.
+            RecipeError: a field is unknown or has a wrong value; one sentence names it.
         """
         unknown = sorted(changes.keys() - type(self).model_fields.keys())
         if unknown:
@@ -67,7 +68,7 @@ class FrozenModel(BaseModel):
 
         Args:
             content: keys and values, as read from a file.
-            origin: where the content is from, for the error.
+            origin: source of the content, such as a path, for the error.
             kind: type of the error.
 
         Raises:
@@ -82,9 +83,10 @@ class FrozenModel(BaseModel):
 
 
 def explain(cls: type[BaseModel], error: ValidationError) -> str:
-    """Return one sentence about the first problem of a `cls`, unknown keys before wrong values.
+    """Return one sentence about the first problem that the validation of a `cls` found; unknown keys come before wrong
+    values.
 
-    Keys have the names that the input used: those of the file, or those of the attributes in Python.
+    The sentence uses the input's own names of the keys: those of the file, or those of the attributes in Python.
     """
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]

@@ -4,27 +4,28 @@ from finetune.value import FrozenModel
 
 
 class Work(FrozenModel):
-    """Amount of computation of a run, in images."""
+    """Amount of computation in a run, counted in images."""
 
     forward_images: int = 0
-    """Images sent forward through the whole network or a part of it."""
+    """Number of images sent forward through the whole network or a part of it."""
     backward_images: int = 0
-    """Images for which gradients were computed."""
+    """Number of images for which gradients were computed."""
     forward_equivalents: float = 0.0
-    """Computation in units of one forward pass of one image through the whole network."""
+    """Amount of computation, in forward passes of one image through the whole network."""
     decoded_images: int = 0
-    """Images decoded from their files."""
+    """Number of images decoded from their files."""
     decoded_bytes: int = 0
     """Size of the decoded files, in bytes."""
     cache_hits: int = 0
-    """Images whose pixels, features or activations were read from the cache; each of the three counts separately."""
+    """Number of times that an image's pixels, features or activations were read from the cache; each of the three
+    counts separately."""
 
     def __add__(self, other: "Work") -> "Work":
-        """Return the sum."""
+        """Return the sum of two amounts of work."""
         return self._combined(other, 1)
 
     def __sub__(self, other: "Work") -> "Work":
-        """Return the difference."""
+        """Return the difference of two amounts of work."""
         return self._combined(other, -1)
 
     def _combined(self, other: "Work", sign: int) -> "Work":
