@@ -87,8 +87,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
         """Return the class probabilities (n_paths, n_classes), with the classes in the order of `classes_`.
-        Raises:             NotFittedError: `fit` was not called.             DataError: a file is missing or cannot be
-        read as an image."""
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            DataError: a file is missing or cannot be read as an image.
+        """
         return self._fitted().predict_proba(paths)[:, self.columns_]
 
     def predict(self, paths: Sequence[str | Path]) -> NDArray[Any]:

@@ -106,7 +106,7 @@ class TrainingRecipe(FrozenModel):
     """Number of stages that the strategy `partial` trains, counted from the last one; by default the largest number
     that takes at most 72 % of a forward pass."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Weight decay of weight matrices, decoupled for AdamW and part of the gradient for SGD; biases and normalization
+    """Weight decay of weight matrices, decoupled for AdamW and part of the gradient for SGD; biases and normalisation
     layers have none. By default 0.02 for AdamW and 1e-4 for SGD."""
     schedule: Schedule | None = None
     """Schedule of the learning rate after the warm-up: `cosine`, `linear`, `step`, `inverse_sqrt` or `constant`; by
@@ -235,7 +235,7 @@ class Recipe(FrozenModel):
     """Path of a file with pretrained weights of the network (safetensors or PyTorch); by default the weights that timm
     or an installed package provides."""
     strategy: Literal["auto", "linear_probe", "norm_tuning", "partial", "full", "scratch"] = "auto"
-    """Part of the network that is trained: `linear_probe` (the head), `norm_tuning` (the head and the normalization
+    """Part of the network that is trained: `linear_probe` (the head), `norm_tuning` (the head and the normalisation
     layers), `partial` (the head and the last stages), `full` (everything), `scratch` (everything, from random weights),
     or `auto`; by default auto."""
     prefer: Preference = "balanced"

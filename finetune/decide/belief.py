@@ -1,6 +1,6 @@
-"""Represent what is known of the candidates' accuracies as a normal distribution, and update it by Bayes' rule.
+"""Represent the belief about the candidates' accuracies as a normal distribution, and update it by Bayes' rule.
 
-A prior gives the first belief. Short trainings that are evaluated on the same held-out images sharpen it.
+A prior gives the first belief. Short trainings, evaluated on the same held-out images, make it more certain.
 """
 
 import math
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DRAWS = 4000
-"""Number of joint draws of the candidates' accuracies from which probabilities are estimated."""
+"""Number of joint draws of all accuracies from which probabilities are estimated."""
 
 SHARED_DEFICIT = 0.3
 """Std of the accuracy deficit that all unfinished trainings share; large, so that only differences between them
 count."""
 
 PROBE_PLACE = 0
-"""Index of the linear probe in a belief. It is not raced, because its accuracy was measured."""
+"""Place (index) of the linear probe in a belief. The probe is not raced, because its accuracy was measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class Belief:
         return Belief(mean=self.mean[left], covariance=self.covariance[np.ix_(left, left)])
 
     def draws(self) -> "NDArray[np.float64]":
-        """Return accuracies (DRAWS, n_candidates) drawn from the belief, the same at every call."""
+        """Return accuracies drawn from the belief, (DRAWS, n_candidates), the same in every call."""
         # x = mean + R z with R R^T = covariance and z ~ N(0, I). The root R = V sqrt(diag(values)) comes from the
         # eigenvalues, not from Cholesky: an accuracy that is known exactly makes the covariance singular.
         values, vectors = np.linalg.eigh(self.covariance)
@@ -53,15 +53,16 @@ class Belief:
 def update(belief: Belief, raced: Sequence[int], right: "NDArray[np.floating]", discrepancy: float) -> Belief:
     """Return the belief after unfinished trainings were evaluated on the same held-out images.
 
-    The mean probability of the right class estimates the accuracy of a calibrated network, and varies less over images
-    than hits and misses do. Images are hard or easy for all candidates at once, so the errors of the estimates are
-    correlated; `np.cov` measures that.
+    The mean probability of the right class estimates the accuracy of a calibrated network, with less variance over
+    images than the fraction of hits has. An image is often hard or easy for all candidates, so the errors of the
+    estimates are correlated; `np.cov` measures the correlation.
 
     Args:
-        belief: before the evaluation.
-        raced: indices of the candidates that were trained.
-        right: probability of each image's class, (n_raced, n_images).
-        discrepancy: std of how differently the candidates still improve from here to the end, in accuracy.
+        belief: belief before the evaluation.
+        raced: places of the candidates that were trained.
+        right: probability of the right class of each image, (n_raced, n_images).
+        discrepancy: std, between candidates, of the improvement that is left until the end of the training, in
+            accuracy.
     """
     left = list(raced)
     # Noise of the measured means y: N = cov(images) / n_images + discrepancy^2 I + SHARED_DEFICIT^2 (all ones). The
@@ -80,7 +81,8 @@ def update(belief: Belief, raced: Sequence[int], right: "NDArray[np.floating]", 
 def gain_of_two(belief: Belief, place: int, other: int) -> float:
     """Return how much more accurate the better of two candidates is expected to be than the one at `place`.
 
-    Computed in closed form, because draws would err by a tenth of the least gain that is worth a second training.
+    It is computed in closed form, because the error of `draws` would be a tenth of the smallest gain that is worth a
+    second training.
     """
     # E max(0, D) for D = accuracy[other] - accuracy[place] ~ N(-behind, s^2) is s phi(behind / s) - behind
     # Phi(-behind / s) (Clark 1961); `pdf(0)` of the distribution of D is phi(behind / s) / s.
@@ -92,12 +94,12 @@ def gain_of_two(belief: Belief, place: int, other: int) -> float:
 
 
 def expected_gain(belief: Belief, raced: Sequence[int], noise: "NDArray[np.float64]") -> float:
-    """Return how much more accurate the pick is expected to be after a measurement than before it: the knowledge
-    gradient of Frazier et al. 2008.
+    """Return the expected gain of a measurement: how much more accurate the pick is after it than before it (the
+    knowledge gradient of Frazier et al. 2008).
 
     Args:
-        belief: before the measurement.
-        raced: indices of the candidates that would be measured.
+        belief: belief before the measurement.
+        raced: places of the candidates that would be measured.
         noise: covariance of the measurement's errors, (n_raced, n_raced).
     """
     # After the measurement the means are N(mean, C) with C = S[:, r] (S[r, r] + N)^-1 S[r, :], and the gain is

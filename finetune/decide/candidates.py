@@ -1,4 +1,5 @@
-"""List the candidates: each strategy at the depths and rates that are worth comparing, with what to expect of it."""
+"""List the candidates: each strategy at the depths and rates that are worth comparing, with its expected accuracy and
+time."""
 
 import math
 from collections.abc import Sequence
@@ -24,43 +25,44 @@ LEARNING_RATES: dict[Strategy, tuple[float, float]] = {
     "partial": (8e-4, 8e-4),
     "full": (4e-4, 8e-4),
 }
-"""Peak AdamW rates of each strategy at similarity 1 and at similarity 0. Those of `partial` do not rise: 1.2e-3, and
-2.4e-3 with half of the stages, end with a constant answer on some far images (experiments/log.md, 2026-11-25)."""
+"""Peak learning rates of AdamW for each strategy, at similarity 1 and at similarity 0. Those of `partial` do not rise:
+1.2e-3, and 2.4e-3 with half of the stages, end with a constant answer on some far images (experiments/log.md,
+2026-11-25)."""
 
 SGD_RATE = 50.0
-"""Peak rates of SGD over those of AdamW, with the usual batch (experiments/log.md, 2026-11-25)."""
+"""Ratio of the peak rates of SGD to those of AdamW, at the usual batch size (experiments/log.md, 2026-11-25)."""
 
 MOST_SCALED = 4
-"""Multiple of the usual batch size up to which the default rates rise with it. At 8 times it, trainings ended worse
-(experiments/log.md, 2026-11-25)."""
+"""Multiple of the usual batch size up to which the default rates rise with the batch size. With rates for 8 times the
+usual batch, trainings ended worse (experiments/log.md, 2026-11-25)."""
 
 SCRATCH_SHARE = 0.65
-"""Share of the linear probe's accuracy above chance that random weights reach with plenty of images. Kolesnikov et al.
-2020 and VTAB have about two thirds of the pretrained accuracy at 1,000 images, less with fewer."""
+"""Fraction of the linear probe's accuracy above chance that random weights reach with plenty of images. In Kolesnikov
+et al. 2020 and in VTAB they reach about two thirds of the pretrained accuracy at 1,000 images, and less with fewer."""
 
 SCRATCH_HALF = 15.0
-"""Images per class at which random weights reach half of that share."""
+"""Number of images per class at which random weights reach half of that fraction."""
 
 SCRATCH_ERROR = 0.15
-"""Std of the accuracy that is expected of random weights."""
+"""Std of the expected accuracy of random weights."""
 
 LEAST_SHARE_OF_STEPS = 0.5
-"""Share of its usual steps that a time budget must leave a candidate. With fewer, what is expected of it does not
-hold."""
+"""Smallest fraction of its usual steps that a time budget may leave a candidate. With fewer steps, its expected
+accuracy does not hold."""
 
 RUNGS = (1 / 3, 2 / 3)
-"""Shares of the steps after which the candidates of a race are evaluated."""
+"""Fractions of the steps after which the candidates of a race are evaluated."""
 
 
 class CandidateSpec(NamedTuple):
-    """A way to carry out a strategy."""
+    """One way to carry out a strategy: its depth and its learning rates."""
 
     strategy: Strategy
-    """How much of the network is trained."""
+    """Strategy: how much of the network is trained."""
     similarity: float | None = None
-    """Domain similarity for which the learning rates are taken; None: the measured one."""
+    """Domain similarity from which the learning rates follow; None: the measured one."""
     is_short: bool = False
-    """Whether half as many stages are trained, at twice the rate."""
+    """Whether half as many stages as usual are trained, at twice the rate."""
 
 
 SPECS = {
@@ -72,39 +74,39 @@ SPECS = {
     "full_far": CandidateSpec("full", similarity=0.0),
     "scratch": CandidateSpec("scratch"),
 }
-"""All candidates by name. `full` has two, because its learning rate matters more for accuracy than how many stages are
-trained (Li et al. 2020), and the similarity alone does not determine it."""
+"""All candidates by name. `full` has two, because the learning rate matters more for accuracy than the number of
+trained stages (Li et al. 2020), and the similarity alone does not determine the best rate."""
 
 
 class Candidate(FrozenModel):
-    """Something that could be trained, with what to expect of it."""
+    """A strategy at one depth and one rate, with its expected accuracy and time."""
 
     name: str
     """Name of the candidate, such as `full_far`."""
     strategy: Strategy
-    """How much of the network the candidate trains."""
+    """Strategy of the candidate: how much of the network it trains."""
     trainable_stages: int
-    """How many of the last stages are trained under `partial`; 0 under the other strategies."""
+    """Number of last stages that are trained under `partial`; 0 under the other strategies."""
     learning_rate: float
-    """Peak rate of the last stage and the head."""
+    """Peak learning rate of the last stage and the head."""
     lowest_rate_fraction: float
-    """Rate of the lowest trained stage over the highest one's."""
+    """Learning rate of the lowest trained stage as a fraction of the last stage's."""
     expected_top1: float
     """Expected top-1 accuracy, 0 .. 1."""
     expected_top1_error: float
     """Std of the expected top-1 accuracy."""
     expected_seconds: float
-    """Expected time of all its trainings on this machine, in seconds."""
+    """Expected time of all trainings of the candidate on this machine, in seconds."""
     race_seconds: float
-    """Expected time of the candidate in a race that it loses at the last rung, in seconds."""
+    """Expected training time of the candidate in a race that it loses at the last rung, in seconds."""
     share_of_steps: float
-    """Share of its usual steps that the time budget leaves."""
+    """Fraction of the candidate's usual steps that the time budget allows, 0 .. 1."""
     chance: float
-    """Probability that this candidate is the right pick: the cheapest one within the tolerance of the most accurate, if
-    all accuracies were known. 0 where the candidate is not considered."""
+    """Probability that this candidate is the right pick: if all accuracies were known, the cheapest one within the
+    tolerance of the most accurate one. 0 if the candidate is not considered."""
     basis: Literal["measured", "prior", "published"]
-    """Source of the expectation. `measured`: a cross-validation or a race on these images; `prior`: learned from our
-    own grid of other image sets (docs/explanation/decisions.md), called `published` in older files."""
+    """Source of the expected accuracy. `measured`: a cross-validation or a race on these images; `prior`: a grid of
+    trainings on other image sets (docs/explanation/decisions.md), called `published` in older files."""
 
     @property
     def label(self) -> str:
@@ -115,22 +117,22 @@ class Candidate(FrozenModel):
 
     @property
     def has_enough_steps(self) -> bool:
-        """Whether the time budget leaves enough of its steps; a linear probe needs none."""
+        """Whether the time budget allows enough of the candidate's steps; a linear probe needs none."""
         return self.name == "linear_probe" or self.share_of_steps >= LEAST_SHARE_OF_STEPS
 
     def workload(self, recipe: Recipe, evidence: Evidence) -> Workload:
-        """Return how much work the candidate is under a recipe, which may be another one than it was listed for."""
+        """Return the workload of the candidate under a recipe, which may differ from the one that it was listed for."""
         return size_workload(recipe, evidence, self.strategy, self.trainable_stages or None)
 
 
 def list_candidates(evidence: Evidence, recipe: Recipe) -> tuple[Candidate, ...]:
-    """Return all candidates, in the order of `SPECS`, except those that the recipe's fixed numbers make the same as an
-    earlier one."""
+    """Return all candidates, in the order of `SPECS`. A candidate is left out if the recipe's fixed numbers make it
+    equal to an earlier one."""
     return tuple(_candidate(name, evidence, recipe) for name in SPECS if _differs(name, evidence, recipe))
 
 
 def believe_all(names: Sequence[str], evidence: Evidence) -> Belief:
-    """Return the belief about some candidates, in their order; there is none about random weights."""
+    """Return the belief about some candidates, in the order of `names`; there is no belief about random weights."""
     known = ("linear_probe", *PRIOR.candidates)
     return believe(PRIOR, evidence).among([known.index(name) for name in names])
 
@@ -139,7 +141,7 @@ def learning_rates(strategy: Strategy, similarity: float) -> tuple[float, float]
     """Return the peak rate of the last stage and the head, and the lowest trained stage's rate as a fraction of it.
 
     The farther the domain, the higher the best rate (Li et al. 2020 find rank correlations of -.7 to -.9), and the
-    nearer the rates of the lower stages are to the highest one.
+    closer the rates of the lower stages are to the last stage's.
     """
     if strategy == "scratch":
         return 1e-3, 1.0
@@ -154,8 +156,8 @@ def rate_factor(optimizer: Optimizer, batch_size: int, usual: int) -> float:
     """Return the factor on the default rates, which are those of AdamW with the `usual` batch size.
 
     It is the square root of the relative batch size for AdamW (Malladi et al. 2022), and the relative batch size itself
-    for SGD (Goyal et al. 2017). Beyond some batch size the gradient's noise is small already: higher rates gain nothing
-    more and risk divergence.
+    for SGD (Goyal et al. 2017). Above some batch size the noise of the gradient is already small: higher rates bring no
+    further gain and risk divergence.
     """
     share = min(batch_size / usual, MOST_SCALED)
     return SGD_RATE * share if optimizer == "sgd" else math.sqrt(share)
@@ -207,7 +209,7 @@ def _candidate(name: str, evidence: Evidence, recipe: Recipe) -> Candidate:
 
 
 def _expected_of_scratch(evidence: Evidence) -> float:
-    """Return the top-1 accuracy to expect of random weights."""
+    """Return the expected top-1 accuracy of random weights, 0 .. 1."""
     # chance + (probe - chance) * SCRATCH_SHARE * n / (n + SCRATCH_HALF), with n images per class: nothing above chance
     # without images, half of the share at SCRATCH_HALF.
     chance = 1.0 / evidence.num_classes

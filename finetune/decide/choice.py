@@ -1,4 +1,4 @@
-"""Choose the strategy: decide by the evidence, explain the decision, and forecast what more images would gain."""
+"""Choose the strategy: decide by the evidence, explain the decision, and forecast the gain of more images."""
 
 from collections.abc import Sequence
 
@@ -27,28 +27,29 @@ class Backbone(FrozenModel):
     expected_top1: float
     """Expected top-1 accuracy of that candidate, 0 .. 1."""
     expected_seconds: float
-    """Expected time of that candidate's trainings on this machine, in seconds."""
+    """Expected time of all trainings of that candidate on this machine, in seconds."""
 
 
 class Choice(FrozenModel):
-    """The candidate to train, the reasons, and the alternatives."""
+    """The choice of a strategy: the candidate to train, the reasons, and the alternatives."""
 
     strategy: Strategy
-    """How much of the network is trained."""
+    """Strategy of the chosen candidate: how much of the network is trained."""
     reasons: tuple[str, ...]
-    """Why this candidate is trained, one sentence each."""
+    """Reasons for training this candidate, one sentence each."""
     candidates: tuple[Candidate, ...]
     """All candidates, the chosen one first, the others from the fastest to the slowest."""
     racing: tuple[str, ...] = ()
-    """Names of the candidates that race, or raced, the one that led before first; none: there is no race."""
+    """Names of the candidates in the race, the leader at its start first; empty: there is no race."""
     members: tuple[str, ...] = ()
-    """Names of the candidates whose probabilities are averaged, the chosen one first; none: it predicts alone."""
+    """Names of the candidates whose probabilities are averaged, the chosen one first; empty: the chosen one predicts
+    alone."""
     ensemble: str = ""
-    """The ensemble that was asked for: `seeds:N`, `snapshots:N`, `folds` or `backbones`; empty: none."""
+    """Ensemble that the recipe asks for: `seeds:N`, `snapshots:N`, `folds` or `backbones`; empty: there is none."""
     backbones: tuple[Backbone, ...] = ()
-    """The networks that were compared, the chosen one first; none: there was one."""
+    """Networks that were compared, the chosen one first; empty: there was only one network."""
     fallback: str = ""
-    """Name of the candidate to train where the chosen one is rejected; empty: the linear probe is kept then."""
+    """Name of the candidate to train if the chosen one is rejected; empty: the linear probe is kept instead."""
     forecast: Forecast
     """Expected gain of more images, with the chosen candidate."""
 
@@ -64,7 +65,8 @@ class Choice(FrozenModel):
 
 
 def choose_strategy(evidence: Evidence, recipe: Recipe | None = None) -> Choice:
-    """Return the strategy for the measured images; the recipe may fix it, prefer speed or limit the time.
+    """Return the choice of a strategy for the measured images. The recipe may fix the strategy, prefer speed, or limit
+    the time.
 
     Raises:
         RecipeError: the time budget is too short even for a linear probe.
@@ -85,12 +87,12 @@ def choose_strategy(evidence: Evidence, recipe: Recipe | None = None) -> Choice:
 
 
 def choose_backbone(measured: Sequence[tuple[Evidence, Choice]], prefer: Preference) -> tuple[Evidence, Choice]:
-    """Return the evidence and the choice of the network to train: the one whose chosen candidate is the cheapest that
-    is expected within the tolerance of the most accurate one.
+    """Return the evidence and the choice of the network to train. Of all networks' chosen candidates, it has the
+    cheapest one with an expected accuracy within the tolerance of the best.
 
     Args:
-        measured: each network's evidence, of the same images, and the choice that follows from it.
-        prefer: sets the tolerance.
+        measured: each network's evidence, measured on the same images, and the choice that follows from it.
+        prefer: preference between accuracy and time, which sets the tolerance.
     """
     if len(measured) == 1:
         return measured[0]
@@ -113,12 +115,12 @@ def choose_backbone(measured: Sequence[tuple[Evidence, Choice]], prefer: Prefere
 
 
 def settle(choice: Choice, race: Race, evidence: Evidence) -> Choice:
-    """Return the choice of a race's winner, which predicts alone, with the course of the race among the reasons.
+    """Return the choice after a race: the winner, which predicts alone, with the course of the race among the reasons.
 
     Args:
-        choice: before the race.
-        race: between its candidates.
-        evidence: measured before the race.
+        choice: choice before the race.
+        race: race between the candidates of the choice.
+        evidence: measurements from before the race.
     """
     candidates = race.contest.believed(choice.candidates, measured=race.contest.named(race.raced))
     reasons = (choice.reasons[0], *explain_race(race, candidates))

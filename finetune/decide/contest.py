@@ -1,4 +1,7 @@
-"""Choose among candidates: which one to pick, to race, or to average, given a belief about their accuracies."""
+"""Choose among candidates: which one to pick, to race, or to average, given a belief about their accuracies.
+
+A candidate's place is its index in the contest.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,38 +18,38 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TOLERANCE: dict[Preference, float] = {"accuracy": 0.0, "balanced": 0.01, "speed": 0.02}
-"""How far below the best a cheaper candidate may be expected to be and still be picked, in accuracy, for each
-preference."""
+"""Largest expected loss of accuracy, compared with the best candidate, for which a cheaper candidate is picked; for
+each preference."""
 
 PRICE: dict[Preference, float] = {"accuracy": 0.0025, "balanced": 0.01, "speed": 0.02}
-"""Least expected gain in accuracy for which a second candidate is trained, to race it or to average it, for each
-preference. No less than the tolerance: accuracy that the preference gives up for time is not bought back."""
+"""Smallest expected gain in accuracy for which a second candidate is trained, to race it or to average it; for each
+preference. It is at least the tolerance, so that accuracy that was given up for time is not bought back."""
 
 MOST_FINALISTS = 3
-"""Most candidates in a race."""
+"""Largest number of candidates in a race."""
 
 MOST_BEHIND = 0.01
-"""How far below the pick the second candidate of an average may be expected to be, in accuracy."""
+"""Largest expected loss of accuracy, compared with the pick, of the second candidate of an average."""
 
 LEAST_CHANCE = 0.1
-"""Least probability of being the right pick with which a candidate is raced."""
+"""Lowest probability of being the right pick for which a candidate is raced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contest:
-    """The candidates to choose between, with the belief about them and the rule of the choice.
+    """The candidates to choose between, the belief about them, and the rule of the choice.
 
     The rule: pick the cheapest candidate whose accuracy is within the tolerance of the best one's.
     """
 
     names: tuple[str, ...]
-    """Names of the candidates, the linear probe first; random weights do not take part."""
+    """Names of the candidates, the linear probe first. The candidate with random weights does not take part."""
     belief: Belief
-    """Belief about their accuracies."""
+    """Belief about the accuracies of the candidates."""
     costs: tuple[float, ...]
     """Expected training time of each candidate, in seconds."""
     tolerance: float
-    """How far below the best the pick may be expected to be, in accuracy."""
+    """Largest expected loss of accuracy of the pick, compared with the best candidate."""
 
     def named(self, places: Sequence[int]) -> tuple[str, ...]:
         """Return the names of the candidates at some places."""
@@ -69,13 +72,13 @@ class Contest:
         return np.bincount(chosen, minlength=len(self.costs)) / len(chosen)
 
     def finalists(self, places: Sequence[int] | None = None) -> tuple[int, ...]:
-        """Return the place of the candidate to pick, then the places of those that may well be the right pick instead,
-        the most probable first.
+        """Return the place of the candidate to pick, then the places of the other candidates that may well be the right
+        pick, the most probable first.
 
         Args:
-            places: the candidates that are left; None: all.
+            places: places of the candidates that are left; None: all candidates.
         """
-        # Chances are those within the contest of the candidates that are left: what was dropped cannot be the pick.
+        # Chances are computed among the candidates that are left, because a dropped candidate cannot be picked.
         left = list(range(len(self.names))) if places is None else list(places)
         own = self.among(left)
         chances, best = own.chances(), own.pick()
@@ -83,8 +86,8 @@ class Contest:
         return tuple(left[place] for place in (best, *others[: MOST_FINALISTS - 1]))
 
     def partner(self, place: int, price: float) -> int | None:
-        """Return the place of the candidate to average the pick with: the cheapest one that is expected to be nearly as
-        good and may well be better. None if there is none.
+        """Return the place of the candidate to average the pick with, or None: the cheapest one that is expected to be
+        nearly as accurate as the pick and may well be more accurate.
 
         Over image sets the mean of two is about as accurate as the better one of each pair
         (docs/explanation/decisions.md), so the gain of averaging is estimated by the gain of knowing which one is
@@ -92,7 +95,7 @@ class Contest:
 
         Args:
             place: the place of the pick.
-            price: least expected gain over the pick, in accuracy.
+            price: smallest expected gain over the pick, in accuracy.
         """
         if place == PROBE_PLACE:
             return None
@@ -108,11 +111,11 @@ class Contest:
         return min(others, key=lambda other: self.costs[other], default=None)
 
     def believed(self, candidates: Sequence[Candidate], measured: Sequence[str] = ()) -> tuple[Candidate, ...]:
-        """Return candidates with the expectations and chances of this contest; those that take no part stay as they
-        are.
+        """Return candidates with the expectations and chances of this contest; candidates that do not take part are
+        unchanged.
 
         Args:
-            candidates: in any order, which is kept.
+            candidates: candidates in any order; the order is kept.
             measured: names of the candidates that a race has evaluated.
         """
         # The expectation is the belief's mean, its error the square root of the covariance's diagonal.
@@ -132,7 +135,8 @@ class Contest:
 
 def make_contest(candidates: Sequence[Candidate], evidence: Evidence, recipe: Recipe) -> Contest:
     """Return the contest between candidates, before any of them is trained."""
-    # The grid of trainings that the prior was learned from has too few from random weights to believe anything of them.
+    # The prior was learned from a grid of trainings, which has too few trainings from random weights to support a
+    # belief.
     entered = [candidate for candidate in candidates if candidate.strategy != "scratch"]
     entered.sort(key=lambda candidate: candidate.name != "linear_probe")
     names = tuple(candidate.name for candidate in entered)
@@ -149,8 +153,8 @@ def pick(accuracies: "NDArray[np.float64]", costs: Sequence[float], tolerance: f
 
     Args:
         accuracies: (..., n_options).
-        costs: cost of each option, (n_options,); of equally cheap ones the most accurate is picked.
-        tolerance: in accuracy.
+        costs: cost of each option, (n_options,); of equally cheap options the most accurate is picked.
+        tolerance: largest loss of accuracy for a lower cost, 0 .. 1.
     """
     # good = {i: a_i >= max(a) - tolerance}; the pick has the least cost in `good`, and among those the most accuracy.
     good = accuracies >= accuracies.max(axis=-1, keepdims=True) - tolerance

@@ -1,7 +1,7 @@
-"""Read the history of a training as numbers on a common scale.
+"""Read the history of a training, and put its losses on a common scale.
 
-Train losses are put on a scale that label smoothing, mixing and class weights do not move: 0 is the least possible
-loss, 1 that of the best constant answer, which knows only how frequent the classes are.
+The scale of train losses does not depend on label smoothing, mixing and class weights: 0 is the smallest possible loss,
+and 1 is the loss of the best constant answer, the class frequencies.
 """
 
 import math
@@ -15,18 +15,18 @@ from finetune.recipe import Mixing
 
 BANDS: dict[str, tuple[float, float]] = {"head": (1e-6, 2e-2), "backbone": (1e-5, 3e-3), "random": (1e-4, 3e-2)}
 """Usual update-to-weight ratios (norm of a step's change over the norm of the weights) of the head, of pretrained
-stages, and of random ones. Rules of thumb have 1e-3 for a head and 1e-5 to 1e-4 for a backbone near its domain.
-Trainings with this library's own rates that end well have 4e-5 (stem) to 1.4e-3 in a backbone and 2e-4 to 5e-3 in a
-head (docs/guides/when-a-run-went-wrong.md), so a band ends well above that. A head that starts as a linear probe may
-have large weights and need not move."""
+stages, and of random ones. Rules of thumb are 1e-3 for a head and 1e-5 to 1e-4 for a backbone near its domain. Good
+trainings with this library's own rates have 4e-5 (stem) to 1.4e-3 in a backbone and 2e-4 to 5e-3 in a head
+(docs/guides/when-a-run-went-wrong.md), so each band ends well above that. A head that starts as a linear probe may have
+large weights and may hardly change."""
 
 MIXED_ENTROPY: dict[Mixing, float] = {"none": 0.0, "mixup": 0.23, "cutmix": 0.5}
-"""Mean entropy of the mixed labels of two images of different classes, in nats, for shares from Beta(0.2, 0.2) (mixup)
-and from Beta(1, 1) (cutmix)."""
+"""Mean entropy of the mixed labels of two images of different classes, for mixing weights from Beta(0.2, 0.2) (mixup)
+and from Beta(1, 1) (cutmix), in nats."""
 
 
 class Curve:
-    """The first training of a history as numbers: the only one, or the first fold."""
+    """The learning curve of the first training in a history: the only training, or the first fold."""
 
     def __init__(self, history: Sequence[Row], plan: Plan, evidence: Evidence) -> None:
         """Read a history with at least one step; `plan` and `evidence` are those of the training."""
@@ -39,7 +39,7 @@ class Curve:
         self.constant, self.least = _constant_loss(plan, evidence), _least_loss(plan, evidence)
         span = max(self.constant - self.least, 1e-9)
         self.losses = [(float(row["train_loss"]) - self.least) / span for row in self.rows]
-        """Train loss of each step, on the scale."""
+        """Train loss of each step, on the scale: 0 the smallest possible, 1 that of the best constant answer."""
         self.ratios = peak_ratios(self.rows)
 
     def __len__(self) -> int:
@@ -47,7 +47,7 @@ class Curve:
         return len(self.rows)
 
     def part(self, start: float, end: float) -> list[float]:
-        """Return the train losses, on the scale, between two shares of the steps."""
+        """Return the train losses, on the scale, between two fractions of the steps."""
         first = min(int(start * len(self)), len(self) - 1)
         return self.losses[first : max(int(end * len(self)), first + 1)]
 
@@ -93,9 +93,10 @@ def _constant_loss(plan: Plan, evidence: Evidence) -> float:
 
 
 def _least_loss(plan: Plan, evidence: Evidence) -> float:
-    """Return the train loss of a network that gives every image its smoothed and mixed label, in nats."""
-    # The entropy of a smoothed label (1 - s + s / K for the class, s / K for each other one), and for the share of
-    # pairs with different classes, 1 - sum p^2, that of the mixed label.
+    """Return the smallest possible train loss, of a network that predicts the smoothed and mixed label of every image,
+    in nats."""
+    # The entropy of a smoothed label (1 - s + s / K for the class, s / K for each other one), plus the entropy of a
+    # mixed label for the fraction of pairs with different classes, 1 - sum p^2.
     others = plan.label_smoothing / evidence.num_classes
     right = 1 - plan.label_smoothing + others
     least = -right * math.log(right) - ((evidence.num_classes - 1) * others * math.log(others) if others else 0.0)

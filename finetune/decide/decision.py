@@ -1,4 +1,4 @@
-"""Decide what to train, race, average and fall back to: a record without sentences, which `reasons` explains."""
+"""Decide which candidates to train, race, average and fall back to. `reasons` explains the decision in sentences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,42 +14,42 @@ from finetune.errors import RecipeError
 from finetune.recipe import Recipe
 
 PROBE_SUFFICES = 0.005
-"""Share of errors of the linear probe (with one standard error added) below which nothing else is considered."""
+"""Error rate of the linear probe (with one standard error added) below which nothing else is considered."""
 
 FALLBACK = "full_near"
-"""Name of the candidate that is trained where the pick is rejected: its rates are the lowest."""
+"""Name of the candidate that is trained if the pick is rejected: the one with the lowest learning rates."""
 
 AUTO_ENSEMBLE = "snapshots:3"
-"""The ensemble that `auto` stands for (docs/explanation/ensembles.md)."""
+"""Ensemble that `auto` stands for (docs/explanation/ensembles.md)."""
 
 Ground = Literal["asked", "probe_suffices", "contest"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What was decided, before it is put into sentences."""
+    """A decision, not yet explained in sentences."""
 
     contest: Contest
-    """The contest between the candidates."""
+    """Contest between the candidates."""
     candidates: tuple[Candidate, ...]
     """All candidates with their expectations, in the order of `SPECS`."""
     name: str
     """Name of the candidate to train."""
     ground: Ground
-    """Why it is that one. `asked`: the recipe names its strategy; `probe_suffices`: the linear probe makes hardly any
-    errors; `contest`: the rule of the contest picks it."""
+    """Reason for this candidate. `asked`: the recipe names its strategy; `probe_suffices`: the linear probe makes
+    hardly any errors; `contest`: the rule of the contest picks it."""
     racing: tuple[str, ...] = ()
-    """Names of the candidates to race, the pick first; none: there is no race."""
+    """Names of the candidates to race, the pick first; empty: there is no race."""
     members: tuple[str, ...] = ()
-    """Names of the candidates to average, the pick first; none: the pick predicts alone."""
+    """Names of the candidates to average, the pick first; empty: the pick predicts alone."""
     ensemble: str = ""
-    """The ensemble that was asked for, `auto` resolved; empty: there is none."""
+    """Ensemble that the recipe asks for, with `auto` resolved; empty: there is none."""
     fallback: str = ""
-    """Name of the candidate to train where the pick is rejected; empty: the linear probe is kept then."""
+    """Name of the candidate to train if the pick is rejected; empty: the linear probe is kept instead."""
 
 
 def make_decision(evidence: Evidence, recipe: Recipe) -> Decision:
-    """Return the decision for the measured images; the recipe may fix the strategy, prefer speed or limit the time.
+    """Return the decision for the measured images. The recipe may fix the strategy, prefer speed, or limit the time.
 
     Raises:
         RecipeError: the time budget is too short even for a linear probe.
@@ -88,7 +88,8 @@ def make_decision(evidence: Evidence, recipe: Recipe) -> Decision:
 
 
 def _fallback(candidates: Sequence[Candidate], name: str, recipe: Recipe) -> str:
-    """Return the name of the candidate to train where the pick is rejected, if the time budget allows for both."""
+    """Return the name of the candidate to train if the pick is rejected; "" if the time budget does not allow for
+    both."""
     chosen, other = (next(candidate for candidate in candidates if candidate.name == each) for each in (name, FALLBACK))
     seconds = chosen.expected_seconds + other.expected_seconds
     is_too_long = recipe.time_budget is not None and seconds > recipe.time_budget
@@ -98,7 +99,7 @@ def _fallback(candidates: Sequence[Candidate], name: str, recipe: Recipe) -> str
 def _racing(
     contest: Contest, left: Sequence[int], candidates: Sequence[Candidate], evidence: Evidence, recipe: Recipe
 ) -> tuple[str, ...]:
-    """Return the names of the candidates to race; none where a race does not pay, takes too long, or is impossible."""
+    """Return the names of the candidates to race; none if a race does not pay, takes too long, or is impossible."""
     raced = [place for place in left if place != PROBE_PLACE]
     is_stream = evidence.num_held < evidence.num_images  # it is read once, from its beginning
     if is_stream or not is_worth_racing(contest.belief, raced, num_evaluated(evidence), PRICE[recipe.prefer]):
@@ -109,7 +110,8 @@ def _racing(
 
 
 def _members(candidates: Sequence[Candidate], contest: Contest, place: int, recipe: Recipe) -> tuple[str, ...]:
-    """Return the names of two candidates to average, where accuracy is preferred and the time budget allows for it."""
+    """Return the names of two candidates to average; none unless accuracy is preferred and the time budget allows for
+    both."""
     other = contest.partner(place, PRICE[recipe.prefer])
     if recipe.prefer != "accuracy" or recipe.ensemble or other is None:
         return ()
@@ -119,7 +121,8 @@ def _members(candidates: Sequence[Candidate], contest: Contest, place: int, reci
 
 
 def _ensemble(name: str, recipe: Recipe) -> str:
-    """Return the ensemble that the recipe asks for; none of linear probes, which do not differ by their seed."""
+    """Return the ensemble that the recipe asks for, or ""; linear probes are not averaged, because they do not depend
+    on the seed."""
     asked = AUTO_ENSEMBLE if recipe.ensemble == "auto" else recipe.ensemble or ""
     return "" if name == "linear_probe" and asked != "backbones" else asked
 

@@ -1,4 +1,4 @@
-"""Diagnose a training: return verdicts on its settings, with the numbers that they are based on and what to change."""
+"""Diagnose a training: return verdicts on its settings, with the numbers behind them and the changes to make."""
 
 from collections.abc import Sequence
 
@@ -13,18 +13,19 @@ from finetune.history import Row
 __all__ = ["KINDS", "Kind", "Verdict", "describe_checks", "diagnose"]
 
 SHORTEST_CURVE = 20
-"""Fewest steps of a curve that is read: tenths of a shorter one, which are compared, would be single batches."""
+"""Fewest steps of a curve that is diagnosed. The rules compare tenths of a curve, and tenths of a shorter one would be
+single batches."""
 
 
 def diagnose(history: Sequence[Row], plan: Plan, evidence: Evidence) -> tuple[Verdict, ...]:
-    """Return the verdicts on the history of a plan's trainings, the causes before the symptoms; none, where all is well
-    or the plan took no steps.
+    """Return the verdicts on the history of a plan's trainings, causes before symptoms; none if all is well or the plan
+    takes no steps.
 
     Args:
-        history: the rows of `TrainedModel.history` or of a run's history.jsonl. Of several trainings the first one is
+        history: the rows of `TrainedModel.history` or of a run's history.jsonl. Of several trainings, only the first is
             read as a curve: the one that is evaluated, or the first fold.
         plan: the plan that was carried out; each member of an ensemble has its own.
-        evidence: of the same images.
+        evidence: the measurements of the same images.
     """
     if not history:
         return ()
@@ -35,7 +36,7 @@ def diagnose(history: Sequence[Row], plan: Plan, evidence: Evidence) -> tuple[Ve
     if len(curve) < SHORTEST_CURVE:
         return _present(noisy_validation(curve))
     lost = blown_up(curve)
-    # Steps that are wrong explain all that is learned after them, so the other rules have nothing to add.
+    # Wrong steps explain everything that follows them, so the other rules have nothing to add.
     broken = _present(lost, None if lost else flat_start(curve), update_ratio(curve))
     if broken:
         return broken
@@ -44,7 +45,7 @@ def diagnose(history: Sequence[Row], plan: Plan, evidence: Evidence) -> tuple[Ve
 
 
 def describe_checks(history: Sequence[Row]) -> str:
-    """Return a summary of the history that was read, for people."""
+    """Return a human-readable summary of the history that the verdicts are based on."""
     if not history:
         return "nothing was trained step by step, so there is no curve"
     names = list(dict.fromkeys(str(row["phase"]) for row in history))

@@ -1,4 +1,4 @@
-"""Hold what was measured about the images, the network and the machine: the basis of every decision."""
+"""Define the evidence: the measurements of the images, the network and the machine on which every decision is based."""
 
 from typing import Annotated, Any, Self
 
@@ -12,80 +12,85 @@ from finetune.work import Work
 
 
 class StageProfile(FrozenModel):
-    """One stage of the network: a block of layers."""
+    """One stage of the network, a block of layers, with its size and its cost."""
 
     name: str
     """Name of the stage."""
     num_parameters: int
     """Number of parameters in the stage."""
     forward_share: float
-    """Share of the network's multiplications in a forward pass, 0 .. 1."""
+    """Fraction of the network's multiplications in a forward pass that the stage takes, 0 .. 1."""
     output_values: int | None
     """Number of values in one image's activation at the end of the stage; None where the network cannot be cut
     there."""
 
 
 class ForwardSettings(FrozenModel):
-    """How images are read and sent through a network that is not trained: the fastest settings of those timed."""
+    """Settings for reading images and sending them through a network that is not trained: the fastest ones of those
+    timed."""
 
     precision: Precision
-    """Arithmetic of the forward pass."""
+    """Number format of the forward pass: `float32`, `bfloat16` or `float16`."""
     layout: Layout
-    """Order of the values in memory, in forward passes and in training steps."""
+    """Memory layout of images and activations, in forward passes and in training steps: `channels_last` or
+    `contiguous`."""
     batch_size: Annotated[int, Field(ge=1)]
-    """Number of images in a batch."""
+    """Number of images in a batch of a forward pass."""
     parallel_parts: Annotated[int, Field(ge=1, alias="streams")]
     """Number of batches that are computed in parallel, each by its own thread team."""
     num_threads: Annotated[int, Field(ge=1)]
     """Number of threads in each thread team."""
     loader_workers: Annotated[int, Field(ge=0)]
-    """Number of processes that read ahead; 0: images are read between the batches."""
+    """Number of worker processes that read images ahead; 0: the main process reads them between the batches."""
 
 
 class TrainingSpeed(FrozenModel):
     """How fast this machine trains the network under one strategy."""
 
     strategy: Strategy
-    """The strategy that was timed."""
+    """Strategy that was timed."""
     trainable_stages: int
-    """How many of the last stages were trained under `partial`; 0 under the other strategies."""
+    """Number of last stages that were trained under `partial`; 0 under the other strategies."""
     precision: Precision
-    """Arithmetic of the training steps: the fastest of those timed."""
+    """Number format of the training steps: the fastest of those timed."""
     parallel_parts: Annotated[int, Field(alias="streams")]
     """Number of parts of a batch that are computed in parallel."""
     images_per_second: float
-    """Speed of training steps on images in memory; under `partial`, on cached activations."""
+    """Speed of training steps on images in memory (under `partial`, on cached activations), in images per second."""
     prefix_images_per_second: float | None
-    """Speed of the forward pass through the frozen stages under `partial`; None where their output cannot be cached."""
+    """Speed of the forward pass through the frozen stages under `partial`, in images per second; None if their output
+    cannot be cached."""
     gradient_error: float
-    """1 - cosine between the gradients in this arithmetic and in float32, on real images."""
+    """Error of the gradients in this number format: 1 - their cosine with those in float32, on real images."""
 
 
 class MachineSpeed(FrozenModel):
-    """How fast one process of this machine computes with this network at this image size."""
+    """Speed of one process of this machine with this network, at this image size."""
 
     device: str
     """Name of the processor or accelerator."""
     num_threads: int
-    """Number of threads of one process."""
+    """Number of threads that one process uses."""
     num_processes: Annotated[int, Field(ge=1)] = 1
     """Number of processes that will share the training, each on a device of its own."""
     forward: ForwardSettings
-    """The fastest settings of a forward pass."""
+    """Fastest settings of a forward pass."""
     forward_images_per_second: float
-    """Speed of the forward pass with these settings, on images in memory."""
+    """Speed of the forward pass with these settings on images in memory, in images per second."""
     forward_error: float
-    """Share of the features' variance over real images that this arithmetic changes, compared with float32."""
+    """Error of the features in this number format, compared with float32, as a fraction of the features' variance over
+    real images."""
     reading_images_per_second: float
-    """Speed of reading and augmenting images, where that adds to the network's time; 1e9 where both overlap."""
+    """Speed of reading and augmenting images, in images per second, as far as it adds to the network's time; 1e9 if
+    reading and computing overlap fully."""
     micro_batch: int
-    """Number of images of a training step that were computed at once when it was timed; larger batches are
-    accumulated."""
+    """Number of images that were computed at once in the timed training steps; larger batches are accumulated."""
     training: tuple[TrainingSpeed, ...]
-    """Speed of each strategy that was timed."""
+    """Training speed of each strategy that was timed."""
 
     def fastest(self, strategy: Strategy, trainable_stages: int) -> TrainingSpeed:
-        """Return the measured speed of a strategy; for `partial`, with the nearest number of stages that was timed."""
+        """Return the measured training speed of a strategy; for `partial`, the one with the nearest number of trained
+        stages."""
         measured = [speed for speed in self.training if speed.strategy == strategy]
         if not measured:
             raise RecipeError(f"speed.training has no entry for the strategy {strategy}; measure the evidence again")
@@ -93,33 +98,35 @@ class MachineSpeed(FrozenModel):
 
 
 class LearningCurve(FrozenModel):
-    """How the errors of a linear probe fall with the number of images that it is trained on."""
+    """Learning curve of a linear probe: its accuracy as a function of the number of training images."""
 
     num_images: tuple[int, ...]
-    """Numbers of training images: a quarter, a half, and all of a fold's."""
+    """Numbers of training images: a quarter, a half and all of the training images of a fold."""
     accuracy: tuple[float, ...]
     """Top-1 accuracy for each number of training images, on the same held-out images, 0 .. 1."""
     slope: float
-    """Exponent b in `errors ~ images ** -b`, from the first to the last point."""
+    """Exponent b of the learning curve `errors ~ images ** -b`, from its first to its last point."""
     slope_error: float
     """Standard error of the slope, over images."""
 
 
 class ProbeResult(FrozenModel):
-    """The cross-validation of a linear classifier on frozen features."""
+    """Cross-validation of the linear probe, a linear classifier on frozen features."""
 
     accuracy: float
     """Cross-validated top-1 accuracy, 0 .. 1."""
     accuracy_error: float
-    """Standard error of the accuracy."""
+    """Standard error of the cross-validated top-1 accuracy, 0 .. 1."""
     balanced_accuracy: float
-    """Cross-validated accuracy, averaged over the classes, 0 .. 1."""
+    """Cross-validated balanced accuracy, the mean of the classes' accuracies, 0 .. 1."""
     log_loss: float
     """Cross-validated log-loss, in nats."""
     inverse_regularization: Annotated[float, Field(alias="strength")]
-    """Inverse regularization C with the lowest log-loss (standardised features, summed loss)."""
+    """Inverse regularization C with the lowest cross-validated log-loss, for standardised features and a loss summed
+    over images."""
     answers: dict[str, float]
-    """Balanced accuracy with each answer to unequal classes: none, class_weights, logit_adjustment."""
+    """Cross-validated balanced accuracy with each correction for classes of unequal size (`none`, `class_weights` and
+    `logit_adjustment`), 0 .. 1."""
     curve: LearningCurve
     """Accuracy as a function of the number of training images."""
 
@@ -130,15 +137,15 @@ class Evidence(FrozenModel):
     model: str
     """Name of the network that was measured."""
     weights: str
-    """Source of the network's weights."""
+    """Source of the network's weights: a file, the local cache, the hub or an installed package."""
     takes_any_size: bool = False
-    """Whether the network can be trained on smaller images than it predicts from."""
+    """Whether the network can be trained on smaller images than those that it predicts from."""
     source_classes: int = 0
-    """Number of classes of the pretrained classifier; 0: the weights hold none."""
+    """Number of classes of the pretrained classifier; 0: the weights do not include one."""
     num_images: int
     """Number of training images."""
     num_held: int
-    """Number of training images in memory or on disk: all, or a sample where they are streamed."""
+    """Number of training images in memory or on disk: all of them, or a sample if they are streamed."""
     num_classes: int
     """Number of classes."""
     images_per_class: float
@@ -146,40 +153,40 @@ class Evidence(FrozenModel):
     class_counts: dict[str, int]
     """Number of training images of each class, by its name."""
     imbalance: float
-    """Number of images of the largest class over that of the smallest."""
+    """Number of images of the largest class divided by that of the smallest."""
     num_unreadable: int
-    """Number of files that could not be read."""
+    """Number of image files that could not be read and were left out."""
     native_shorter_side: int
     """Median of the stored images' shorter sides, in pixels."""
     preprocessing: Preprocessing
-    """How images are prepared for the network, at the planned size."""
+    """Preprocessing of images for the network, at the planned size."""
     image_size_reason: str
-    """Why images have the planned size."""
+    """Reason for the planned image size, in one sentence."""
     domain_similarity: float
     """Similarity of the images to the pretraining images, from 0 (far) to 1 (near)."""
     similarity_parts: dict[str, float]
     """The measurements behind the domain similarity, by name."""
     similarity_calibrated: bool
-    """Whether the scale of the similarity was fitted for this network."""
+    """Whether the scale of the domain similarity was fitted for this network."""
     probe: ProbeResult
-    """Cross-validation of a linear probe."""
+    """Result of the linear probe on the network's frozen features."""
     chirality: Annotated[float | None, Field(alias="handedness")]
-    """Share of pairs in which a linear classifier tells an image from its mirrored copy; 0.5: they look the same. None
-    where nothing is to be trained on augmented images."""
+    """Fraction of pairs in which a linear classifier distinguishes an image from its mirrored copy, 0 .. 1; 0.5: they
+    look the same. None for the strategy `linear_probe`, which does not train on mirrored images."""
     stages: tuple[StageProfile, ...]
-    """The stages of the network, from the stem to the last one."""
+    """Stages of the network, from the stem to the last one."""
     speed: MachineSpeed
-    """Speed of this machine with the network."""
+    """Speed of this machine with this network."""
     cache_bytes: int
-    """Most bytes of cached activations that this disk can hold; 0 where images are streamed."""
+    """Largest size of cached activations that the cache can hold, in bytes; 0 if images are streamed."""
     seconds: float
     """Wall time of the measurement, in seconds."""
     work: Work
-    """Images decoded and sent through the network during the measurement."""
+    """Amount of computation in the measurement: images decoded and sent through the network."""
     metric: Metric
-    """The metric by which models are compared."""
+    """Metric by which models are compared: `top1` or `balanced_accuracy`."""
     has_validation: bool
-    """Whether the data came with a validation split."""
+    """Whether the data has a validation split of its own."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -190,25 +197,26 @@ class Evidence(FrozenModel):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def probe_accuracy_error(self) -> float:
-        """Standard error of that accuracy: `probe.accuracy_error`."""
+        """Standard error of the linear probe's cross-validated top-1 accuracy: `probe.accuracy_error`."""
         return self.probe.accuracy_error
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def forward_images_per_second(self) -> float:
-        """Speed of the forward pass, on images in memory: `speed.forward_images_per_second`."""
+        """Speed of the forward pass on images in memory, in images per second: `speed.forward_images_per_second`."""
         return self.speed.forward_images_per_second
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def train_images_per_second(self) -> float:
-        """Speed of training all layers, from `speed.training`."""
+        """Speed of training all layers, in images per second, from `speed.training`."""
         return self.speed.fastest("full", 0).images_per_second
 
     @model_validator(mode="wrap")
     @classmethod
     def _computed_keys_agree(cls, content: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401
-        """Accept the computed keys of a file, as long as they agree with the fields that they are computed from."""
+        """Accept computed keys in a file if they agree with the fields that they are computed from; raise a ValueError
+        if not."""
         if not isinstance(content, dict):
             return handler(content)
         value = handler({key: given for key, given in content.items() if key not in cls.model_computed_fields})

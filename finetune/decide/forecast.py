@@ -6,52 +6,52 @@ from finetune.decide.evidence import Evidence
 from finetune.value import FrozenModel
 
 NINETY_PERCENT = 1.645
-"""Half the width of a 90 % interval, in standard deviations."""
+"""Half-width of a 90 % interval of a normal distribution, in standard deviations."""
 
 
 class Assumptions(FrozenModel):
-    """The usual learning curve, fitted by `experiments/calibrate_forecast.py`."""
+    """Assumptions about learning curves, fitted by `experiments/calibrate_forecast.py`."""
 
     usual_slope: float
     """Mean exponent b in `errors ~ images ** -b` of a linear probe, over image sets."""
     spread: float
-    """Std of the exponent from set to set."""
+    """Std of the exponent between image sets."""
     bend: float
-    """Std of the change of the exponent from the images that it is measured on to those that it is used for."""
+    """Std of the change of the exponent between the numbers of images that it is measured at and those that it is used
+    for."""
 
 
 ASSUMED = Assumptions(usual_slope=0.3, spread=0.08, bend=0.14)
-"""The fitted learning curve (experiments/log.md, 2026-11-25)."""
+"""Assumptions with the fitted numbers (experiments/log.md, 2026-11-25)."""
 
 
 class Forecast(FrozenModel):
-    """The expected gain of more images of the same kind."""
+    """Expected gain of more training images of the same kind."""
 
     more_images: int
     """Number of additional training images."""
     gain: float
     """Expected gain in top-1 accuracy, 0 .. 1."""
     gain_interval: tuple[float, float]
-    """The 90 % interval of the gain."""
+    """90 % interval of the gain in top-1 accuracy."""
     sentence: str
-    """The forecast in one sentence."""
+    """Forecast in one sentence."""
 
 
 def forecast(evidence: Evidence, expected_top1: float, more_images: int | None = None) -> Forecast:
     """Return the expected gain of more training images.
 
-    Errors fall as a power of the number of images (Hestness et al. 2017). The exponent is the linear probe's own,
-    measured from a quarter of the images to all of them, and shrunk towards the usual one where few images leave it
-    uncertain.
+    Errors fall as a power of the number of images (Hestness et al. 2017). The exponent is measured on the linear probe,
+    from a quarter of the images to all of them, and shrunk towards the usual one if few images leave it uncertain.
 
     Args:
-        evidence: holds the probe's learning curve.
-        expected_top1: accuracy that is expected with the present images, 0 .. 1.
-        more_images: number of additional images; None: about as many as there are, rounded.
+        evidence: measurements, with the probe's learning curve.
+        expected_top1: expected top-1 accuracy with the present images, 0 .. 1.
+        more_images: number of additional images; None: the present number, rounded to one digit.
     """
     more = more_images or round_number(evidence.num_images)
     # errors(n) = errors(n_0) (n / n_0)^-b, so the gain is (1 - top1) (1 - factor^-b); expm1 keeps small gains exact.
-    # The gain is monotonous in b: its interval is that of b, mapped.
+    # The gain is monotonic in b, so its interval is the interval of b, mapped.
     slope, deviation = likely_slope(evidence.probe.curve.slope, evidence.probe.curve.slope_error)
     factor = (evidence.num_images + more) / evidence.num_images
 
@@ -69,14 +69,15 @@ def forecast(evidence: Evidence, expected_top1: float, more_images: int | None =
 
 
 def likely_slope(measured: float, error: float, assumed: Assumptions = ASSUMED) -> tuple[float, float]:
-    """Return the exponent with which a learning curve probably continues, and its std.
+    """Return the exponent with which a learning curve is expected to continue, and its std.
 
     Args:
         measured: exponent of the measured curve.
-        error: its standard error.
-        assumed: the usual learning curve.
+        error: standard error of the measured exponent.
+        assumed: assumptions about learning curves.
     """
-    # Mean of two normal estimates, weighted by their precisions 1 / variance; `bend` is added for the extrapolation.
+    # The mean of two normal estimates, weighted by their precisions 1 / variance. The variance of `bend` is added for
+    # the extrapolation.
     precision, usual = 1.0 / max(error, 1e-3) ** 2, 1.0 / assumed.spread**2
     slope = (precision * measured + usual * assumed.usual_slope) / (precision + usual)
     return slope, math.hypot((precision + usual) ** -0.5, assumed.bend)

@@ -1,6 +1,7 @@
-"""Check what a training learned: whether it decayed too early, stopped too early, memorised, or learned too little.
+"""Check what a training learned: whether its rate decayed too early, it stopped too early, it memorised images, or it
+learned too little.
 
-Gaps are differences between held-out images and training images, both evaluated without augmentation and with the
+A gap is the difference between training images and held-out images, both evaluated without augmentation and with the
 averaged weights.
 """
 
@@ -15,47 +16,50 @@ from finetune.decide.verdict import Verdict
 from finetune.recipe import SMALL_MODELS, Strategy
 
 UNLEARNED = 0.1
-"""Train loss, on the scale, above which there is something left to learn."""
+"""Train loss, on the scale of `Curve`, above which there is something left to learn."""
 
 DECAYED = 0.1
-"""Share of its peak from which a learning rate has decayed: a tenth, the usual drop of a step (He et al. 2016)."""
+"""Fraction of its peak at which a learning rate counts as decayed: a tenth, the usual drop of a step schedule (He et
+al. 2016)."""
 
 EARLY = 1 / 3
-"""Share of the steps left from which a decay is early. A cosine reaches a tenth of its peak at 0.8 of the steps."""
+"""Fraction of the steps after a decay from which the decay is early. A cosine reaches a tenth of its peak at 0.8 of the
+steps."""
 
 SLOWED = 0.25
-"""Speed of learning after a decay, over that before it, below which the curve has a plateau (our choice)."""
+"""Ratio of the speed of learning after a decay to that before it, below which the curve has a plateau (our choice)."""
 
 LATE = 0.8
-"""Share of the steps before which the evaluation was made that the last one is compared with."""
+"""Fraction of the steps up to which an evaluation is early enough to be compared with the last one."""
 
 STILL_FALLS = 0.1
-"""Least relative fall of the held-out log-loss since then for which more steps are worth their time."""
+"""Smallest relative decrease of the held-out log-loss, from that evaluation to the last one, for which more steps are
+worth their time."""
 
 STANDARD_ERRORS = 2.0
-"""Number of standard errors that a change must have to count. Two evaluations use the same images, so the error of
-their difference is smaller than that of either: a careful bound."""
+"""Number of standard errors from which a change counts. This is a careful bound: two evaluations use the same images,
+so the error of their difference is smaller than that of either."""
 
 LEARNED = 0.99
-"""Top-1 accuracy on training images from which there is nothing left to learn from them."""
+"""Top-1 accuracy on training images from which they count as learned."""
 
 UNDERFITTED = 0.85
-"""Top-1 accuracy on training images below which a network without a gap cannot tell them apart."""
+"""Top-1 accuracy on training images below which a network without a gap underfits."""
 
 NO_GAP = 0.02
-"""Lead in top-1 accuracy of training images over held-out ones up to which there is no gap, if chance does not allow
+"""Largest lead in top-1 accuracy of training images over held-out images that does not count as a gap; chance may allow
 for more."""
 
 TOO_WIDE = 0.10
-"""Half-width of the 95 % interval of the held-out top-1 accuracy from which a validation set is too small to choose by:
-options that are worth comparing differ by a few points (docs/explanation/decisions.md)."""
+"""Half-width of the 95 % interval of the held-out top-1 accuracy from which the held-out images are too few to compare
+options, which often differ by a few points (docs/explanation/decisions.md)."""
 
 TRAINS_LESS: dict[Strategy, Strategy] = {"scratch": "full", "full": "partial", "partial": "linear_probe"}
-"""The strategy that trains less, for each strategy that has one."""
+"""The next strategy that trains less of the network, for each strategy that has one."""
 
 
 def early_decay(curve: Curve) -> Verdict | None:
-    """Return a verdict if the train loss fell until the learning rate decayed, and hardly since."""
+    """Return a verdict if the train loss fell until the learning rate decayed, and hardly fell after that."""
     peak = curve.rates.index(max(curve.rates))
     decay = len(curve)
     while decay > peak and curve.rates[decay - 1] <= DECAYED * max(curve.rates) * 1.001:
@@ -88,7 +92,7 @@ def early_decay(curve: Curve) -> Verdict | None:
 
 
 def _speed(losses: Sequence[float]) -> tuple[float, float]:
-    """Return the fall of losses per step, from the first half to the second, and its standard error."""
+    """Return the mean decrease of the losses per step, from the first half to the second, and its standard error."""
     # The centres of the halves are n / 2 steps apart; the variance of a mean of n / 2 losses is their variance over
     # n / 2.
     half = len(losses) // 2
@@ -98,7 +102,7 @@ def _speed(losses: Sequence[float]) -> tuple[float, float]:
 
 
 def still_improving(curve: Curve) -> Verdict | None:
-    """Return a verdict if the held-out log-loss falls to the end."""
+    """Return a verdict if the held-out log-loss was still falling at the end."""
     earlier = [row for row in curve.evaluations if float(row["step"]) <= LATE * len(curve)]
     if not earlier:
         return None
@@ -123,7 +127,7 @@ def still_improving(curve: Curve) -> Verdict | None:
 
 
 def growing_gap(curve: Curve) -> Verdict | None:
-    """Return a verdict if the held-out log-loss rises while that of training images falls."""
+    """Return a verdict if the held-out log-loss rose while the log-loss on training images fell."""
     if len(curve.evaluations) < 2:
         return None
     best = min(curve.evaluations, key=lambda row: float(row["validation_loss"]))
@@ -189,7 +193,7 @@ def _more_capacity(plan: Plan) -> tuple[str, ...]:
 
 
 def noisy_validation(curve: Curve) -> Verdict | None:
-    """Return a verdict if there are too few held-out images to choose by."""
+    """Return a verdict if there are too few held-out images to compare options."""
     if not curve.evaluations:
         return None
     is_crossed = curve.plan.validation == "cross_validation"

@@ -1,4 +1,4 @@
-"""Define the plan: every number of a training, resolved, so that it can be read, edited, saved and run again."""
+"""Define the plan: every number of a training, so that the plan can be read, edited, saved and run again."""
 
 from typing import Annotated, Literal, Self
 
@@ -11,151 +11,156 @@ from finetune.recipe import BatchNormStatistics, Metric, Mixing, Optimizer, Prec
 from finetune.value import FrozenModel
 
 REFIT_RATE = 0.25
-"""Peak rates of a refit that continues from the evaluated weights, over those of the training."""
+"""Ratio of the peak rates of a refit that continues from the evaluated weights to those of the training."""
 
 CYCLE_SHARE = 0.4
-"""Steps of a further cycle over those of the training."""
+"""Ratio of the number of steps of a further cycle to that of the training."""
 
 CYCLE_RATE = 0.5
-"""Peak rates of a further cycle over those of the training."""
+"""Ratio of the peak rates of a further cycle to those of the training."""
 
 Rate = Annotated[float, Field(ge=0, le=10)]
 """A learning rate."""
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-"""A share that is less than all."""
+"""A fraction below 1."""
 
 
 class StagePlan(FrozenModel):
-    """One stage of the network with its learning rate."""
+    """One stage of the network, with its learning rate."""
 
     name: str
     """Name of the stage."""
     learning_rate: Rate
-    """Peak learning rate of the stage; 0: it is frozen. Under `norm_tuning`, the rate of the stage's norms."""
+    """Peak learning rate of the stage (under `norm_tuning`, of its normalisation layers); 0: the stage is frozen."""
 
 
 class AugmentationPlan(FrozenModel):
-    """The augmentation of training images."""
+    """Augmentation of the training images."""
 
     horizontal_flip: bool
     """Whether half of the images are mirrored left to right."""
     vertical_flip: bool
     """Whether half of the images are mirrored top to bottom."""
     smallest_crop: Annotated[float, Field(gt=0, le=1)]
-    """Smallest share of the image's area that a random crop keeps; 1: the centre crop, as in prediction."""
+    """Smallest fraction of the image's area that a random crop keeps; 1: the centre crop is used, as in prediction."""
     color_jitter: Annotated[float, Field(ge=0, le=1)]
-    """Strength of random changes of brightness, contrast and saturation."""
+    """Strength of random changes of brightness, contrast and saturation, 0 .. 1: each is multiplied by a factor between
+    1 - strength and 1 + strength."""
     policy: Literal["none", "randaugment", "trivialaugment"]
-    """Published policy of stronger changes."""
+    """Published augmentation policy that is applied after the other changes: `none`, `randaugment` or
+    `trivialaugment`."""
     mixing: Mixing
-    """How images and labels are mixed with others of their batch."""
+    """Mixing of pairs of training images and of their labels: `none`, `mixup` or `cutmix`."""
 
 
 class Plan(FrozenModel):
-    """Everything that a training needs to know. The same plan, seed and number of threads make the same model."""
+    """Every number that a training depends on. The same plan, with the same number of threads, gives the same model."""
 
     data: str
-    """Where the images are, as in the recipe."""
+    """Training images, as in the recipe."""
     columns: TableColumns
-    """Which columns of a table hold what."""
+    """Names of the columns of a table."""
     limit: Annotated[int, Field(ge=0)]
     """Number of training images to use; 0: all."""
     model: str
     """Name of the network."""
     weights: str
-    """Weights to start from: `pretrained`, `random`, or a file."""
+    """Weights that the training starts from: `pretrained`, `random`, or the path of a file."""
     preprocessing: Preprocessing
-    """How images are prepared for the network."""
+    """Preprocessing of images for the network."""
     strategy: Strategy
-    """How much of the network is trained."""
+    """Strategy: how much of the network is trained."""
     stages: tuple[StagePlan, ...]
-    """The stages of the network, from the stem to the last one."""
+    """Stages of the network with their learning rates, from the stem to the last one."""
     head_learning_rate: Rate
     """Peak learning rate of the head."""
     probe_inverse_regularization: Annotated[float, Field(gt=0, alias="probe_strength")]
     """Inverse regularization C of the linear probe that the head starts from."""
     steps: Annotated[int, Field(ge=0)]
-    """Number of optimizer steps; 0: the head stays the linear probe's."""
+    """Number of optimizer steps; 0: the head is that of the linear probe."""
     warmup_steps: Annotated[int, Field(ge=0)]
-    """Number of first steps in which the learning rates rise to their peaks."""
+    """Number of steps, from the first, in which the learning rates rise to their peaks."""
     small_steps: Annotated[int, Field(ge=0)] = 0
-    """Number of first steps that see smaller images (progressive resizing: Howard 2018; Tan & Le 2021)."""
+    """Number of steps, from the first, on smaller images (progressive resizing: Howard 2018; Tan & Le 2021)."""
     schedule: Schedule
-    """Course of the learning rates after the warm-up."""
+    """Schedule of the learning rates after the warm-up."""
     batch_size: Annotated[int, Field(ge=1)]
-    """Number of images in a step, over all processes."""
+    """Number of images in an optimizer step, over all processes."""
     accumulation: Annotated[int, Field(ge=1)]
-    """Number of parts of a batch that are computed one after another, for less memory; several processes share them."""
+    """Number of micro-batches into which each batch is divided to save memory (gradient accumulation); several
+    processes share them."""
     optimizer: Optimizer = "adamw"
-    """The optimizer."""
+    """Optimizer: `adamw`, or `sgd` with a Nesterov momentum of 0.9."""
     weight_decay: Annotated[float, Field(ge=0, le=1)]
-    """Weight decay of the matrices: decoupled for AdamW, part of the gradient for SGD."""
+    """Weight decay of weight matrices, decoupled for AdamW and part of the gradient for SGD."""
     label_smoothing: Share
-    """Probability mass that the target gives away to all classes."""
+    """Probability that the target distributes over all classes (label smoothing)."""
     co_tuning: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the second loss, on the pretrained classifier (co-tuning, You et al. 2020); 0: there is none."""
+    """Weight of the second loss, on the pretrained classifier (co-tuning, You et al. 2020); 0: there is no second
+    loss."""
     clip_norm: Annotated[float, Field(gt=0)]
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; longer gradients are scaled down to it."""
     average_decay: Share
-    """Decay of the weights' exponential moving average, per step; 0: there is no average."""
+    """Decay per step of the exponential moving average of the weights; 0: there is no average."""
     batch_norm_statistics: BatchNormStatistics
-    """Running statistics of batch norms: `frozen` or `updated` in training, or `re_estimated` on the training images in
-    one pass before it, and frozen then."""
+    """Running statistics of batch norms: `frozen` keeps them, `updated` updates them in each step, and `re_estimated`
+    estimates them from the training images before the training and then freezes them."""
     imbalance: Literal["none", "class_weights", "logit_adjustment"]
-    """Answer to unequal classes."""
+    """Correction for classes of unequal size: `none`, `class_weights` or `logit_adjustment`."""
     augmentation: AugmentationPlan
-    """How training images are augmented."""
+    """Augmentation of the training images."""
     test_time_flips: bool
     """Whether a prediction is the mean over an image and its mirrored copy."""
     cached_views: Annotated[int, Field(ge=0)]
     """Number of augmented views of each image with cached activations at the frozen boundary; 0: none are cached."""
     precision: Precision
-    """Arithmetic of the training steps."""
+    """Number format of the training steps: `float32`, `bfloat16` or `float16`."""
     parallel_parts: Annotated[int, Field(ge=1, alias="streams")]
     """Number of parts of a batch that are computed in parallel on a CPU, each by its own thread team."""
     num_threads: Annotated[int, Field(ge=1)]
     """Number of threads in each thread team."""
     forward: ForwardSettings
-    """How images are read and sent through the network where no gradient is needed."""
+    """Settings for reading images and sending them through the network when no gradient is needed."""
     keep: Literal["last", "best"]
-    """Which weights a training leaves: the last ones, or those with the best evaluation."""
+    """Weights that a training ends with: those of its last step (`last`) or of its best evaluation (`best`)."""
     evaluations: Annotated[int, Field(ge=1)]
     """Number of evaluations on held-out images during a training; in a cross-validation, during the first fold."""
     patience: Annotated[int, Field(ge=0)]
-    """Number of evaluations without a gain after which a training stops; 0: it takes all its steps."""
+    """Number of evaluations in a row without a gain after which a training stops; 0: it takes all its steps."""
     minimum_gain: Annotated[float, Field(ge=0)]
-    """Least fall of the held-out log-loss that counts as a gain."""
+    """Smallest decrease of the held-out log-loss that early stopping counts as a gain, in nats."""
     time_budget: Annotated[float, Field(ge=0)]
-    """Time that all trainings may take, in seconds; 0: there is no limit. Where steps take longer than expected, fewer
-    are taken, along the whole schedule."""
+    """Time limit of all trainings together, in seconds; 0: there is no limit. If steps take longer than expected, fewer
+    steps are taken, spread over the whole schedule."""
     validation: Literal["given", "held_out", "cross_validation"]
-    """Images to evaluate on: a given split, a held-out part, or each fold, with the training that did not see it."""
+    """Images to evaluate on: a split of the data (`given`), a held-out part of the training images (`held_out`), or
+    each fold with the training that did not see it (`cross_validation`)."""
     folds: Annotated[int, Field(ge=2)]
     """Number of folds of a cross-validation."""
     fold: Annotated[int, Field(ge=0)] = 0
-    """0: each fold is held out once, and the final model is trained on all images. 1 .. folds: only that fold is held
-    out, and the training without it is kept as an ensemble member."""
+    """Number of the only fold that is held out, 1 .. folds; the training without it is kept as an ensemble member. 0:
+    each fold is held out once, and the final model is trained on all images."""
     refit: bool
     """Whether the final model comes from a last training on all images."""
     refit_steps: Annotated[int, Field(ge=0)]
     """Number of steps of the refit, which continues from the evaluated weights. After a cross-validation, which has
     several trainings, it starts from the beginning and takes `steps`."""
     metric: Metric
-    """The metric by which models are compared."""
+    """Metric by which models are compared: `top1` or `balanced_accuracy`."""
     seed: Annotated[int, Field(ge=0)]
     """Seed of the splits."""
     training_seed: Annotated[int, Field(ge=0)]
-    """Seed of the order of images, the augmentation, dropout and new weights."""
+    """Seed of the order of the images, the augmentation, dropout and new weights."""
     cycle: Annotated[int, Field(ge=0)]
-    """0: the training itself. Else the number of a further cycle of the schedule, which continues from the training's
-    weights: another snapshot of the same run."""
+    """Number of a further cycle of the schedule, which continues from the training's weights and gives another
+    snapshot; 0: the training itself."""
     reasons: tuple[str, ...] = ()
-    """Why the numbers are what they are, one sentence each."""
+    """Reasons for the numbers of the plan, one sentence each."""
 
     @property
     def evaluated_on(self) -> str:
-        """The images that the model is evaluated on, for people."""
+        """Human-readable description of the images that the model is evaluated on."""
         if self.fold:
             return f"the part of the images that fold {self.fold} of {self.folds} holds out"
         source = {
@@ -201,17 +206,17 @@ class Plan(FrozenModel):
 
     @property
     def noise_seed(self) -> int:
-        """Seed of the order of images, the augmentation and dropout: each cycle has its own."""
+        """Seed of the order of the images, the augmentation and dropout, different for each cycle."""
         return self.training_seed + self.cycle
 
     @property
     def small_views(self) -> int:
-        """Number of cached views that are small."""
+        """Number of cached views that are of the smaller size."""
         return small_views(self.cached_views, self.small_steps, self.steps)
 
     @property
     def trainable_stages(self) -> int:
-        """Number of last stages with a learning rate."""
+        """Number of last stages with a learning rate above 0, counted from the last one."""
         count = 0
         for stage in reversed(self.stages):
             if stage.learning_rate == 0:
@@ -221,14 +226,16 @@ class Plan(FrozenModel):
 
 
 def plan_of_refit(plan: Plan) -> Plan:
-    """Return the plan of the last training, on all images: shorter and with lower rates, if it continues the first."""
+    """Return the plan of the last training, on all images: shorter and with lower rates if it continues the first
+    training."""
     if not plan.steps or not plan.refit_steps or plan.validation == "cross_validation":
         return plan
     return shortened(plan, plan.refit_steps, REFIT_RATE).changed(small_steps=0)
 
 
 def plan_of_cycle(plan: Plan) -> Plan:
-    """Return the plan of a further cycle, if it is one: shorter and with lower rates than the training before it.
+    """Return the plan of a further cycle, shorter and with lower rates than the training; return any other plan
+    unchanged.
 
     Cycles that all start from the first solution, at a low rate, give accurate and different snapshots (Huang et al.
     2017; Sadrtdinov et al. 2023 for the start after transfer).
@@ -239,10 +246,10 @@ def plan_of_cycle(plan: Plan) -> Plan:
 
 
 def shortened(plan: Plan, steps: int, rate: float = 1.0) -> Plan:
-    """Return a plan with fewer steps, and its warm-up and the horizon of its average in proportion.
+    """Return a plan with fewer steps, and with a warm-up and an averaging horizon that are shorter in proportion.
 
     Args:
-        plan: with at least one step.
+        plan: a plan with at least one step.
         steps: new number of steps, at least 1.
         rate: factor on all learning rates.
     """

@@ -8,13 +8,13 @@ from finetune.recipe import Recipe
 
 
 def explain_plan(plan: Plan, load: Workload, evidence: Evidence, recipe: Recipe) -> tuple[str, ...]:
-    """Return why the numbers of a plan are what they are, one sentence each.
+    """Return the reasons for the numbers of a plan, one sentence each.
 
     Args:
-        plan: without reasons.
-        load: the workload that the plan carries out.
-        evidence: the basis of the plan.
-        recipe: may fix some of the numbers.
+        plan: plan without reasons.
+        load: workload that the plan carries out.
+        evidence: measurements that the plan is based on.
+        recipe: recipe that may fix some of the numbers.
     """
     return (
         evidence.image_size_reason,
@@ -36,7 +36,7 @@ def _about_flips(plan: Plan, evidence: Evidence, recipe: Recipe) -> tuple[str, .
     pairs = f"a linear classifier tells mirrored copies from originals in {100 * evidence.chirality:.0f} % of pairs"
     state = "on" if plan.augmentation.horizontal_flip else "off"
     if recipe.augmentation.horizontal_flip is not None:
-        return (f"{pairs}; flips are {state}, as was asked",)
+        return (f"{pairs}; flips are {state}, as the recipe asks",)
     return (f"{pairs}, so flips are {state}",)
 
 
@@ -50,7 +50,7 @@ def _about_forward(evidence: Evidence) -> str:
 
 
 def _described(settings: ForwardSettings) -> str:
-    """Return the settings of a forward pass, for people."""
+    """Return the settings of a forward pass in words."""
     parallel = f", {settings.parallel_parts} in parallel" if settings.parallel_parts > 1 else ""
     layout = settings.layout.replace("_", " ")
     return f"forward in {settings.precision}, {layout}, batches of {settings.batch_size}{parallel}"
@@ -103,14 +103,15 @@ def _about_co_tuning(weight: float) -> tuple[str, ...]:
 
 
 def _about_rates(plan: Plan, evidence: Evidence, recipe: Recipe) -> tuple[str, ...]:
-    """Return why the rates differ from those of AdamW with the usual batch size."""
+    """Return why the learning rates differ from those of AdamW with the usual batch size."""
     usual = default_batch_size(evidence.num_images)
     if not plan.steps or (plan.batch_size == usual and plan.optimizer == "adamw"):
         return ()
     images = f"{plan.batch_size} images a step with {'SGD' if plan.optimizer == 'sgd' else 'AdamW'}"
     if recipe.training.learning_rate is not None:
-        return (f"{images}: the rate is the one that was given",)
-    # Words for `rate_factor`: sqrt(batch / usual) for AdamW, SGD_RATE * batch / usual for SGD, up to MOST_SCALED.
+        return (f"{images}: the learning rate is the one in the recipe",)
+    # The formula of `rate_factor` in words: sqrt(batch / usual) for AdamW, SGD_RATE * batch / usual for SGD, up to
+    # MOST_SCALED.
     factor = rate_factor(plan.optimizer, plan.batch_size, usual)
     rule = f"{SGD_RATE:.0f} for SGD, and linear in" if plan.optimizer == "sgd" else "the square root of"
     bound = f", up to {MOST_SCALED} x" if plan.batch_size > MOST_SCALED * usual else ""
@@ -123,8 +124,10 @@ def _about_stopping(plan: Plan, evidence: Evidence, recipe: Recipe) -> tuple[str
     if plan.patience:
         return (f"a training stops after {plan.patience} evaluations without a lower held-out log-loss",)
     if recipe.training.patience == 0:
-        return ("all steps are taken, as was asked",)
+        return ("all steps are taken, as the recipe asks",)
     if evidence.num_images < MANY_IMAGES:
         held_out = num_evaluated(evidence)
-        return (f"all {plan.steps} steps are taken: to stop early by {held_out} held-out images is to stop by noise",)
+        return (
+            f"all {plan.steps} steps are taken: with {held_out} held-out images, early stopping would follow noise",
+        )
     return (f"all {plan.steps} steps are taken: the loss falls most at the end, where the rate decays",)

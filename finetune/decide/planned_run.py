@@ -1,4 +1,4 @@
-"""Put recipe, evidence, choice and plan of a training together, and list the trainings of an ensemble."""
+"""Combine the recipe, evidence, choice and plan of a training, and list the trainings of an ensemble."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,22 +16,22 @@ class PlannedRun:
     """The recipe, evidence, choice and plan of a training."""
 
     recipe: Recipe
-    """The recipe, with the network, the image size and the metric resolved."""
+    """Recipe with the network, the image size and the metric filled in."""
     evidence: Evidence
-    """The measurements."""
+    """Measurements that the choice is based on."""
     choice: Choice
-    """The choice that follows from them."""
+    """Choice that follows from the evidence."""
     plan: Plan
-    """The plan that carries out the choice."""
+    """Plan that carries out the choice."""
 
     @property
     def name(self) -> str:
-        """Name of its files; each member of an ensemble has another one."""
+        """Name of the training's files, different for each member of an ensemble."""
         return "-".join(self._marks(self.choice.chosen.name)).replace(" ", "-")
 
     @property
     def label(self) -> str:
-        """Name in printed sentences and tables."""
+        """Name of the training in printed sentences and tables."""
         return ", ".join(self._marks(self.choice.chosen.label))
 
     def _marks(self, candidate: str) -> Iterator[str]:
@@ -48,7 +48,11 @@ class PlannedRun:
 
 
 def plan_choice(recipe: Recipe, evidence: Evidence, choice: Choice) -> PlannedRun:
-    """Return a choice with the plan that carries it out and the resolved recipe."""
+    """Return a choice, its plan, and the recipe with the network, the image size and the metric filled in.
+
+    Raises:
+        RecipeError: the recipe's fixed numbers do not fit together.
+    """
     model = recipe.models if choice.ensemble == "backbones" else evidence.model
     resolved = recipe.changed(model=model, image_size=evidence.preprocessing.image_size, metric=evidence.metric)
     plan = make_plan(budgeted(recipe), evidence, choice)
@@ -56,11 +60,11 @@ def plan_choice(recipe: Recipe, evidence: Evidence, choice: Choice) -> PlannedRu
 
 
 def list_members(leading: PlannedRun, others: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
-    """Return the trainings to carry out: those of an ensemble's members, or the leading one alone.
+    """Return the trainings to carry out: one for each member of the ensemble, or the leading one alone.
 
     Args:
-        leading: the training of the chosen candidate and network.
-        others: the trainings of the other networks.
+        leading: training of the chosen candidate and network.
+        others: trainings of the other networks.
     """
     choice = leading.choice
     if choice.members:
@@ -85,7 +89,8 @@ def budgeted(recipe: Recipe) -> Recipe:
     if recipe.time_budget is None or recipe.ensemble is None:
         return recipe
     kind, _, count = (AUTO_ENSEMBLE if recipe.ensemble == "auto" else recipe.ensemble).partition(":")
-    # All snapshots except the first are shorter. Folds count as one training: a single model has them as well.
+    # All snapshots except the first are shorter. Folds count as one training, because a single model is
+    # cross-validated, too.
     trainings = {"snapshots": 1.0 + CYCLE_SHARE * (int(count or 1) - 1), "backbones": float(len(recipe.models))}
     return recipe.changed(time_budget=recipe.time_budget / trainings.get(kind, float(count or 1)))
 

@@ -11,39 +11,40 @@ from finetune.decide.workload import MANY_IMAGES, SMALL_SET, TRAINING_FOLDS, Wor
 from finetune.recipe import BatchNormStatistics, Optimizer, Recipe, Strategy, TrainingRecipe
 
 VERY_MANY_IMAGES = 20_000
-"""Number of training images from which a policy of stronger augmentation is used."""
+"""Number of training images from which a published policy of stronger augmentation is used."""
 
 WEIGHT_DECAY: dict[Optimizer, float] = {"adamw": 0.02, "sgd": 1e-4}
 """Default weight decay of each optimizer."""
 
 WARMUP_FRACTION = 0.1
-"""Default share of the steps in which the learning rate rises to its peak."""
+"""Default fraction of the steps in which the learning rate rises to its peak."""
 
 AVERAGE_HORIZON = 0.05
-"""Default horizon of the weights' moving average, as a share of the steps."""
+"""Default horizon of the moving average of the weights, as a fraction of the steps."""
 
 LABEL_SMOOTHING = 0.05
-"""Default probability mass that the target gives away to all classes."""
+"""Default probability that the target distributes over all classes."""
 
 PROBE_FOLDS = 5
-"""Number of folds of a linear probe, which costs little."""
+"""Number of folds of a cross-validated linear probe, which costs little."""
 
 CO_TUNING = 2.3
-"""Default weight of the pretrained classifier's loss over the new head's: that of You et al. 2020."""
+"""Default weight of the pretrained classifier's loss, relative to the new head's: that of You et al. 2020."""
 
 CHIRAL = 0.7
-"""Chirality from which images have a left and a right (visual chirality, Lin et al. 2020)."""
+"""Chirality from which a mirrored image counts as different, so that images are not flipped (visual chirality, Lin et
+al. 2020)."""
 
 
 def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
-    """Return the plan that carries out a choice; numbers that the recipe fixes stay as they are.
+    """Return the plan that carries out a choice; numbers that the recipe fixes are kept.
 
-    It has this many lines because it lists every number of a plan once, in the order of `Plan`.
+    The function has this many lines because it lists every number of a plan once, in the order of `Plan`.
 
     Raises:
         RecipeError: the fixed numbers do not fit together.
     """
-    # 1) Size: the workload of the candidate. A linear probe takes no steps, unless the recipe gives their number.
+    # 1) Size: the workload of the candidate. A linear probe takes no steps, unless the recipe sets their number.
     asked = recipe.training
     chosen = choice.chosen
     load = chosen.workload(recipe, evidence)
@@ -55,7 +56,8 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
     warmup = min(round(steps * _or(asked.warmup_fraction, WARMUP_FRACTION)), max(steps - 1, 0))
     # An exponential average with decay d looks back over 1 / (1 - d) steps: a horizon of h steps needs d = 1 - 1 / h.
     horizon = _or(asked.average_horizon, AVERAGE_HORIZON) * steps
-    # 3) Weights to keep: with few held-out images, the last ones; choosing the best would be choosing by noise.
+    # 3) Weights to keep: the last ones if there are few held-out images, because the best evaluation would be a matter
+    # of noise.
     patience = _patience(evidence, asked)
     keep = asked.keep or ("best" if patience or evidence.num_images >= MANY_IMAGES else "last")
     statistics = asked.batch_norm_statistics or _statistics(choice.strategy)
@@ -115,7 +117,8 @@ def _or(asked: float | None, default: float) -> float:
 
 
 def _speed(evidence: Evidence, strategy: Strategy, load: Workload) -> TrainingSpeed:
-    """Return the fastest way to compute the training steps; a probe with steps trains the head alone, in float32."""
+    """Return the fastest settings of the training steps; a linear probe with steps trains the head alone, in
+    float32."""
     # Training a head alone is not timed; `norm_tuning` is the nearest strategy that is.
     if strategy == "linear_probe":
         return evidence.speed.fastest("norm_tuning", 0).changed(precision="float32", parallel_parts=1)
@@ -129,16 +132,17 @@ def _statistics(strategy: Strategy) -> BatchNormStatistics:
 
 
 def _accumulation(evidence: Evidence, load: Workload, statistics: str) -> int:
-    """Return the number of parts of a batch that fit into memory; statistics that are updated need whole batches."""
-    # Parts of a batch would each update the running statistics with fewer images than a batch has.
+    """Return the number of micro-batches of a batch, each of which fits into memory; updated batch-norm statistics need
+    whole batches."""
+    # Each micro-batch would update the running statistics with fewer images than a batch has.
     return 1 if statistics == "updated" else math.ceil(load.batch_size / evidence.speed.micro_batch)
 
 
 def _co_tuning(evidence: Evidence, strategy: Strategy, asked: TrainingRecipe) -> float:
     """Return the weight of the pretrained classifier's loss.
 
-    Random weights have no such classifier, a linear probe does not train the features that it keeps, and with many
-    images it gained nothing (docs/explanation/training.md).
+    It is 0 for random weights, which have no pretrained classifier, and for a linear probe, which does not change the
+    features. With many images co-tuning gained nothing (docs/explanation/training.md).
     """
     if strategy in {"linear_probe", "scratch"}:
         return 0.0
@@ -147,7 +151,7 @@ def _co_tuning(evidence: Evidence, strategy: Strategy, asked: TrainingRecipe) ->
 
 
 def _validation(evidence: Evidence) -> str:
-    """Return the images to evaluate on."""
+    """Return the kind of images to evaluate on, as in `Plan.validation`."""
     if evidence.has_validation:
         return "given"
     return "cross_validation" if evidence.num_images < SMALL_SET else "held_out"
@@ -167,7 +171,8 @@ def _stage_rates(names: list[str], chosen: Candidate) -> list[dict[str, object]]
 
 
 def _answer_to_imbalance(evidence: Evidence) -> str:
-    """Return the answer to unequal classes with which the linear probe was best; top-1 accuracy needs none."""
+    """Return the correction for classes of unequal size with which the linear probe was best; top-1 accuracy needs
+    none."""
     if evidence.metric == "top1":
         return "none"
     # Class weights, or a shift of the logits by the log frequencies (logit adjustment, Menon et al. 2021).
@@ -175,9 +180,9 @@ def _answer_to_imbalance(evidence: Evidence) -> str:
 
 
 def _patience(evidence: Evidence, asked: TrainingRecipe) -> int:
-    """Return the number of evaluations to wait for a gain; 0: never stop.
+    """Return the number of evaluations to wait for a gain; 0: never stop early.
 
-    With few held-out images, noise would stop a training. Where the rate decays to 0, the loss falls most at the end.
+    With few held-out images, noise would stop a training. If the rate decays to 0, the loss falls most at the end.
     """
     # `constant` and `inverse_sqrt` are the schedules that do not decay to about 0.
     if asked.patience is not None:
@@ -204,7 +209,7 @@ def _augmentation(recipe: Recipe, evidence: Evidence) -> dict[str, object]:
 def flips_are_safe(evidence: Evidence) -> bool:
     """Return whether mirrored images look like originals.
 
-    Those of photographs do (a chirality of 0.50 to 0.55). Those of digits, signing hands and packshots do not (0.73 to
-    0.87): a mirrored image may show something else there, or something that does not exist.
+    Mirrored photographs do (a chirality of 0.50 to 0.55). Mirrored digits, signing hands and packshots do not (0.73 to
+    0.87): they may show something else, or something that does not exist.
     """
     return evidence.chirality is not None and evidence.chirality < CHIRAL

@@ -1,27 +1,27 @@
-"""Describe how an image becomes the square that the network sees, and choose the side of that square."""
+"""Define how an image becomes the square input of the network, and choose the side of that square."""
 
 from finetune.value import FrozenModel
 
 PLAIN_SIZES = (96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
-"""Sides of the square to choose from, in pixels."""
+"""Sides of the square input to choose from, in pixels."""
 
 STRIDE = 32
-"""Pixels of the image per pixel of the last map along a side, in most networks."""
+"""Stride of the last feature map in most networks, in pixels of the image."""
 
 
 class Preprocessing(FrozenModel):
-    """The preprocessing of an image: resize its shorter side, crop the centre, normalise the colours."""
+    """Preprocessing of an image: its shorter side is resized, the centre is cropped, and the colours are normalised."""
 
     image_size: int
-    """Side of the square, in pixels."""
+    """Side of the square input, in pixels."""
     crop_fraction: float
-    """The square's side over the resized image's shorter side."""
+    """Ratio of the square's side to the shorter side of the resized image."""
     interpolation: str
-    """Method of the resizing, such as `bicubic`."""
+    """Interpolation of the resizing, such as `bicubic`."""
     mean: tuple[float, float, float]
-    """Mean of each colour channel that is subtracted, 0 .. 1."""
+    """Mean that is subtracted from each colour channel (red, green, blue), 0 .. 1."""
     std: tuple[float, float, float]
-    """Std of each colour channel that is divided by, 0 .. 1."""
+    """Standard deviation by which each colour channel (red, green, blue) is divided, 0 .. 1."""
 
     @property
     def shorter_side(self) -> int:
@@ -29,7 +29,8 @@ class Preprocessing(FrozenModel):
         return max(self.image_size, int(self.image_size / self.crop_fraction))
 
     def smaller(self) -> "Preprocessing":
-        """Return the same with about three quarters of the side, for steps on smaller images; small squares stay."""
+        """Return the preprocessing for steps on smaller images, with about three quarters of the side; small squares
+        keep their side."""
         side = max(STRIDE * round(0.75 * self.image_size / STRIDE), PLAIN_SIZES[0])
         return self.changed(image_size=min(side, self.image_size))
 
@@ -37,9 +38,15 @@ class Preprocessing(FrozenModel):
 def choose_image_size(native_side: int, network_side: int, has_accelerator: bool) -> tuple[int, str]:
     """Return the side of the square, in pixels, and the reason.
 
-    A side beyond the one that the network was trained at does not help, and enlarging small images to it gains nothing.
-    Too small a side starves the network's last stage. Without an accelerator a smaller side is chosen, because
-    one size less halves the time.
+    A side larger than that of the pretraining does not help, and enlarging small images to it gains nothing. With too
+    small a side, the last stage has too few pixels. Without an accelerator a smaller side is chosen, because one size
+    less halves the time.
+
+    Args:
+        native_side: median of the stored images' shorter sides, in pixels.
+        network_side: side of the images that the network was pretrained on, in pixels.
+        has_accelerator: whether the network runs on an accelerator.
+
 
     >>> choose_image_size(150, 224, has_accelerator=False)[0]
     128

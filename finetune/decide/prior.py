@@ -1,7 +1,8 @@
-"""Give the belief about each candidate's accuracy before any of them is trained, learned from a grid of trainings.
+"""Form the belief about each candidate's accuracy before any of them is trained, from a grid of earlier trainings.
 
-A candidate leaves a share of the linear probe's errors. The logarithm of the share is linear in four numbers of the
-evidence. Its uncertainty is correlated between candidates: on an image set where one gains much, the others do too.
+A candidate makes a fraction of the linear probe's errors. The logarithm of this fraction is modelled as linear in four
+features of the evidence. Its uncertainty is correlated between candidates: on an image set where one gains much, so do
+the others.
 """
 
 import math
@@ -21,19 +22,21 @@ class Prior(FrozenModel):
     candidates: tuple[str, ...]
     """Names of the candidates. The linear probe is not among them, because it is measured."""
     coefficients: tuple[tuple[float, ...], ...]
-    """Coefficients of the `features` for each candidate, (n_candidates, n_features)."""
+    """Coefficients of the model's features (see `features`) for each candidate, (n_candidates, n_features)."""
     covariance: tuple[tuple[float, ...], ...]
-    """Covariance of the log shares around the model, over image sets, (n_candidates, n_candidates)."""
+    """Covariance, over image sets, of the candidates' deviations from the model, in log errors, (n_candidates,
+    n_candidates)."""
 
 
 PRIOR = Prior.load(Path(__file__).with_name("prior.json"))
-"""Fitted by `experiments/strategy_report.py` to the grid of EfficientNet-Lite0 at 128 px."""
+"""Prior that `experiments/strategy_report.py` fitted to the grid of trainings of EfficientNet-Lite0 at 128 px."""
 
 GRID_SIZES = (5.0, 400.0)
-"""Fewest and most images per class in the grid. Outside of this range, the model is evaluated at its nearer end."""
+"""Fewest and most images per class in the grid. Outside of this range, the model is evaluated at the nearer end of the
+range."""
 
 UNCALIBRATED_VARIANCE = 2.25
-"""Factor on the covariance for networks whose similarity has no scale of its own."""
+"""Factor on the covariance for networks without a fitted scale of the domain similarity."""
 
 
 def features(images_per_class: float, similarity: float, probe_error: float) -> tuple[float, ...]:
@@ -42,7 +45,7 @@ def features(images_per_class: float, similarity: float, probe_error: float) -> 
     Args:
         images_per_class: mean number of training images per class.
         similarity: domain similarity, 0 (far) .. 1 (near).
-        probe_error: share of errors of the linear probe.
+        probe_error: error rate of the linear probe, 0 .. 1.
     """
     images_per_class = min(max(images_per_class, GRID_SIZES[0]), GRID_SIZES[1])
     return (1.0, math.log10(images_per_class / 20.0), similarity - 0.5, math.log(max(probe_error, 0.002) / 0.2))
@@ -66,9 +69,9 @@ def belief_of(prior: Prior, known: Sequence[float], error: float, error_deviatio
 
     Args:
         prior: the linear model.
-        known: its features.
-        error: share of errors of the linear probe.
-        error_deviation: standard error of that share.
+        known: features of the image set, as from `features`.
+        error: error rate of the linear probe, 0 .. 1.
+        error_deviation: standard error of that error rate.
     """
     # Shares r_i = exp(B_i x), with r_0 = 1 for the linear probe; errors e_i = e_0 r_i.
     shares = np.exp(np.asarray(prior.coefficients) @ np.asarray(known))

@@ -1,4 +1,5 @@
-"""Race candidates: train some for a part of their steps, update the belief, and drop those that hardly can be right."""
+"""Race candidates: train them for a part of their steps, update the belief, and drop those that are unlikely to be the
+right pick."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +15,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DISCREPANCY = (0.02, 0.012)
-"""Std of how differently candidates still improve from each rung to the end of the training, in accuracy."""
+"""Std, between candidates, of the improvement that is left from each rung to the end of the training, in accuracy."""
 
 DIFFERENCE_VARIANCE = 0.06
-"""Variance over images of the difference between two candidates' probabilities of the right class, assumed before any
-is evaluated."""
+"""Variance, over images, of the difference between two candidates' probabilities of the right class; assumed before any
+candidate is evaluated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,8 @@ class Race:
     """Places of the candidates in the race before the first rung and after each rung. The first of the last entry is
     the winner."""
     evaluations: "tuple[NDArray[np.float64], ...]"
-    """Probability of each held-out image's class at each rung, (n_raced, n_images)."""
+    """Probability of each held-out image's class for each candidate in the race, one array (n_raced, n_images) for each
+    rung."""
 
     @property
     def winner(self) -> int:
@@ -47,15 +49,15 @@ class Race:
 def compete(
     contest: Contest, entered: Sequence[int], evaluate: "Callable[[int, list[int]], NDArray[np.float64]]"
 ) -> Race:
-    """Return the course of a race: at each rung, the candidates that hardly can be the right pick drop out.
+    """Return the course of a race: at each rung, the candidates that are unlikely to be the right pick drop out.
 
-    The race ends with the last rung, or as soon as one candidate is left, or only one and the linear probe.
+    The race ends after the last rung, or earlier when only one candidate is left, with or without the linear probe.
 
     Args:
-        contest: before the race.
-        entered: places of the candidates that race. The linear probe may be among them and is not evaluated.
-        evaluate: trains the candidates at some places up to a rung (0, 1, ...) and returns the probability of each
-            held-out image's class, (n_places, n_images).
+        contest: contest before the race.
+        entered: places of the candidates that race. The linear probe may be among them; it is not evaluated again.
+        evaluate: function of a rung (0, 1, ...) and places that trains these candidates up to the rung and returns the
+            probability of each held-out image's class, (n_places, n_images).
     """
     left, evaluations = [tuple(entered)], []
     for rung, discrepancy in enumerate(DISCREPANCY):
@@ -63,7 +65,8 @@ def compete(
         if len(trained) < 2:
             break
         evaluations.append(evaluate(rung, trained))
-        # Candidates that dropped out stay in the belief, and what is learned about the others changes it for them, too.
+        # Candidates that dropped out stay in the belief, which is updated for them, too: their accuracies are
+        # correlated with those of the others.
         contest = replace(contest, belief=update(contest.belief, trained, evaluations[-1], discrepancy))
         left.append(contest.finalists(left[-1]))
         if len(left[-1]) == 1:
@@ -72,13 +75,13 @@ def compete(
 
 
 def is_worth_racing(belief: Belief, raced: Sequence[int], num_evaluated: int, price: float) -> bool:
-    """Return whether the evaluation at the first rung is expected to gain enough.
+    """Return whether the evaluation at the first rung is expected to gain at least `price`.
 
     Args:
-        belief: before the race.
+        belief: belief before the race.
         raced: places of the candidates that would race, without the linear probe.
         num_evaluated: number of held-out images that they would be evaluated on.
-        price: least gain, in accuracy.
+        price: smallest gain that is worth a race, in accuracy.
     """
     if len(raced) < 2:
         return False
@@ -89,14 +92,14 @@ def is_worth_racing(belief: Belief, raced: Sequence[int], num_evaluated: int, pr
 
 
 def most_seconds(names: Sequence[str], candidates: Sequence[Candidate]) -> float:
-    """Return how many seconds a race and the training of its winner take at most: if all others stay until the last
-    rung.
+    """Return the longest time of a race and the training of its winner, in seconds, if no candidate drops out before
+    the last rung.
 
     Args:
-        names: of the candidates that race; the linear probe may be among them and takes no time.
+        names: names of the candidates that race; the linear probe may be among them and takes no time.
         candidates: all candidates.
     """
     raced = [candidate for candidate in candidates if candidate.name in names and candidate.name != "linear_probe"]
-    # Over all winners w: training of w + sum of the others' race times.
+    # The maximum over all possible winners w: training time of w + sum of the others' race times.
     lost = sum(candidate.race_seconds for candidate in raced)
     return max((candidate.expected_seconds + lost - candidate.race_seconds for candidate in raced), default=0.0)

@@ -10,10 +10,10 @@ from finetune.decide.race import Race, most_seconds
 from finetune.recipe import Recipe
 
 FEW_IMAGES = 20
-"""Images per class below which an image set is called small."""
+"""Number of images per class below which an image set is called small."""
 
 NEAR = 0.5
-"""Domain similarity from which on images are called near the pretraining images."""
+"""Domain similarity from which images are called near the pretraining images."""
 
 
 def explain(decision: Decision, evidence: Evidence, recipe: Recipe) -> tuple[str, ...]:
@@ -34,7 +34,7 @@ def explain_race(race: Race, candidates: Sequence[Candidate]) -> tuple[str, ...]
     """Return the course of a race and the reasons of its result, one sentence each.
 
     Args:
-        race: over.
+        race: finished race.
         candidates: all candidates, with their expectations after the race.
     """
     winner = race.contest.names[race.winner]
@@ -46,7 +46,7 @@ def explain_race(race: Race, candidates: Sequence[Candidate]) -> tuple[str, ...]
 
 
 def explain_backbone(probe_accuracies: Mapping[str, float]) -> str:
-    """Return the reason for a network among several.
+    """Return the reason why one of several networks was chosen.
 
     Args:
         probe_accuracies: accuracy of a linear probe on each network's features, 0 .. 1, the chosen network first.
@@ -71,12 +71,12 @@ def _ground(decision: Decision, recipe: Recipe) -> str:
     if decision.ground == "asked":
         return f"{recipe.strategy} was asked for"
     if decision.ground == "probe_suffices":
-        return f"the linear probe's errors are below {100 * PROBE_SUFFICES:g} %: there is nothing to gain"
+        return f"the linear probe's errors are below {100 * PROBE_SUFFICES:g} %: there is hardly anything left to gain"
     return _rule(decision.candidates, decision.name, decision.contest.tolerance)
 
 
 def _rule(candidates: Sequence[Candidate], name: str, tolerance: float) -> str:
-    """Return how the pick compares with the most accurate candidate."""
+    """Return a sentence that compares the pick with the most accurate candidate."""
     entered = [each for each in candidates if each.strategy != "scratch" and each.has_enough_steps]
     chosen = next(candidate for candidate in entered if candidate.name == name)
     if not tolerance:
@@ -108,7 +108,9 @@ def _about_race(names: Sequence[str], candidates: Sequence[Candidate]) -> tuple[
     raced = [candidate for candidate in candidates if candidate.name in names and candidate.name != "linear_probe"]
     labels = ", ".join(candidate.label for candidate in raced)
     seconds = most_seconds(names, candidates)
-    return (f"this is uncertain: {labels} race, which takes at most {seconds:.0f} s with the winner's training",)
+    return (
+        f"the choice is uncertain: {labels} race, which takes at most {seconds:.0f} s, including the winner's training",
+    )
 
 
 def _about_members(names: Sequence[str], candidates: Sequence[Candidate]) -> tuple[str, ...]:
@@ -131,12 +133,12 @@ def _about_ensemble(ensemble: str, recipe: Recipe) -> tuple[str, ...]:
         "backbones": "all networks are trained and averaged",
     }
     if kind == "folds":
-        return ("the trainings of the cross-validation are averaged with the last one, on all images",)
+        return ("the trainings of the cross-validation are averaged with the last training, which uses all images",)
     return (f"{averaged[kind]}, unless one model is better on the held-out images",) if kind else ()
 
 
 def _course(race: Race, candidates: Sequence[Candidate]) -> Iterator[str]:
-    """Yield a sentence for each rung."""
+    """Yield a sentence for each rung of a race."""
     labels = {candidate.name: candidate.label for candidate in candidates}
     for share, before, right, after in zip(RUNGS, race.left, race.evaluations, race.left[1:], strict=False):
         trained = race.contest.named([place for place in before if place != PROBE_PLACE])
@@ -144,7 +146,7 @@ def _course(race: Race, candidates: Sequence[Candidate]) -> Iterator[str]:
         seen = ", ".join(f"{labels[name]} {mean:.1f} %" for name, mean in means)
         stay = ", ".join(labels[name] for name in race.contest.named(after))
         yield (
-            f"race after {100 * share:.0f} % of the steps, mean probability of the right class of {right.shape[1]} "
+            f"race after {100 * share:.0f} % of the steps, mean probability of the right class over {right.shape[1]} "
             f"held-out images: {seen}; {stay} continue{'s' if len(after) == 1 else ''}"
         )
 

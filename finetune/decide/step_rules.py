@@ -1,4 +1,5 @@
-"""Check the steps of a training: whether it diverged, did not begin to learn, or moved its weights too far."""
+"""Check the steps of a training: whether it diverged, did not begin to learn, or changed its weights too much or too
+little."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -9,31 +10,32 @@ from finetune.decide.verdict import Verdict
 from finetune.history import Row
 
 NEARLY_CONSTANT = 0.9
-"""Train loss, on the scale, from which a network is hardly better than a constant answer (our choice)."""
+"""Train loss, on the scale of `Curve`, from which a network is hardly better than a constant answer (our choice)."""
 
 HAD_LEARNED = 0.6
-"""Train loss, on the scale, of a network that had begun to tell the classes apart (our choice)."""
+"""Train loss, on the scale of `Curve`, up to which a network has begun to distinguish the classes (our choice)."""
 
 BLOWN_UP = 2.0
-"""Mean train loss of a tenth of the steps, on the scale, over that of the first step or of a constant answer, from
-which the rate is too high. The highest tenth of a training that ended well had 0.8
-(docs/guides/when-a-run-went-wrong.md)."""
+"""Ratio of the mean train loss of a tenth of the steps, on the scale of `Curve`, to the loss of the first step or of a
+constant answer, whichever is larger, from which the rate is too high. The highest tenth of a training that ended well
+had 0.8 (docs/guides/when-a-run-went-wrong.md)."""
 
 START = 1 / 3
-"""Share of the steps after which a good training is better than a constant answer (our choice)."""
+"""Fraction of the steps after which a good training is better than a constant answer (our choice)."""
 
 FLAT = 0.75
-"""Train loss, on the scale, over that of the first tenth, above which it has not fallen. Random weights that begin
-above a constant answer have to come down first."""
+"""Ratio of the train loss, on the scale of `Curve`, to that of the first tenth of the steps, above which the loss
+counts as flat. The ratio matters for random weights, whose loss begins above that of a constant answer and has to fall
+to it first."""
 
 
 def diverged(ended: Row, history: Sequence[Row], plan: Plan) -> Verdict:
     """Return the verdict on a training that produced infinite or undefined numbers.
 
     Args:
-        ended: the row that says so.
-        history: all rows.
-        plan: of the training.
+        ended: row of the history that names the part of the network with these numbers.
+        history: all rows of the history.
+        plan: plan of the training.
     """
     before = [row for row in history if row["phase"] == ended["phase"] and "train_loss" in row]
     numbers = {"step": float(ended["step"]), "learning_rate": plan.head_learning_rate}
@@ -53,7 +55,7 @@ def diverged(ended: Row, history: Sequence[Row], plan: Plan) -> Verdict:
 
 
 def blown_up(curve: Curve) -> Verdict | None:
-    """Return a verdict if the train loss rose to that of a constant answer, or far above it for a while."""
+    """Return a verdict if the train loss rose to that of a constant answer, or was far above it for a while."""
     width = max(1, len(curve) // 10)
     means = [fmean(curve.losses[start : start + width]) for start in range(len(curve) - width + 1)]
     best, worst, end = min(curve.losses[0], *means), max(means), means[-1]
@@ -90,8 +92,8 @@ def flat_start(curve: Curve) -> Verdict | None:
     first, level = fmean(curve.part(0, 0.1)), fmean(curve.part(START / 2, START))
     if level < max(NEARLY_CONSTANT, FLAT * first):
         return None
-    # Smoothed labels give a high loss to a head that is confident and right; the log-loss on training images, where
-    # there is one, shows that it is.
+    # With smoothed labels, a head that is confident and right has a high train loss. Its log-loss on training images,
+    # if there is one, shows that it has learned.
     if curve.evaluations and float(curve.evaluations[0]["seen_loss"]) < NEARLY_CONSTANT * entropy(curve.evidence):
         return None
     plan = curve.plan
@@ -127,7 +129,7 @@ def _cause_of_flat_start(curve: Curve) -> tuple[str, tuple[str, ...]]:
 
 
 def update_ratio(curve: Curve) -> Verdict | None:
-    """Return a verdict on stages that move too far a step, or else on those that hardly move."""
+    """Return a verdict on the stages that move too far in a step or, if there are none, on those that hardly move."""
     plan, ratios = curve.plan, curve.ratios
     high = {stage: ratio for stage, ratio in ratios.items() if ratio > band(stage, plan)[1]}
     low = {stage: ratio for stage, ratio in ratios.items() if ratio < band(stage, plan)[0]}
@@ -158,7 +160,8 @@ def update_ratio(curve: Curve) -> Verdict | None:
 
 
 def _slower(plan: Plan, ratios: Mapping[str, float]) -> tuple[str, ...]:
-    """Return a quarter of the rate, or less where the fastest stage needs it, and float32 for a coarser arithmetic."""
+    """Return the changes that slow a training down: a quarter of the rate, or less if the fastest stage needs it, and
+    float32 if the number format is coarser."""
     excess = max((ratio / band(stage, plan)[1] for stage, ratio in ratios.items()), default=1.0)
     coarse = () if plan.precision == "float32" else ("training.precision=float32",)
     return _rate(plan.head_learning_rate / 4 / max(excess, 1.0)), *coarse

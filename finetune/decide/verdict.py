@@ -23,9 +23,9 @@ class Verdict(FrozenModel):
     kind: Kind
     """Name of the finding."""
     sentence: str
-    """What the history shows, and what it means."""
+    """The finding in one sentence: what the history shows, and what it means."""
     numbers: dict[str, float]
-    """The numbers that the verdict is based on, by name."""
+    """Numbers that the verdict is based on, by name."""
     changes: tuple[str, ...]
-    """What to change, as `key=value` of the recipe (`--set`), the most promising first; keys that begin with `plan.`
-    are those of plan.json."""
+    """Changes to make, each as `key=value` of the recipe (`--set`), the most promising one first; keys that begin with
+    `plan.` belong to plan.json."""

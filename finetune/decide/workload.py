@@ -1,4 +1,4 @@
-"""Size a training: which stages it trains, for how many steps, in which batches, and at what cost in seconds."""
+"""Size a training: its trained stages, its number of steps, its batch size, and its time in seconds."""
 
 import math
 
@@ -12,58 +12,61 @@ BATCH_SIZE = 32
 """Default batch size, in images."""
 
 LARGE_BATCH_SIZE = 128
-"""Default batch size of large sets, in images."""
+"""Default batch size for large image sets, in images."""
 
 LARGE_SET = 10_000
-"""Number of training images from which the batch is larger: gradients of 32 images waste an accelerator."""
+"""Number of training images from which the default batch is the larger one, because batches of 32 images leave an
+accelerator partly idle."""
 
 MINIMUM_STEPS = 100
-"""Fewest default steps of a training. Fewer do not get far enough, however large their batches and rates are
+"""Smallest default number of steps. Fewer steps do not get far enough, however large their batches and rates are
 (experiments/log.md, 2026-11-25)."""
 
 MOST_VIEWS = 6
-"""Most augmented views of each image that are cached. Fewer repeat, more cost forward passes (experiments/log.md,
-2026-11-25)."""
+"""Largest number of augmented views of each image that are cached. Fewer views repeat more often; more views cost more
+forward passes (experiments/log.md, 2026-11-25)."""
 
 SMALL_SET = 600
-"""Number of training images below which models are cross-validated, instead of holding out a part of the images."""
+"""Number of training images below which models are cross-validated, instead of evaluated on one held-out part."""
 
 MANY_IMAGES = 5_000
-"""Number of training images from which held-out images tell a better step from a worse one, and crops may be
-smaller."""
+"""Number of training images from which the held-out images are enough to compare the steps of a training, and crops may
+be smaller."""
 
 HELD_OUT = 0.2
-"""Share of the training images that is held out, where there are enough of them and no validation split."""
+"""Fraction of the training images that is held out, if there are enough of them and the data has no validation
+split."""
 
 SMALL_SHARE = 0.5
-"""Default share of the steps that see smaller images, where there are enough images."""
+"""Default fraction of the steps on smaller images, if there are enough images."""
 
 TRAINING_FOLDS = 3
-"""Number of folds of a cross-validated fine-tuning; each costs a training."""
+"""Number of folds of a cross-validated fine-tuning; each fold costs a training."""
 
 SCRATCH_FACTOR = 5
-"""Steps of a training from random weights over those from pretrained ones; more would still help."""
+"""Ratio of the default number of steps from random weights to that from pretrained weights; more steps would still
+help."""
 
 PARTIAL_SHARE = 0.72
-"""Largest share of a forward pass that the stages trained by `partial` take."""
+"""Largest fraction of a forward pass that the trained stages of `partial` take by default."""
 
 REFIT_SET = 1000
-"""Number of training images below which the final model is trained on all of them, the held-out ones included."""
+"""Number of training images below which, by default, the final model is also trained on the held-out images."""
 
 REFIT_SHARE = 0.25
-"""Steps of a refit that continues from the evaluated weights, over those of the training (experiments/log.md,
-2026-11-25)."""
+"""Ratio of the number of steps of a refit that continues from the evaluated weights to that of the training
+(experiments/log.md, 2026-11-25)."""
 
 
 class Workload(FrozenModel):
-    """The size of a training."""
+    """Size of a training: its stages, steps and batches."""
 
     trainable_stages: int
-    """How many of the last stages are trained under `partial`."""
+    """Number of last stages that are trained under `partial`."""
     steps: int
     """Number of optimizer steps of one training."""
     batch_size: int
-    """Number of images in a step, over all processes."""
+    """Number of images in an optimizer step, over all processes."""
     trainings: int
     """Number of trainings that are evaluated on held-out images: one, or one per fold."""
     refit_steps: int
@@ -71,7 +74,7 @@ class Workload(FrozenModel):
     cached_views: int
     """Number of augmented views of each image with cached activations at the frozen boundary; 0: none are cached."""
     small_steps: int
-    """Number of first steps that see smaller images."""
+    """Number of steps, from the first, on smaller images."""
 
 
 def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy, stages: int | None = None) -> Workload:
@@ -81,13 +84,13 @@ def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy, stages
         recipe: may fix the steps, the batch size, the stages and more.
         evidence: the measured images and machine.
         strategy: how much of the network is trained.
-        stages: how many of the last stages `partial` trains, where the recipe does not fix it; None: the usual number.
+        stages: number of last stages that `partial` trains if the recipe does not fix it; None: the usual number.
 
     Raises:
-        RecipeError: the recipe asks for smaller images than the network takes.
+        RecipeError: the recipe asks for progressive resizing, but the network cannot be trained on smaller images.
     """
-    # 1) Trainings: one and perhaps a refit, or one per fold. A refit of the whole length follows folds, because none of
-    # them saw all images.
+    # 1) Trainings: one and perhaps a refit, or one per fold. After folds the refit has the whole length, because none
+    # of them was trained on all images.
     batch_size = recipe.batch_size or default_batch_size(evidence.num_images)
     refit = evidence.num_images < REFIT_SET if recipe.refit is None else recipe.refit
     trainings, refit_share = 1, REFIT_SHARE if refit else 0.0
@@ -133,10 +136,11 @@ def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy, stages
 
 
 def default_trainable_stages(stages: tuple[StageProfile, ...]) -> int:
-    """Return how many of the last stages `partial` trains by default; they take at most PARTIAL_SHARE of the work.
+    """Return the default number of last stages that `partial` trains: the largest one that takes at most
+    `PARTIAL_SHARE` of a forward pass.
 
-    The last stages hold most of the parameters. The early ones work on large maps: they hold few parameters, but cost
-    most, in time and in memory.
+    The last stages hold most of the parameters. The early stages work on large maps: they have few parameters, but cost
+    the most time and memory.
     """
     for count in range(len(stages) - 1, 0, -1):
         if tail_share(stages, count) <= PARTIAL_SHARE and boundary_values(stages, count) is not None:
@@ -145,27 +149,27 @@ def default_trainable_stages(stages: tuple[StageProfile, ...]) -> int:
 
 
 def short_stages(stages: tuple[StageProfile, ...]) -> int:
-    """Return how many of the last stages the short way of `partial` trains: half of the usual ones."""
+    """Return the number of last stages that the candidate `partial_short` trains: half of the default number."""
     return max(1, default_trainable_stages(stages) // 2)
 
 
 def default_batch_size(num_images: int) -> int:
-    """Return the default number of images in a step."""
+    """Return the default batch size, in images."""
     return LARGE_BATCH_SIZE if num_images >= LARGE_SET else BATCH_SIZE
 
 
 def default_steps(num_images: int, similarity: float) -> int:
     """Return the default number of optimizer steps of a training from pretrained weights.
 
-    It is ten times the square root of the number of images in a far domain, and five times in a near one, where less is
-    to be learned: 350 or 175 at 1,200 images, 1,000 or 500 at 10,000. Small sets are passed more often than large ones.
-    Measured in experiments/log.md, 2026-11-24 and -25.
+    It is ten times the square root of the number of images in a far domain, and five times in a near domain, where
+    there is less to learn: 350 or 175 at 1,200 images, 1,000 or 500 at 10,000. So a training makes more passes over a
+    small set than over a large one. Measured in experiments/log.md, 2026-11-24 and -25.
     """
     return max(MINIMUM_STEPS, round((10.0 - 5.0 * similarity) * math.sqrt(num_images)))
 
 
 def steps_at(batch_size: int, steps: int, usual: int) -> int:
-    """Return the number of steps with `batch_size` images that see as many images as `steps` steps with `usual` ones.
+    """Return the number of steps of `batch_size` images that process as many images as `steps` steps of `usual` images.
 
     >>> steps_at(64, 400, 32), steps_at(1024, 400, 32), steps_at(8, 400, 32)
     (200, 100, 1600)
@@ -174,11 +178,19 @@ def steps_at(batch_size: int, steps: int, usual: int) -> int:
 
 
 def cached_views(num_images: int, steps: int, batch_size: int, values: int | None, num_bytes: int) -> int:
-    """Return how many augmented views of each image to cache in `num_bytes`, with `values` numbers of 2 bytes each."""
+    """Return the number of augmented views of each image to cache; 0: cache none.
+
+    Args:
+        num_images: number of training images.
+        steps: number of optimizer steps.
+        batch_size: number of images in a step.
+        values: number of values in the activation of one view, 2 bytes each; None: the network cannot be cut there.
+        num_bytes: largest size of the cached activations, in bytes.
+    """
     if values is None:
         return 0
-    # A pass over the images uses one view of each, so more views than passes are wasted. One view more is cached for
-    # evaluations: the plain one. With several passes, a single view would be no augmentation at all.
+    # A pass over the images uses one view of each image, so more views than passes are wasted. The plain view is cached
+    # in addition, for evaluations. With several passes, a single view would mean that nothing is augmented.
     passes = math.ceil(steps * batch_size / max(num_images, 1))
     affordable = num_bytes // (2 * values * num_images) - 1
     views = min(MOST_VIEWS, passes, affordable)
@@ -186,14 +198,15 @@ def cached_views(num_images: int, steps: int, batch_size: int, values: int | Non
 
 
 def small_steps(recipe: Recipe, evidence: Evidence, strategy: Strategy, steps: int) -> int:
-    """Return how many of the first steps see smaller images.
+    """Return the number of steps, from the first, on smaller images (progressive resizing).
 
-    With half of the steps, `full` lost no measurable accuracy at 180 to 900 images (docs/explanation/training.md), and
-    it saves most time, because it trains the early stages. The last stages work on small maps anyway and hardly gain.
-    Where accuracy is preferred, no step does.
+    With half of the steps on smaller images, `full` lost no measurable accuracy at 180 to 900 images
+    (docs/explanation/training.md). It saves the most time, because it trains the early stages; the last stages work on
+    small maps anyway. If accuracy is preferred, all steps are on full-size images by default.
 
     Raises:
-        RecipeError: they were asked for, but the network only takes images of one size, or none that are smaller.
+        RecipeError: the recipe asks for such steps, but the network takes images of one size only, or the images are
+            already of the smallest size.
     """
     share = recipe.training.progressive_resizing
     is_possible = evidence.takes_any_size and evidence.preprocessing.smaller() != evidence.preprocessing
@@ -209,43 +222,44 @@ def small_steps(recipe: Recipe, evidence: Evidence, strategy: Strategy, steps: i
 
 
 def small_views(views: int, small: int, steps: int) -> int:
-    """Return how many of the cached views are small, where `small` of the steps are; each size has one or more."""
+    """Return the number of cached views that are of the smaller size, if `small` of `steps` steps are; each size has at
+    least one view."""
     return min(max(round(views * small / steps), 1), views - 1) if small and views else 0
 
 
 def small_cost(preprocessing: Preprocessing) -> float:
-    """Return the work of a smaller image over that of a full-size one: the ratio of their areas."""
+    """Return the cost of a smaller image relative to a full-size one: the ratio of their areas."""
     return float((preprocessing.smaller().image_size / preprocessing.image_size) ** 2)
 
 
 def num_evaluated(evidence: Evidence) -> int:
-    """Return about how many images a strategy is evaluated on: all where they are cross-validated, else the held-out
-    ones."""
+    """Return the approximate number of images that a strategy is evaluated on: all if they are cross-validated, else
+    the held-out ones."""
     if evidence.num_images < SMALL_SET and not evidence.has_validation:
         return evidence.num_held
     return max(1, round(HELD_OUT * evidence.num_held))
 
 
 def boundary_values(stages: tuple[StageProfile, ...], trainable_stages: int) -> int | None:
-    """Return the number of values in the activation below the last `trainable_stages` stages; None if the network
-    cannot be cut there."""
+    """Return the number of values in one image's activation below the last `trainable_stages` stages; None if the
+    network cannot be cut there."""
     frozen = len(stages) - trainable_stages
     return stages[frozen - 1].output_values if 1 <= frozen < len(stages) else None
 
 
 def tail_share(stages: tuple[StageProfile, ...], trainable_stages: int) -> float:
-    """Return the share of a forward pass's multiplications in the last `trainable_stages` stages, 0 .. 1."""
+    """Return the fraction of a forward pass's multiplications that the last `trainable_stages` stages take, 0 .. 1."""
     return sum(stage.forward_share for stage in stages[len(stages) - trainable_stages :])
 
 
 def cost_per_image(strategy: Strategy, tail: float, cached: bool) -> float:
-    """Return the work of training on one image once, in forward passes.
+    """Return the cost of training on one image once, in forward passes of one image.
 
     A backward pass costs about two forward passes: one for the weights' gradients, one for the activations'.
 
     Args:
         strategy: how much of the network is trained.
-        tail: share of a forward pass in the trained stages, for `partial`.
+        tail: fraction of a forward pass that the trained stages of `partial` take, 0 .. 1.
         cached: whether the activations of the frozen stages are cached.
     """
     if strategy == "linear_probe":
@@ -260,23 +274,24 @@ def cost_per_image(strategy: Strategy, tail: float, cached: bool) -> float:
 def expected_seconds(strategy: Strategy, workload: Workload, evidence: Evidence) -> float:
     """Return the time of all trainings of a workload on the measured machine, in seconds.
 
-    The machine's processes share the trainings; one of them alone computes the features for the linear probe.
+    The machine's processes share the work of the trainings; one process alone computes the features for the linear
+    probe.
     """
     speed = evidence.speed
     # 1) Features of the linear probe: every image is read and sent forward once.
     features = evidence.num_held * (1 / speed.forward_images_per_second + 1 / speed.reading_images_per_second)
     if strategy == "linear_probe":
         return features + 0.5
-    # 2) Frozen stages of `partial`: with a cache, each view of each image goes through them once; without one, each
-    # image does at each step, which adds to the time of the step.
+    # 2) Frozen stages of `partial`: with a cache, each view of each image goes through them once. Without a cache,
+    # every image of every step does, which adds to the time of a step.
     measured = speed.fastest(strategy, workload.trainable_stages)
     computing, reading, prefix = 1 / measured.images_per_second, 1 / speed.reading_images_per_second, 0.0
     if strategy == "partial" and workload.cached_views:
         prefix, reading = _seconds_of_cache(workload, evidence, measured), 0.0
     elif strategy == "partial" and measured.prefix_images_per_second:
         computing += 1 / measured.prefix_images_per_second
-    # 3) Steps of all trainings; those on small images compute less, by the ratio of the areas. A refit of as many steps
-    # starts from the beginning, as the trainings did; a shorter one continues with full-size images.
+    # 3) Steps of all trainings; those on smaller images cost less, by the ratio of the areas. A refit with as many
+    # steps as a training starts from the beginning; a shorter refit continues, on full-size images.
     steps = workload.trainings * workload.steps + workload.refit_steps
     starts = workload.trainings + (workload.refit_steps == workload.steps)
     saved = 1.0 - small_cost(evidence.preprocessing)

@@ -48,11 +48,11 @@ def test_the_cheapest_within_the_tolerance_of_what_is_preferred_is_chosen(eviden
 def test_a_probe_without_errors_suffices_whatever_is_preferred(evidence, prefer):
     choice = choose_strategy(with_probe(evidence, 0.999, 0.001), AUTO.changed(prefer=prefer))
     assert choice.strategy == "linear_probe"
-    assert "nothing to gain" in choice.reasons[1]
+    assert "hardly anything left to gain" in choice.reasons[1]
 
 
 def test_the_probes_standard_error_counts_as_errors(evidence):
-    assert "nothing to gain" not in choose_strategy(with_probe(evidence, 0.999, 0.01)).reasons[1]
+    assert "hardly anything left to gain" not in choose_strategy(with_probe(evidence, 0.999, 0.01)).reasons[1]
 
 
 def test_the_choice_needs_no_recipe(evidence):
@@ -129,7 +129,9 @@ def test_two_candidates_that_may_be_the_right_pick_race(evidence, believed):
     believed(*OPEN, deviation=0.04)
     choice = choose_strategy(evidence)
     assert choice.racing == ("partial", "full_far")
-    assert choice.reasons[2].startswith("this is uncertain: partial (3 stages), full (rate 8e-04) race, which takes")
+    assert choice.reasons[2].startswith(
+        "the choice is uncertain: partial (3 stages), full (rate 8e-04) race, which takes"
+    )
 
 
 def test_there_is_no_race_where_the_pick_is_certain(evidence, believed):
@@ -207,7 +209,7 @@ def test_after_a_race_the_winner_is_chosen_and_the_reasons_have_its_course(evide
     assert (before.chosen.name, after.chosen.name, after.strategy) == ("partial", "full_far", "full")
     assert after.reasons[0] == before.reasons[0]
     assert after.reasons[1] == (
-        "race after 33 % of the steps, mean probability of the right class of 240 held-out images: "
+        "race after 33 % of the steps, mean probability of the right class over 240 held-out images: "
         "partial (3 stages) 70.0 %, full (rate 8e-04) 80.0 %; full (rate 8e-04) continues"
     )
     assert after.reasons[-1].endswith("a gain learned from other image sets and the race")

@@ -246,7 +246,7 @@ def test_a_plan_says_where_rates_stop_rising_with_the_batch(evidence):
 def test_a_rate_that_was_given_is_not_changed_by_the_batch_and_the_plan_says_so(evidence):
     plan = planned(evidence, strategy="full", batch_size=256, training=TrainingRecipe(learning_rate=3e-4))
     assert plan.head_learning_rate == 3e-4
-    assert plan.reasons[-2] == "256 images a step with AdamW: the rate is the one that was given"
+    assert plan.reasons[-2] == "256 images a step with AdamW: the learning rate is the one in the recipe"
 
 
 def test_an_asked_warm_up_of_zero_is_zero(evidence):
@@ -348,8 +348,8 @@ def test_the_reason_of_the_speed_says_if_another_precision_was_asked_for(evidenc
 @pytest.mark.parametrize(
     ("images", "schedule", "patience", "said"),
     [
-        (240, "constant", 0, "to stop early by 240 held-out images is to stop by noise"),
-        (4_999, "constant", 0, "is to stop by noise"),
+        (240, "constant", 0, "with 240 held-out images, early stopping would follow noise"),
+        (4_999, "constant", 0, "early stopping would follow noise"),
         (5_000, "constant", 3, "stops after 3 evaluations without a lower held-out log-loss"),
         (5_000, None, 0, "the loss falls most at the end, where the rate decays"),
     ],
@@ -419,4 +419,4 @@ def test_a_plan_whose_refit_has_no_steps_is_refused(evidence):
 
 def test_flips_that_the_recipe_fixes_are_not_explained_by_the_images(evidence):
     plan = planned(evidence, augmentation=AugmentationRecipe(horizontal_flip=False))
-    assert any(reason.endswith("52 % of pairs; flips are off, as was asked") for reason in plan.reasons)
+    assert any(reason.endswith("52 % of pairs; flips are off, as the recipe asks") for reason in plan.reasons)
