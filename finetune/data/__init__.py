@@ -1,12 +1,12 @@
 """Load images and their labels, split them, and read their pixels as batches.
 
-In the order in which an image passes through them:
+The modules, in the order in which an image passes through them:
 
 - `sources`: loads labelled images from anywhere; `folder` scans a folder, `table` reads a table, `hub` and `streaming`
   read Hugging Face data sets, `demo` writes the embedded demo.
 - `image_splits`: makes train, validation and test splits; `splitting` chooses which images are held out.
 - `decoding`: decodes an image file; `pixels` caches decoded images.
-- `augmentation`: resizes, crops and varies an image; `batches` makes batches of them.
+- `augmentation`: resizes, crops and varies an image; `batches` makes batches of images.
 """
 
 from finetune.data.decoding import ImageSource, decode, in_threads, native_size, read_image, why_unreadable

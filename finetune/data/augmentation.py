@@ -1,4 +1,4 @@
-"""Turn a decoded image into the square that the network receives: plain, as for a prediction, or augmented.
+"""Turn a decoded image into the square input of the network: plain, as for a prediction, or augmented.
 
 All operations work on uint8 tensors: PyTorch resizes them three times as fast as Pillow, to the same values except for
 rounding.
@@ -37,16 +37,17 @@ ASPECT = (3 / 4, 4 / 3)
 """Smallest and largest ratio of width to height of a random crop."""
 
 ATTEMPTS = 10
-"""Random crops that are tried before the centre of the image is taken."""
+"""Number of random crops that are tried before the centre of the image is taken."""
 
 GREY = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in the grey value of a pixel (ITU-R BT.601)."""
+"""Weights of red, green and blue in the grey value of a pixel (ITU-R Recommendation BT.601)."""
 
 CONCENTRATION = {"mixup": 0.2, "cutmix": 1.0}
-"""Parameter alpha of the distribution Beta(alpha, alpha) of the mixing share: the two papers' values for ImageNet."""
+"""Parameter alpha of the distribution Beta(alpha, alpha) of the mixing weight: the values of the two papers for
+ImageNet."""
 
 GLOBAL_STATE = threading.Lock()
-"""Lock of the thread that draws from PyTorch's global random state."""
+"""Lock that one thread holds while it draws from PyTorch's global random state."""
 
 POLICIES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "randaugment": lambda: RandAugment(interpolation=InterpolationMode.BILINEAR),
@@ -61,10 +62,10 @@ def plain_view(image: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor
 
 
 class Variation:
-    """Augment training images; each view is a function of the image, its key and the seed."""
+    """Augment training images; a view depends only on the image, its key and the seed."""
 
     def __init__(self, preprocessing: Preprocessing, plan: AugmentationPlan, seed: int) -> None:
-        """Augment as planned."""
+        """Prepare the augmentation that `plan` describes, for inputs as in `preprocessing`."""
         self._preprocessing = preprocessing
         self._smaller = preprocessing.smaller()
         self._plan = plan
@@ -108,7 +109,8 @@ class Variation:
 
 
 def mix(inputs: Tensor, mixing: Mixing, seed: Sequence[int]) -> tuple[Tensor, float]:
-    """Return a batch in which each image is mixed with the one before it, and the share of each that is its own.
+    """Return a batch in which each image is mixed with the image before it, and the weight of an image's own label
+    (lambda in both papers).
 
     Mixup (Zhang et al. 2018) takes the weighted mean of two images; CutMix (Yun et al. 2019) replaces a box of one by
     that of the other. Cached activations are mixed at the frozen boundary (manifold mixup, Verma et al. 2019).
@@ -119,7 +121,7 @@ def mix(inputs: Tensor, mixing: Mixing, seed: Sequence[int]) -> tuple[Tensor, fl
         seed: seed of the draw.
 
     Raises:
-        RecipeError: CutMix of tokens, which have no place in the image.
+        RecipeError: the inputs are tokens and the mixing is `cutmix`, which needs positions in the image.
     """
     if mixing == "none" or len(inputs) < 2:
         return inputs, 1.0
@@ -134,8 +136,8 @@ def mix(inputs: Tensor, mixing: Mixing, seed: Sequence[int]) -> tuple[Tensor, fl
         raise RecipeError(
             "cutmix needs images or maps, but this network's activations are tokens; mix by mixup instead"
         )
-    # A box with sqrt(1 - lambda) of both sides has 1 - lambda of the area. It is cut at the edges of the image, so the
-    # share is computed again from the part of the box that is left.
+    # A box with sqrt(1 - lambda) of both sides has 1 - lambda of the area. The box is clipped at the edges of the
+    # image, so lambda is computed again from the clipped box.
     height, width = inputs.shape[-2:]
     box = np.sqrt(1.0 - mixing_share) * np.array([height, width])
     centre = generator.uniform(size=2) * np.array([height, width])
@@ -147,12 +149,13 @@ def mix(inputs: Tensor, mixing: Mixing, seed: Sequence[int]) -> tuple[Tensor, fl
 
 
 def _to_tensor(image: NDArray[np.uint8]) -> Tensor:
-    """Return (3, h, w) with the channels of a pixel next to each other in memory, which is fastest to resize."""
+    """Return an image (h, w, 3) as a view (3, h, w); the channels of a pixel stay next to each other in memory, which
+    is fastest to resize."""
     return torch.from_numpy(image).permute(2, 0, 1)
 
 
 def _plain(image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Return the centre (3, size, size) of an image whose shorter side was resized."""
+    """Resize the shorter side of an image, and return the centre (3, size, size)."""
     size = preprocessing.image_size
     resized = functional.resize(image, [preprocessing.shorter_side], _interpolation(preprocessing), antialias=True)
     square: Tensor = functional.center_crop(resized, [size, size])
@@ -167,8 +170,8 @@ def _interpolation(preprocessing: Preprocessing) -> InterpolationMode:
 def _random_box(height: int, width: int, smallest: float, generator: np.random.Generator) -> tuple[int, int, int, int]:
     """Return top, left, height and width of a random crop, in pixels.
 
-    Its area is a fraction of `smallest` to 1 of the image, its aspect ratio is within `ASPECT`. This is torchvision's
-    RandomResizedCrop (Szegedy et al. 2015) on plain numbers, which takes a quarter of the time.
+    Its area is a fraction between `smallest` and 1 of the image's, and its aspect ratio is within `ASPECT`. This is
+    torchvision's RandomResizedCrop (Szegedy et al. 2015) on plain numbers, which takes a quarter of the time.
     """
     for _ in range(ATTEMPTS):
         # width x height = area and width / height = ratio; the ratio is uniform in its logarithm.
@@ -185,7 +188,8 @@ def _random_box(height: int, width: int, smallest: float, generator: np.random.G
 def _jitter(view: Tensor, strength: float, generator: np.random.Generator) -> Tensor:
     """Return a view (3, h, w) uint8 with brightness, contrast and saturation multiplied by factors in 1 +- `strength`.
 
-    This is torchvision's ColorJitter in this order, computed in one step instead of three with rounding after each.
+    This equals torchvision's ColorJitter in this order, but is computed in one step instead of three steps with
+    rounding after each.
     """
     # With factors b, c, s and the grey value g(x) of a pixel, whose weights add up to 1:
     #   brightness  x1 = b x
@@ -198,5 +202,5 @@ def _jitter(view: Tensor, strength: float, generator: np.random.Generator) -> Te
     level = float(values.mean(dim=1) @ torch.tensor(GREY)) * brightness * (1.0 - contrast)
     colours = torch.eye(3) * (saturation * scale) + torch.tensor(GREY) * ((1.0 - saturation) * scale)
     changed = torch.addmm(torch.tensor(level + 0.5), colours, values).clamp_(0.0, 255.0)  # + 0.5: truncation rounds
-    # By way of int32, which takes half as long as the direct conversion.
+    # Converting by way of int32 takes half as long as converting directly.
     return changed.to(torch.int32).to(torch.uint8).view_as(view)

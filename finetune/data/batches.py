@@ -1,4 +1,4 @@
-"""Make batches of images: decoded, augmented, and in an order that depends on the seed and the step only."""
+"""Make batches of decoded, augmented images, in an order that depends on the seed and the step only."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Images(Protocol):
         ...
 
     def __getitems__(self, keys: Any, /) -> list[tuple[Tensor, int]]:  # noqa: ANN401  (indices or keys)
-        """Return the pixels or activations and the index of each key."""
+        """Return the pixels or activations, and the image's index, for each key."""
         ...
 
 
@@ -39,13 +39,13 @@ class PlainImages:
     """Images as a prediction uses them: pairs of uint8 pixels (3, size, size) and index."""
 
     def __init__(self, pixels: Pixels, preprocessing: Preprocessing, mirrored: bool = False) -> None:
-        """Prepare `pixels`; if `mirrored`, flip them left to right."""
+        """Prepare `pixels` as for a prediction; if `mirrored`, flip them left to right."""
         self.pixels = pixels
         self._preprocessing = preprocessing
         self._mirrored = mirrored
 
     def describe(self, indices: Sequence[int] | None = None) -> str:
-        """Return a text of everything that these images (all by default) depend on, for cache keys."""
+        """Return a text, for cache keys, of everything that these images (all by default) depend on."""
         return f"{self.pixels.digest(indices)} {self._preprocessing} {'mirrored' if self._mirrored else 'plain'}"
 
     def __len__(self) -> int:
@@ -61,10 +61,11 @@ class PlainImages:
 
 
 class VariedImages:
-    """Augmented images for the training; a view depends on its key and the seed only."""
+    """Augmented images for the training: pairs of uint8 pixels (3, size, size) and index. A view depends on its key and
+    the seed only."""
 
     def __init__(self, pixels: Pixels, preprocessing: Preprocessing, plan: AugmentationPlan, seed: int) -> None:
-        """Augment `pixels` as planned."""
+        """Prepare the augmentation of `pixels` that `plan` describes."""
         self._pixels = pixels
         self._seed = seed
         self._plan = plan
@@ -72,7 +73,8 @@ class VariedImages:
         self._vary = Variation(preprocessing, plan, seed)
 
     def describe(self, indices: Sequence[int] | None = None) -> str:
-        """Return a text of everything that views of these images (all by default) depend on, except their keys."""
+        """Return a text, for cache keys, of everything except the keys that views of these images (all by default)
+        depend on."""
         return f"{self._plain.describe(indices)} {self._plan} {self._seed}"
 
     def __len__(self) -> int:
@@ -87,24 +89,24 @@ class VariedImages:
 
 @dataclass(frozen=True, slots=True)
 class BatchShare:
-    """One process's share of the batches of a training."""
+    """The part of a training's batches that one process reads."""
 
     batch_size: int
-    """Images of a step over all processes."""
+    """Number of images in a step, over all processes."""
     steps: range
-    """Steps whose batches are read."""
+    """Steps of the batches to read."""
     seed: int
     """Seed of the order of the images and of the augmentation."""
     rank: int = 0
-    """Number of the process."""
+    """Rank of the process, 0 .. world_size - 1."""
     world_size: int = 1
     """Number of processes."""
     small_steps: int = 0
-    """Number of steps, from the first of the training, with small images (progressive resizing)."""
+    """Number of steps, from the first of the training, on smaller images (progressive resizing)."""
 
     def own(self, batch: list[Item]) -> list[Item]:
-        """Return this process's share of a whole batch."""
-        return batch[self.rank :: self.world_size]  # shares differ by at most one image
+        """Return this process's part of a whole batch."""
+        return batch[self.rank :: self.world_size]  # the parts differ by at most one image
 
 
 class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
@@ -116,7 +118,7 @@ class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
     def __init__(
         self, stream: ImageStream, preprocessing: Preprocessing, plan: AugmentationPlan, share: BatchShare
     ) -> None:
-        """Read this process's share from `stream`."""
+        """Read this process's part of the batches from `stream`."""
         self._stream = stream
         self._shorter_side = preprocessing.shorter_side
         self._vary = Variation(preprocessing, plan, share.seed)
@@ -143,11 +145,11 @@ class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
 
 
 class StepSampler(Sampler[list[Key]]):
-    """Keys of full batches; each pass over the images is a new permutation, and a batch may contain the end of one pass
+    """Keys of full batches. Each pass over the images is a new permutation, and a batch may contain the end of one pass
     and the start of the next.
 
     The batch of a step depends on the seed and the step only, so a resumed training sees the same batches as an
-    uninterrupted one. Each of several processes takes its share of every batch.
+    uninterrupted one. Each of several processes takes its part of every batch.
     """
 
     def __init__(self, indices: Sequence[int], share: BatchShare) -> None:
@@ -160,9 +162,10 @@ class StepSampler(Sampler[list[Key]]):
         return len(self._share.steps)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        """Yield the keys of each step, this process's share."""
-        # With n images and all passes in a row, step t has positions t * size .. (t + 1) * size - 1. Position p is item
-        # p mod n in the permutation of pass p // n; the pass is the number of the view.
+        """Yield this process's keys of each step."""
+        # Positions number the images of all passes in a row: step t has positions t * size .. (t + 1) * size - 1. With
+        # n images, position p is item p mod n in the permutation of pass p // n. The number of the pass is also that of
+        # the view.
         passes: dict[int, list[int]] = {}
         size = self._share.batch_size
         for step in self._share.steps:
@@ -181,7 +184,7 @@ class StepSampler(Sampler[list[Key]]):
 
 
 class BatchLoader(DataLoader[Any]):
-    """A loader whose worker processes do not change the sentence of a DataError."""
+    """A loader that raises the DataError of a worker process with its original sentence."""
 
     def __iter__(self) -> Any:  # noqa: ANN401  (torch's own iterator has a private class)
         """Return an iterator over the batches.
@@ -210,12 +213,12 @@ def make_loader(
         batch_size: images of a batch, without a sampler.
         keys: indices or keys to read, without a sampler.
     """
-    source: Any = dataset  # torch's type is its own class, but it uses only these two methods
+    source: Any = dataset  # torch's type is a class of its own, but torch uses only these two methods
     pinned = device.type == "cuda"  # pinned memory is copied to the GPU while it computes
     if batches is not None:
         return BatchLoader(source, batch_sampler=batches, num_workers=workers, pin_memory=pinned)
     order = list(range(len(dataset)) if keys is None else keys)
-    # One or two batches would be read before the workers have started.
+    # Without workers, one or two batches are read in less time than workers need to start.
     workers = workers if len(order) > 2 * batch_size else 0
     return BatchLoader(source, batch_size=batch_size, sampler=order, num_workers=workers, pin_memory=pinned)
 
@@ -227,10 +230,10 @@ def read_in_turn(
     batch_size: int,
     keys: Sequence[int] | Sequence[Key] | None = None,
 ) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
-    """Yield for each batch over `keys` (all images by default), in order, the function that returns it.
+    """Yield a function for each batch over `keys` (all images by default), in order; the function returns the batch.
 
-    Without workers, the function reads the batch when it is called. Threads that compute with batches in parallel then
-    also read them in parallel, and do not wait for a single thread that reads for all.
+    Without workers, the function reads the batch when it is called. Threads that process batches in parallel then also
+    read them in parallel, instead of waiting for one thread that reads all batches.
     """
     loader = make_loader(dataset, device, workers, batch_size=batch_size, keys=keys)
     if loader.num_workers:
@@ -240,12 +243,14 @@ def read_in_turn(
 
 
 def make_stream_loader(batches: StreamedBatches, device: torch.device, workers: int) -> BatchLoader:
-    """Return a loader of streamed batches; at most one worker reads ahead, as a stream has one reader."""
+    """Return a loader of streamed batches; at most one worker reads ahead, because a stream can have only one
+    reader."""
     return BatchLoader(batches, batch_size=None, num_workers=min(workers, 1), pin_memory=device.type == "cuda")
 
 
 def normaliser(preprocessing: Preprocessing, device: torch.device, layout: Layout) -> Callable[[Tensor], Tensor]:
-    """Return the function from pixels (n, 3, h, w) uint8 to the network's float32 input, in its layout on `device`."""
+    """Return the function that turns pixels (n, 3, h, w) uint8 into the network's float32 input, in `layout` on
+    `device`."""
     # (pixels / 255 - mean) / std = (pixels - 255 mean) / (255 std)
     mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1) * 255.0
     std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1) * 255.0
@@ -258,10 +263,10 @@ def normaliser(preprocessing: Preprocessing, device: torch.device, layout: Layou
 
 
 def _without_tracebacks(batches: Iterator[Any]) -> Iterator[Any]:
-    """Yield batches; raise a DataError of a worker with its own sentence.
+    """Yield batches, and raise a worker's DataError with its original sentence.
 
-    torch raises the exception of a worker again with a text that has three parts: where it was caught, the worker's
-    traceback, and at the end of the traceback the type and the sentence of the exception.
+    torch raises a worker's exception again, with a text in three parts: where it was caught, the worker's traceback
+    and, at the end of the traceback, the type and the sentence of the exception.
     """
     try:
         yield from batches

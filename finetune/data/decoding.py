@@ -1,4 +1,4 @@
-"""Decode an image file to upright RGB, at a reduced size where that is enough."""
+"""Decode an image file to upright RGB, at a reduced size if that is enough."""
 
 import hashlib
 import io
@@ -17,20 +17,20 @@ Given = TypeVar("Given")
 Done = TypeVar("Done")
 
 CHUNK = 16
-"""Images that a thread takes at once; small files are read faster than threads are switched."""
+"""Number of images that a thread takes at once, because switching threads takes longer than reading a small file."""
 
 JPEG_END = b"\xff\xd9"
-"""The marker that ends a JPEG stream."""
+"""Marker that ends a JPEG stream."""
 
 JPEG_END_WITHIN = 64
-"""Bytes at the end of a file in which the marker must be; some cameras pad their files."""
+"""Number of bytes at the end of a file that must contain the end marker; some cameras pad their files."""
 
 ImageSource = str | Path | bytes | dict[str, Any]
-"""A path, an encoded file's bytes, or a row of `datasets` with `path` and `bytes`."""
+"""Source of an image: a path, the bytes of an encoded file, or a row of `datasets` with `path` and `bytes`."""
 
 
 def read_image(source: ImageSource, shorter_side: int | None = None) -> Image.Image:
-    """Return an upright RGB image whose shorter side is at least `shorter_side`, unless the file's is smaller.
+    """Return an upright RGB image with a shorter side of at least `shorter_side` pixels, unless the file has fewer.
 
     The EXIF orientation is applied, transparent pixels are blended with white, 16-bit and floating-point grey is scaled
     from its smallest to its largest value, and the first frame of an animation is read. A file at least twice as large
@@ -41,7 +41,7 @@ def read_image(source: ImageSource, shorter_side: int | None = None) -> Image.Im
     """
     with Image.open(_open(source)) as image:
         if shorter_side is not None:
-            # JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides stay at least as asked.
+            # JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides stay at least as large as requested.
             image.draft(None, _draft_size(image.size, shorter_side))
         upright = ImageOps.exif_transpose(image)
         rgb = _to_rgb(upright)
@@ -51,7 +51,12 @@ def read_image(source: ImageSource, shorter_side: int | None = None) -> Image.Im
 
 
 def decode(source: ImageSource, shorter_side: int, name: str) -> Image.Image:
-    """Return `read_image` of an image; an error calls it `name`.
+    """Return the image that `read_image` decodes.
+
+    Args:
+        source: the image.
+        shorter_side: smallest shorter side to decode, in pixels.
+        name: name of the image, for the error.
 
     Raises:
         DataError: the image cannot be decoded.
@@ -64,15 +69,15 @@ def decode(source: ImageSource, shorter_side: int, name: str) -> Image.Image:
 
 
 def native_size(source: ImageSource) -> tuple[int, int]:
-    """Return (width, height) as stored in the header of the file, in pixels."""
+    """Return the width and height in the header of the file, in pixels."""
     with Image.open(_open(source)) as image:
         return image.size
 
 
 def why_unreadable(sources: Sequence[ImageSource]) -> list[str | None]:
-    """Return for each image why it cannot be read, or None if it can.
+    """Return, for each image, the reason why it cannot be read, or None if it can be read.
 
-    A JPEG file with the end marker and a PNG file with correct checksums count as readable without being decoded, which
+    A JPEG file with the end marker and a PNG file with correct checksums count as readable. They are not decoded, which
     would take a hundred times as long. All other files are decoded.
     """
 
@@ -120,7 +125,7 @@ def digest_of(encoded: bytes) -> bytes:
 
 
 def _is_whole(source: ImageSource) -> bool:
-    """Return True if an image is certainly readable, found without decoding it; False if it may or may not be."""
+    """Return whether an image is certainly readable, without decoding it; False means that it is uncertain."""
     opened = _open(source)
     with opened if isinstance(opened, io.BytesIO) else Path(opened).open("rb") as file:
         with Image.open(file) as image:
@@ -164,7 +169,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _stretched(image: Image.Image) -> Image.Image:
     """Return an image of deep grey as 8-bit RGB, scaled from its smallest to its largest value.
 
-    Cameras use 10 to 16 bits, so no fixed divisor suits them all. A constant image keeps its value, at most 255.
+    Cameras use 10 to 16 bits, so a fixed divisor does not suit them all. A constant image keeps its value, limited to
+    255.
     """
     values = np.asarray(image, dtype=np.float32)
     # 255 (value - low) / (high - low), over finite values; floating-point images may have holes.

@@ -9,7 +9,7 @@ from finetune.cache import cache_folder
 from finetune.errors import DataError
 
 GREY_LEVELS = 16
-"""Highest value of a pixel in the scans, which are dark on light with high values for ink."""
+"""Largest value of a pixel in the scans, where high values are ink."""
 
 
 def demo_folder(name: str) -> Path:

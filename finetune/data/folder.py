@@ -10,11 +10,12 @@ SIDE_FILES = frozenset({
     ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf", ".py", ".ipynb",
     ".zip", ".tar", ".gz", ".db", ".ini", ".log", ".npy", ".npz", ".mat", ".parquet", ".xlsx",
 })  # fmt: skip
-"""Endings of files that are not images; every other file in a class folder counts as one, with any name."""
+"""Endings of files that are not images; every other file in a class folder counts as an image."""
 
 
 def load_folder(root: Path) -> LabelledTable:
-    """Return all files below the class folders of `root` with their classes, and their splits if `root` has splits.
+    """Return the images below the class folders of `root` with their classes and, if `root` has split folders, their
+    splits.
 
     Raises:
         DataError: there is no image, or the folders do not show what is a split and what is a class.

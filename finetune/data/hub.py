@@ -22,7 +22,7 @@ from finetune.recipe import TableColumns
 def load_hub_table(name: str, columns: TableColumns) -> LabelledTable:
     """Return the images of a Hugging Face data set with an image column and a label column.
 
-    Columns are found by their type (Image, ClassLabel), then by name. Classes have the order of the ClassLabel.
+    Columns are found by their type (Image, ClassLabel), then by their name. Classes have the order of the ClassLabel.
 
     Raises:
         DataError: the data set cannot be loaded, has no image column, has several labels per image, ...
@@ -74,7 +74,7 @@ def load_hub_table(name: str, columns: TableColumns) -> LabelledTable:
 
 
 def load_dataset_dict(name: str, streaming: bool = False) -> Mapping[Any, Any]:
-    """Return the splits of a data set on the hub or in a local folder by name, stored or as streams.
+    """Return the splits, by name, of a data set on the hub or in a local folder, stored or as streams.
 
     Raises:
         DataError: the data set cannot be loaded.
@@ -100,7 +100,7 @@ def load_dataset_dict(name: str, streaming: bool = False) -> Mapping[Any, Any]:
 
 
 def image_column_of(dataset: datasets.Dataset | datasets.IterableDataset, asked: str | None, name: str) -> str:
-    """Return the column with images, found by its type, then by its name.
+    """Return the name of the column with images, found by its type, then by its name.
 
     Raises:
         DataError: there is no such column, or several.
@@ -113,7 +113,7 @@ def image_column_of(dataset: datasets.Dataset | datasets.IterableDataset, asked:
 
 
 def label_column_of(dataset: datasets.Dataset | datasets.IterableDataset, asked: str | None, name: str) -> str:
-    """Return the column with classes, found by its type, then by its name.
+    """Return the name of the column with classes, found by its type, then by its name.
 
     Raises:
         DataError: there is no such column, or several, or it has several labels per image.

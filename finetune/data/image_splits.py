@@ -1,4 +1,4 @@
-"""Turn a table of labelled images into train, validation and test splits that can be trained on."""
+"""Divide a table of labelled images into training, validation and test splits."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TEST_FRACTION = 0.15
-"""Fraction of each class that becomes the test split of data without splits."""
+"""Fraction of each class that becomes the test split, if the data has no splits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unreadable:
-    """A file that was left out, and why."""
+    """A file that was left out because it cannot be read, and the reason."""
 
     path: str
     reason: str
@@ -39,7 +39,8 @@ class ImageSplits:
 
     train: Dataset
     validation: Dataset | None
-    """Validation split of the data; None if the data has none, and held-out images are taken from `train` later."""
+    """Validation split of the data; None if the data has none, in which case held-out images are taken from `train`
+    later."""
     test: Dataset | None
     class_names: tuple[str, ...]
     unreadable: tuple[Unreadable, ...] = ()
@@ -47,11 +48,11 @@ class ImageSplits:
     test_was_made: bool = False
     """Whether `test` was split off from the training images because the data has no test split."""
     stream: ImageStream | None = None
-    """Stream of all training images, if `train` is only a sample of them."""
+    """Stream of all training images if `train` is only a sample of them, else None."""
 
     @property
     def num_training_images(self) -> int:
-        """Number of training images, those of the stream included."""
+        """Number of training images, including those that are only in the stream."""
         return len(self.train) if self.stream is None else self.stream.num_images
 
 
@@ -71,7 +72,7 @@ def paths_of(dataset: Dataset) -> list[str]:
 
 
 def without_unreadable(table: LabelledTable, data: str) -> tuple[LabelledTable, tuple[Unreadable, ...]]:
-    """Return the rows of a table whose images can be read, and the files of the others.
+    """Return the readable rows of a table, and the files that cannot be read.
 
     Args:
         table: labelled images.
@@ -99,10 +100,10 @@ def without_unreadable(table: LabelledTable, data: str) -> tuple[LabelledTable, 
 
 
 def to_splits(table: LabelledTable, seed: int) -> ImageSplits:
-    """Return the splits of a table; of a table without splits, `TEST_FRACTION` of each class become the test split.
+    """Return the splits of a table; if the table has no splits, `TEST_FRACTION` of each class become the test split.
 
     Raises:
-        DataError: there is no training image, or a class that only a later split has.
+        DataError: there is no training image, or a class has images in the validation or test split only.
     """
     found = set(table.labels)
     class_names = tuple(name for name in table.class_names or sorted(found) if name in found)
@@ -160,7 +161,11 @@ def to_dataset(table: LabelledTable, class_names: tuple[str, ...]) -> Dataset:
 
 
 def check_counts(splits: ImageSplits, least: int = 2) -> None:
-    """Raise a DataError if there is one class, or a class has fewer than `least` training images."""
+    """Check that there are two or more classes, and that each has at least `least` training images.
+
+    Raises:
+        DataError: there is only one class, or a class has too few training images.
+    """
     counts = np.bincount(labels_of(splits.train), minlength=len(splits.class_names))
     if len(splits.class_names) < 2:
         raise DataError(

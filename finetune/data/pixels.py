@@ -1,4 +1,4 @@
-"""Read decoded images: each is decoded once, to the size that is needed, and cached on disk if all of them fit."""
+"""Read decoded images. Each image is decoded once, to the size that is needed, and cached on disk if all images fit."""
 
 import hashlib
 from bisect import bisect_right
@@ -17,17 +17,17 @@ from finetune.progress import Progress
 from finetune.work import Work
 
 BLOCK = 256
-"""Images that are decoded before they are written to the cache."""
+"""Number of images that are decoded before they are written to the cache together."""
 
 SAMPLED = 16
-"""Images that are decoded to estimate the size of all."""
+"""Number of images that are decoded to estimate the size of all images."""
 
 
 class Pixels:
-    """Upright RGB images of one table, or of several tables in a row, by index."""
+    """Upright RGB images of one table, or of several tables one after another, by index."""
 
     def __init__(self, tables: Dataset | Sequence[Dataset], shorter_side: int) -> None:
-        """Prepare to read images whose shorter side has at least `shorter_side` pixels, unless the file has fewer."""
+        """Prepare to read images with a shorter side of at least `shorter_side` pixels, unless the file has fewer."""
         listed = [tables] if isinstance(tables, Dataset) else list(tables)
         self._parts = [_TablePixels(table, shorter_side) for table in listed]
         self._starts = [0, *accumulate(len(part.sources) for part in self._parts)]
@@ -48,7 +48,8 @@ class Pixels:
         return hashlib.blake2b(chosen.tobytes(), digest_size=16).hexdigest()
 
     def cache(self, progress: Progress) -> Work:
-        """Decode all images into the cache, unless they are in it already or too large for it.
+        """Decode all images into the cache, unless they are already in it or too large for it, and return the work that
+        it took.
 
         Raises:
             DataError: an image cannot be decoded.
@@ -56,7 +57,7 @@ class Pixels:
         return sum((part.cache(progress) for part in self._parts), Work())
 
     def reading_work(self, count: int) -> Work:
-        """Return the work of decoding `count` images of average size."""
+        """Return the work of decoding `count` images of the average file size."""
         size = sum(int(part.contents["size"].sum()) for part in self._parts)
         return Work(decoded_images=count, decoded_bytes=round(size * count / max(len(self), 1)))
 
@@ -66,7 +67,7 @@ class Pixels:
         Raises:
             DataError: an image cannot be decoded.
         """
-        # Threads help with decoding; copying cached rows is faster without.
+        # Threads make decoding faster, but copying cached rows slower.
         if self.is_cached:
             return [self._read_one(index) for index in indices]
         return in_threads(self._read_one, indices)

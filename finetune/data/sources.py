@@ -22,7 +22,7 @@ def load_images(data: str, columns: TableColumns | None = None, limit: int | Non
     """Return the labelled splits of `data`.
 
     Unreadable files are left out and listed in `unreadable`. If the data has no splits, 15 % of each class become the
-    test split (groups are not divided), the same for the same files and seed.
+    test split; groups are not divided. The splits are the same for the same files and seed.
 
     Args:
         data: a folder with one subfolder for each class (with or without train, val or validation, and test folders), a
@@ -33,7 +33,7 @@ def load_images(data: str, columns: TableColumns | None = None, limit: int | Non
         seed: seed of the splits that are made here.
 
     Raises:
-        DataError: the data cannot be found, or has no images, one class, a class with one image, ...
+        DataError: the data cannot be found, or has no images, only one class, a class with one image, ...
     """
     loaded, stream = _load_any(data, columns or TableColumns(), seed)
     table, unreadable = without_unreadable(loaded, data)
@@ -48,12 +48,13 @@ def load_images(data: str, columns: TableColumns | None = None, limit: int | Non
 
 
 def load_scored_images(data: str, class_names: tuple[str, ...], columns: TableColumns | None = None) -> ImageSplits:
-    """Return the images to score a model on, as `test`: the test split of the data, or all images if it has none.
+    """Return the images to evaluate a trained model on, as `test`: the test split of the data, or all images if it has
+    none.
 
     Labels are indices into the model's `class_names`.
 
     Raises:
-        DataError: a class that the model does not know.
+        DataError: the data cannot be loaded, or has a class that the model does not know.
     """
     loaded, _ = _load_any(data, columns or TableColumns(), 0)
     table, unreadable = without_unreadable(loaded, data)
@@ -79,7 +80,8 @@ def label_paths(paths: list[str], labels: list[str], groups: list[str] | None = 
     """Return splits without a test split, made from image files and the class name of each.
 
     Raises:
-        DataError: the numbers of paths and labels (or groups) differ, no image can be read, there is one class, ...
+        DataError: the numbers of paths and labels (or groups) differ, no image can be read, there is only one class,
+            ...
     """
     for what, values in (("labels", labels), ("groups", groups)):
         if values is not None and len(values) != len(paths):

@@ -1,4 +1,4 @@
-"""Choose which images are held out: stratified by class, the same for the same seed, and without dividing a group."""
+"""Choose the images to hold out: stratified by class, reproducible by the seed, and without dividing a group."""
 
 import warnings
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ def stratified_holdout(
 ) -> tuple["NDArray[np.intp]", "NDArray[np.intp]"]:
     """Return the sorted indices of the images that stay and of those that are held out.
 
-    Without groups, a class with two or more images has at least one image on each side. Groups are not divided.
+    Groups are not divided. Without groups, a class with two or more images has at least one image on each side.
 
     Args:
         labels: class indices (n_images,).
@@ -29,7 +29,7 @@ def stratified_holdout(
         DataError: there is only one group.
     """
     if groups is not None:
-        # Of 1 / fraction folds, the one whose number of images is nearest to the asked fraction.
+        # Make 1 / fraction folds, and take the one with the number of images nearest to the fraction.
         folds = _group_folds(labels, max(2, round(1 / fraction)), seed, groups)
         return min(folds, key=lambda fold: abs(len(fold[1]) - fraction * len(labels)))
     generator = np.random.default_rng(seed)
@@ -46,9 +46,15 @@ def stratified_holdout(
 def stratified_folds(
     labels: "NDArray[np.integer]", num_folds: int, seed: int, groups: "NDArray[np.str_] | None" = None
 ) -> list[tuple["NDArray[np.intp]", "NDArray[np.intp]"]]:
-    """Return the (training, held-out) indices of each fold; every image is held out once and groups are not divided.
+    """Return the (training, held-out) indices of each fold; every image is held out once, and groups are not divided.
 
-    There are fewer than `num_folds` folds, but at least two, if the smallest class has fewer images.
+    If the smallest class has fewer than `num_folds` images, there are as many folds as it has images, but at least two.
+
+    Args:
+        labels: class indices (n_images,).
+        num_folds: number of folds.
+        seed: seed of the draw.
+        groups: group of each image (n_images,), or None.
 
     Raises:
         DataError: there is only one group.
@@ -62,9 +68,9 @@ def stratified_folds(
 
 
 def even_sample(labels: "NDArray[np.integer]", most: int, seed: int) -> "NDArray[np.intp]":
-    """Return the sorted indices of at most `most` images, as equally divided among the classes as possible."""
-    # Each image gets its rank in a random order of its class. All images of rank 0, then those of rank 1, and so on,
-    # are one image of each class in turn.
+    """Return the sorted indices of at most `most` images, divided among the classes as equally as possible."""
+    # Each image gets its rank in a random order of its class. The images are then taken by rank: first one image of
+    # each class, then a second one, and so on.
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(labels))
     rank = np.zeros(len(labels), dtype=np.int64)
@@ -83,13 +89,14 @@ def _group_folds(
         raise DataError("all images belong to one group, so no image can be held out; check the group column")
     splitter = StratifiedGroupKFold(min(num_folds, num_groups), shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        # A class with fewer images than folds is missing from some folds; groups leave no other way.
+        # A class with fewer images than folds is missing from some folds; with groups this cannot be avoided.
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         return list(splitter.split(np.zeros(len(labels)), labels, groups))
 
 
 def stratified_subset(labels: "NDArray[np.integer]", count: int, seed: int) -> "NDArray[np.intp]":
-    """Return the sorted indices of `count` images, in proportion to the classes and at least two of each class.
+    """Return the sorted indices of `count` images, in proportion to the sizes of the classes, and at least two of each
+    class.
 
     Raises:
         DataError: `count` is less than two images per class.
@@ -114,8 +121,8 @@ def stratified_subset(labels: "NDArray[np.integer]", count: int, seed: int) -> "
 def _quotas(sizes: "NDArray[np.integer]", count: int) -> "NDArray[np.integer]":
     """Return the number of images to take from each class: in proportion, at least 2 each, `count` in all.
 
-    Quotas start from the rounded-down exact ones; then images are added or removed one at a time, each where the quota
-    differs most from the exact one.
+    Quotas start from the exact proportions, rounded down. Then images are added or removed one at a time, each in the
+    class that differs most from its exact proportion.
     """
     exact = sizes * (count / sizes.sum())
     quotas: NDArray[np.integer] = np.minimum(np.maximum(np.floor(exact), 2), sizes).astype(int)

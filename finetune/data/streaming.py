@@ -15,22 +15,23 @@ from finetune.errors import DataError
 from finetune.recipe import TableColumns
 
 SAMPLE = 5_000
-"""Images of each split that are held in memory, encoded: for the measurement, as held-out images and for the test."""
+"""Largest number of encoded images of each split that are held in memory: the sample for the measurement, the held-out
+images and the test images."""
 
 BUFFER = 1_000
-"""Size of the buffer in which a stream is shuffled, in images; the order of its files is shuffled, too."""
+"""Size of the buffer in which a stream is shuffled, in images; the order of the stream's files is shuffled, too."""
 
 
 class ImageStream:
-    """The training images of a stream except the held-out ones, in another order in each pass."""
+    """The training images of a stream without the held-out ones, in a new order in each pass."""
 
     def __init__(self, dataset: datasets.IterableDataset, num_images: int, held_out: frozenset[bytes]) -> None:
-        """Read a shuffled data set with an undecoded `image` and a `label`.
+        """Read from a shuffled data set with the columns `image` (undecoded) and `label`.
 
         Args:
             dataset: the training split.
-            num_images: number of its images.
-            held_out: digests of the images that are left out.
+            num_images: number of images in the split.
+            held_out: digests of the held-out images, which are skipped.
         """
         self._dataset = dataset
         self._held_out = held_out
@@ -38,12 +39,14 @@ class ImageStream:
         """Number of training images, the held-out ones included."""
 
     def read(self, start: int) -> Iterator[tuple[ImageSource, int]]:
-        """Yield an image and its class without end, starting at image `start`; unreadable images are skipped.
+        """Yield pairs of an image and its class index without end, starting at position `start`; unreadable images are
+        skipped.
 
         Raises:
             DataError: there is no readable image.
         """
-        # A position counts the images that are read, so that it is the same image in every run with the same seed.
+        # A position counts the images that are not skipped, so that a position is the same image in every run with the
+        # same seed.
         position = 0
         for epoch in count():
             self._dataset.set_epoch(epoch)
@@ -101,7 +104,7 @@ def load_stream(name: str, columns: TableColumns, seed: int) -> tuple[LabelledTa
     if streamed is None:
         return table, None
     table = _with_validation(table, class_names, name, seed)
-    # The stream yields the sampled images, too; held-out ones are recognized by their digest.
+    # The stream also contains the sampled images; the held-out ones are recognised by their digests.
     held_out = frozenset(
         digest_of(encoded_bytes(source))
         for source, split in zip(table.sources, table.splits or (), strict=True)
@@ -129,7 +132,7 @@ def _with_validation(table: LabelledTable, class_names: list[str], name: str, se
 
 
 def _plain(dataset: datasets.IterableDataset, image_column: str, label_column: str) -> datasets.IterableDataset:
-    """Return the two columns under their usual names, with undecoded images."""
+    """Return the two columns under the names `image` and `label`, with undecoded images."""
     selected = dataset.select_columns([image_column, label_column])
     names = {image_column: "image", label_column: "label"}
     renamed = selected.rename_columns({old: new for old, new in names.items() if old != new})
@@ -148,7 +151,7 @@ def _class_names(dataset: datasets.IterableDataset, label_column: str, name: str
 
 
 def _size(dataset: datasets.IterableDataset, split: str, label_column: str) -> int:
-    """Return the number of images of a split, from its description or by counting its labels."""
+    """Return the number of images in a split, from the data set's description or by counting the labels."""
     known = (dataset.info.splits or {}).get(split)
     if known is not None and known.num_examples:
         return int(known.num_examples)

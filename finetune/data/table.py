@@ -29,14 +29,14 @@ SPLIT_NAMES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledTable:
-    """Labelled images, one in each row, before they are divided into splits."""
+    """A table of labelled images, one in each row, before they are divided into splits."""
 
     sources: Sequence[ImageSource]
     labels: Sequence[str]
     splits: Sequence[str] | None = None
     groups: Sequence[str] | None = None
     class_names: Sequence[str] | None = None
-    """Names of the classes in the order that the data set gives; None: sorted by name."""
+    """Names of the classes, in the order that the data set gives; None: the order of the sorted names."""
 
     def select(self, rows: Sequence[int]) -> "LabelledTable":
         """Return a table of some rows."""
@@ -63,7 +63,7 @@ class LabelledTable:
 
 
 def load_table(path: Path, columns: TableColumns) -> LabelledTable:
-    """Return the images that a CSV, TSV or Parquet file lists; relative paths start at the folder of the file.
+    """Return the images that a CSV, TSV or Parquet file lists; relative paths are relative to the folder of the file.
 
     Raises:
         DataError: the file is not a table, a column is missing, or an image has no label or several labels.
@@ -89,7 +89,7 @@ def load_table(path: Path, columns: TableColumns) -> LabelledTable:
 
 
 def find_column(names: list[str], asked: str | None, usual: tuple[str, ...], what: str, origin: str) -> str:
-    """Return the name of a column: the one that was asked for, or the first that has a usual name.
+    """Return the name of a column: the one that the recipe gives, or else the first one with a usual name.
 
     Args:
         names: names of all columns.
@@ -99,7 +99,7 @@ def find_column(names: list[str], asked: str | None, usual: tuple[str, ...], wha
         origin: name of the data, for the error.
 
     Raises:
-        DataError: there is no such column; names all columns.
+        DataError: there is no such column; the sentence lists all columns.
     """
     if asked is not None:
         if asked in names:
@@ -117,7 +117,11 @@ def find_column(names: list[str], asked: str | None, usual: tuple[str, ...], wha
 
 
 def name_split(name: str, origin: str) -> str:
-    """Return train, validation or test for any of their usual names; `origin` names the data in the error.
+    """Return `train`, `validation` or `test` for any of their usual names.
+
+    Args:
+        name: name of a split in the data.
+        origin: name of the data, for the error.
 
     Raises:
         DataError: the name is not a usual one.
@@ -188,7 +192,7 @@ def refuse_straddling_groups(groups: list[str], splits: list[str]) -> None:
 
 
 def _optional_column(frame: pd.DataFrame, asked: str | None, usual: str, path: Path) -> str | None:
-    """Return the column that was asked for, or the one with the usual name, or None."""
+    """Return the column that the recipe gives, or else the one with the usual name, or None if there is none."""
     if asked is None:
         return next((str(name) for name in frame.columns if str(name).lower() == usual), None)
     return find_column(list(frame.columns), asked, (), usual, str(path))

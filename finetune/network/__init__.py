@@ -1,1 +1,2 @@
-"""The network: its pretrained weights, its stages, and the part above a frozen boundary."""
+"""Load a network with its pretrained weights, divide it into stages, and send images through it or through a part of
+it."""

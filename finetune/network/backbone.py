@@ -1,4 +1,4 @@
-"""Create a timm network, find its stages, norms and head, and set which of them are trained."""
+"""Create a timm network, find its stages, normalisation layers and head, and set which of them are trained."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,28 +26,29 @@ class Stage:
     """A block of layers that is trained or frozen as a whole."""
 
     name: str
-    """Name of the stage: its module's; without one, `stem` for the first stage and else the path of its parameters."""
+    """Name of the stage: that of its module or, without a module, `stem` for the first stage and the path of its
+    parameters for any other."""
     parameters: tuple[str, ...]
     """Names of the stage's parameters within the network."""
     module: str | None
-    """Name of the module that computes the stage's output; None where the stage is not one module."""
+    """Name of the module that computes the stage's output; None if the stage is not a single module."""
 
 
 def create_network(
     name: str, weights: str, num_classes: int, image_size: int | None, keeps_source_head: bool = False
 ) -> tuple[nn.Module, WeightsReport | None]:
-    """Return the network with a new head of `num_classes`, in channels-last layout, and where its weights came from.
+    """Return the network with a new head, in channels-last layout, and a report of its weights' source (None: random).
 
     Args:
         name: any timm classifier.
-        weights: `pretrained`, `random`, or a file.
+        weights: `pretrained`, `random`, or the path of a file.
         num_classes: number of outputs of the new head.
         image_size: side of the input in pixels, for networks that are built for one size (position embeddings).
         keeps_source_head: whether the pretrained classifier stays next to the new head, for co-tuning.
 
     Raises:
-        ModelError: weights that cannot be found or do not match the network, a network with more than one head, or
-            no pretrained classifier to keep.
+        ModelError: the weights cannot be found or do not match the network, the network does not end in one linear
+            layer, or there is no pretrained classifier to keep.
     """
     arguments: dict[str, Any] = {"img_size": image_size} if image_size and takes_image_size(name) else {}
     report: WeightsReport | None
@@ -96,10 +97,10 @@ def native_preprocessing(network: nn.Module, image_size: int) -> Preprocessing:
 
 
 def find_head(network: Any) -> tuple[str, nn.Linear]:  # noqa: ANN401  (timm's networks share methods, but no type)
-    """Return the name and the module of the last linear layer.
+    """Return the name and the module of the head, the last linear layer.
 
     Raises:
-        ModelError: the network ends in another kind of layer, or in several heads.
+        ModelError: the network ends in another kind of layer, or has several heads.
     """
     head = network.get_classifier()
     if not isinstance(head, nn.Linear):
@@ -121,7 +122,7 @@ def find_stages(network: nn.Module) -> tuple[Stage, ...]:
     below = [[name for name in group if not name.startswith(head + ".")] for group in groups]
     below = [group for group in below if group]
     stages = [_stage(network, group, "stem" if number == 0 else None) for number, group in enumerate(below)]
-    # Norms and pooling after the last block (a norm before the head, say) are not a stage of their own.
+    # Norms and pooling after the last block, such as a norm before the head, are not a stage of their own.
     while len(stages) > 1 and _is_tail(network, stages[-1]):
         *stages, last = stages
         merged = (*stages[-1].parameters, *last.parameters)
@@ -177,7 +178,7 @@ def find_norms(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def set_trainable(network: nn.Module, plan: Plan) -> dict[str, list[str]]:
-    """Freeze the parameters that the plan does not train; return the names of the trained ones by stage."""
+    """Freeze the parameters that the plan does not train, and return the names of the trained parameters by stage."""
     head, _ = find_head(network)
     norms = {f"{name}.{part}" for name, norm in find_norms(network).items() for part, _ in norm.named_parameters()}
     trained: dict[str, list[str]] = {}
@@ -200,8 +201,8 @@ def set_training_mode(network: nn.Module, freeze_statistics: bool) -> None:
     A frozen batch norm in training mode would still update its running statistics, and frozen dropout would add noise.
 
     Args:
-        network: a network with `requires_grad` set on its trained parameters.
-        freeze_statistics: whether trained batch norms stay in evaluation mode, too.
+        network: a network that has `requires_grad` set on its trained parameters only.
+        freeze_statistics: whether trained batch norms stay in evaluation mode as well.
     """
     network.eval()
 
@@ -209,7 +210,7 @@ def set_training_mode(network: nn.Module, freeze_statistics: bool) -> None:
         own = list(module.parameters())
         is_frozen = bool(own) and not any(parameter.requires_grad for parameter in own)
         if is_frozen or (freeze_statistics and isinstance(module, BATCH_NORMS)):
-            return  # with all modules inside: a frozen dropout has no parameters that show that it is frozen
+            return  # together with all modules inside, because dropout has no parameters that show whether it is frozen
         module.training = True
         for child in module.children():
             enter(child)
@@ -218,7 +219,7 @@ def set_training_mode(network: nn.Module, freeze_statistics: bool) -> None:
 
 
 def check_stages(network: nn.Module, plan: Plan) -> None:
-    """Check that the plan's stages are the network's.
+    """Check that the plan's stages are those of the network.
 
     Raises:
         ModelError: the plan was made for other stages.
@@ -238,7 +239,8 @@ def load_head(network: nn.Module, weight: Tensor, bias: Tensor) -> None:
 
 
 def _matched_groups(network: Any) -> list[list[str]]:  # noqa: ANN401
-    """Return the parameters' names by timm's own coarse groups; an empty list for networks without them."""
+    """Return the names of the parameters in each of timm's coarse groups; an empty list if the network has no such
+    groups."""
     try:
         matcher = network.group_matcher(coarse=True)
     except (AttributeError, AssertionError, NotImplementedError):
@@ -248,7 +250,8 @@ def _matched_groups(network: Any) -> list[list[str]]:  # noqa: ANN401
 
 
 def _feature_groups(network: nn.Module, names: list[str]) -> list[list[str]]:
-    """Return the parameters' names by the module of `feature_info` that contains them; those before are the stem."""
+    """Return the names of the parameters in each module of `feature_info`, after those of the stem, which are before
+    the first of these modules."""
     info = getattr(network, "feature_info", None)
     modules = [str(entry["module"]) for entry in info] if info else []
     groups: list[list[str]] = [[] for _ in range(len(modules) + 1)]
@@ -264,7 +267,7 @@ def _stage(network: nn.Module, names: list[str], fallback: str | None) -> Stage:
     module = _common_module(names)
     inside = {name for name, _ in network.named_parameters() if module is not None and name.startswith(module + ".")}
     if not inside <= set(names) or module not in dict(network.named_modules()):
-        module = None  # there is no such module, or it contains other stages, too
+        module = None  # there is no such module, or it also contains other stages
     first = names[0].split(".")
     own_name = ".".join(first[:2]) if len(first) > 2 and first[1].isdigit() else first[0]
     return Stage(name=module or fallback or own_name, parameters=tuple(names), module=module)
@@ -286,13 +289,13 @@ def _common_module(names: list[str]) -> str | None:
 
 
 def _is_tail(network: nn.Module, stage: Stage) -> bool:
-    """Return whether a last group is norms and pooling alone, without a block: its parameters are all vectors."""
+    """Return whether a last group has only norms and pooling and no block: all of its parameters are vectors."""
     parameters = dict(network.named_parameters())
     return all(parameters[name].ndim == 1 for name in stage.parameters)
 
 
 def _flops_by_module(counter: FlopCounterMode, network: nn.Module) -> dict[str, int]:
-    """Return the floating-point operations of each module, by the module's name."""
+    """Return the number of floating-point operations of each module, by the module's name."""
     root = type(network).__name__
     counts = counter.get_flop_counts()
     return {
@@ -303,8 +306,8 @@ def _flops_by_module(counter: FlopCounterMode, network: nn.Module) -> dict[str, 
 
 
 def _stage_flops(stage: Stage, flops: dict[str, int]) -> int:
-    """Return the stage's floating-point operations: those of its innermost modules with parameters, or of the whole
-    module where that is more (attention has products without parameters)."""
+    """Return the number of floating-point operations of a stage: those of its innermost modules with parameters, or of
+    the whole module if that is more (attention has products without parameters)."""
     owners = {name.rpartition(".")[0] for name in stage.parameters}
     inner = sum(flops.get(owner, 0) for owner in owners)
     return max(inner, flops.get(stage.module, 0) if stage.module else 0)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class CoTunedHead(nn.Linear):
-    """A new head that holds the pretrained one.
+    """A new head that also holds the pretrained one.
 
     Its output is (n, num_classes) in evaluation mode and (n, num_classes + source_classes) in training mode, with the
     new head's logits first.
@@ -25,13 +25,13 @@ class CoTunedHead(nn.Linear):
         self.source = copy.deepcopy(source)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the logits of features (n, width)."""
+        """Return the logits of features (n, width), as the class describes."""
         own = super().forward(features)
         return torch.cat([own, self.source(features)], dim=-1) if self.training else own
 
 
 def add_source_head(network: nn.Module, name: str, source: nn.Linear) -> None:
-    """Add the pretrained classifier `source` to the head with this name, in place.
+    """Add the pretrained classifier `source` to the head `name` of a network, in place.
 
     Raises:
         TypeError: the head is not a linear layer.
@@ -43,8 +43,8 @@ def add_source_head(network: nn.Module, name: str, source: nn.Linear) -> None:
 
 
 def without_source(network: nn.Module, name: str) -> nn.Module:
-    """Return the network without the pretrained classifier at the head with this name: itself where it has none, else
-    a copy."""
+    """Return a copy of the network without the pretrained classifier in its head `name`, or the network itself if it
+    has none."""
     head = network.get_submodule(name)
     if not isinstance(head, CoTunedHead):
         return network

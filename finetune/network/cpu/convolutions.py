@@ -1,8 +1,9 @@
-"""Compute the gradients of convolutions on a CPU from parts that have fast kernels.
+"""Compute slow gradients of convolutions on a CPU from operations that have fast kernels.
 
-On a CPU PyTorch computes convolutions with oneDNN, where two gradients of depthwise convolutions are slow: that of
-weights wider than 3, and, in bfloat16, that of the input of strided ones. They took most of a step of an EfficientNet
-and made bfloat16 slower than float32 (experiments/log.md, 2026-11-24 and -26). This module computes
+On a CPU PyTorch computes convolutions with oneDNN, where two gradients of depthwise convolutions are slow: the gradient
+of weights wider than 3 and, in bfloat16, the gradient of the input of strided convolutions. They took most of the time
+of a step of an EfficientNet, and made bfloat16 slower than float32 (experiments/log.md, 2026-11-24 and -26). This
+module computes
 
 * the first from the weight gradients of windows of the kernel that are 3 wide, each over a shifted input,
 * the second from convolutions of stride one, one for each remainder of the positions modulo the stride,
@@ -23,20 +24,20 @@ from torch.autograd.function import once_differentiable
 from finetune.network.cpu.interception import CONVOLUTION, Function, Interception
 
 QUICK = (torch.bfloat16, torch.float32)
-"""Precisions in which the parts were timed."""
+"""Precisions in which the replacements were timed."""
 
 WINDOW = 3
 """Width of the largest depthwise kernel whose weight gradient is fast in oneDNN, in pixels."""
 
 LARGE_WEIGHT = 32
-"""Least ratio of a 1 x 1 weight's numbers to the batch's pixels at which the product of matrices is faster
-(experiments/log.md, 2026-11-26)."""
+"""Smallest ratio of the number of values in a 1 x 1 weight to the number of pixels in the batch at which the product of
+matrices is faster (experiments/log.md, 2026-11-26)."""
 
 Pair = tuple[int, int]
 
 
 def quick_gradients(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context for a forward pass that makes its backward pass fast; on devices other than CPUs it does
+    """Return a context for a forward pass that makes its backward pass faster; on devices other than CPUs it does
     nothing."""
     return _QuickGradients() if device.type == "cpu" else nullcontext()
 
@@ -81,7 +82,8 @@ def _convolve(
 
 def _is_matrix(input: Tensor, weight: Tensor) -> bool:
     """Return whether a 1 x 1 convolution is faster as a product of matrices: few pixels, in channels-last layout."""
-    # oneDNN's cost of rearranging grows with the weight's numbers, that of the product with the pixels n h w.
+    # oneDNN's cost of rearranging grows with the size of the weight, the cost of the product with the number of pixels
+    # n h w.
     return (
         weight.shape[2:] == (1, 1)
         and input.ndim == 4
@@ -93,7 +95,7 @@ def _is_matrix(input: Tensor, weight: Tensor) -> bool:
 class _Product(torch.autograd.Function):
     """A 1 x 1 convolution of channels-last images (n, c, h, w) with weight (d, c, 1, 1), as a product of matrices.
 
-    A linear layer on a view would compute the same. But in-place activations of a view are copied, and so held in
+    A linear layer on a view would compute the same, but in-place activation functions copy a view, which then takes
     memory twice.
     """
 
@@ -138,7 +140,7 @@ def _like(images: Tensor, channels: int) -> Tensor:
 
 
 class _Depthwise(torch.autograd.Function):
-    """A depthwise convolution (n, c, h, w) with weight (c, 1, k, k), k odd."""
+    """A depthwise convolution of images (n, c, h, w) with weight (c, 1, k, k), k odd."""
 
     @staticmethod
     def forward(
@@ -171,7 +173,7 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _input_gradient(gradient: Tensor, images: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-    """Return the gradient of the loss by the images, (n, c, h, w)."""
+    """Return the gradient of the loss with respect to the images, (n, c, h, w)."""
     if max(stride) == 1 or images.dtype != torch.bfloat16:
         return _gradients(gradient, images, weight, stride, padding, (True, False, False))[0]
     height, width = (count + 2 * margin for count, margin in zip(images.shape[2:], padding, strict=True))
@@ -200,7 +202,7 @@ def _input_gradient(gradient: Tensor, images: Tensor, weight: Tensor, stride: Pa
 
 
 def _weight_gradient(gradient: Tensor, images: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-    """Return the gradient of the loss by the weight, (c, 1, k, k)."""
+    """Return the gradient of the loss with respect to the weight, (c, 1, k, k)."""
     side = weight.shape[-1]
     if side <= WINDOW:
         return _gradients(gradient, images, weight, stride, padding, (False, True, False))[1]
@@ -213,7 +215,7 @@ def _weight_gradient(gradient: Tensor, images: Tensor, weight: Tensor, stride: P
     # Windows overlap by one column: k is odd, so windows two columns apart cover 5, 7, 9, ... exactly.
     for left in range(0, side - WINDOW + 1, WINDOW - 1):
         first = left - padding[1]
-        # The zeros are added here: with a padding of half the kernel, oneDNN is slow on maps of few rows.
+        # The zeros are added here, because oneDNN is slow on maps of few rows with a padding of half the kernel.
         seen = nn.functional.pad(images, (-first, first + width - images.shape[3], padding[0], padding[0]))
         window = _gradients(gradient, seen, columns, stride, (0, 0), (False, True, False))[1]
         result[:, :, :, left : left + WINDOW] = window
@@ -223,8 +225,8 @@ def _weight_gradient(gradient: Tensor, images: Tensor, weight: Tensor, stride: P
 def _gradients(
     gradient: Tensor, images: Tensor, weight: Tensor, stride: Pair, padding: Pair, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return PyTorch's gradients of a depthwise convolution by images, weight and bias; those not wanted are not
-    computed."""
+    """Return PyTorch's gradients of a depthwise convolution with respect to images, weight and bias; unwanted ones are
+    not computed."""
     backward = torch.ops.aten.convolution_backward
     result: tuple[Tensor, Tensor, Tensor] = backward(
         gradient, images, weight, None, stride, padding, (1, 1), False, (0, 0), len(weight), wanted

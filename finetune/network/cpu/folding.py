@@ -1,13 +1,13 @@
-"""Fold frozen batch norms into the convolutions below them: one operation instead of two, with the same result.
+"""Fold frozen batch norms into the convolutions below them, so that one operation replaces two, with the same result.
 
 With frozen statistics a batch norm is a scale and a shift of each channel, which can be merged into the convolution's
 weight and bias (Jacob et al. 2018, section 3.2):
 
     gamma (W x + b - mu) / sqrt(var + eps) + beta = (s W) x + (beta - (mu - b) s), with s = gamma / sqrt(var + eps)
 
-Where the convolution is trained, its folded weight is computed from the convolution's and the norm's parameters in
-every pass, or once for all passes of a step (`FoldedWeights`), so that gradients reach all of them. Elsewhere it is
-computed once.
+If the convolution is trained, its folded weight is computed from the parameters of the convolution and the norm in
+every pass, or once for all passes of a step (`FoldedWeights`), so that the gradients reach all of these parameters. If
+it is frozen, the folded weight is computed once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +23,15 @@ from finetune.network.cpu.interception import BATCH_NORM, CONVOLUTION, Function,
 from finetune.network.cpu.threads import ThreadTeam
 
 MARK = "_finetune_folded_norm"
-"""Attribute of a convolution's output in which the norm is already applied: the running mean of that norm."""
+"""Name of the attribute that marks a convolution's output as already normalised; its value is the running mean of the
+norm."""
 
 
 class FoldedNorms(Interception):
-    """A context in which convolutions compute the frozen batch norms above them, too; for any number of threads.
+    """A context in which convolutions also compute the frozen batch norms above them; any number of threads may enter
+    it.
 
-    A convolution and a norm are a pair where the norm, and nothing else, takes the convolution's output.
+    A convolution and a norm are a pair if the norm, and nothing else, takes the convolution's output.
     """
 
     def __init__(self, forward: Callable[[], object]) -> None:
@@ -42,15 +44,16 @@ class FoldedNorms(Interception):
         """Folded weights and biases of trained convolutions that several passes share, by the weight's id."""
 
     def __len__(self) -> int:
-        """Return how many norms are folded."""
+        """Return the number of folded norms."""
         return len(self._norms)
 
     @contextmanager
     def once(self, trained: Sequence[Tensor], team: ThreadTeam) -> "Iterator[FoldedWeights]":
-        """Fold the trained convolutions once for all passes inside, in the precision that this thread computes in now.
+        """Fold the trained convolutions once for all passes inside the context, in the precision in which this thread
+        computes now.
 
         Args:
-            trained: the parameters by which the passes are differentiated.
+            trained: the parameters with respect to which the passes are differentiated.
             team: the threads that fold.
         """
         members = {id(parameter) for parameter in trained}
@@ -66,7 +69,8 @@ class FoldedNorms(Interception):
         if function is CONVOLUTION:
             return self._convolve(*arguments, **options)
         norm = _Norm(*arguments, **options)
-        # The mark tells the output of a folded convolution from one that was computed before the context was entered.
+        # The mark distinguishes the output of a folded convolution from one that was computed before the context was
+        # entered.
         if getattr(norm.input, MARK, None) is norm.running_mean is not None:
             if norm.training:
                 raise RuntimeError("a norm that was folded into its convolution must not update its statistics")
@@ -82,11 +86,12 @@ class FoldedNorms(Interception):
         **options: Any,  # noqa: ANN401
     ) -> Tensor:
         found = self._norms.get(id(weight))
-        # A trained norm above a frozen convolution is not folded: its gradient would need that of the folded weight,
-        # which costs far more than the norm.
+        # A trained norm above a frozen convolution is not folded: its gradient would need the gradient of the folded
+        # weight, which costs far more than the norm does.
         if found is None or (_is_trained(found.norm.weight, found.norm.bias) and not _is_trained(weight)):
             return self.pass_on(CONVOLUTION, input, weight, bias, *arguments, **options)
-        # A trained convolution is folded in every pass, or was folded for the step; a frozen one once per precision.
+        # A trained convolution is folded in every pass, or was folded for the whole step; a frozen one is folded once
+        # per precision.
         if _is_trained(weight):
             folded = self._shared.get(id(weight)) or _fold(found)
         else:
@@ -105,7 +110,7 @@ class FoldedNorms(Interception):
 class FoldedWeights:
     """Weights of trained convolutions with their norms folded in, once for all passes of a step.
 
-    The passes are differentiated by `leaves`, the folded weights; `gradients` are those of the parameters.
+    The passes are differentiated with respect to `leaves`; `gradients` returns the gradients of the parameters.
     """
 
     def __init__(self, found: "Sequence[_Found]", trained: Sequence[Tensor], team: ThreadTeam) -> None:
@@ -117,25 +122,28 @@ class FoldedWeights:
         parts = [found[first :: team.count] for first in range(team.count)]
         self._folds = list(team.map(lambda part: _Fold(part, members, dtype), parts))
         of_folds = {id(source) for fold in self._folds for source in fold.sources}
-        # The other trained parameters are leaves themselves, in their own precision; autocast casts them in each pass.
+        # The other trained parameters are leaves themselves, in their own precision, and autocast casts them in each
+        # pass.
         self._others = [parameter for parameter in trained if id(parameter) not in of_folds]
         self.by_weight = {key: pair for fold in self._folds for key, pair in fold.by_weight.items()}
         """Folded weight and bias, by the id of the convolution's weight."""
         self.leaves = [*self._others, *(leaf for fold in self._folds for leaf in fold.leaves)]
-        """Tensors by which the passes are differentiated: folded weights and biases, and the other parameters."""
+        """Tensors with respect to which the passes are differentiated: folded weights and biases, and the other
+        parameters."""
         self._sums: list[Tensor] = []
 
     def add(self, gradients: Sequence[Tensor]) -> None:
-        """Add the gradients of one pass by the leaves to the sum over the passes before it, in float32."""
+        """Add the gradients of one pass, with respect to the leaves, to the sum over the earlier passes, in float32."""
         for own, more in zip(self._sums, gradients, strict=bool(self._sums)):
             own.add_(more)
-        # A copy, because autograd may return one tensor as the gradient of several leaves, as for a sum of them.
+        # A copy, because autograd may return one tensor as the gradient of several leaves, such as the terms of a sum.
         self._sums = self._sums or [gradient.to(torch.float32, copy=True) for gradient in gradients]
 
     def gradients(self) -> list[Tensor]:
         """Return the gradients of the trained parameters, in their order, from the sum over the passes."""
         # Chain rule: dL/dp = sum over leaves f of (sum over passes of dL/df) df/dp. The second factor is the same in
-        # every pass, so it is applied once a step. Parameters that are leaves themselves have their gradients already.
+        # every pass, so it is applied once per step. Parameters that are leaves themselves already have their
+        # gradients.
         rest = iter(self._sums)
         found = {id(other): next(rest) for other in self._others}
         work = [(fold, [next(rest) for _ in fold.leaves]) for fold in self._folds]
@@ -232,11 +240,11 @@ class _Finder(TorchFunctionMode):
         return output
 
     def found(self) -> list[_Found]:
-        """Return the pairs: convolutions that are called once and have an output that one frozen norm alone takes."""
+        """Return the pairs: convolutions that are called once, with an output that only one frozen norm takes."""
         found = []
         for key, norm in self._norms.items():
             _, weight, bias = self._convolved[key]
-            # A weight that convolves twice would need two folded weights.
+            # A weight that is used in two convolutions would need two folded weights.
             if self._uses[key] == 1 and self._calls[id(weight)] == 1 and norm.running_var is not None:
                 inverse = (norm.running_var + norm.eps).rsqrt()
                 found.append(_Found(weight, bias, norm._replace(input=weight), inverse))
@@ -244,7 +252,7 @@ class _Finder(TorchFunctionMode):
 
 
 def _fold(found: _Found) -> tuple[Tensor, Tensor]:
-    """Return the folded weight (c_out, c_in, k, k) and bias (c_out,): those of the convolution and the norm in one."""
+    """Return the weight (c_out, c_in, k, k) and the bias (c_out,) of the convolution with the norm folded in."""
     weight, bias, norm, inverse = found
     assert norm.running_mean is not None
     # s = gamma / sqrt(var + eps); W' = s W; b' = beta - (mu - b) s

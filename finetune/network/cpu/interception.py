@@ -1,9 +1,9 @@
 """Intercept the convolutions and batch norms of a network's layers while a context is open.
 
-PyTorch's own mechanism, `TorchFunctionMode`, sends each call of each function through Python. Threads that compute in
-parallel then wait for each other, which cost a sixth of a step of a network's last stages (experiments/log.md,
-2026-11-26). So only the two functions of `torch.nn.functional` that matter are replaced, as long as a context is open
-in any thread.
+PyTorch's own mechanism, `TorchFunctionMode`, sends every call of every function through Python. Threads that compute in
+parallel then wait for each other, which took a sixth of the time of a step of a network's last stages
+(experiments/log.md, 2026-11-26). So this module replaces only the two functions of `torch.nn.functional` that matter,
+as long as a context is open in any thread.
 """
 
 import threading
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 Function = Callable[..., Tensor]
-"""`CONVOLUTION` or `BATCH_NORM`."""
+"""One of the two functions that are intercepted: `CONVOLUTION` or `BATCH_NORM`."""
 
 # PyTorch's own functions, saved before any replacement. Layers look them up in `torch.nn.functional` at each call.
 CONVOLUTION: Function = torch.conv2d
@@ -24,7 +24,7 @@ BATCH_NORM: Function = nn.functional.batch_norm
 
 
 class Interception(ABC):
-    """A context in which the layers' calls of the two functions go through `call`; each thread enters it by itself."""
+    """A context in which the layers' calls of the two functions go through `call`, for the thread that enters it."""
 
     @abstractmethod
     def call(self, function: Function, arguments: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
@@ -38,8 +38,9 @@ class Interception(ABC):
     def __enter__(self) -> Self:
         """Intercept the calls of this thread."""
         _open_contexts().append(self)
-        # The replacement is global, the list of contexts is each thread's own: threads without a context are not
-        # affected. The first context of all threads replaces the functions, the last one restores them.
+        # The replacement is global, but each thread has its own list of contexts, so threads without a context are not
+        # affected. The first context that opens in any thread replaces the functions; the last one that closes restores
+        # them.
         with _LOCK:
             _USE.count += 1
             if _USE.count == 1:
@@ -49,7 +50,7 @@ class Interception(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop intercepting."""
+        """Stop intercepting the calls of this thread."""
         _open_contexts().pop()
         with _LOCK:
             _USE.count -= 1
@@ -58,7 +59,7 @@ class Interception(ABC):
 
 
 class _Use:
-    """The number of contexts that are open in all threads together."""
+    """Counter of the contexts that are open in all threads together."""
 
     count = 0
 
@@ -76,12 +77,12 @@ def _open_contexts() -> list[Interception]:
 
 
 def _send(function: Function, arguments: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
-    """Return the result of a call from the innermost context of this thread, or from the function where none is
+    """Return the result of a call from the innermost context of this thread, or from the function if no context is
     open."""
     contexts = _open_contexts()
     if not contexts:
         return function(*arguments, **options)
-    # Without the innermost context while it works, so that its own calls reach the next one outside it.
+    # The innermost context is removed while it works, so that its own calls reach the next context outside it.
     innermost = contexts.pop()
     try:
         return innermost.call(function, arguments, options)

@@ -1,8 +1,8 @@
-"""Compute several batches, or parts of one batch, in parallel on a CPU: one thread for each part.
+"""Compute several batches, or parts of one batch, in parallel on a CPU, each in a thread of its own.
 
 The operations of a small network on small images are too short to be divided among threads: the threads wait for each
-other most of the time, and even longer where another program uses a core. Threads that each compute a part of their own
-do not wait (experiments/log.md, 2026-11-25).
+other most of the time, and even longer if another program uses a core. Threads that compute separate parts do not wait
+for each other (experiments/log.md, 2026-11-25).
 """
 
 from collections import deque
@@ -18,10 +18,10 @@ Done = TypeVar("Done")
 
 
 class ThreadTeam:
-    """A team of threads, each of which computes with its own share of the cores; a context."""
+    """A context with a team of threads, each of which computes on its own part of the cores."""
 
     def __init__(self, count: int, num_threads: int) -> None:
-        """Prepare a team of `count` threads, whose operations use `num_threads` OpenMP threads each."""
+        """Prepare a team of `count` threads, each of which uses `num_threads` OpenMP threads for its operations."""
         self.count = count
         self._num_threads = num_threads
         self._before = torch.get_num_threads()
@@ -32,7 +32,8 @@ class ThreadTeam:
         self._before = torch.get_num_threads()
         torch.set_num_threads(self._num_threads)
         if self.count > 1:
-            # OpenMP keeps the number of threads for each calling thread, so every new thread must set its own.
+            # OpenMP stores the number of threads separately for each calling thread, so every new thread must set its
+            # own.
             self._pool = ThreadPoolExecutor(
                 self.count, initializer=torch.set_num_threads, initargs=(self._num_threads,)
             )
@@ -57,12 +58,12 @@ class ThreadTeam:
         return done
 
     def map(self, work: Callable[[Given], Done], given: Iterable[Given]) -> Iterator[Done]:
-        """Yield `work` of each item in order; meanwhile the calling thread takes the next items from `given`."""
+        """Yield `work` of each item, in order, while the calling thread takes the next items from `given`."""
         if self._pool is None:
             yield from map(work, given)
             return
-        # At most count + 1 items are in work or waiting: every thread has its next item, and memory stays bounded.
-        # Results are taken in the order of the items, so that sums of them do not depend on which thread was faster.
+        # At most count + 1 items are being worked on or waiting, so that every thread is busy and memory stays bounded.
+        # Results are taken in the order of the items, so that their sum does not depend on which thread was faster.
         waiting: deque[Future[Done]] = deque()
         for item in given:
             waiting.append(self._pool.submit(work, item))
