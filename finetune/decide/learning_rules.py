@@ -76,9 +76,9 @@ def early_decay(curve: Curve) -> Verdict | None:
     span = curve.constant - curve.least
     return Verdict(
         kind="early_decay",
-        sentence=f"the train loss fell by {100 * speed * span:.2g} in 100 steps until the learning rate came down to a "
-        f"tenth at step {decay + 1} of {len(curve)}, and by {100 * later * span:.2g} since, with "
-        f"{curve.unscaled(fmean(after)):.3g} still to go down to {curve.least:.3g}: decayed too early",
+        sentence=f"the train loss fell by {100 * speed * span:.2g} per 100 steps until the learning rate reached a "
+        f"tenth of its peak at step {decay + 1} of {len(curve)}, and by {100 * later * span:.2g} per 100 steps since "
+        f"then; it is {curve.unscaled(fmean(after)):.3g}, and could be {curve.least:.3g}: the rate decayed too early",
         numbers={
             "decay_step": float(decay + 1),
             "steps": float(len(curve)),
@@ -138,7 +138,9 @@ def growing_gap(curve: Curve) -> Verdict | None:
         return None
     lost = float(best["validation_top1"]) - float(end["validation_top1"])
     holds = (
-        "" if lost > 0 else "; accuracy holds, so only the confidence is too high, which the temperature partly mends"
+        ""
+        if lost > 0
+        else "; accuracy holds, so only the confidence is too high, which the temperature partly corrects"
     )
     plan = curve.plan
     stronger = () if plan.augmentation.policy != "none" else ("augmentation.policy=trivialaugment",)
@@ -148,7 +150,7 @@ def growing_gap(curve: Curve) -> Verdict | None:
         kind="growing_gap",
         sentence=f"since step {best['step']} the held-out log-loss rose from {float(best['validation_loss']):.3g} to "
         f"{float(end['validation_loss']):.3g}, while that of training images fell from "
-        f"{float(best['seen_loss']):.3g} to {float(end['seen_loss']):.3g}: they are memorised{holds}",
+        f"{float(best['seen_loss']):.3g} to {float(end['seen_loss']):.3g}: the training images are memorised{holds}",
         numbers={
             "best_step": float(best["step"]),
             "best_validation_loss": float(best["validation_loss"]),
@@ -174,8 +176,8 @@ def no_gap(curve: Curve) -> Verdict | None:
         return None
     return Verdict(
         kind="no_gap",
-        sentence=f"of the training images {100 * seen:.1f} % are right, of held-out ones {100 * held:.1f} %: "
-        f"there is no gap, and both could be better; train more of the network, or a bigger one",
+        sentence=f"{100 * seen:.1f} % of the training images are right, and {100 * held:.1f} % of the held-out images: "
+        f"there is no gap, but both could be better; train more of the network, or a bigger network",
         numbers={"seen_top1": seen, "validation_top1": held, "standard_error": chance},
         changes=_more_capacity(curve.plan),
     )
@@ -209,8 +211,8 @@ def noisy_validation(curve: Curve) -> Verdict | None:
     advice = "all of them are cross-validated already, so only more images help" if is_crossed else "cross-validate"
     return Verdict(
         kind="noisy_validation",
-        sentence=f"with {images} held-out images, top-1 accuracy is known to {100 * width:.0f} points either way (it "
-        f"moved by up to {100 * swing:.0f} between evaluations): {advice}",
+        sentence=f"with {images} held-out images, top-1 accuracy is uncertain by {100 * width:.0f} points either way "
+        f"(it moved by up to {100 * swing:.0f} between evaluations): {advice}",
         numbers={"validation_images": float(images), "half_width": width, "largest_move": swing, "top1": top1[-1]},
         changes=("data=MORE_IMAGES",) if is_crossed else ("plan.validation=cross_validation",),
     )

@@ -48,7 +48,7 @@ def diverged(ended: Row, history: Sequence[Row], plan: Plan) -> Verdict:
     return Verdict(
         kind="diverged",
         sentence=f"the training '{ended['phase']}' was no longer finite at step {ended['step']}, first in "
-        f"{ended['diverged_in']}{last}; the rate is too high, or the arithmetic too coarse",
+        f"{ended['diverged_in']}{last}; the learning rate is too high, or the number format too coarse",
         numbers=numbers,
         changes=_slower(plan, peak_ratios(before) if before else {}),
     )
@@ -67,12 +67,12 @@ def blown_up(curve: Curve) -> Verdict | None:
     limit = NEARLY_CONSTANT if is_lost else far_above
     step = next(place for place in range(begin, len(means)) if means[place] >= limit)
     stage = max(curve.ratios, key=lambda name: curve.ratios[name], default="")
-    moved = f"; {stage} moved most, by {curve.ratios[stage]:.1e} of its weights a step" if stage else ""
+    moved = f"; {stage} moved most, by {curve.ratios[stage]:.1e} of its weights in a step" if stage else ""
     return Verdict(
         kind="diverged",
         sentence=f"from about step {step + 1} on the train loss rose from {curve.unscaled(best):.3g} to as much as "
         f"{curve.unscaled(worst):.3g}, where a constant answer has {curve.constant:.3g}, and ended at "
-        f"{curve.unscaled(end):.3g}{moved}; the rate is too high",
+        f"{curve.unscaled(end):.3g}{moved}; the learning rate is too high",
         numbers={
             "step": float(step + 1),
             "least_loss": curve.unscaled(best),
@@ -120,12 +120,15 @@ def _cause_of_flat_start(curve: Curve) -> tuple[str, tuple[str, ...]]:
         return f"the warm-up takes {plan.warmup_steps} of {plan.steps} steps", ("training.warmup_fraction=0.1",)
     bands = {stage: band(stage, plan) for stage in curve.ratios}
     if bands and all(curve.ratios[stage] < low for stage, (low, _) in bands.items()):
-        return "no stage moves enough, the rate is too low", (_rate(10 * plan.head_learning_rate),)
+        return "no stage moves enough: the learning rate is too low", (_rate(10 * plan.head_learning_rate),)
     if any(curve.ratios[stage] > high for stage, (_, high) in bands.items()):
-        return "the weights move too far a step, the rate is too high", _slower(plan, curve.ratios)
+        return "the weights move too far in a step: the learning rate is too high", _slower(plan, curve.ratios)
     if plan.weights == "random":
-        return "random weights take longer than this to begin", ("strategy=auto", f"steps={4 * plan.steps}")
-    return "the start is bad, or the rate is", (_rate(plan.head_learning_rate / 4), _rate(4 * plan.head_learning_rate))
+        return "random weights take longer than this to begin to learn", ("strategy=auto", f"steps={4 * plan.steps}")
+    return "the initial weights or the learning rate are unsuitable", (
+        _rate(plan.head_learning_rate / 4),
+        _rate(4 * plan.head_learning_rate),
+    )
 
 
 def update_ratio(curve: Curve) -> Verdict | None:
@@ -147,8 +150,8 @@ def update_ratio(curve: Curve) -> Verdict | None:
     listed = ", ".join(f"{name} {ratio:.1e}" for name, ratio in found.items())
     return Verdict(
         kind="update_ratio",
-        sentence=f"at its peak rate a step changes the weights by {listed} of their norm; between {ends[0]:.0e} and "
-        f"{ends[1]:.0e} is usual for {stage}: " + ("they move too far" if high else "they hardly move"),
+        sentence=f"at the peak learning rate, a step changes the weights by {listed} of their norm; usual for "
+        f"{stage} is {ends[0]:.0e} to {ends[1]:.0e}: " + ("they move too far" if high else "they hardly move"),
         numbers={
             **{f"update_ratio:{name}": ratio for name, ratio in found.items()},
             "lowest": ends[0],
