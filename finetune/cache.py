@@ -54,10 +54,13 @@ class Entry:
     """A cached entry."""
 
     kind: str
+    """Kind of the entry: `pixels`, `features`, `activations` or `measurements`."""
     about: str
     """Human-readable description of what the entry was made from."""
     path: Path
+    """Folder of the entry."""
     num_bytes: int
+    """Size of the entry's files, in bytes."""
     used: float
     """Time of the last reading or writing, in seconds since 1970."""
 

@@ -336,7 +336,7 @@ def load_recipe(path: Path | None = None, /, **overrides: Any) -> Recipe:  # noq
         try:
             loaded = yaml.safe_load(path.read_text("utf-8"))
         except FileNotFoundError:
-            raise RecipeError(f"there is no recipe {path}") from None
+            raise RecipeError(f"there is no recipe {path}; give the path of a YAML file") from None
         except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
             raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(loaded, dict):

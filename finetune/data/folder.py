@@ -56,11 +56,14 @@ def _split_folders(root: Path) -> dict[str, Path]:
         split = SPLIT_NAMES.get(entry.name.lower())
         if split and entry.is_dir() and any(_is_class_folder(child) for child in entry.iterdir()):
             if split in found:
-                raise DataError(f"{root} has two folders for the {split} split: {found[split].name} and {entry.name}")
+                raise DataError(
+                    f"{root} has two folders for the {split} split: {found[split].name} and "
+                    f"{entry.name}; merge them into one"
+                )
             found[split] = entry
     if found and "train" not in found:
         if len(found) > 1:
-            raise DataError(f"{root} has {quoted_names(sorted(found))} but no train folder")
+            raise DataError(f"{root} has {quoted_names(sorted(found))} but no train folder; add one")
         found = {"test": next(iter(found.values()))} if "test" in found else {}
     if len(found) == 1:
         (only,) = found.values()

@@ -26,7 +26,9 @@ class Unreadable:
     """A file that was left out because it cannot be read, and the reason."""
 
     path: str
+    """Path of the file, or `image N` if it has none."""
     reason: str
+    """Reason why the file cannot be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +40,14 @@ class ImageSplits:
     """
 
     train: Dataset
+    """Training images, or a sample of them if they are streamed."""
     validation: Dataset | None
     """Validation split of the data; None if the data has none, in which case held-out images are taken from `train`
     later."""
     test: Dataset | None
+    """Test split: that of the data or, if the data has no splits, a part of each class; else None."""
     class_names: tuple[str, ...]
+    """Names of the classes, in the order of their indices."""
     unreadable: tuple[Unreadable, ...] = ()
     """Files that cannot be read as images and were left out."""
     test_was_made: bool = False
@@ -82,7 +87,7 @@ def without_unreadable(table: LabelledTable, data: str) -> tuple[LabelledTable, 
         DataError: there is no row, or no image can be read.
     """
     if not table.labels:
-        raise DataError(f"{data} has no rows")
+        raise DataError(f"{data} has no rows; give at least two labelled images of each class")
     reasons = why_unreadable(table.sources)
     unreadable = tuple(
         Unreadable(path=table.name(number), reason=reason)

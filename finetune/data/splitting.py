@@ -122,7 +122,7 @@ def _quotas(sizes: "NDArray[np.integer]", count: int) -> "NDArray[np.integer]":
     """Return the number of images to take from each class: in proportion, at least 2 each, `count` in all.
 
     Quotas start from the exact proportions, rounded down. Then images are added or removed one at a time, each in the
-    class that differs most from its exact proportion.
+    class with the quota that differs most from the exact one.
     """
     exact = sizes * (count / sizes.sum())
     quotas: NDArray[np.integer] = np.minimum(np.maximum(np.floor(exact), 2), sizes).astype(int)

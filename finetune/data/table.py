@@ -32,9 +32,13 @@ class LabelledTable:
     """A table of labelled images, one in each row, before they are divided into splits."""
 
     sources: Sequence[ImageSource]
+    """Source of each image."""
     labels: Sequence[str]
+    """Name of each image's class."""
     splits: Sequence[str] | None = None
+    """Split of each image: `train`, `validation` or `test`; None: the data has no splits."""
     groups: Sequence[str] | None = None
+    """Group of each image; None: the data has no groups."""
     class_names: Sequence[str] | None = None
     """Names of the classes, in the order that the data set gives; None: the order of the sorted names."""
 

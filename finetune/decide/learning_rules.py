@@ -23,8 +23,8 @@ DECAYED = 0.1
 al. 2016)."""
 
 EARLY = 1 / 3
-"""Fraction of the steps after a decay from which the decay is early. A cosine reaches a tenth of its peak at 0.8 of the
-steps."""
+"""Fraction of the steps left after a decay from which the decay counts as early. A cosine reaches a tenth of its peak
+at 0.8 of the steps."""
 
 SLOWED = 0.25
 """Ratio of the speed of learning after a decay to that before it, below which the curve has a plateau (our choice)."""
@@ -78,7 +78,8 @@ def early_decay(curve: Curve) -> Verdict | None:
         kind="early_decay",
         sentence=f"the train loss fell by {100 * speed * span:.2g} per 100 steps until the learning rate reached a "
         f"tenth of its peak at step {decay + 1} of {len(curve)}, and by {100 * later * span:.2g} per 100 steps since "
-        f"then; it is {curve.unscaled(fmean(after)):.3g}, and could be {curve.least:.3g}: the rate decayed too early",
+        f"then; the loss is {curve.unscaled(fmean(after)):.3g} and could be {curve.least:.3g}: the rate "
+        f"decayed too early",
         numbers={
             "decay_step": float(decay + 1),
             "steps": float(len(curve)),
