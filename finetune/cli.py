@@ -314,7 +314,8 @@ def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove everything
     total = sum(entry.num_bytes for entry in entries) / 1e9
     typer.echo(
         f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'}, {total:.2f} GB of at most "
-        f"{disk_cache.size_limit() / 1e9:.2f} GB in {disk_cache.cache_folder()}; the least recently used are removed first"
+        f"{disk_cache.size_limit() / 1e9:.2f} GB in {disk_cache.cache_folder()}; "
+        f"the least recently used are removed first"
     )
 
 

@@ -90,7 +90,11 @@ class MachineSpeed(FrozenModel):
 
     def fastest(self, strategy: Strategy, trainable_stages: int) -> TrainingSpeed:
         """Return the measured training speed of a strategy; for `partial`, the one with the nearest number of trained
-        stages."""
+        stages.
+
+        Raises:
+            RecipeError: the strategy was not timed.
+        """
         measured = [speed for speed in self.training if speed.strategy == strategy]
         if not measured:
             raise RecipeError(f"speed.training has no entry for the strategy {strategy}; measure the evidence again")
