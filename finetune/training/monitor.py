@@ -24,7 +24,7 @@ WATCHED_STEPS = 10
 
 
 def is_watched(step: int, num_steps: int) -> bool:
-    """Return whether the update ratios of a step (0 .. num_steps - 1) are measured: at the first, and WATCHED_STEPS times.
+    """Return whether the update ratios of a step (0 .. num_steps - 1) are measured: at step 0, and WATCHED_STEPS times.
 
     >>> [step for step in range(30) if is_watched(step, 30)]
     [0, 2, 5, 8, 11, 14, 17, 20, 23, 26, 29]
