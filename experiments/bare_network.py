@@ -1,4 +1,4 @@
-"""Measure bare decoding and the bare network on ready tensors: the speed limits of any toolkit."""
+"""Measure the speed limits of any toolkit: bare decoding, and the bare network on tensors that are ready."""
 
 import os
 import statistics
@@ -23,29 +23,29 @@ from finetune.measure.machine import precisions
 from finetune.network.cpu import quick_gradients
 
 Gradients = Callable[[], AbstractContextManager[Any]]
-"""A context in which gradients are computed: this toolkit's quick ones, or PyTorch's own (`nullcontext`)."""
+"""Function that returns a context for computing gradients: this toolkit's quick ones, or PyTorch's (`nullcontext`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the network computes."""
+    """Settings of the network's computation."""
 
     precision: str
-    """`float32` or `bfloat16`."""
+    """Precision of the computation: `float32` or `bfloat16`."""
     layout: torch.memory_format
     """Memory format of weights and images."""
     parallel_parts: int
-    """Number of batches that are computed side by side, each on its share of the threads."""
+    """Number of batches that are computed in parallel, each on an equal part of the threads."""
     batch_size: int
-    """Images in each batch."""
+    """Number of images in each batch."""
 
 
 def measure_limits(data: Path, image_size: int) -> Row:
-    """Return images per second of decoding alone, and of forward passes and training steps alone.
+    """Return the images per second of decoding alone, and of forward passes and training steps alone.
 
     The rates of the network are the highest over float32 and bfloat16 (if the processor has it), both memory layouts,
     several batch sizes, and one batch on all cores or one batch on each core. The `tutorial` rates are those of
-    float32 in PyTorch's default layout. `unaided` training uses PyTorch's gradients of convolutions.
+    float32 in PyTorch's default layout. The `unaided` training rate is that with PyTorch's gradients of convolutions.
     """
     cores = os.cpu_count() or 1
     files = [str(file) for file in sorted((data / "train").rglob("*.*"))]
@@ -76,9 +76,10 @@ def measure_limits(data: Path, image_size: int) -> Row:
 
 
 def bare_training(image_size: int) -> float:
-    """Return images per second of the bare forward and backward pass at this moment, in the fastest precision.
+    """Return the images per second of the bare forward and backward pass at this moment, in the fastest precision.
 
-    The speed of a machine that other programs share changes within minutes, so it is measured next to each training.
+    The speed of a machine that other programs use, too, changes within minutes, so it is measured before and after each
+    training.
     """
     cores = os.cpu_count() or 1
     return max(
@@ -105,7 +106,7 @@ def rate(work: Callable[[], object], count: int, repetitions: int = 5) -> float:
 
 
 def _decode_all(files: list[str], image_size: int, threads: int) -> None:
-    """Decode, resize and crop the images, on some threads."""
+    """Decode, resize and crop images on a number of threads."""
 
     def decode(file: str) -> NDArray[np.uint8]:
         with Image.open(file) as image:
@@ -125,7 +126,7 @@ def _quick() -> AbstractContextManager[Any]:
 
 
 def _network_rate(network: nn.Module, image_size: int, settings: Settings, gradients: Gradients, trains: bool) -> float:
-    """Return images per second of forward passes, or of forward and backward passes; batch norms are frozen."""
+    """Return the images per second of forward passes, or of forward and backward passes, with frozen batch norms."""
     batch, parts = settings.batch_size, settings.parallel_parts
     network.to(memory_format=settings.layout).eval()
     images = torch.randn(batch, 3, image_size, image_size).contiguous(memory_format=settings.layout)

@@ -5,8 +5,9 @@
 
 DIR holds image sets, each with train and test. Every contender runs in a process of its own (experiments.contenders),
 one after another. The speed of the machine is measured beforehand; no other cache is kept between contenders. Results
-that FOLDER holds are not measured again, so an interrupted benchmark continues. To draw the page from the saved
-results, unpack experiments/results/benchmarks.jsonl.gz to FOLDER/benchmark.jsonl. Run nothing else on the machine.
+that are already in FOLDER are not measured again, so an interrupted benchmark continues. To write the page from the
+saved results, unpack experiments/results/benchmarks.jsonl.gz to FOLDER/benchmark.jsonl. Run nothing else on the
+machine.
 """
 
 import argparse
@@ -23,19 +24,25 @@ from experiments.paths import RESULTS
 from experiments.rows import Row, append_row, read_rows
 
 SETS = ("flowers12", "ucmerced21", "clothing10", "brainmri3", "fashion10")
+"""Image sets of the comparison with fastai."""
 
 LIMITED = (
     "help", "bare", "linear_probe", "linear_probe, 60", "linear_probe, 400", "full, short", "partial, not cached",
     "partial", "again", "partial, 2 stages, not cached", "partial, 2 stages",
 )  # fmt: skip
-"""Contenders that run on `LIMIT_SET` with every seed; `again` is `partial` with the caches of the run before."""
+"""Contenders that run on `LIMIT_SET` with every seed; `again` is `partial` with the caches of the previous run."""
 
 
 class BenchmarkRuns:
-    """The results so far, in a file with one line for each."""
+    """The results so far, in a file with one line for each result."""
 
     def __init__(self, folder: Path, data: Path) -> None:
-        """Read the results that a folder holds."""
+        """Read the results that are in a folder.
+
+        Args:
+            folder: folder of the results and of the cache; it is made if there is none.
+            data: folder of the image sets.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "benchmark.jsonl"
         self._cache = folder / "cache"
@@ -54,7 +61,7 @@ class BenchmarkRuns:
         print({key: value for key, value in row.items() if key != "correct"}, flush=True)
 
     def measure_machine(self, name: str) -> None:
-        """Measure the speed of the machine in an untimed run, so that no contender's clock includes it."""
+        """Measure the speed of the machine in an untimed run, so that no contender's time includes it."""
         if not (self._cache / "measurements").exists():
             self._call("linear_probe", name, 0)
 

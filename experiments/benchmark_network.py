@@ -1,4 +1,4 @@
-"""Define what all contenders of the benchmark share: the network, its weights, and the form of the answers."""
+"""Define what all contenders of the benchmark share: the network, its weights, and the format of the results."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,13 +14,14 @@ MEAN = STD = (0.5, 0.5, 0.5)
 """Mean and standard deviation of pixels (0 to 1) that the network's pretrained weights expect."""
 
 BATCH = 32
-"""Images in a batch."""
+"""Number of images in a batch."""
 
 CPU = torch.device("cpu")
+"""Device of all contenders."""
 
 
 def pretrained(num_classes: int) -> Any:  # noqa: ANN401  (timm's networks have no type)
-    """Return the network with its pretrained weights and a new head, or its own head of 1,000 classes."""
+    """Return the network with its pretrained weights and a new head; for 1,000 classes it keeps its own head."""
     network: Any = create_embedded()[0]
     if num_classes != 1000:
         network.reset_classifier(num_classes)
@@ -28,5 +29,8 @@ def pretrained(num_classes: int) -> Any:  # noqa: ANN401  (timm's networks have 
 
 
 def by_path(paths: Iterable[str], right: Iterable[Any]) -> str:
-    """Return 1 or 0 for each image in the order of the paths, so that contenders can be compared image by image."""
+    """Return a text with 1 (right) or 0 (wrong) for each image in the order of the sorted paths.
+
+    In this order, contenders can be compared image by image.
+    """
     return "".join(str(int(is_right)) for _, is_right in sorted(zip(paths, right, strict=True)))

@@ -1,4 +1,4 @@
-"""Write the benchmarks page: tables of accuracy and time, and a plot, from the results of experiments.benchmark."""
+"""Write the benchmarks page, with tables and a plot of accuracy and time, from the results of experiments.benchmark."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ SCRIPTS = ("script, probe", "script, probe, tuned", "script", "script, tuned")
 """Contenders that run on the first set with the first seed."""
 
 LIMIT_SET = "scene15"
-"""Set of the comparison with the bare network; it has at least 1,000 training images."""
+"""Image set of the comparison with the bare network; it has at least 1,000 training images."""
 
 NAMES = {
     "linear_probe": "finetune --strategy linear_probe",
@@ -40,12 +40,12 @@ Results = dict[tuple[str, str, int], Row]
 
 
 def median(results: Results, contender: str, name: str, seeds: Sequence[int], key: str = "seconds") -> float:
-    """Return the median of a figure over the seeds."""
+    """Return the median over the seeds of the value of a key, by default of the seconds."""
     return float(statistics.median(results[contender, name, seed][key] for seed in seeds))
 
 
 def correct_shares(results: Results, contender: str, name: str, seeds: Sequence[int]) -> NDArray[np.float64]:
-    """Return for each test image (n_images,) the share of seeds in which it was classified correctly."""
+    """Return the share of the seeds with which each test image is classified correctly, (n_images,)."""
     shares: NDArray[np.float64] = np.mean(
         [[int(one) for one in results[contender, name, seed]["correct"]] for seed in seeds], axis=0
     )
@@ -58,16 +58,16 @@ def accuracies(results: Results, contender: str, name: str, seeds: Sequence[int]
 
 
 def describe_accuracy(results: Results, contender: str, name: str, seeds: Sequence[int]) -> str:
-    """Return mean and standard deviation of the test accuracy over the seeds."""
+    """Return the mean and the standard deviation of the test accuracy over the seeds, as text."""
     values = accuracies(results, contender, name, seeds)
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.3f}{spread}"
 
 
 def difference(results: Results, contender: str, other: str, name: str, seeds: Sequence[int]) -> str:
-    """Return the difference in accuracy, in points, with its 95 % interval over the test images.
+    """Return the difference in accuracy between two contenders in points, with its 95 % interval, as text.
 
-    Differences are paired by image: mean ± 1.96 s / sqrt(n_images).
+    Differences are paired by test image. With s, their standard deviation, it is mean ± 1.96 s / sqrt(n_images).
     """
     paired = correct_shares(results, contender, name, seeds) - correct_shares(results, other, name, seeds)
     error = 1.96 * float(paired.std(ddof=1)) / len(paired) ** 0.5
@@ -75,7 +75,7 @@ def difference(results: Results, contender: str, other: str, name: str, seeds: S
 
 
 def compare_with_fastai(results: Results, sets: Sequence[str], seeds: Sequence[int]) -> list[str]:
-    """Return the table of this toolkit and fastai."""
+    """Return the table that compares this toolkit with fastai, as lines."""
     lines = [
         "| set | contender | test accuracy | seconds | times faster than fastai | accuracy minus fastai's, points |",
         "|---|---|---|---|---|---|",
@@ -93,7 +93,7 @@ def compare_with_fastai(results: Results, sets: Sequence[str], seeds: Sequence[i
 
 
 def compare_with_scripts(results: Results, name: str, seeds: Sequence[int]) -> list[str]:
-    """Return the table of this toolkit and the scripts."""
+    """Return the table that compares this toolkit with the scripts, as lines."""
     lines = ["| contender | test accuracy | seconds |", "|---|---|---|"]
     for contender in (*SCRIPTS, *COMPARED):
         accuracy = describe_accuracy(results, contender, name, seeds)
@@ -118,7 +118,7 @@ class LimitTable:
         return median(self._results, contender, LIMIT_SET, self._seeds, key)
 
     def _over_bare(self, contender: str) -> float:
-        """Return the speed of training steps over that of bare passes before and after, in the same process."""
+        """Return the speed of training steps relative to bare passes before and after, in the same process."""
         rows = [self._results[contender, LIMIT_SET, seed] for seed in self._seeds]
         return float(statistics.median(row["training_images_per_second"] / row["bare_training"] for row in rows))
 

@@ -1,11 +1,11 @@
-"""Refit and check the assumptions of the forecast of more images, by hiding images and adding them again.
+"""Refit and check the assumptions of the forecast for more images, by hiding images and adding them again.
 
     python -m experiments.calibrate_forecast --data DIR [--cache experiments/results/forecast_curves.jsonl]
 
 DIR holds image sets, each with train and test. A linear probe learns from 5, 20, 80 and all images of each class; its
 learning curve at one size, measured on training images alone, forecasts the test accuracy at the larger sizes. The
 assumptions of finetune/decide/forecast.py are the triple whose intervals cover 93 % of the gains with the least width;
-they are evaluated by leaving one set out. Curves that the cache file holds are not measured again.
+they are evaluated by leaving one set out. Curves that are already in the cache file are not measured again.
 """
 
 import argparse
@@ -30,16 +30,18 @@ from finetune.network.outputs import digest_weights, frozen_features
 from finetune.predict.linear_probe import CURVE_SHARES, cross_validate, error_slope, fit_head, learning_curve
 
 IMAGE_SIZE = 128
+"""Side of the square images, in pixels."""
 
 SEEDS = {"5": 5, "20": 3, "80": 2, "all": 1}
-"""Number of subsets at each size, in images per class."""
+"""Number of subsets for each size; a size is a number of images per class, or `all`."""
 
 FORECASTS = (("5", "20"), ("20", "80"), ("20", "all"), ("80", "all"))
-"""Pairs of sizes: the one that forecasts, and the one that is forecast."""
+"""Pairs of sizes: the size whose curve forecasts, and the size that is forecast."""
 
 FORWARD = ForwardSettings(
     precision="float32", layout="channels_last", batch_size=16, parallel_parts=1, num_threads=1, loader_workers=0
 )
+"""Settings of the forward passes that compute the features."""
 
 GRID = tuple(
     Assumptions(usual_slope=slope, spread=spread, bend=bend)
@@ -50,7 +52,7 @@ GRID = tuple(
 """Triples of assumptions to choose from."""
 
 COVERED = 0.93
-"""Share of the gains that the intervals must cover on the sets that are fitted; on a set left out they cover fewer."""
+"""Share of the gains that the intervals must cover on the fitted sets; on a set that is left out they cover fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +66,13 @@ class Case:
     more: int
     """Number of images that are added."""
     slope: float
-    """Measured b in error ~ images ** -b."""
+    """Measured exponent b of the power law error ~ images ** -b."""
     slope_error: float
     """Standard error of `slope`."""
     error_now: float
-    """Test error with `images` images."""
+    """Test error after training on `images` images, in 0 .. 1."""
     error_then: float
-    """Test error with `images + more` images."""
+    """Test error after training on `images + more` images, in 0 .. 1."""
 
     def gain(self, slope: float) -> float:
         """Return the fall of the test error that a power law with this slope forecasts."""
@@ -79,7 +81,7 @@ class Case:
 
 
 def measure(name: str, data: Path) -> Iterator[Row]:
-    """Yield the slope of a probe's learning curve and its test error, at each size and for several subsets."""
+    """Yield a row for each size and subset of a set: the slope of a probe's learning curve, and its test error."""
     splits = load_images(str(data / name))
     features, tested = (features_of(splits, part) for part in ("train", "test"))
     labels, test_labels = labels_of(splits.train), labels_of(splits.test)
@@ -132,7 +134,10 @@ def cases(rows: Sequence[Row]) -> list[Case]:
 
 
 def evaluate(some: Sequence[Case], assumed: Assumptions) -> tuple[float, float, float, float]:
-    """Return coverage, mean absolute error, mean error and median width of the 90 % intervals of forecast gains."""
+    """Return the coverage, mean absolute error, mean error and median width of the 90 % intervals of forecast gains.
+
+    Errors and widths are differences in test error, in 0 .. 1.
+    """
     covered, errors, widths = [], [], []
     for case in some:
         slope, deviation = likely_slope(case.slope, case.slope_error, assumed)
@@ -150,7 +155,7 @@ def evaluate(some: Sequence[Case], assumed: Assumptions) -> tuple[float, float, 
 
 
 def fit(some: Sequence[Case]) -> Assumptions:
-    """Return the assumptions whose intervals cover enough with the least width and error."""
+    """Return the assumptions whose intervals cover `COVERED` of the gains with the least width and error."""
 
     def cost(assumed: Assumptions) -> float:
         coverage, error, _, width = evaluate(some, assumed)

@@ -4,7 +4,7 @@
         [--write finetune/measure/similarity.py]
 
 DIR holds the sets of `DOMAINS` as NAME/train/CLASS/IMAGE. All networks share the weights; the mean and spread of each
-part belong to a network. The parts of each set are measured once and kept in the cache file.
+part are those of a network. The parts of each set are measured once and saved in the cache file.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from experiments.similarity_sets import DOMAINS, DRAWS, Table, measure_all
 from finetune.measure.similarity import CLIP, Calibration, PartScale
 
 NETWORKS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
+"""Networks to calibrate, by timm's names."""
 
 OWN_PARTS = ("late_vigour", "middle_vigour", "energy")
 """Parts for a network with constants of its own."""
@@ -38,7 +39,8 @@ MEDIUM_WEIGHT = 0.25
 """Weight of a set of medium distance, against 1 for a near or a far one."""
 
 NARROW_WEIGHT = 0.5
-"""Weight of a set's subsets of two or three classes, against 1 for the set: narrow sets must score like broad ones."""
+"""Weight of a set's subsets of two or three classes, against 1 for the whole set: narrow sets must score like broad
+ones."""
 
 RIDGE = 0.1
 """Ridge penalty on the weights."""
@@ -48,14 +50,14 @@ LIMIT = 400
 
 
 def scales(tables: Iterable[Table], sets: Iterable[str], part: str) -> tuple[float, float]:
-    """Return mean and standard deviation of a part over the near and far sets."""
+    """Return the mean and the standard deviation of a part over the near and the far sets."""
     clear = [key for key in sets if DOMAINS[key] != "medium"]
     values = np.array([table[key].full[part] for table in tables for key in clear])
     return float(values.mean()), float(values.std())
 
 
 def fit(tables: Mapping[str, Table], part_names: Sequence[str], sets: Sequence[str]) -> dict[str, Calibration]:
-    """Return the constants of each network, and pooled ones under "", fitted on `sets`.
+    """Return the constants of each network by name, and the pooled constants under "", fitted to `sets`.
 
     The model is a logistic regression on soft targets (`TARGETS`) with a ridge penalty; all networks share its weights.
     """
@@ -103,7 +105,7 @@ def _fit_logistic(
 
 
 def evaluate(tables: Mapping[str, Table], part_names: Sequence[str], network: str, key: str) -> dict[str, Any]:
-    """Return how well the score of a network separates near from far sets that are left out of the fit.
+    """Return measures of how well the score of a network separates near from far sets that are left out of the fit.
 
     Args:
         tables: measurements by network.
@@ -163,7 +165,7 @@ def print_evaluation(name: str, result: Mapping[str, Any]) -> None:
 
 
 def as_source(calibrations: Mapping[str, Calibration], generic: Sequence[Calibration]) -> str:
-    """Return the constants as Python source, as similarity.py holds them between its two marks."""
+    """Return the constants as the Python source between the two marks of similarity.py."""
 
     def one(calibration: Calibration, indent: str) -> str:
         lines = [f"Calibration(\n{indent}    intercept={calibration.intercept},\n{indent}    parts={{\n"]
@@ -183,7 +185,7 @@ def as_source(calibrations: Mapping[str, Calibration], generic: Sequence[Calibra
 
 
 def write_source(path: Path, source: str) -> None:
-    """Write the constants between the marks of a similarity.py."""
+    """Write the source of the constants between the two marks of a similarity.py."""
     begin, end = "# CONSTANTS BEGIN: written by experiments/calibrate_similarity.py\n", "# CONSTANTS END"
     text = path.read_text()
     head, tail = text[: text.index(begin) + len(begin)], text[text.index(end) :]

@@ -3,10 +3,10 @@
     python -m experiments.compare_plans --data DIR --runs FOLDER --settings training.co_tuning=0 training.co_tuning=2.3
         [--sets flowers12 ...] [--seeds 1 ...] [--strategies partial full] [--per-class 20] [--steps 150]
 
-Some training images of every class of each set in DIR are trained on; up to 700 of the others are held out. The test
-split is not read. Each setting has the form of `--set` (several are joined with commas) and is compared with the first
-one. Results are appended to FOLDER/plans.jsonl and not measured again; the table at the end shows all settings that
-were asked for.
+DIR holds image sets. Of each set, `--per-class` training images of every class are trained on, and up to 700 of the
+others are held out; the test split is not read. A setting has the form of `--set`, or of several joined with commas;
+each one is compared with the first. Results are appended to FOLDER/plans.jsonl and are not measured again. The tables
+at the end show all settings that were asked for.
 """
 
 import argparse
@@ -30,11 +30,13 @@ SETS = (
     "flowers12", "clothing10", "scene15", "cifar10", "pacs_cartoon7", "ucmerced21", "brainmri3", "fashion10",
     "signdigits10",
 )  # fmt: skip
+"""Image sets on which plans are compared by default."""
 
 MOST_HELD_OUT = 700
 """Largest number of held-out images."""
 
 IMAGE_SIZE = 128
+"""Side of the square images, in pixels."""
 
 
 def divided(folder: Path, per_class: int, seed: int) -> ImageSplits:
@@ -49,7 +51,11 @@ def divided(folder: Path, per_class: int, seed: int) -> ImageSplits:
 
 
 def measure(name: str, seed: int, strategy: str, setting: str, asked: argparse.Namespace) -> Row:
-    """Train a plan with a setting on a set; return its accuracy and log-loss on the held-out images."""
+    """Train a plan with a setting on a set; return its accuracy and log-loss on the held-out images.
+
+    Raises:
+        ValueError: the set has no images left to hold out.
+    """
     splits = divided(asked.data / name, asked.per_class, seed)
     asked_for: dict[str, Any] = {"image_size": IMAGE_SIZE, "steps": asked.steps, "refit": False}
     asked_for |= dict(pair.split("=", 1) for pair in setting.split(","))

@@ -1,10 +1,10 @@
-"""Compare grid search, random search and TPE at equal budget.
+"""Compare grid search, random search and TPE (the tree-structured Parzen estimator) at equal budgets.
 
     python -m experiments.compare_searches --data DIR [--output experiments/results/searches.jsonl]
 
 The program trains a table of learning rates and weight decays with two seeds (the rate matters most), and replays
 searches on it: the proposals are those of `finetune tune`, and losses between the table's points are interpolated.
-Rows that the output file holds are not trained again, so an interrupted run continues.
+Rows that are already in the output file are not trained again, so an interrupted run continues.
 """
 
 import argparse
@@ -36,12 +36,16 @@ from finetune.tuning.state import Trial, Tuning, best_of
 from finetune.tuning.trials import Proposer
 
 RATES = tuple(5e-5 * 2**power for power in range(8))
+"""Learning rates of the table."""
+
 DECAYS = (1e-3, 0.3)
+"""Weight decays of the table."""
 
 USUAL_DECAY = 0.02
 """Weight decay of a plan without a search."""
 
 SEEDS = (0, 1)
+"""Seeds of the table's trainings."""
 
 NUM_TRAINED = 200
 """Number of training images."""
@@ -50,27 +54,33 @@ NUM_HELD_OUT = 300
 """Number of held-out images."""
 
 CENTRES = (1e-4, 3.2e-3)
-"""Lowest and highest middle of the ranges that are searched, since the position of the best rate in its range is
-unknown beforehand. Beyond the table its ends are used, where the loss is that of the probe or of a constant answer."""
+"""Lowest and highest centre of the searched ranges. The centres vary, because the position of the best rate in its
+range is unknown beforehand. Beyond the table its ends are used, where the loss is that of the probe or of a constant
+prediction."""
 
 FACTOR = 8.0
-"""Highest learning rate of a range over its middle, as in `finetune tune`."""
+"""Ratio of the highest learning rate of a range to its centre, as in `finetune tune`."""
 
 SEARCHES: tuple[Search, ...] = get_args(Search)
+"""Searches to compare: all that `finetune tune` offers."""
+
 BUDGETS = (4, 9, 16, 25)
+"""Numbers of trainings of a search."""
+
 REPLAYS = 200
 """Number of replays of each search on each seed's table."""
 
 Loss = Callable[[Parameters], float]
+"""Function that returns a loss in nats from the parameters."""
 
 
 def recipe_of(data: str, seed: int) -> Recipe:
-    """Return the recipe of the table's trainings: the last stages, for a few seconds."""
+    """Return the recipe of the table's trainings, which train the last stages for a few seconds."""
     return load_recipe(data=data, strategy="partial", image_size=64, steps=30, refit=False, seed=seed)
 
 
 def splits_of(recipe: Recipe) -> ImageSplits:
-    """Return a few training images and held-out images, both from the training split."""
+    """Return a small set: training images and held-out images, both from the training split."""
     splits = load_images(recipe.data, recipe.columns, recipe.limit, recipe.seed)
     trained = stratified_subset(labels_of(splits.train), NUM_TRAINED, recipe.seed)
     others = np.setdiff1d(np.arange(len(splits.train)), trained)
@@ -139,7 +149,7 @@ def surface(rows: Sequence[Row], seed: int, value: Callable[[Row], float]) -> Lo
 
 
 def space_at(centre: float) -> Space:
-    """Return the ranges around a middle learning rate."""
+    """Return the ranges to search around a central learning rate."""
     rate = Dimension(name="learning_rate", low=centre / FACTOR, high=centre * FACTOR)
     return rate, Dimension(name="weight_decay", low=DECAYS[0], high=DECAYS[1])
 
@@ -174,13 +184,13 @@ class Surface(NamedTuple):
     rungs: tuple[Loss, ...]
     """Held-out losses after a third and after two thirds of the steps."""
     late: Loss
-    """Held-out loss at the end."""
+    """Held-out loss after all steps."""
     test: Loss
-    """Test loss at the end."""
+    """Test loss after all steps."""
 
 
 def coarse_to_fine(search: Search, trials: int, rung: int, space: Space, seed: int, each: Surface) -> Parameters:
-    """Return the best parameters of a coarse search up to a rung, and a fine search with complete trainings.
+    """Return the best parameters of a coarse search up to a rung, followed by a fine search with complete trainings.
 
     No trial is stopped early.
     """
@@ -215,7 +225,7 @@ def _loss_at(rung: int, row: Row) -> float:
 
 
 def report(rows: Sequence[Row]) -> None:
-    """Print the table of losses, and how far each search's result is above the best, over all seeds and ranges."""
+    """Print the table of losses, and how far the loss of each search is above the best, over all seeds and ranges."""
     surfaces = [
         Surface(
             rungs=tuple(surface(rows, seed, partial(_loss_at, rung)) for rung in range(len(RUNGS))),

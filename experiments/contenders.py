@@ -3,7 +3,7 @@
     python -m experiments.contenders fastai --data DIR/flowers12 --seed 0 --image-size 128
 
 All contenders have the same network (EfficientNet-Lite0), pretrained weights, image size, training images and test
-images. The clock of a contender starts after its libraries are imported.
+images. The time of a contender is measured from the moment when its libraries are imported.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def run_finetune(
     steps: int = 0,
     stages: int = 0,
 ) -> Row:
-    """Return the answers of this toolkit on the test images, and its seconds.
+    """Return the test images that this toolkit classifies correctly, and its times in seconds.
 
     Args:
         strategy: the strategy to train, or `auto`.
@@ -60,14 +60,14 @@ def run_finetune(
         if task.startswith("training ("):
             started.setdefault("training", time.perf_counter())
 
-    is_compared = strategy in {"partial", "full"}  # with the bare network
+    is_compared = strategy in {"partial", "full"}  # these strategies are compared with the bare network
     before = bare_training(image_size) if is_compared else 0.0
     start = time.perf_counter()
     fixed: dict[str, Any] = {"steps": steps} if steps else {}
     if stages:
         fixed["training__trainable_stages"] = stages
     if is_compared:
-        fixed["training__progressive_resizing"] = 0.0  # every image is as much work as one of the bare network
+        fixed["training__progressive_resizing"] = 0.0  # every image takes as much work as in the bare network
     recipe = finetune.load_recipe(data=str(data), strategy=strategy, seed=seed, image_size=image_size, **fixed)
     splits = load_images(recipe.data, limit=limit)
     evidence = measure_evidence(recipe, splits)
@@ -95,13 +95,13 @@ def run_finetune(
 
 
 def _training_rate(model: Predictor, plan: Plan) -> float | None:
-    """Return images per second of the median step of the first phase, if the plan has steps."""
+    """Return the images per second of the median step of the first phase; None if the plan has no steps."""
     durations = np.diff([float(row["seconds"]) for row in model.history if row["phase"] == model.history[0]["phase"]])
     return plan.batch_size / float(np.median(durations)) if len(durations) else None
 
 
 def run_fastai(data: Path, seed: int, image_size: int) -> Row:
-    """Return the answers of fastai's `fine_tune`, used as its documentation shows, and its seconds."""
+    """Return the test images that fastai's `fine_tune`, used as documented, classifies correctly, and its seconds."""
     from fastai.vision.all import (
         Callback,
         CancelValidException,
@@ -116,7 +116,7 @@ def run_fastai(data: Path, seed: int, image_size: int) -> Row:
     )
 
     class WithoutValidation(Callback):  # type: ignore[misc]
-        """Save the time of evaluating held-out images after each epoch."""
+        """Skip the evaluation of held-out images after each epoch, to save its time."""
 
         def before_validate(self) -> None:
             raise CancelValidException
@@ -176,7 +176,7 @@ CONTENDERS: dict[str, Callable[[Path, int, int], Row]] = {
     "bare": lambda data, _, size: measure_limits(data, size),
     "help": lambda _data, _seed, _size: show_help(),
 }
-"""Contenders by name, as functions of image folder, seed and image size."""
+"""Contenders by name, each as a function of the image folder, the seed and the image size."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Draw the output of a run, as the README shows it.
+"""Draw the picture of a run's output that the README shows.
 
 python -m experiments.draw_run [--data demo:digits] [--picture docs/images/run.svg]
 """

@@ -18,10 +18,10 @@ PROBE = "linear_probe"
 """Name of the linear probe."""
 
 SCRATCH = "scratch"
-"""Name of training from random weights, which was tried in some cells and is never chosen automatically."""
+"""Name of the training from random weights, which was tried in some cells and is never chosen automatically."""
 
 CANDIDATES = tuple(name for name in SPECS if name not in {PROBE, SCRATCH})
-"""Candidates that are trained in every cell besides the linear probe, the cheapest first."""
+"""Candidates that are trained in every cell in addition to the linear probe, the cheapest first."""
 
 ALL = (PROBE, *CANDIDATES)
 """The linear probe and the candidates, the cheapest first."""
@@ -40,7 +40,7 @@ class Cell:
     evidence: dict[str, Any]
     """Measurements of the training images, as in evidence.json."""
     accuracy: dict[str, float]
-    """Test accuracy by the metric of the set: of each candidate, of random weights where they were trained, and of the
+    """Test accuracy by the metric of the set: of each candidate, of random weights if they were trained, and of the
     mean probabilities of several candidates."""
     correct: dict[str, NDArray[np.bool_]]
     """Whether each test image (n_images,) is classified correctly, by candidate."""
@@ -70,7 +70,7 @@ class Cell:
 
     @property
     def known(self) -> tuple[float, ...]:
-        """Features that the prior depends on."""
+        """Features of the cell that the prior depends on."""
         probe_error = 1.0 - self.evidence["probe_accuracy"]
         return features(self.evidence["images_per_class"], self.evidence["domain_similarity"], probe_error)
 
@@ -86,7 +86,7 @@ class Cell:
 
 
 def load(path: Path) -> list[Cell]:
-    """Return the cells of a grid file in which all candidates were trained."""
+    """Return those cells of a grid file in which all candidates were trained."""
     found: dict[tuple[str, str, int], dict[str, Row]] = {}
     for row in read_rows(path):
         if "arm" in row:
@@ -139,7 +139,7 @@ def _bits(packed: str, count: int) -> NDArray[np.bool_]:
 def _costs(candidate: str, row: Row, num_images: int) -> list[float]:
     """Return the cost up to each rung and in total, in forward equivalents.
 
-    Where the final training was run alone, the cost of its folds and its refit together is computed from it.
+    If only the final training was run, the cost of all folds and the refit is computed from its cost.
     """
     first, *rest = row["forward_equivalents"]
     if "rungs" in row:
@@ -148,8 +148,8 @@ def _costs(candidate: str, row: Row, num_images: int) -> list[float]:
     alone, images = rest[-1] - first, row["steps"] * BATCH_SIZE
     prefix = 0.0
     if row["strategy"] == "partial":
-        # The frozen part (a share 1 - tail of the network) computes all views once; a training step costs a forward
-        # pass and two more for the backward pass: alone = views (1 - tail) + 3 images tail. Solved for tail:
+        # The frozen part, a share 1 - tail of the network, computes all views once. A training step costs a forward
+        # pass and twice as much for the backward pass: alone = views (1 - tail) + 3 images tail. Solved for tail:
         views = (MOST_VIEWS + 1) * num_images
         tail = (alone - views) / (3 * images - views)
         prefix = views * (1.0 - tail)

@@ -30,7 +30,7 @@ class Decision:
     chosen: str
     """Name of the candidate, or of the mean of several, that becomes the final model."""
     cost: float
-    """Cost in forward equivalents, including the decision itself; without the evidence, which every policy needs."""
+    """Cost in forward equivalents, including the decision, but not the evidence, which every policy needs."""
     raced: bool = False
     """Whether there was a race."""
 
@@ -47,7 +47,7 @@ def fit_prior(cells: Sequence[Cell], uses: Sequence[int] = (0, 1, 2)) -> Prior:
 
     Args:
         cells: the cells to fit.
-        uses: indices of the features to use besides the constant; the slopes of the others are 0.
+        uses: indices of the features to use in addition to the constant; the slopes of the others are 0.
     """
     known = np.array([cell.known[1:] for cell in cells])[:, list(uses)].reshape(len(cells), len(uses))
     exposure = np.array([max(cell.errors[PROBE], 0.5) for cell in cells])
@@ -77,7 +77,7 @@ def fit_prior(cells: Sequence[Cell], uses: Sequence[int] = (0, 1, 2)) -> Prior:
 
 
 def priors_without(cells: Sequence[Cell], uses: Sequence[int] = (0, 1, 2)) -> dict[str, Prior]:
-    """Return for each set the prior fitted to all other sets."""
+    """Return for each set, by name, the prior that is fitted to all other sets."""
     return {
         name: fit_prior([cell for cell in cells if cell.set != name], uses) for name in {cell.set for cell in cells}
     }
@@ -92,10 +92,10 @@ def _wrong(cell: Cell) -> NDArray[np.bool_]:
 
 
 def _chance(cell: Cell, expected: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the part of the covariance between candidates that is due to the choice of test images.
+    """Return the part of the covariance between candidates that is due to the draw of the test images.
 
-    The covariance is that of ratio / expected. The same images are hard for all candidates, so differences between
-    candidates vary less than the ratios do.
+    The covariance (n_candidates, n_candidates) is that of ratio / expected. The same images are hard for all
+    candidates, so differences between candidates vary less than the ratios do.
 
     Args:
         cell: the cell.
@@ -110,7 +110,7 @@ def _chance(cell: Cell, expected: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _without(spread: NDArray[np.float64], chance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return a covariance minus the part due to chance; a quarter of the variance remains in every direction."""
+    """Return a covariance minus the part due to chance; at least a quarter of the variance remains in any direction."""
     # With spread = R R', the chance is whitened to R^-1 C R^-T; its eigenvalues are shares of the spread's variance,
     # and are clipped to .75 before they are subtracted. The small diagonal keeps R invertible for equal candidates.
     root = np.linalg.cholesky(spread + 1e-6 * np.eye(len(spread)))
@@ -127,7 +127,7 @@ def always(name: str) -> Policy:
 
 
 def four_quadrants(cell: Cell) -> Decision:
-    """Decide by size and similarity alone, by the rule of the textbooks."""
+    """Decide by size and similarity alone, by the textbook rule of four quadrants."""
     near, small = cell.evidence["domain_similarity"] >= 0.5, cell.evidence["num_images"] < 1000
     name = {(True, True): PROBE, (True, False): "partial", (False, True): "partial", (False, False): "full_far"}[
         near, small
@@ -147,7 +147,7 @@ def selector(
     uses: Sequence[int] = (0, 1, 2),
     averages: bool = True,
 ) -> Policy:
-    """Return the selector as a policy; its prior is fitted without the set of the cell.
+    """Return the selector as a policy, with a prior that is fitted without the set of the cell.
 
     Args:
         cells: all cells.
@@ -189,7 +189,7 @@ def selector(
 def finish(cell: Cell, names: Sequence[str], spent: float = 0.0, raced: bool = False) -> Decision:
     """Return the decision that results when candidates are trained to the end.
 
-    Rejected candidates are left out. If all are rejected, the fallback is trained.
+    Rejected candidates are left out. If all of them are rejected, the fallback is trained.
 
     Args:
         cell: the cell.
@@ -206,7 +206,7 @@ def finish(cell: Cell, names: Sequence[str], spent: float = 0.0, raced: bool = F
 
 
 def belief_about(cell: Cell, prior: Prior) -> Belief:
-    """Return the belief about the accuracies of a cell's candidates before any is trained."""
+    """Return the belief about the accuracies of a cell's candidates before any of them is trained."""
     probe_error = max(1.0 - cell.evidence["probe_accuracy"], 0.002)
     return belief_of(prior, cell.known, probe_error, cell.evidence["probe_accuracy_error"])
 
@@ -216,7 +216,7 @@ class Score:
     """Regret and cost of a policy over cells."""
 
     regrets: dict[str, float]
-    """Mean regret by set: the test accuracy of the best candidate minus that of the chosen one."""
+    """Mean regret by set, in 0 .. 1: the test accuracy of the best candidate minus that of the chosen one."""
     cost: float
     """Cost as a multiple of always training all layers."""
     of_all: float
@@ -239,10 +239,10 @@ class Score:
 
 
 def evaluate(cells: Sequence[Cell], policy: Policy) -> Score:
-    """Return regret and cost of a policy.
+    """Return the regret and the cost of a policy over cells.
 
-    The regret is relative to the best candidate by mean accuracy over the seeds. The chosen candidate is scored on the
-    other seeds if there are any.
+    The regret is relative to the candidate with the best mean accuracy over the seeds. The chosen candidate is scored
+    on the other seeds if there are any.
     """
     by_set: dict[str, list[float]] = {}
     decisions = [policy(cell) for cell in cells]

@@ -42,7 +42,7 @@ HEADER = [
 
 
 def policies(cells: Sequence[Cell]) -> Iterator[tuple[str, Policy]]:
-    """Yield name and policy of each comparison."""
+    """Yield the name and the policy of each comparison."""
     for name in ALL:
         yield f"always {name}", always(name)
     yield "four quadrants", four_quadrants
@@ -52,7 +52,7 @@ def policies(cells: Sequence[Cell]) -> Iterator[tuple[str, Policy]]:
 
 
 def ablations(cells: Sequence[Cell]) -> Iterator[tuple[str, Policy]]:
-    """Yield name and policy of selectors that lack a part."""
+    """Yield the name and the policy of the selector without one or more of its parts."""
     yield "selector, accuracy", selector(cells, "accuracy")
     yield "accuracy without averages", selector(cells, "accuracy", averages=False)
     yield "accuracy without averages and races", selector(cells, "accuracy", averages=False, races=False)
@@ -81,7 +81,7 @@ def policy_row(name: str, score: Score) -> str:
 
 
 def gap_closed(scores: Mapping[str, Score]) -> str:
-    """Return a sentence: the share of the best fixed candidate's gain over the linear probe that the selector has."""
+    """Return a sentence about the share that the selector reaches of the best fixed candidate's gain over the probe."""
     fixed = {name: score for name, score in scores.items() if name.startswith("always")}
     best = min(fixed, key=lambda name: fixed[name].regret)
     probe = scores[f"always {PROBE}"].regret
@@ -99,7 +99,7 @@ def gap_closed(scores: Mapping[str, Score]) -> str:
 
 
 def by_size(cells: Sequence[Cell]) -> list[str]:
-    """Return the table of regret and cost at each size."""
+    """Return the table of the regret and the cost of each policy at each size."""
     sizes = [size for size in SIZES if any(cell.size == size for cell in cells)]
     lines = [
         "| policy | " + " | ".join(f"{SIZES[size]}: regret, cost" for size in sizes) + " |",
@@ -115,7 +115,7 @@ def by_size(cells: Sequence[Cell]) -> list[str]:
 
 
 def four_cells(cells: Sequence[Cell]) -> list[str]:
-    """Return the table of every candidate's accuracy by size and similarity, the quadrants of the textbooks."""
+    """Return the table of every candidate's accuracy by size and similarity, the four quadrants of the textbooks."""
     lines = [
         "| images | sets | " + " | ".join((*ALL, SCRATCH)) + " |",
         "|---|---|" + "---|" * (len(ALL) + 1),
@@ -137,7 +137,7 @@ def four_cells(cells: Sequence[Cell]) -> list[str]:
 def noise_floor(cells: Sequence[Cell]) -> float:
     """Return the mean regret of an oracle that sees half of the test images and is scored on the other half.
 
-    It is the regret of a choice among candidates that differ by chance alone.
+    A choice among candidates that differ by chance alone has this regret.
     """
     regrets = []
     for cell in cells:
@@ -184,7 +184,7 @@ def calibration(cells: Sequence[Cell]) -> list[str]:
 
 
 def similarity(cells: Sequence[Cell]) -> str:
-    """Return a sentence: the rank correlation of similarity with the gain of fine-tuning over the linear probe."""
+    """Return a sentence about the rank correlation of similarity with the gain of fine-tuning over the linear probe."""
     by_set: dict[str, list[tuple[float, float, float]]] = {}
     for cell in cells:
         trained = sum(cell.errors[name] for name in ("partial_short", "partial", "full_near", "full_far")) / 4

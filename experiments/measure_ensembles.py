@@ -4,11 +4,11 @@
     python -m experiments.measure_ensembles --runs FOLDER [--few] --write docs/explanation/ensembles.md
 
 DIR holds image sets, each with train and test. The first form appends a row to FOLDER/rows.jsonl for each set and seed;
-rows that are there are not measured again. A row holds the test results of the single model, the same without its
-moving average, with test-time flips, and blended with the linear probe; and of averages of seeds, snapshots and
-backbones. The recommended option is selected on the held-out images as in a run with `--ensemble`; the test images are
-not used for any choice. With --few there are so few images that a run cross-validates, and the mean of its folds is
-measured.
+rows that are already there are not measured again. A row holds the test results of the single model; of the same model
+without its moving average, with test-time flips, and blended with the linear probe; and of averages of seeds, snapshots
+and backbones. The recommended option is selected on the held-out images as in a run with `--ensemble`; the test images
+are not used for any choice. With --few the sets are small enough for a run to cross-validate, and the mean of its folds
+is measured.
 """
 
 import argparse
@@ -33,14 +33,16 @@ from finetune.recipe import SMALL_MODELS
 from finetune.training import begin, finish, train
 
 SETS = ("flowers12", "clothing10", "ucmerced21", "brainmri3", "fashion10", "cifar10")
+"""Image sets that are measured by default."""
 
 IMAGES = 600
 """Number of training images of each set; a fifth of them is held out."""
 
 FEW = 200
-"""Number of training images of each set with --few; a run cross-validates on so small a set."""
+"""Number of training images of each set with --few, few enough for a run to cross-validate."""
 
 STEPS = 100
+"""Number of training steps."""
 
 SEEDS = 3
 """Number of members of an ensemble of seeds."""
@@ -50,7 +52,7 @@ SNAPSHOTS = 3
 
 
 def plan_of(recipe: Recipe, splits: ImageSplits) -> tuple[Plan, float]:
-    """Return the plan of a recipe, and the milliseconds per image of a prediction."""
+    """Return the plan of a recipe, and the expected time of a prediction in milliseconds per image."""
     evidence = measure_evidence(recipe, splits)
     plan = make_plan(recipe, evidence, choose_strategy(evidence, recipe))
     return plan, 1e3 / evidence.speed.forward_images_per_second
@@ -115,7 +117,11 @@ def run_cell(name: str, seed: int, data: Path) -> Row:
 
 
 def tested(model: Predictor, splits: ImageSplits, plan: Plan, milliseconds: float) -> Row:
-    """Return the test results of a model, its training seconds and its milliseconds per image of a prediction."""
+    """Return the test results of a model, its training time in seconds and its prediction time in ms per image.
+
+    Raises:
+        ValueError: the set has no test split.
+    """
     if splits.test is None:
         raise ValueError("the set has no test split")
     probabilities, labels = model.probabilities(splits.test), labels_of(splits.test)
@@ -143,7 +149,7 @@ def recommendations(models: dict[str, tuple[Predictor, float]]) -> Iterator[tupl
 
 
 def gains(rows: Sequence[Row], options: Sequence[Row]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return for each set (n_sets,) the mean gain over the single model in points, and the relative log-loss.
+    """Return the mean gain over the single model, in points, and the relative log-loss of each set, (n_sets,) each.
 
     Args:
         rows: the rows of all sets and seeds.

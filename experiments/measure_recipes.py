@@ -1,11 +1,11 @@
-"""Run every recipe with several seeds by the command, and write the results into recipes and pages.
+"""Run every recipe with several seeds by the command line, and write the results into the recipes and pages.
 
     python -m experiments.measure_recipes --data DIR [--recipes flowers ...] [--seeds 0 1 2] [--runs FOLDER]
     python -m experiments.measure_recipes --data DIR --strategies auto linear_probe full --recipes clothing --seeds 0
 
 DIR holds the image sets under the folder names of `SETS`. The first form writes the recipes' headers, their table and
 the README's examples; the second compares forced strategies and writes the table of docs/explanation/choice.md.
-Runs that FOLDER holds are not repeated, so an interrupted measurement continues.
+Runs that are already in FOLDER are not repeated, so an interrupted measurement continues.
 """
 
 import argparse
@@ -24,12 +24,13 @@ from experiments.paths import PAGES, ROOT
 from finetune.runs.folder import RunFolder
 
 STRATEGIES = ("auto", "linear_probe", "norm_tuning", "partial", "full", "scratch")
+"""Strategies that can be compared."""
 
 MARKS = ("<!-- begins: written by experiments.measure_recipes -->", "<!-- ends -->")
 """Marks around the table that this program writes into a page."""
 
 SHOWN = ("oxford_flowers", "clothing", "uc_merced", "brain_tumor_mri", "fashion_mnist")
-"""The README's examples, from near to far."""
+"""Recipes that are the README's examples, from near to far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class ImageSet:
     """The image set of a recipe."""
 
     folder: str
-    """Name of its folder."""
+    """Name of the folder of the images."""
     what: str
     """Name, source and numbers of classes and images, in words."""
 
@@ -54,6 +55,7 @@ SETS = {
     "sign_digits": ImageSet("signdigits10", "sign language digits (Mavi 2020), subset: 10 classes, 1,200 + 600 images"),
     "uc_merced": ImageSet("ucmerced21", "UC Merced land use (Yang 2010), subset: 21 classes, 1,197 + 420 images"),
 }
+"""Image set of each recipe, by the name of the recipe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +63,9 @@ class RunResult:
     """The result of one run."""
 
     metric: str
-    """Metric of the set."""
+    """Metric of the set: `top1` or `balanced_accuracy`."""
     value: float
-    """Test result by the metric."""
+    """Test result by `metric`, in 0 .. 1."""
     chosen: str
     """Label of the chosen candidate."""
     seconds: float
@@ -73,7 +75,7 @@ class RunResult:
     expected_seconds: float
     """Predicted wall time of the training, in seconds."""
     similarity: float
-    """Domain similarity."""
+    """Domain similarity: 0 is far, 1 is near."""
     probe: float
     """Cross-validated accuracy of the linear probe."""
     threads: int
@@ -81,7 +83,7 @@ class RunResult:
 
 
 def measure(name: str, strategy: str, data: Path, seed: int, runs: Path) -> RunResult:
-    """Return the result of a recipe with a seed; run it unless its run folder is there."""
+    """Return the result of a recipe with a seed; run it unless its run folder is already finished."""
     folder = runs / f"{name}-{strategy}-{seed}"
     if not (folder / "metrics.json").exists():
         command = [sys.executable, str(ROOT / "scripts" / "finetune.py"), "train", "--output", str(folder)]
@@ -105,14 +107,14 @@ def measure(name: str, strategy: str, data: Path, seed: int, runs: Path) -> RunR
 
 
 def mean_and_spread(results: Sequence[RunResult]) -> str:
-    """Return mean and standard deviation of the test metric over the runs."""
+    """Return the mean and the standard deviation of the test metric over the runs, as text."""
     values = [result.value for result in results]
     mean = f"{statistics.mean(values):.3f}"
     return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
 
 
 def accuracy(results: Sequence[RunResult]) -> str:
-    """Return mean and standard deviation, and the metric if it is not top-1."""
+    """Return the mean and the standard deviation of the test metric, and the metric's name if it is not top-1."""
     return mean_and_spread(results) + (" (balanced)" if results[0].metric == "balanced_accuracy" else "")
 
 
@@ -124,7 +126,7 @@ def mean_minutes(results: Sequence[RunResult]) -> str:
 
 
 def chosen(results: Sequence[RunResult]) -> str:
-    """Return the candidates that the runs chose."""
+    """Return the labels of the candidates that the runs chose, as text."""
     return ", ".join(sorted({result.chosen for result in results}))
 
 

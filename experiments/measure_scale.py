@@ -1,9 +1,10 @@
-"""Measure how time and memory grow with the number of images: index, evidence, linear probe and a few training steps.
+"""Measure how the time and memory of each part of a run grow with the number of images.
 
     python -m experiments.measure_scale [--sizes 1000 10000 100000] [--folder FOLDER] [--image-size 128]
 
-Images of 20 classes are made once: 1,000 different ones (JPEG, 213 x 160 px), and links to them for larger sets. Each
-size runs in a process of its own with an empty cache; its peak resident memory is reported.
+The parts are the index, the evidence, the linear probe and a few training steps. Images of 20 classes are made once:
+1,000 different ones (JPEG, 213 x 160 px), and links to them for larger sets. Each size runs in a process of its own
+with an empty cache; its peak resident memory is reported.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 CLASSES = 20
+"""Number of classes."""
 
 DIFFERENT = 1_000
 """Number of different images."""

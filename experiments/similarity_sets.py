@@ -28,13 +28,13 @@ DOMAINS = {
     "fashion10": "far",
     "wbc4": "far",
 }
-"""Distance of each set from ImageNet, assigned by hand."""
+"""Distance of each set from ImageNet, by the name of the set; assigned by hand."""
 
 SIZE = 128
 """Side of the square images, in pixels."""
 
 FOLDS = 10
-"""Number of parts of each class; reductions are made of whole parts."""
+"""Number of folds of each class; reductions are made of whole folds."""
 
 DRAWS = 6
 """Number of random reductions of each kind."""
@@ -48,16 +48,16 @@ Labelled = tuple[Image.Image, int]
 
 @dataclass(frozen=True)
 class MeasuredSet:
-    """The parts of one set, and of random reductions of it."""
+    """The parts of the similarity, measured on one set and on random reductions of it."""
 
     full: Parts
-    """Parts of all images."""
+    """Parts measured on all images."""
     half: Sequence[Parts]
-    """Parts of half of the images."""
+    """Parts measured on random halves of the images."""
     imbalanced: Sequence[Parts]
-    """Parts with half of the classes reduced to 20 %."""
+    """Parts measured with half of the classes reduced to 20 % of their images."""
     narrow: Sequence[Parts]
-    """Parts of two or three of the classes."""
+    """Parts measured on two or three of the classes."""
 
 
 Table = dict[str, MeasuredSet]
@@ -137,7 +137,7 @@ def load_network(name: str) -> torch.nn.Module:
 
 
 def batches(network: torch.nn.Module, labelled: Iterable[Labelled]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield normalised images (n_images, 3, SIZE, SIZE) and labels (n_images,), 50 images at most."""
+    """Yield batches of normalised images (n_images, 3, SIZE, SIZE) and their labels (n_images,), 50 images at most."""
     config: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
     mean, deviation = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     listed = list(labelled)

@@ -4,7 +4,8 @@
     python -m experiments.strategy_grid --runs FOLDER --write experiments/results/strategy_grid.jsonl.gz
 
 DIR holds image sets, each with train and test. The first form trains and appends rows to FOLDER/rows.jsonl; rows that
-are there are not trained again, so an interrupted grid continues. The second form compresses the rows into a file.
+are already there are not trained again, so an interrupted grid continues. The second form compresses the rows into a
+file.
 
 A row is one candidate in one cell (a set at a size with a seed); its key `arm` names the candidate. It holds the
 log-loss of every held-out image after a third and two thirds of the steps, at the end, and of the blend with the linear
@@ -47,22 +48,24 @@ SETS = (
     "flowers12", "scene15", "clothing10", "cifar10", "pacs_cartoon7", "signdigits10", "magtile5", "ucmerced21",
     "brainmri3", "fashion10", "wbc4",
 )  # fmt: skip
+"""Image sets of the grid."""
 
 IMAGE_SIZE = 128
+"""Side of the square images, in pixels."""
 
 STEPS = {"5": 100, "20": 150, "all": 300}
-"""Optimizer steps at each size, in images per class."""
+"""Number of optimizer steps at each size; a size is a number of images per class, or `all`."""
 
 SEEDS = {"5": 5, "20": 2, "all": 2}
 """Number of seeds at each size; a seed determines the subset and the training."""
 
 CROSS_VALIDATED = {"5": 0, "20": 0, "all": 2}
-"""Number of seeds at each size that are cross-validated wherever a run would be, which takes four times as long; with
-the other seeds the final training alone is run."""
+"""Number of seeds at each size with which trainings are cross-validated wherever a run would be, which takes four times
+as long; with the other seeds only the final training is run."""
 
 
 TRAINED = tuple(name for name in SPECS if name != "scratch")
-"""Candidates of every cell; random weights are trained in some cells only."""
+"""Candidates that are trained in every cell; random weights are trained in some cells only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ class CellKey:
 
     @property
     def name(self) -> str:
-        """Start of the names of its files."""
+        """Start of the names of the cell's files."""
         return f"{self.set}-{self.size}-{self.seed}"
 
 
@@ -147,7 +150,7 @@ def pack_labels(values: NDArray[np.int64]) -> str:
 
 
 def scores(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> Row:
-    """Return accuracies and mean log-loss."""
+    """Return the accuracies in 0 .. 1 and the mean log-loss in nats."""
     right = probabilities.argmax(axis=1) == labels
     return {
         "top1": round(float(right.mean()), 4),
@@ -198,7 +201,11 @@ def run_cell(cell: CellKey, candidates: Sequence[str], data: Path, rows: GridRow
 def train_candidate(
     cell: CellKey, name: str, recipe: Recipe, evidence: Evidence, splits: ImageSplits
 ) -> tuple[Row, dict[str, NDArray[np.float64]]]:
-    """Train a candidate; return its row and its probabilities on the held-out and the test images."""
+    """Train a candidate; return its row, and its probabilities of the held-out and the test images by part.
+
+    Raises:
+        ValueError: the set has no test split.
+    """
     if splits.test is None:
         raise ValueError(f"{cell.set} has no test split")
     start = time.perf_counter()

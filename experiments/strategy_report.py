@@ -1,4 +1,4 @@
-"""Fit the prior, replay the selector on the strategy grid, and report regret and cost of its decisions.
+"""Fit the prior, replay the selector on the strategy grid, and report the regret and the cost of its decisions.
 
     python -m experiments.strategy_report --grid experiments/results/strategy_grid.jsonl.gz [--write]
 
@@ -36,9 +36,10 @@ from experiments.grid_tables import (
 from experiments.paths import IMAGES, PAGES, ROOT
 
 FEWEST = "5"
-"""Size whose cells are not part of the main comparison."""
+"""Size of the cells that are not part of the main comparison."""
 
 COMMAND = "python -m experiments.strategy_report --grid experiments/results/strategy_grid.jsonl.gz --write"
+"""Command that writes the page."""
 
 
 def compared(cells: Sequence[Cell]) -> tuple[list[Cell], dict[str, Score]]:
@@ -174,7 +175,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def draw(scores: Mapping[str, Score], path: Path) -> None:
-    """Draw regret against cost."""
+    """Draw the regret of each policy against its cost."""
     figure = Figure(figsize=(7, 4.2))
     axes = figure.subplots()
     for name, score in scores.items():

@@ -1,4 +1,4 @@
-"""Run the script that an experienced user would write: torchvision's folders and loaders, timm, scikit-learn."""
+"""Run the script that an experienced user would write with torchvision's folders and loaders, timm and scikit-learn."""
 
 import os
 import time
@@ -22,20 +22,21 @@ from experiments.rows import Row
 from finetune.measure.machine import precisions
 
 EPOCHS = 5
-"""Epochs of fine-tuning, as in tutorials."""
+"""Number of epochs of fine-tuning, as in tutorials."""
 
 RATE = 1e-3
 """Peak learning rate of fine-tuning: the default of AdamW."""
 
 Mode = Literal["tutorial", "tuned"]
-"""`tutorial`: float32 in PyTorch's default layout; `tuned`: bfloat16, if the processor has it, in channels-last."""
+"""Settings of the computation. `tutorial`: float32 in PyTorch's default layout; `tuned`: bfloat16, if the processor has
+it, in channels-last layout."""
 
 
 def run_script(mode: Mode, data: Path, seed: int, image_size: int, train_layers: bool) -> Row:
-    """Return the answers of the script on the test images, and its seconds.
+    """Return the test images that the script classifies correctly, and its time in seconds.
 
     Args:
-        mode: how the network computes.
+        mode: settings of the computation.
         data: folder with train and test.
         seed: seed of order, augmentation and head.
         image_size: side of the square images, in pixels.

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from typer.models import ArgumentInfo, OptionInfo, ParameterInfo
 
 ROOT = Path(__file__).resolve().parent.parent
+"""Folder of the repository."""
 
 PACKAGE = ROOT / "finetune"
 """Folder of the package."""
@@ -160,7 +161,7 @@ def pages() -> dict[Path, str]:
 
 
 def run_tutorial(folder: Path) -> list[tuple[str, str]]:
-    """Run the tutorial's commands in `folder`, and return the shown and the printed output of each block.
+    """Run the tutorial's commands in `folder`, and return the output of each block as the page shows it and as printed.
 
     Raises:
         subprocess.CalledProcessError: a command failed.
@@ -184,7 +185,7 @@ def run_tutorial(folder: Path) -> list[tuple[str, str]]:
 
 
 def write_tutorial() -> None:
-    """Replace the output that the tutorial shows by the output of its commands."""
+    """Replace the output in the tutorial by the output that its commands print."""
     with tempfile.TemporaryDirectory() as folder:
         printed = iter([now for _, now in run_tutorial(Path(folder))])
 

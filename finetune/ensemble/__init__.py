@@ -1,1 +1,1 @@
-"""Train several models, average them, and recommend what to keep."""
+"""Train several models, average them, and recommend which model or which average to keep."""

@@ -1,4 +1,4 @@
-"""Average weights, and make the other models that finished trainings allow: with flips, blended, of each fold."""
+"""Average weights, and make further models from finished trainings: with flips, blended, and one for each fold."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,12 +13,12 @@ from finetune.training.material import Weights
 from finetune.work import Work
 
 BLEND = 0.75
-"""Fraction of the fine-tuned weights in a blend with the linear probe's. One half, which Wortsman et al. (2022) choose
-for the sake of shifted domains, costs a point on images like those trained on (experiments/log.md, 2026-11-25)."""
+"""Fraction of the fine-tuned weights in a blend with the linear probe's. Wortsman et al. (2022) choose one half for
+shifted domains; it costs a point of accuracy on images like the training images (experiments/log.md, 2026-11-25)."""
 
 
 def with_flips(state: TrainingState) -> TrainedModel:
-    """Return the model of a finished training with test-time flips, evaluated with them.
+    """Return the model of a finished training with test-time flips, and evaluate it with them.
 
     The training must have kept its weights.
     """
@@ -28,13 +28,13 @@ def with_flips(state: TrainingState) -> TrainedModel:
 def blend(state: TrainingState) -> TrainedModel:
     """Return the model of a finished training with weights between the linear probe's and its own.
 
-    w = (1 - BLEND) * w_probe + BLEND * w_tuned (Wortsman et al. 2022, WiSE-FT): their errors differ, so that the blend
-    is often better than both. The training must have kept its weights.
+    w = (1 - BLEND) * w_probe + BLEND * w_tuned (WiSE-FT, Wortsman et al. 2022). The two models err on different images,
+    so the blend is often better than both. The training must have kept its weights.
 
     Raises:
         ValueError: the training started from random weights.
     """
-    # The probe of each phase has the same frozen weights, and a head of that phase's images.
+    # The probes of all phases have the same frozen weights; each has the head of its phase's training images.
     probe = probe_weights(state.material)
     return with_weights(
         state, {phase: _between(probe[phase], own) for phase, own in state.weights.items() if phase in probe}
@@ -44,8 +44,8 @@ def blend(state: TrainingState) -> TrainedModel:
 def fold_models(state: TrainingState, model: TrainedModel) -> list[TrainedModel]:
     """Return the model of each fold of a finished cross-validation, evaluated on the images that the fold holds out.
 
-    All have the temperature of the final model, since one fold may have too few images for its own. Their work and
-    seconds are 0: the final model counts them. The training must have kept its weights.
+    All models have the temperature of the final model, because one fold may have too few images to fit its own. Their
+    work and seconds are 0, because the final model counts them. The training must have kept its weights.
 
     Raises:
         ValueError: the final model was not evaluated.
@@ -76,15 +76,19 @@ def fold_models(state: TrainingState, model: TrainedModel) -> list[TrainedModel]
 
 
 def soup(finished: Sequence[tuple[TrainingState, TrainedModel]]) -> TrainedModel | None:
-    """Return the greedy soup of trainings that started from the same weights (Wortsman et al. 2022).
+    """Return the greedy soup of trainings that started from the same weights (Wortsman et al. 2022, "Model soups").
 
-    From the best training on, each one's weights are added to the mean if that lowers the held-out log-loss.
+    The trainings are tried in the order of their held-out log-loss, the best first. The weights of each are added to
+    the mean if that lowers the held-out log-loss.
 
     Args:
         finished: trainings of one plan, which differ in their seed or cycle and kept their weights, and their models.
 
     Returns:
-        the model with the mean weights, or None where no mean is better than the best training.
+        The model with the mean weights, or None if no mean is better than the best training.
+
+    Raises:
+        ValueError: a model was not evaluated on held-out images.
     """
     # Greedy: the soup S of the trainings added so far takes in training i if loss(mean(S + {i})) < loss(mean(S)).
     ordered = sorted(finished, key=lambda each: _loss(each[1]))
@@ -106,7 +110,8 @@ def _loss(model: TrainedModel) -> float:
 
 
 def _between(probe: Weights, own: Weights) -> Weights:
-    # lerp: w_probe + BLEND * (w_tuned - w_probe). Counters of batch norms are integers and stay.
+    """Return the weights at the fraction `BLEND` of the line from the probe's to the training's own."""
+    # lerp: w_probe + BLEND * (w_tuned - w_probe). Counters of batch norms are integers and are not blended.
     return {
         name: probe[name].lerp(tensor, BLEND) if tensor.is_floating_point() else tensor for name, tensor in own.items()
     }
@@ -118,7 +123,8 @@ def _mean(several: Sequence[dict[str, Weights]]) -> dict[str, Weights]:
 
 
 def _mean_state(states: Sequence[Weights]) -> Weights:
-    # The mean of each weight; batch norms' integer counters are those of the first.
+    """Return the mean of several states of one network; batch norms' integer counters are those of the first."""
+    # w = 1/k * sum_i w_i for each weight of k states.
     return {
         name: torch.stack([state[name] for state in states]).mean(dim=0) if first.is_floating_point() else first
         for name, first in states[0].items()

@@ -1,4 +1,4 @@
-"""Train the members of an ensemble and recommend which of them, or which average, to keep."""
+"""Train the members of an ensemble, and recommend which of them or which average to keep."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,14 +15,16 @@ from finetune.progress import Progress
 from finetune.training import Checkpoints, TrainingState, begin, finish
 
 FLIPPED, BLENDED, SOUP = "with test-time flips", "blend with the linear probe", "soup"
-"""Names of the models that trainings of one network offer next to their members."""
+"""Names of the further models that trainings of one network offer, in addition to the members."""
 
 
 class TrainedMember(NamedTuple):
-    """A model and the decisions that it was trained by."""
+    """A trained model, and the decisions that it was trained by."""
 
     planned: PlannedRun
+    """Recipe, evidence, choice and plan of the training."""
     model: TrainedModel
+    """Model that the training ended with; a linear probe if the training was rejected."""
 
 
 def train_members(
@@ -34,20 +36,23 @@ def train_members(
 ) -> tuple[list[TrainedMember], dict[str, TrainedModel]]:
     """Train every member to its end.
 
-    Of an ensemble of one network, training stops after the first member where that one is rejected: snapshots continue
-    from it, and trainings with other seeds would end equally.
+    In an ensemble of one network, training stops after the first member if that member is rejected: snapshots continue
+    from it, and trainings with other seeds would probably end in the same way.
 
     Args:
-        members: what to train; one, or the members of an ensemble.
-        winner: the paused training that won a race, which becomes the only member; None: there was no race.
+        members: planned runs to train: one, or the members of an ensemble.
+        winner: the paused training that won a race and becomes the only member; None if there was no race.
         splits: labelled images; the test split is not used.
-        folder: where each training keeps its checkpoints, under its name.
+        folder: folder in which each training keeps its checkpoints, under its name.
         progress: called with the work in progress.
 
     Returns:
-        the members with their models, and, by name, the other models that trainings of one network offer: with
-        test-time flips (where labels allow them), blended with the linear probe, and the soup where it beats the best
-        member.
+        The members with their models, and by name the further models that trainings of one network offer: with
+        test-time flips (if flips keep the labels), blended with the linear probe, and the soup (if it beats the best
+        member).
+
+    Raises:
+        DivergenceError: a training diverged.
     """
     if members[0].choice.ensemble == "folds":
         return _train_folds(members, splits, folder, progress), {}
@@ -56,6 +61,7 @@ def train_members(
     is_one_network = members[0].choice.ensemble.startswith(("seeds", "snapshots"))
     for planned in members:
         named = name_tasks(progress, planned.name) if len(members) > 1 else progress
+        # Every further cycle continues from the finished first member.
         previous = finished[0][0] if planned.plan.cycle and finished else None
         state = winner or begin_member(planned, splits, folder, named, previous, keeps_weights=is_one_network)
         state, model = finish(state)
@@ -76,7 +82,10 @@ def begin_member(
     previous: TrainingState | None = None,
     keeps_weights: bool = False,
 ) -> TrainingState:
-    """Prepare a member's training, with its checkpoints below `folder`; arguments are those of `training.begin`."""
+    """Prepare a member's training, with its checkpoints below `folder`.
+
+    The other arguments and the errors are those of `training.begin`.
+    """
     checkpoints = Checkpoints(folder / planned.name, writes=is_main_process())
     checkpoints.begin()
     return begin(planned.plan, splits, progress, checkpoints, previous, keeps_weights)
@@ -90,15 +99,16 @@ def name_tasks(progress: Progress, name: str) -> Progress:
 def recommend_members(
     trained: Sequence[TrainedMember], others: Mapping[str, TrainedModel]
 ) -> tuple[list[TrainedMember], tuple[Option, ...]]:
-    """Return the members of the final model, and all options with their figures on the held-out images.
+    """Return the members of the final model, and all options with their results on the held-out images.
 
     Args:
-        trained: the members, of which none is rejected unless it is the only one.
+        trained: the members; none of them is rejected, unless there is only one.
         others: further models of the first member's network, by name.
     """
     leading = trained[0].planned
     if leading.choice.ensemble == "folds" or len(trained) + len(others) < 2:
-        return list(trained), ()  # folds hold out different images, on which their mean cannot be evaluated
+        return list(trained), ()  # folds hold out different images, so there are none to compare them on
+    # An option costs the seconds of all trainings that it needs; a prediction, the milliseconds of its forward passes.
     seconds = [member.model.seconds for member in trained]
     latency = [1e3 / member.planned.evidence.speed.forward_images_per_second for member in trained]
     entries = [
@@ -106,6 +116,7 @@ def recommend_members(
         for each, took, needs in zip(trained, seconds, latency, strict=True)
     ]
     for name, model in others.items():
+        # Flips need a second forward pass; a soup needs all trainings, but predicts as fast as one network.
         passes = 2 if name == FLIPPED else 1
         took = sum(seconds) if name == SOUP else seconds[0]
         offer = Offer(name=name, model=model, train_seconds=took, predict_milliseconds=passes * latency[0])
@@ -123,7 +134,7 @@ def recommend_members(
 def _train_folds(
     members: Sequence[PlannedRun], splits: ImageSplits, folder: Path, progress: Progress
 ) -> list[TrainedMember]:
-    """Train the first member, whose cross-validation trains the others, its folds, on the way."""
+    """Train the first member; its cross-validation trains the folds, which are the other members."""
     state, model = finish(begin_member(members[0], splits, folder, progress, keeps_weights=True))
     if model.rejected:
         return [TrainedMember(members[0], model)]

@@ -12,13 +12,14 @@ from finetune.value import FrozenModel
 
 
 class Option(FrozenModel):
-    """A model that could be kept, with its figures on the held-out images and its costs."""
+    """A model that could be kept, with its results on the held-out images and its costs."""
 
     name: str
+    """Name of the model, such as a candidate, an average or a blend."""
     top1: float
     """Accuracy on the held-out images, 0 to 1."""
     log_loss: float
-    """Mean log-loss on the held-out images."""
+    """Mean log-loss on the held-out images, in nats."""
     calibration_error: float
     """Expected calibration error on the held-out images, 0 to 1."""
     train_seconds: float
@@ -26,15 +27,17 @@ class Option(FrozenModel):
     predict_milliseconds: float
     """Expected time to predict one image on the measured machine, in milliseconds."""
     recommended: bool
-    """Whether this is the one that is kept."""
+    """Whether this model is the one that is kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """A model under a name, with its costs."""
+    """A model that could be kept, with its costs."""
 
     name: str
+    """Name of the model, such as a candidate, an average or a blend."""
     model: Predictor
+    """Model, evaluated on the held-out images."""
     train_seconds: float
     """Wall time of all trainings that the model needs, in seconds."""
     predict_milliseconds: float
@@ -44,22 +47,26 @@ class Offer:
 def recommend(offers: Sequence[Offer], requested: int) -> tuple[Option, ...]:
     """Return an option for each offer, with one of them recommended.
 
-    It is the requested one, unless an offer that predicts as fast has a held-out log-loss that is lower by more than
-    one standard error (Breiman et al. 1984, section 3.4.3). Over many image sets a mean beats its members, and a few
-    hundred held-out images are too few to show the opposite (docs/guides/ensembles.md), so the evidence against the
-    mean must be clear. The error is that of the paired difference d_i = loss_i - requested_loss_i: std(d) / sqrt(n).
+    The requested offer is recommended, unless one that predicts as fast has a held-out log-loss that is lower by more
+    than one standard error (Breiman et al. 1984, section 3.4.3). Over many image sets a mean beats its members, and a
+    few hundred held-out images are too few to show the opposite (docs/guides/ensembles.md), so the evidence against
+    the mean must be clear. The error is that of the paired difference d_i = loss_i - requested_loss_i over n images:
+    std(d) / sqrt(n).
 
     Args:
         offers: models that were evaluated on the same images.
         requested: index of the requested offer.
 
     Raises:
-        ValueError: an offer was not evaluated.
+        ValueError: a model was not evaluated on held-out images.
     """
     losses = np.stack([_losses(offer.model.held_out) for offer in offers])
+    # (n_offers, n_images): the paired difference of each offer from the requested one.
     behind = losses - losses[requested]
     count = losses.shape[1]
+    # A single image has no standard deviation: its infinite error lets nothing replace the requested offer.
     errors = behind.std(axis=1, ddof=1) / np.sqrt(count) if count > 1 else np.full(len(offers), np.inf)
+    # The requested offer itself has the difference 0 and is never in `better`; it is the default.
     is_quick = [offer.predict_milliseconds <= offers[requested].predict_milliseconds for offer in offers]
     better = [place for place in range(len(offers)) if is_quick[place] and behind[place].mean() < -errors[place]]
     chosen = min(better, key=lambda place: float(losses[place].mean()), default=requested)
@@ -74,6 +81,7 @@ def _losses(held_out: HeldOut | None) -> NDArray[np.float64]:
 
 
 def _option(offer: Offer, recommended: bool) -> Option:
+    """Return the option of an offer, with its results on the held-out images."""
     metrics = offer.model.validation
     if metrics is None:
         raise ValueError("a recommendation needs models that were evaluated on held-out images")

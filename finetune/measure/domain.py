@@ -6,7 +6,7 @@ images, with z = (x - mu_c) / sqrt(var_c + eps):
     log std ratio of c = log sqrt(E[z^2] - E[z]^2) = log(sigma_target / sigma_source)
 
 E is the mean over pixels and images, with all classes weighted equally. A network's running statistics describe its
-pretraining images (Li et al. 2017), so that they need not be available.
+pretraining images (Li et al. 2017), so the pretraining images need not be available.
 """
 
 import threading
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 FULL_CLASS = 10
-"""Number of images from which on a class has full weight; smaller classes are weighted by their size, because their
-means are noisy."""
+"""Least number of images with which a class has full weight; smaller classes are weighted by their size, because
+their means are noisy."""
 
 SMALLEST_RATIO = 0.01
-"""Least ratio of standard deviations in a logarithm: below it a channel counts as switched off."""
+"""Smallest ratio of standard deviations whose logarithm is taken: below it a channel counts as switched off."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Moments:
     """Sums over a group of images of the values measured on each image; those of two groups can be added."""
 
     count: int
-    """Number of images."""
+    """Number of images in the group."""
     channels: Tensor
-    """Sums of E[z] and E[z^2] over the images, (2, channels), for the layers from the second third on."""
+    """Sums of E[z] and E[z^2] over the images, (2, channels), for the last two thirds of the batch-norm layers."""
     head: Tensor | None
     """Sums of the energy and the skewness of the logits, (2,); None if the network has no classification head."""
 
@@ -44,29 +44,31 @@ class Moments:
 
 
 class DomainProbe:
-    """The sums of moments of groups of images, collected while they pass a frozen network.
+    """Sums of the moments of groups of images, collected while the images pass through a frozen network.
 
     The input of each batch-norm layer with running statistics is standardised with these statistics. The pretraining
-    images would have mean 0 and standard deviation 1 in each channel.
+    images themselves would have mean 0 and standard deviation 1 in each channel.
     """
 
     def __init__(self, network: nn.Module) -> None:
         """Prepare to observe the batch-norm layers of `network`, which must have its pretrained head."""
         self.network = network
         self.groups: dict[int, Moments] = {}
+        """Sums of the moments, by the number of the group."""
         layers = [module for module in network.modules() if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))]
         layers = [layer for layer in layers if layer.running_mean is not None]
         # The first third of the layers is not used; its large activations would take most of the time.
         self._watched = layers[len(layers) // 3 :]
         self.layer_sizes = [0] * (len(layers) // 3) + [layer.num_features for layer in self._watched]
+        """Number of channels of each batch-norm layer in order; 0 for layers that are not observed."""
         self._pass = threading.local()
 
     def add(self, images: Tensor, groups: Tensor) -> None:
-        """Send a batch of normalised images forward and add each to the sums of its group, which may be its class.
+        """Send a batch of normalised images forward, and add the moments of each image to the sums of its group.
 
         Args:
             images: normalised images (n, 3, h, w) on the network's device.
-            groups: number of each image's group, (n,).
+            groups: number of each image's group, such as its class, (n,).
         """
         training = self.network.training
         self.network.eval()
@@ -78,7 +80,7 @@ class DomainProbe:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """A context for calls of `measure`, in any number of threads; the network must be in evaluation mode."""
+        """Return a context for calls of `measure` in any number of threads; the network must be in evaluation mode."""
         handles = [layer.register_forward_pre_hook(self._keep_input) for layer in self._watched]
         try:
             yield
@@ -88,7 +90,12 @@ class DomainProbe:
 
     @torch.inference_mode()
     def measure(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the moments of normalised images (n, 3, h, w): of channels (n, 2, channels), of logits (n, 2)."""
+        """Return the moments of normalised images (n, 3, h, w), one row for each image.
+
+        Returns:
+            E[z] and E[z^2] of the channels (n, 2, channels), and the energy and the skewness of the logits (n, 2), or
+            None if the network has no classification head.
+        """
         self._pass.inputs = []
         logits = self.network(images)
         inputs: list[Tensor] = self._pass.inputs
@@ -184,7 +191,7 @@ def _log_std_ratios(channels: Tensor, layer_sizes: Sequence[int]) -> Mapping[str
 
 
 def _head_moments(logits: Tensor) -> Tensor | None:
-    """Return the energy and the skewness of each image's logits, (n, 2), or None if they are not those of a head."""
+    """Return the energy and the skewness of each image's logits, (n, 2); None unless there are 3 classes or more."""
     if logits.ndim != 2 or logits.shape[1] < 3:
         return None
     # Energy: log sum_k exp(l_k), the negative of the free energy of Liu et al. 2020.

@@ -16,11 +16,11 @@ BUSY = 25.0
 """Processor load above which a machine counts as busy, in percent."""
 
 WATCHED_SECONDS = 0.2
-"""Time for which the load is observed, in seconds."""
+"""Time for which the processor load is observed, in seconds."""
 
 
 def device_name(device: torch.device) -> str:
-    """Return a short name of the hardware."""
+    """Return a short name of the hardware: that of the accelerator, or the processor's architecture and threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -28,8 +28,8 @@ def device_name(device: torch.device) -> str:
 
 
 def machine_name(device: torch.device) -> str:
-    """Return a description of what speed depends on, apart from the network: processor or accelerator, number of
-    threads, operating system, version of PyTorch."""
+    """Return a description of everything that speed depends on in addition to the network: processor or accelerator,
+    number of threads, operating system, version of PyTorch."""
     processor = platform.processor()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
@@ -60,8 +60,8 @@ def layouts(network: nn.Module, device: torch.device) -> tuple[Layout, ...]:
     """Return the memory layouts worth timing on a device, the probably fastest one first.
 
     For depthwise convolutions in channels-last layout on CUDA, cuDNN compiles kernels at their first use, for each
-    layer, batch size and direction, and in every process. That takes 2 to 14 s a network, more than most trainings gain
-    (experiments/log.md, 2026-11-26).
+    layer, batch size and direction, and in every process. That takes 2 to 14 s for each network, more than most
+    trainings gain (experiments/log.md, 2026-11-26).
     """
     convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
     if device.type == "cuda" and any(found.groups == found.in_channels > 1 for found in convolutions):

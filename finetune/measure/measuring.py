@@ -1,4 +1,4 @@
-"""Measure the images, the network on them, and the machine, before anything is decided."""
+"""Measure the evidence for the choice: the images, the network on them, and the machine."""
 
 import math
 import time
@@ -42,29 +42,30 @@ from finetune.recipe import Recipe
 from finetune.work import Work
 
 IMBALANCED = 5.0
-"""Ratio of the largest to the smallest class from which on strategies are compared by balanced accuracy."""
+"""Least ratio of the largest class to the smallest at which strategies are compared by balanced accuracy."""
 
 SIZES_READ = 200
-"""Number of images from which the native size is read."""
+"""Approximate number of images whose native size is read."""
 
 PROBE_SAMPLE = 5000
-"""Largest number of images on which the probe is cross-validated; the standard error of its accuracy is then below half
-a point."""
+"""Largest number of images on which the linear probe is cross-validated; with that many, the standard error of its
+accuracy is below half a point."""
 
 DOMAIN_SAMPLE = 200
 """Number of images on which the domain similarity is measured; another draw changes it by about .02
 (experiments/log.md, 2026-11-26)."""
 
 DOMAIN_SIZE = 128
-"""Side of these images in pixels, that of the calibration, at any image size of the training."""
+"""Side of the images on which the domain similarity is measured, in pixels: that of the calibration, whatever the image
+size of the training."""
 
 FLIPS_CHECKED = 400
-"""Number of images from which the chirality is measured."""
+"""Number of images on which the chirality is measured."""
 
 USUAL_AUGMENTATION = AugmentationPlan(
     horizontal_flip=True, vertical_flip=False, smallest_crop=0.5, color_jitter=0.1, policy="none", mixing="none"
 )
-"""Augmentation with which the reading of images is timed, as none is planned yet."""
+"""Augmentation with which the reading of images is timed, because no augmentation is planned yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,7 @@ class _Sample:
     """The training images that are measured: all, or a stratified sample of them."""
 
     pixels: Pixels
-    """Images of the sample."""
+    """Pixels of the images of the sample."""
     labels: NDArray[np.int64]
     """Class of each image of the sample, (n,)."""
     groups: NDArray[np.str_] | None
@@ -83,35 +84,41 @@ class _Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Network:
-    """The network that is measured, as it is before any measurement."""
+    """The description of the network that is measured."""
 
     name: str
-    """Timm's name."""
+    """timm's name of the network."""
     source: str
-    """Source of the weights."""
+    """Source of the network's weights, in words."""
     source_classes: int
     """Number of outputs of the pretrained classifier."""
     preprocessing: Preprocessing
     """Preprocessing at the image size of the training."""
     size_reason: str
-    """Reason for the image size."""
+    """Reason for the image size of the training, in words."""
     native_side: int
     """Median shorter side of the stored images, in pixels."""
 
 
 def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = no_progress) -> Evidence:
-    """Return the measurements that the choice rests on, from the training images alone.
+    """Return the measurements that the choice is based on, from the training images alone.
+
+    Args:
+        recipe: the recipe, which names one network.
+        splits: labelled images; the validation and the test split are not measured.
+        progress: called with the work in progress.
 
     Raises:
-        ModelError: an unknown network, or weights that cannot be found.
-        RecipeError: several networks; one of them must be chosen first.
+        ModelError: the network is unknown, or its weights cannot be found.
+        RecipeError: the recipe names several networks, which must be measured one at a time.
     """
     start = time.perf_counter()
     network, about = _load_network(recipe, splits)
     sample = _draw_sample(splits, about.preprocessing, recipe.seed)
     metric = recipe.metric or ("balanced_accuracy" if _imbalance(sample) >= IMBALANCED else "top1")
     work = sample.pixels.cache(progress)
-    # First the machine, so that everything below runs in the fastest way; then what needs the pretrained classifier.
+    # The machine is measured first, so that everything below runs with the fastest settings. The similarity is next,
+    # because computing the features removes the pretrained classifier that it needs.
     stages, speed = _measure_machine(
         network, about.name, about.preprocessing, recipe, splits.num_training_images, sample.pixels, progress
     )
@@ -150,7 +157,7 @@ def _describe(about: _Network, sample: _Sample, recipe: Recipe, splits: ImageSpl
         "num_held": num_held,
         "num_classes": len(sample.counts),
         "images_per_class": round(num_images / len(sample.counts), 1),
-        # Of a stream only a sample is counted; its counts are scaled to the whole.
+        # Of a stream only a sample is counted; the counts are scaled up to the whole stream.
         "class_counts": {name: round(int(count) * num_images / num_held) for name, count in counts},
         "imbalance": round(_imbalance(sample), 2),
         "num_unreadable": len(splits.unreadable),
@@ -191,7 +198,7 @@ def _load_network(recipe: Recipe, splits: ImageSplits) -> tuple[Any, _Network]:
 
 
 def _draw_sample(splits: ImageSplits, preprocessing: Preprocessing, seed: int) -> _Sample:
-    """Return the training images that are measured: at most `PROBE_SAMPLE`, or two of each class if that is more."""
+    """Return the training images to measure: at most `PROBE_SAMPLE`, or twice the number of classes if that is more."""
     labels, groups = labels_of(splits.train), groups_of(splits.train)
     counts = np.bincount(labels, minlength=len(splits.class_names))
     members = stratified_subset(labels, max(PROBE_SAMPLE, 2 * len(counts)), seed)
@@ -277,7 +284,7 @@ def _measure_machine(
     processes = num_processes()
     batch_size = math.ceil((recipe.batch_size or default_batch_size(num_images)) / processes)
     asked = recipe.training.trainable_stages
-    # With the schemas of the values, so that measurements of an older version are not found.
+    # The key includes the schemas of the values, so that measurements of an older version are not found.
     schemas = MachineSpeed.model_json_schema(), StageProfile.model_json_schema()
     key = make_key(
         name, preprocessing, batch_size, asked or "usual and short", pixels.is_cached, machine_name(device), schemas
@@ -309,13 +316,13 @@ class _Domain:
     """The domain similarity of the images to the network's pretraining images."""
 
     similarity: float
-    """Similarity: 0 is far, 1 is near."""
+    """Domain similarity: 0 is far, 1 is near."""
     parts: dict[str, float]
     """Measured parts of the similarity, by name."""
     is_calibrated: bool
-    """Whether the scale was fitted for this network."""
+    """Whether the similarity was calibrated for this network."""
     work: Work
-    """Images sent forward."""
+    """Images decoded and sent forward for the measurement."""
 
 
 def _measure_similarity(
@@ -326,7 +333,7 @@ def _measure_similarity(
     seed: int,
     settings: ForwardSettings,
 ) -> _Domain:
-    """Return the domain similarity of a few images, the same number of each class; cached."""
+    """Return the domain similarity of `DOMAIN_SAMPLE` images, evenly drawn from the classes; its parts are cached."""
     chosen = even_sample(labels, DOMAIN_SAMPLE, seed)
     preprocessing = native_preprocessing(network, DOMAIN_SIZE).changed(crop_fraction=1.0)
     if takes_image_size(name):
@@ -356,6 +363,6 @@ def _measure_similarity(
         write_value("features", key, f"domain similarity: {len(members)} images", parts)
         work = Work(forward_images=len(members), forward_equivalents=float(len(members)))
         work += Work() if pixels.is_cached else pixels.reading_work(len(members))
-    # Without batch norms and a classifier of many classes there is no part; 0.5 is neither near nor far.
+    # A network with neither batch norms nor a classifier of several classes has no parts; 0.5 is neither near nor far.
     value, is_calibrated = similarity(parts, name) if parts else (0.5, False)
     return _Domain(similarity=value, parts=parts, is_calibrated=is_calibrated, work=work)

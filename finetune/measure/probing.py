@@ -1,4 +1,4 @@
-"""Evaluate linear probes on frozen features: accuracy, learning curve, unequal classes, chirality."""
+"""Evaluate linear probes on frozen features: accuracy, learning curve, answers to unequal classes, and chirality."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +9,8 @@ from finetune.predict.metrics import log_loss, metric_error, metric_value
 from finetune.recipe import Metric
 
 CHIRALITY_REGULARIZATION = 1e-3
-"""Inverse regularization of the classifier that tells images from their mirrored copies: a strong regularization, for a
-faint difference."""
+"""Inverse regularization of the classifier that distinguishes images from their mirrored copies: the regularization is
+strong, because the difference is faint."""
 
 
 def evaluate_probe(
@@ -28,8 +28,8 @@ def evaluate_probe(
         labels: classes of the images (n_images,).
         groups: group of each image (n_images,); a group is never divided between training and held-out images.
         num_classes: number of classes.
-        metric: for `balanced_accuracy`, the answers to unequal classes are compared, too.
-        seed: of the folds.
+        metric: metric of the choice; for `balanced_accuracy`, answers to unequal classes are compared, too.
+        seed: seed of the folds.
     """
     folds = cross_validate(features, labels, num_classes, seed, groups)
     predicted = folds.logits.argmax(axis=1)
@@ -45,16 +45,16 @@ def evaluate_probe(
 
 
 def chirality(features: NDArray[np.float32], mirrored: NDArray[np.float32], seed: int) -> float:
-    """Return the share of pairs in which a linear classifier tells an image from its mirrored copy, by their features.
+    """Return the share of pairs in which a linear classifier recognises the mirrored copy of an image by its features.
 
     Chirality is the property that mirrored images can be distinguished from real ones ("Visual Chirality", Lin et al.
-    2020). Networks are trained to predict the same class for both, so the labels of mirrored copies show little, but
-    their features still differ where the images have a left and a right.
+    2020). Networks are trained to predict the same class for both, so their predictions show little of it. Their
+    features still differ where the images have a left and a right.
 
     Args:
         features: features of the images (n, width).
         mirrored: features of their mirrored copies (n, width), in the same order.
-        seed: of the folds.
+        seed: seed of the folds.
 
     Returns:
         Share in 0 .. 1: 0.5 is chance.
@@ -76,7 +76,7 @@ def _curve(
     groups: NDArray[np.str_] | None,
     seed: int,
 ) -> LearningCurve:
-    """Return the accuracy of the probe for a quarter, half, and all of a fold's training images."""
+    """Return the accuracy of the probe with a quarter, a half, and all of each fold's training images."""
     fewer = learning_curve(features, labels, folds.logits.shape[1], seed, folds.inverse_regularization, groups)
     wrong = np.stack([*fewer, folds.logits.argmax(axis=1) != labels])
     fitted = len(labels) * (1.0 - 1.0 / len(folds.heads))
@@ -96,7 +96,7 @@ def _answers(
     groups: NDArray[np.str_] | None,
     seed: int,
 ) -> dict[str, float]:
-    """Return the held-out balanced accuracy under each answer to unequal classes."""
+    """Return the held-out balanced accuracy with each answer to unequal classes, by the name of the answer."""
     counts = np.bincount(labels, minlength=folds.logits.shape[1])
     # Logit adjustment: f_k(x) - log p_k predicts as if all classes were equally frequent (Menon et al. 2021).
     prior = np.log(np.maximum(counts, 1) / counts.sum())

@@ -29,7 +29,7 @@ from math import exp
 from types import MappingProxyType
 
 CLIP = 3.0
-"""Largest distance of a part from its mean that counts, in spreads: no single part decides the score."""
+"""Distance of a part from its mean, in spreads, at which it is clipped, so that no single part decides the score."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class PartScale:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The constants of the score for one network, or for a kind of network."""
+    """Constants of the score for one network, or for a kind of network."""
 
     intercept: float
-    """Logit of the score when every part is at its mean."""
+    """Logit of the score if every part is at its mean."""
     parts: Mapping[str, PartScale]
     """Scale and weight of each part that is used, by its name."""
 

@@ -1,4 +1,4 @@
-"""Measure the speed of a network on this machine: images per second, forward and for each strategy of training."""
+"""Measure the speed of a network on this machine, in images per second: of forward passes, and of each strategy."""
 
 import math
 import os
@@ -25,12 +25,12 @@ from finetune.network.tail import cut
 from finetune.recipe import Layout, Precision, Strategy
 
 LEAD = 1.15
-"""Least ratio of speeds at which all threads work on one part instead of one thread on each of several parts. Parallel
-parts also overlap with reading images, and their threads do not wait for each other where another program uses a
-core."""
+"""Ratio of speeds above which one part that all threads compute is preferred to several parallel parts, one on each
+thread. Parallel parts have advantages that are not timed: they overlap with reading images, and their threads do not
+wait for each other where another program uses a core."""
 
 OVERLAPPED = 1e9
-"""Speed that stands for reading images without any cost, in images per second."""
+"""Speed of reading, in images per second, that is recorded where reading adds no time to the computation."""
 
 MOST_WORKERS = 8
 """Largest number of processes that read images for an accelerator."""
@@ -43,8 +43,8 @@ FORWARD_BATCHES = (8, 16, 32, 64)
 """Batch sizes of forward passes that are timed, in images; those on an accelerator are four times as large."""
 
 MICRO_BATCH = 32
-"""Largest number of images of a training step that a CPU computes at once: more are not faster, and memory grows with
-them."""
+"""Largest number of images of a training step that a CPU computes at once: larger numbers are not faster, but need more
+memory."""
 
 READ_BATCHES = 6
 """Number of batches that are read and sent forward to measure the cost of reading."""
@@ -60,14 +60,14 @@ def measure_speed(
     batch that does not fit into an accelerator's memory is halved until it fits.
 
     Args:
-        network: on its device; it is left in the fastest layout.
-        preprocessing: of the network.
-        batch_size: images of a training step.
-        depths: numbers of last stages for which `partial` is timed.
+        network: the network, on its device; it is left in the fastest layout.
+        preprocessing: preprocessing of the network.
+        batch_size: number of images of a training step.
+        depths: numbers of trained last stages with which `partial` is timed.
         images: training images, to measure the cost of reading and the error of each precision.
 
     Raises:
-        ModelError: a training on one image does not fit into the accelerator's memory.
+        ModelError: training on a single image does not fit into the accelerator's memory.
     """
     device = next(network.parameters()).device
     threads = torch.get_num_threads()
@@ -96,7 +96,7 @@ def _measure_speed(
     images: VariedImages,
     threads: int,
 ) -> MachineSpeed:
-    """Return the speeds, measured in the order of the lines below, with `micro_batch` images of a training step."""
+    """Return the speeds of forward passes, of reading and of each strategy, with `micro_batch` images at once."""
     device = next(network.parameters()).device
     allowed = layouts(network, device)
     network.to(memory_format=MEMORY_FORMATS[allowed[0]])
@@ -131,7 +131,7 @@ def _measure_speed(
 def _real_batch(
     images: VariedImages, count: int, preprocessing: Preprocessing, device: torch.device, layout: Layout
 ) -> Tensor:
-    """Return `count` normalised images (count, 3, h, w); if there are fewer, several views of each."""
+    """Return `count` normalised images (count, 3, h, w), with several views of each if the set has fewer images."""
     keys = [Key(number % len(images), number // len(images)) for number in range(count)]
     pixels, _ = next(iter(make_loader(images, device, 0, batch_size=count, keys=keys)))
     return normaliser(preprocessing, device, layout)(pixels)
@@ -147,7 +147,7 @@ def _fastest_forward(
 ) -> tuple[ForwardSettings, float, float]:
     """Return the fastest settings of forward passes, their images per second, and the error of their precision.
 
-    Network and images must be in the first layout.
+    The network and the images must be in the first of the allowed layouts.
     """
     device = real.device
     network.eval()
@@ -164,7 +164,7 @@ def _fastest_forward(
         loader_workers=0 if device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1),
     )
     rate = NOTHING_YET
-    # A search along one coordinate after another, instead of all combinations: precision, layout, batch size, parts.
+    # One setting is searched after another, instead of all combinations: precision, layout, batch size, parts.
     steps: list[list[dict[str, object]]] = [
         [{"precision": precision} for precision in allowed],
         [{"layout": layout} for layout in allowed_layouts[1:]],
@@ -223,7 +223,7 @@ def _feature_error(network: nn.Module, images: Tensor, precision: Precision) -> 
 def _time_reading(
     network: nn.Module, images: VariedImages, preprocessing: Preprocessing, settings: ForwardSettings, rate: float
 ) -> float:
-    """Return the speed of reading alone, in images per second: from the time that it adds to forward passes."""
+    """Return the speed of reading alone, in images per second, from the time that it adds to forward passes."""
     count = READ_BATCHES * settings.batch_size
     keys = [Key(number % len(images), number // len(images)) for number in range(count)]
     start = time.perf_counter()
@@ -237,7 +237,7 @@ def _time_reading(
 def _time_training(module: nn.Module, inputs: Tensor, threads: int) -> tuple[Precision, int, float, float]:
     """Return the fastest precision and number of parallel parts, their images per second, and the gradients' error.
 
-    Parameters that require a gradient are trained; batch norms stay frozen.
+    The parameters that require a gradient are trained; batch norms stay frozen.
     """
     module.eval()
     device = inputs.device
@@ -320,8 +320,10 @@ def _time_norm_tuning(network: nn.Module, inputs: Tensor, threads: int) -> Train
 def _time_partial(
     network: nn.Module, inputs: Tensor, stages: int, settings: ForwardSettings, threads: int
 ) -> TrainingSpeed:
-    """Return the speed of training the last stages from cached activations; where the network cannot be cut, that of
-    training all parameters."""
+    """Return the speed of training the last stages from cached activations.
+
+    Where the network cannot be cut, it is the speed of training all parameters.
+    """
     device = inputs.device
     tail = cut(network, stages, inputs.shape[-1])
     if tail is None:

@@ -1,4 +1,4 @@
-"""Time a piece of work, with more repetitions for work that is short and competitive."""
+"""Time a piece of work, with more repetitions if it is short and among the fastest."""
 
 import statistics
 import time
@@ -11,23 +11,23 @@ REPETITIONS = 5
 """Number of timed repetitions of short work, after an untimed one in which libraries select their kernels."""
 
 LONG = 1.0
-"""Total time from which on fewer repetitions are enough, in seconds: long work varies less, and slow machines would be
-timed for minutes."""
+"""Total time of the repetitions above which fewer of them are enough, in seconds: long work varies less, and timing a
+slow machine would take minutes."""
 
 LONG_REPETITIONS = 3
 """Least number of timed repetitions of long work."""
 
 HOPELESS = 1.5
-"""Ratio to the best way's time above which the first repetition is the only one."""
+"""Ratio of the work's time to that of the fastest so far above which the work is timed only once."""
 
 
 class Rate(NamedTuple):
     """A measured rate, in images per second."""
 
     fastest: float = 0.0
-    """Rate of the fastest repetition, by which ways are compared: other programs only ever slow a repetition down."""
+    """Rate of the fastest repetition, by which settings are compared: other programs can only slow it down."""
     usual: float = 0.0
-    """Rate of the median repetition, which a training can expect."""
+    """Rate of the median repetition, which is to be expected of a training."""
 
 
 NOTHING_YET = Rate()
@@ -41,7 +41,7 @@ def time_rate(work: Callable[[], object], count: int, device: torch.device, best
         work: a call that computes `count` images.
         count: number of images.
         device: the device that computes them.
-        best: rate of the best way so far; work that is far slower is timed once.
+        best: rate of the fastest work so far; work that is far slower is timed once.
     """
 
     def timed() -> float:

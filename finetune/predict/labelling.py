@@ -1,4 +1,4 @@
-"""Label new images with a trained model, as a table."""
+"""Label new images with a trained model, and return the labels as a table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +19,11 @@ def label_images(model: Predictor, images: Sequence[Path], top_k: int = 1) -> tu
 
     Args:
         model: the model that predicts the labels.
-        images: files, or folders, searched with all folders below them.
+        images: image files, and folders, which are searched with all their subfolders.
         top_k: number of classes to name for each image.
 
     Raises:
-        DataError: a path that does not exist, or no file that can be read as an image.
+        DataError: a path does not exist, or no file can be read as an image.
     """
     paths: list[str] = []
     for image in images:

@@ -34,14 +34,15 @@ FOLDS = 5
 """Number of folds of a cross-validation."""
 
 PATIENCE = 1
-"""Number of inverse regularizations without a lower held-out log-loss after which no further one is tried: the loss has
-one minimum along them."""
+"""Number of inverse regularizations in a row without a lower held-out log-loss after which no further one is tried: the
+loss has a single minimum along them."""
 
 CURVE_SHARES = (0.25, 0.5)
 """Shares of a fold's training images at which a learning curve is measured, in addition to all of them."""
 
 DRAWN_IMAGES = 1000
-"""Number of images below which a learning curve draws its shares several times."""
+"""Approximate product of the number of images and the number of draws of each share of a learning curve, so that few
+images are drawn several times."""
 
 MOST_DRAWS = 5
 """Largest number of draws of each share."""
@@ -86,16 +87,17 @@ class LinearHead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeFolds:
-    """A cross-validated probe: the best inverse regularization, and logits from heads that did not see the image."""
+    """A cross-validated probe: its best inverse regularization, and the logits of each image from a head that was not
+    fitted to it."""
 
     inverse_regularization: float
     """Inverse regularization C with the least held-out log-loss."""
     logits: NDArray[np.float32]
     """Held-out logits of all images, (n_images, num_classes)."""
     heads: tuple[LinearHead, ...]
-    """Head of each fold."""
+    """Linear head of each fold, fitted to the training images of the fold."""
     held_out: tuple[NDArray[np.intp], ...]
-    """Indices of the held-out images of each fold."""
+    """Indices of the held-out images of each fold, each (n_held_out,)."""
 
 
 def fit_head(
@@ -141,7 +143,7 @@ def fit_large_head(
         num_classes: number of classes.
         inverse_regularization: inverse regularization C.
         balanced: whether every class has the same total weight.
-        exact: whether all images are fitted; False if the fit of the sample is enough.
+        exact: whether the head is fitted to all images; False: the fit of the sample is enough.
     """
     # At least two images of each class, so that the sample's fit knows all classes.
     sample = members
@@ -174,7 +176,7 @@ def cross_validate(
         features: features of the images (n_images, width).
         labels: classes of the images (n_images,).
         num_classes: number of classes.
-        seed: of the folds.
+        seed: seed of the folds.
         groups: group of each image (n_images,); a group is never divided between training and held-out images.
         inverse_regularizations: values to try, in this order.
         balanced: whether every class has the same total weight.
@@ -226,6 +228,15 @@ def learning_curve(
     The folds are those of `cross_validate`. A quarter and a half of each fold's training images are drawn, the same
     share of every class, several times where there are few images.
 
+    Args:
+        features: features of the images (n_images, width).
+        labels: classes of the images (n_images,).
+        num_classes: number of classes.
+        seed: seed of the folds and of the draws.
+        inverse_regularization: inverse regularization C of every head.
+        groups: group of each image (n_images,); a group is never divided between training and held-out images.
+        folds: number of folds.
+
     Returns:
         Share of wrong labels for each share in `CURVE_SHARES` and image, (2, n_images) in 0 .. 1.
     """
@@ -247,7 +258,7 @@ def learning_curve(
         wrong: NDArray[np.bool_] = head.logits(features[held]).argmax(axis=1) != labels[held]
         return wrong
 
-    # Mean over draws; each image is held out by one fold, so every image gets `draws` predictions a share.
+    # The mean over the draws: each image is held out by one fold, so it gets `draws` predictions for each share.
     wrong = np.zeros((len(CURVE_SHARES), len(labels)))
     with _fitting(), ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
         for (share, _, fold), found in zip(tasks, threads.map(errors, tasks), strict=True):
@@ -260,7 +271,7 @@ def error_slope(before: NDArray[np.floating], after: NDArray[np.floating], facto
 
     Args:
         before: share of wrong labels for each image, (n_images,) in 0 .. 1.
-        after: the same with `factor` times the training images.
+        after: share of wrong labels for each image with `factor` times the training images, (n_images,) in 0 .. 1.
         factor: ratio of the numbers of training images, above 1.
     """
     count = len(before)
@@ -328,7 +339,7 @@ def _refined(
 
 @contextmanager
 def _fitting() -> Iterator[None]:
-    """A context for fits: one thread for each product of matrices, and no warnings about convergence.
+    """Return a context for fits: one thread for each product of matrices, and no warnings about convergence.
 
     The products are too small for two threads, which would wait for each other most of the time (experiments/log.md,
     2026-11-25). A fit that has not converged is compared by its held-out log-loss like any other.
@@ -339,13 +350,13 @@ def _fitting() -> Iterator[None]:
 
 
 class _Path:
-    """The fits of one set of images with different inverse regularizations, each starting from the one before."""
+    """Fits of a head to one set of images with several inverse regularizations, each starting from the fit before."""
 
     def __init__(
         self, features: NDArray[np.float32], labels: NDArray[np.int64], num_classes: int, balanced: bool
     ) -> None:
         self.mean = features.mean(axis=0)
-        # The added 0.001 of the overall deviation keeps features that hardly vary from being blown up to deviation 1.
+        # 0.001 of the overall deviation is added, so that features that hardly vary are not scaled up to deviation 1.
         self.scale = features.std(axis=0) + 1e-3 * float(features.std()) + 1e-12
         # The intercept is not penalised, so centring changes only how fast the solver converges.
         self._features = features - self.mean

@@ -15,7 +15,7 @@ CALIBRATION_BINS = 15
 """Number of equal-width bins of the calibration error (as in Guo et al. 2017)."""
 
 SMALLEST_PROBABILITY = 1e-12
-"""Least probability in a logarithm, so that one confident error costs 27.6 nats at most."""
+"""Smallest probability whose logarithm is taken, so that one confident error costs 27.6 nats at most."""
 
 
 class ClassMetrics(FrozenModel):
@@ -45,7 +45,7 @@ class Metrics(FrozenModel):
     balanced_accuracy: float
     """Mean recall over the classes of the split."""
     log_loss: float
-    """Mean negative log-probability of the right class, in nats."""
+    """Mean negative log-probability of the right class, in nats per image."""
     calibration_error: float
     """Expected calibration error: mean gap between confidence and accuracy over 15 bins of the confidence."""
     per_class: list[ClassMetrics]
@@ -84,7 +84,7 @@ def score(probabilities: NDArray[np.floating], labels: NDArray[np.integer], clas
 
 
 def metric_value(metric: Metric, predicted: NDArray[np.integer], labels: NDArray[np.integer]) -> float:
-    """Return `metric` of the predicted classes (n_images,) against the labels (n_images,)."""
+    """Return `metric`, in 0 .. 1, of the predicted classes (n_images,) against the labels (n_images,)."""
     right = predicted == labels
     if metric == "top1":
         return float(right.mean())
@@ -115,14 +115,19 @@ def metric_error(metric: Metric, predicted: NDArray[np.integer], labels: NDArray
 
 
 def log_losses(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Return each image's negative log-probability of its own class in nats, (n_images,), 27.6 at most."""
+    """Return each image's log-loss, the negative log-probability of its own class, in nats, at most 27.6 (n_images,).
+
+    Args:
+        probabilities: predicted probabilities (n_images, n_classes).
+        labels: right classes (n_images,).
+    """
     right = np.clip(probabilities[np.arange(len(labels)), labels], SMALLEST_PROBABILITY, 1.0)
     losses: NDArray[np.float64] = -np.log(right.astype(np.float64))
     return losses
 
 
 def _calibration_error(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> float:
-    """Return the expected calibration error of confidences (n_images,) of predictions that are `right` or not.
+    """Return the expected calibration error of predictions with these confidences (n_images,), each `right` or wrong.
 
     It is sum_b n_b / n |accuracy_b - confidence_b| over the bins (Guo et al. 2017, equation 3), here as
     sum_b |sum of confidences - number of right predictions| / n.
@@ -141,5 +146,10 @@ def softmax(scores: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def log_loss(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
-    """Return the mean negative log-probability of the right class, in nats, from logits (n, num_classes)."""
+    """Return the mean negative log-probability of the right class, in nats.
+
+    Args:
+        scores: logits (n, num_classes).
+        labels: right classes (n,).
+    """
     return float(log_losses(softmax(scores), labels).mean())

@@ -26,7 +26,7 @@ class HeldOut:
     """Labels and predictions of the held-out images that a model was evaluated on."""
 
     labels: NDArray[np.int64]
-    """Right classes (n_images,)."""
+    """Right class of each image, (n_images,)."""
     probabilities: NDArray[np.float64]
     """Predicted probabilities (n_images, n_classes)."""
 
@@ -44,17 +44,17 @@ class Predictor(ABC):
     history: tuple[Row, ...] = ()
     """Evaluations during the training, in order."""
     validation: Metrics | None = None
-    """Metrics on the held-out images, which the network, before any refit, was not trained on."""
+    """Metrics on the held-out images, measured before any refit, which then trains on these images, too."""
     held_out: HeldOut | None = None
-    """Predictions of the held-out images, from before any refit."""
+    """Predictions of the held-out images, made before any refit."""
     test: Metrics | None = None
-    """Metrics on the test split; None where there is none."""
+    """Metrics on the test split; None if there is no test split."""
     work: Work = field(default_factory=Work)
     """Images sent forward and backward during the training."""
     seconds: float = 0.0
     """Wall time of the training, in seconds."""
     note: str = ""
-    """Remark about the training that is printed with the results; empty where there is none."""
+    """Remark about the training, which is printed with the results; empty if there is nothing to remark."""
 
     @abstractmethod
     def probabilities(self, table: ImageTable, progress: Progress = no_progress) -> NDArray[np.float64]:
@@ -64,7 +64,7 @@ class Predictor(ABC):
         """Return the class probabilities (n_paths, n_classes) of image files.
 
         Raises:
-            DataError: a file that cannot be read as an image.
+            DataError: a file cannot be read as an image.
         """
         return self.probabilities(table_of_paths([str(path) for path in paths]))
 
@@ -72,19 +72,19 @@ class Predictor(ABC):
         """Return the most probable class name of each image file.
 
         Raises:
-            DataError: a file that cannot be read as an image.
+            DataError: a file cannot be read as an image.
         """
         return [self.class_names[best] for best in self.predict_proba(paths).argmax(axis=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel(Predictor):
-    """A network that was trained by a plan, with everything that prediction needs."""
+    """A network that was trained by a plan, with everything that a prediction needs."""
 
     network: nn.Module
     """Trained network, with a head of the classes."""
     rejected: str = ""
-    """Why the training was rejected; empty where it was kept. The network of a rejected training is a linear probe."""
+    """Reason why the training was rejected, which makes `network` its linear probe; empty if it was not rejected."""
 
     def probabilities(self, table: ImageTable, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
@@ -94,10 +94,10 @@ class TrainedModel(Predictor):
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble(Predictor):
-    """Models that predict the mean of their probabilities: they err on different images (Dietterich 2000)."""
+    """Models that predict the mean of their probabilities, because they err on different images (Dietterich 2000)."""
 
     members: tuple[TrainedModel, ...]
-    """Ensemble members."""
+    """Trained models whose probabilities are averaged."""
 
     def probabilities(self, table: ImageTable, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
@@ -115,16 +115,16 @@ def scores_of(
     members: Sequence[int] | None = None,
     progress: Progress = no_progress,
 ) -> NDArray[np.float32]:
-    """Return a network's logits of images, as the plan predicts.
+    """Return a network's logits of images, with the plan's preprocessing and test-time flips.
 
-    With test-time flips they are the logarithms of the mean probabilities of each image and its mirrored copy.
+    With test-time flips, the logits are the logarithms of the mean probabilities of each image and its mirrored copy.
 
     Args:
-        network: on its device.
+        network: the network, on its device.
         pixels: the images.
-        plan: with the preprocessing and the settings of forward passes.
-        members: indices of images; all by default.
-        progress: is called with the number of images done.
+        plan: the plan that fixes the preprocessing and the settings of forward passes.
+        members: indices of the images (n,); all images by default.
+        progress: called with the number of images done.
 
     Returns:
         Logits (n, num_classes).
@@ -140,14 +140,14 @@ def scores_of(
 
 
 def average(members: Sequence[TrainedModel]) -> Predictor:
-    """Return the ensemble of models that were evaluated on the same images; a single model is returned as it is.
+    """Return the ensemble of models that were evaluated on the same images; a single model is returned unchanged.
 
-    Folds and the training on all images, the first member, were trained on images that other members held out. Their
-    ensemble is therefore evaluated with each image's prediction by the one fold that held it out. This underestimates
-    the ensemble.
+    In an ensemble of folds, each member was trained on images that other members held out; the first one was trained
+    on all images. Each image is therefore evaluated by the prediction of the one fold that held it out. This
+    underestimates the ensemble.
 
     Raises:
-        ValueError: models that were evaluated on different images, or on none.
+        ValueError: the models were evaluated on different images, or on none.
     """
     if len(members) == 1:
         return members[0]
@@ -179,15 +179,19 @@ def _evaluate(held: Sequence[HeldOut | None], are_folds: bool) -> tuple[float, H
 
 
 def _log_mean(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Return the logarithm of the mean of probabilities (n, num_classes): logits of the mean, up to a constant."""
+    """Return the logarithms of the mean of several probabilities, each (n, num_classes): logits of the mean."""
     logs: NDArray[np.float64] = np.log(np.clip(np.mean(parts, axis=0), SMALLEST_PROBABILITY, None))
     return logs
 
 
 def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
-    """Return the temperature with the least log-loss of held-out logits (n, num_classes), between 0.1 and 10.
+    """Return the temperature, between 0.1 and 10, that minimises the log-loss of held-out images.
 
-    It is temperature scaling (Guo et al. 2017, section 4.2).
+    This is temperature scaling (Guo et al. 2017, section 4.2).
+
+    Args:
+        scores: logits of the held-out images (n, num_classes).
+        labels: right classes of the held-out images (n,).
     """
     # Over log T, in which the range is symmetric about T = 1; exp(+-2.3) is 10 and 0.1.
     found = minimize_scalar(

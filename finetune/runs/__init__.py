@@ -1,1 +1,1 @@
-"""Carry out a run: the chain from a recipe to a finished run folder."""
+"""Carry out a run, from a recipe to a finished run folder."""

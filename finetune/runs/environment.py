@@ -20,7 +20,7 @@ PACKAGES = (
     "optuna",
     "pillow",
 )
-"""Packages with an influence on the numbers of a run."""
+"""Packages whose versions influence the numbers of a run."""
 
 
 def describe_environment() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Carry out a choice: measure networks and decide, race candidates where the choice is close, train the members, and
+"""Carry out a choice: measure networks and decide, race candidates if the choice is close, train the members, and
 reject any that ends worse than its linear probe."""
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,10 +25,10 @@ from finetune.work import Work
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The models of a finished run, and what all of its trainings took."""
+    """The models of a finished run, and the cost of all its trainings."""
 
     members: tuple[PlannedRun, ...]
-    """The decisions that each model was trained by."""
+    """Planned run of each model, in the order of `models`."""
     models: tuple[TrainedModel, ...]
     """The final model, or the members of the final ensemble."""
     work: Work
@@ -36,7 +36,7 @@ class Outcome:
     seconds: float
     """Wall time of the trainings that were finished, in seconds."""
     options: tuple[Option, ...]
-    """All models that could have been kept, where more than one was trained."""
+    """Models and averages that were compared at the end; empty if only one could be kept."""
     rejected: tuple[TrainedMember, ...]
     """Trainings that ended worse than their linear probe and are not part of the final model."""
 
@@ -45,13 +45,13 @@ def measure_networks(recipe: Recipe, splits: ImageSplits, progress: Progress = n
     """Yield the evidence of each network that the recipe names, on the same images.
 
     Args:
-        recipe: what was asked.
+        recipe: recipe of the run.
         splits: labelled images; the test split is not used.
         progress: called with the work in progress.
 
     Raises:
-        ModelError: an unknown network, or weights that cannot be found.
-        RecipeError: an ensemble of backbones that names one network.
+        ModelError: a network is unknown, or its weights cannot be found.
+        RecipeError: the recipe asks for an ensemble of backbones, but names one network.
     """
     if recipe.ensemble == "backbones" and len(recipe.models) == 1:
         raise RecipeError(
@@ -63,14 +63,14 @@ def measure_networks(recipe: Recipe, splits: ImageSplits, progress: Progress = n
 
 
 def decide(recipe: Recipe, measured: Iterable[Evidence]) -> tuple[PlannedRun, ...]:
-    """Return what to train: one model, for the network that is chosen, or the members of an ensemble.
+    """Return the planned runs to train: one, of the chosen network, or the members of an ensemble.
 
     Args:
-        recipe: what was asked.
+        recipe: recipe of the run.
         measured: the evidence of each network that the recipe names.
 
     Raises:
-        RecipeError: an ensemble of folds without a cross-validation, or a time budget that is too short.
+        RecipeError: an ensemble of folds has no cross-validation, or the time budget is too short.
     """
     shared = budgeted(recipe)
     choices = [(evidence, choose_strategy(evidence, shared.changed(model=evidence.model))) for evidence in measured]
@@ -88,14 +88,14 @@ def decide(recipe: Recipe, measured: Iterable[Evidence]) -> tuple[PlannedRun, ..
 def begin(
     members: Sequence[PlannedRun], splits: ImageSplits, folder: Path, progress: Progress = no_progress
 ) -> RacedMembers:
-    """Run the race, if the choice has one, and return what is left to finish.
+    """Run the race, if the choice has one, and return the trainings that remain to be finished.
 
-    An interrupted race resumes from `folder` and ends as it would have.
+    An interrupted race resumes from `folder` and ends as it would have without the interruption.
 
     Args:
-        members: what was decided.
+        members: planned runs, the leading one first.
         splits: labelled images; the test split is not used.
-        folder: where each training keeps its checkpoints, under its name.
+        folder: folder in which each training keeps its checkpoints, under its name.
         progress: called with the work in progress.
     """
     if members[0].choice.racing:
@@ -104,12 +104,17 @@ def begin(
 
 
 def finish(raced: RacedMembers, splits: ImageSplits, folder: Path, progress: Progress = no_progress) -> Outcome:
-    """Train what is left to its end and return the final model, or the final members.
+    """Train the members to their end and return the final model, or the members of the final ensemble.
 
-    Members that end worse than their linear probe are rejected. Where all are, the choice's fallback is trained, if it
-    has one. Of an ensemble, the held-out images recommend which members or which average to keep.
+    Members that end worse than their linear probe are rejected. If all are rejected, the fallback of the choice is
+    trained, if it has one. Of an ensemble, the members or the average that the results on held-out images recommend are
+    kept.
 
-    Arguments are those of `begin`.
+    Args:
+        raced: the trainings that remain to be finished, as `begin` returns them.
+        splits: labelled images; the test split is not used.
+        folder: folder in which each training keeps its checkpoints, under its name.
+        progress: called with the work in progress.
 
     Raises:
         DivergenceError: a training diverged.
@@ -122,7 +127,7 @@ def finish(raced: RacedMembers, splits: ImageSplits, folder: Path, progress: Pro
         seconds = raced.seconds + sum(member.model.seconds for member in tried)
         tried, others = train_members(_plan_fallback(leading, seconds), None, splits, folder, progress)
         trained = [*trained, *tried]
-    # Where all were rejected, each model is a linear probe: the first one is kept.
+    # If all were rejected, each model is a linear probe, and the first one is kept.
     kept, options = recommend_members([each for each in tried if not each.model.rejected] or tried[:1], others)
     rejected = [each for each in trained if each.model.rejected and all(each.model is not own.model for own in kept)]
     kept = _describe_outcome(kept, rejected)
@@ -137,7 +142,7 @@ def finish(raced: RacedMembers, splits: ImageSplits, folder: Path, progress: Pro
 
 
 def _plan_fallback(leading: PlannedRun, spent: float) -> tuple[PlannedRun, ...]:
-    """Return what to train where all members were rejected, within what is left of the time budget after `spent` s."""
+    """Return the planned runs of the fallback, within the time budget that is left after `spent` seconds."""
     choice = leading.choice.led_by(leading.choice.fallback).changed(members=())
     plan = make_plan(budgeted(leading.recipe), leading.evidence, choice)
     if leading.recipe.time_budget is not None:
@@ -147,7 +152,7 @@ def _plan_fallback(leading: PlannedRun, spent: float) -> tuple[PlannedRun, ...]:
 
 
 def _describe_outcome(kept: Sequence[TrainedMember], rejected: Sequence[TrainedMember]) -> list[TrainedMember]:
-    """Return the kept members; the choice and the note of the first one say what was kept and what was rejected."""
+    """Return the kept members; the choice and the note of the first one say which were kept and which rejected."""
     first, *others = kept
     planned, model = first
     choice = planned.choice

@@ -28,10 +28,10 @@ from finetune.value import FrozenModel
 from finetune.work import Work
 
 SCHEDULE = "schedule.svg"
-"""The file with the plot of the learning rates."""
+"""Name of the file with the plot of the learning rates."""
 
 PLAN_FILES = frozenset({"recipe.yaml", "evidence.json", "choice.json", "plan.json", SCHEDULE})
-"""The files of a run folder before its training starts."""
+"""Names of the files of a run folder before its training starts."""
 
 
 class Seconds(FrozenModel):
@@ -51,11 +51,11 @@ class RunMetrics(FrozenModel):
     """The quality of a run's model, and its cost."""
 
     validation: Metrics
-    """Metrics on images that the network was not trained on; with a refit, those from before it."""
+    """Metrics on images that the network was not trained on; if there is a refit, measured before it."""
     validation_source: str
-    """The images that the validation metrics come from, in words."""
+    """Description of the images on which the validation metrics were measured."""
     test: Metrics | None
-    """Metrics on the test split; None where there is no test split."""
+    """Metrics on the test split; None if there is no test split."""
     seconds: Seconds
     """Wall time of the parts of the run."""
     work: Work
@@ -63,18 +63,18 @@ class RunMetrics(FrozenModel):
     options: tuple[Option, ...] = ()
     """The models and averages that were compared at the end of an ensemble; empty without an ensemble."""
     note: str = ""
-    """A remark on how the model was made, such as a rejected training."""
+    """Remark on how the model was made, such as that a training was rejected; empty if there is nothing to remark."""
     verdicts: tuple[Verdict, ...] = ()
     """Problems found in the training's history; those of an ensemble are with each member."""
 
 
 class Averaged(FrozenModel):
-    """The members of an ensemble, and how their probabilities are averaged."""
+    """The members of an ensemble, and the temperature of their averaged probabilities."""
 
     members: tuple[str, ...]
     """Run folders of the members, relative to that of the ensemble."""
     temperature: float
-    """Divisor of the logarithm of the mean probabilities."""
+    """Divisor of the logarithms of the mean probabilities before the softmax."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,7 @@ class RunFolder:
     """
 
     path: Path
+    """Path of the folder."""
 
     @property
     def checkpoints(self) -> Path:
@@ -116,7 +117,7 @@ class RunFolder:
 
         Args:
             members: the planned run, or the members of an ensemble, the leading one first.
-            plot: whether to plot the learning rates of the leading one.
+            plot: whether to plot the learning rates of the leading run.
 
         Raises:
             RunFolderError: another run has taken the folder in the meantime.
@@ -315,7 +316,7 @@ def _write_run(
 def _write_ensemble(
     path: Path, model: Ensemble, metrics: RunMetrics, splits: ImageSplits, members: Sequence[PlannedRun]
 ) -> None:
-    """Write each member of an ensemble as a run of its own, and the file that lists them."""
+    """Write each member of an ensemble as a separate run, and the file that lists them."""
     for number, (own, member) in enumerate(zip(members, model.members, strict=True), start=1):
         folder = _member_path(path, number)
         choice = own.choice.changed(members=(), ensemble="", racing=(), fallback="")
@@ -337,8 +338,7 @@ def _write_ensemble(
 
 
 def _write_splits(path: Path, plan: Plan, splits: ImageSplits) -> None:
-    """Write each image's path, label and split, and the training that held it out. `--data` takes the file as a
-    table."""
+    """Write each image's path, label and split, and the phase that held it out, as a table that `--data` accepts."""
     held_out_by: dict[int, str] = {}
     for phase in plan_phases(plan, splits):
         held_out_by |= {int(index): phase.name for index in phase.held_out}

@@ -18,7 +18,7 @@ from finetune.network.backbone import takes_image_size
 from finetune.predict.model import TrainedModel
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-"""The names that timm gives to its two files."""
+"""Names that timm gives to its two files."""
 
 
 def write_network(model: TrainedModel, folder: Path) -> None:
@@ -45,7 +45,7 @@ def write_network(model: TrainedModel, folder: Path) -> None:
             "std": preprocessing.std,
         },
     )
-    # safetensors makes its file readable for its owner alone; the other file follows the umask.
+    # safetensors makes its file readable for the owner alone; this file gets the permissions of the other one.
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)
 
 

@@ -1,4 +1,4 @@
-"""Run the chain from a recipe to a trained model in a run folder: split, measure, choose, race, plan, train, score."""
+"""Carry out a recipe in a run folder: split the images, measure, choose, race, plan, train and score."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ from finetune.runs.report import Report
 def run(
     recipe: Recipe, output: Path | None = None, report: Report | None = None, splits: ImageSplits | None = None
 ) -> Predictor:
-    """Measure, choose, plan, train and score; return the model and leave a run folder.
+    """Measure, choose, plan, train and score; write a run folder and return the model.
 
     Args:
         recipe: the data, and every decision that is fixed.
@@ -51,7 +51,7 @@ def run(
         splits: the images, if they are loaded already.
 
     Raises:
-        FinetuneError: a mistake in the recipe or in the data, in one sentence.
+        FinetuneError: the recipe or the data has a mistake, which the error describes in one sentence.
     """
     start = time.perf_counter()
     folder = claim_folder(output, recipe.data)
@@ -65,7 +65,7 @@ def run(
 
 
 def plan_only(recipe: Recipe, output: Path | None = None, report: Report | None = None, plot: bool = False) -> Plan:
-    """Measure, choose and plan, then stop; return the plan and leave it in a run folder, to be edited and trained.
+    """Measure, choose and plan, then stop; write the plan to a run folder, to be edited and trained, and return it.
 
     Args:
         recipe: the data, and every decision that is fixed.
@@ -74,7 +74,7 @@ def plan_only(recipe: Recipe, output: Path | None = None, report: Report | None 
         plot: whether to plot the plan's learning rates.
 
     Raises:
-        FinetuneError: a mistake in the recipe or in the data, in one sentence.
+        FinetuneError: the recipe or the data has a mistake, which the error describes in one sentence.
     """
     folder = claim_folder(output, recipe.data)
     if folder.holds_only_a_plan():
@@ -92,11 +92,11 @@ def plan_only(recipe: Recipe, output: Path | None = None, report: Report | None 
 
 
 def run_plan(plan_file: Path, output: Path | None = None, report: Report | None = None) -> Predictor:
-    """Train a saved plan as it is; return the model.
+    """Train a saved plan as it is, without a race, an ensemble or a fallback, and return the model.
 
     Args:
         plan_file: the plan, as JSON.
-        output: the run folder; by default the plan's own folder if it holds only the plan, else a new one.
+        output: the run folder; by default the folder of the plan if it holds only a plan, else a new one.
         report: the report to print on; nothing is printed by default.
 
     Raises:
@@ -114,7 +114,11 @@ def run_plan(plan_file: Path, output: Path | None = None, report: Report | None 
 
 
 def resume(path: Path, report: Report | None = None) -> Predictor:
-    """Continue an interrupted run; return the model that the run would have left without the interruption.
+    """Continue an interrupted run, and return the model that it would have ended with without the interruption.
+
+    Args:
+        path: the run folder.
+        report: the report to print on; nothing is printed by default.
 
     Raises:
         RunFolderError: there is no run, or it is finished.
@@ -132,13 +136,18 @@ def resume(path: Path, report: Report | None = None) -> Predictor:
 def decide_all(
     recipe: Recipe, report: Report, splits: ImageSplits | None
 ) -> tuple[ImageSplits, tuple[PlannedRun, ...]]:
-    """Load the images if need be, then measure, choose and plan; print each result.
+    """Load the images unless they are given, then measure, choose and plan; print each result.
+
+    Args:
+        recipe: the data, and every decision that is fixed.
+        report: the report to print on.
+        splits: the images, or None if they are not loaded yet.
 
     Returns:
-        the images, and the planned runs: one, or the members of an ensemble with the leading one first.
+        The images, and the planned runs: one, or the members of an ensemble with the leading one first.
 
     Raises:
-        FinetuneError: a mistake in the recipe or in the data, in one sentence.
+        FinetuneError: the recipe or the data has a mistake, which the error describes in one sentence.
     """
     for name in recipe.models:
         resolve_model(name, has_accelerator=False)  # report a wrong name before all images are read
@@ -200,7 +209,7 @@ def claim_folder(output: Path | None, data: str) -> RunFolder:
     """Return the folder of a run: a new one, or one that holds only a plan.
 
     Raises:
-        RunFolderError: the folder holds something else.
+        RunFolderError: the folder holds a run or other files.
     """
 
     def claim() -> RunFolder:
@@ -212,7 +221,7 @@ def claim_folder(output: Path | None, data: str) -> RunFolder:
 
 
 def reporting(report: Report | None) -> Report:
-    """Return the report to print on; it is quiet by default, and in all processes except the main one."""
+    """Return the report to print on; it prints nothing by default, or if this is not the main process."""
     if report is None or not is_main_process():
         return Report(Console(quiet=True))
     return report
@@ -252,8 +261,10 @@ def _history_saved(folder: RunFolder) -> Iterator[None]:
 
 
 def _keep_rejected(folder: RunFolder, rejected: Sequence[TrainedMember]) -> str:
-    """Save the decisions and histories of rejected trainings; return the commands that diagnose them, or an
-    empty text."""
+    """Save the decisions and histories of rejected trainings; return a remark with the commands that diagnose them.
+
+    The remark is empty if no training was rejected.
+    """
     commands = []
     for own, model in rejected:
         place = RunFolder(folder.path / "rejected" / own.name)
@@ -293,8 +304,8 @@ def _scored(members: Sequence[TrainedModel], splits: ImageSplits, report: Report
 def _adopt(plan: Plan, source: RunFolder, folder: RunFolder) -> PlannedRun:
     """Return a saved plan with its recipe, evidence and choice, without a race or an average, and write them.
 
-    A plan without its folder has no recipe and no evidence. Its images are measured again, so that the run folder is
-    complete.
+    A plan that is not in its run folder has no recipe, evidence or choice. They are made from the plan by measuring its
+    images again, so that the new run folder is complete.
 
     Args:
         plan: the saved plan.

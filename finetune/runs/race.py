@@ -24,25 +24,25 @@ from finetune.work import Work
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RacedMembers:
-    """What is left to finish after the race, if there was one."""
+    """The trainings that remain to be finished, after a race or without one."""
 
     members: tuple[PlannedRun, ...]
-    """What is trained: the winner, or the members that were decided on without a race."""
+    """Planned runs to train: the winner, or all members if there was no race."""
     winner: TrainingState | None
-    """The paused training of the winner; None: there was no race."""
+    """Paused training of the winner; None if there was no race."""
     work: Work
-    """The work of the candidates that lost."""
+    """Images decoded, sent forward and sent backward by the candidates that lost."""
     seconds: float
     """Wall time of the candidates that lost, in seconds."""
 
 
 def run_race(leading: PlannedRun, splits: ImageSplits, folder: Path, progress: Progress) -> RacedMembers:
-    """Train the racing candidates to each rung, until one is left or no rung is.
+    """Train the racing candidates from rung to rung, until one candidate or no further rung is left.
 
     Args:
-        leading: the choice that names the racing candidates.
+        leading: the planned run whose choice names the racing candidates.
         splits: labelled images; the test split is not used.
-        folder: where each training keeps its checkpoints, under its name.
+        folder: folder in which each training keeps its checkpoints, under its name.
         progress: called with the work in progress.
     """
     choice, recipe, evidence = leading.choice, leading.recipe, leading.evidence
@@ -61,7 +61,7 @@ def run_race(leading: PlannedRun, splits: ImageSplits, folder: Path, progress: P
             elsewhere = sum(racer.seconds for other, racer in racers.items() if other != name)
             racers[name], right = _train_to(racers[name], RUNGS[rung], elsewhere)
             found.append(right)
-        # Processes may differ in the last digit; the main process decides for all.
+        # Processes may differ in the last digit; the main process decides for all of them.
         return from_main_process(lambda: np.stack(found))
 
     entered = [contest.names.index(name) for name in choice.racing]
@@ -81,7 +81,7 @@ def run_race(leading: PlannedRun, splits: ImageSplits, folder: Path, progress: P
 def _train_to(state: TrainingState, share: float, spent_elsewhere: float) -> tuple[TrainingState, NDArray[np.float64]]:
     """Train a candidate to a fraction of its steps; return each held-out image's probability of its class.
 
-    The probabilities (n_images,) of a candidate that diverges are 0, so that it drops out of the race.
+    If the candidate diverges, its probabilities (n_images,) are 0, so that it drops out of the race.
     """
     try:
         state, found = evaluate_at(replace(state, spent_elsewhere=spent_elsewhere), share)
@@ -91,5 +91,6 @@ def _train_to(state: TrainingState, share: float, spent_elsewhere: float) -> tup
 
 
 def _right(found: HeldOutPredictions) -> NDArray[np.float64]:
+    """Return the probability of the right class of each held-out image, (n_images,)."""
     probabilities: NDArray[np.float64] = softmax(found.logits)[np.arange(len(found.labels)), found.labels]
     return probabilities

@@ -32,11 +32,11 @@ from finetune.predict.model import Predictor
 from finetune.runs.folder import RunMetrics
 
 LISTED = 5
-"""Most unreadable files that are listed by name; the others are counted."""
+"""Largest number of unreadable files that are listed by name; the others are counted."""
 
 
 class Report:
-    """Prints each result of a run as soon as it is there; a context, so that its progress bars end with it."""
+    """Print each result of a run as soon as it is known; as a context, end the progress bars at the end."""
 
     def __init__(self, console: Console) -> None:
         """Print on `console`; `Console(quiet=True)` prints nothing."""
@@ -66,7 +66,7 @@ class Report:
         self._bars.stop()
 
     def progress(self, task: str, done: int, total: int) -> None:
-        """Move the progress bar of a task; print the time of the task when it is done."""
+        """Move the progress bar of a task; print how long the task took when it is done."""
         if task not in self._tasks:
             self._tasks[task] = self._bars.add_task(task, total=total)
             self._started[task] = time.perf_counter()
@@ -87,8 +87,8 @@ class Report:
         self.console.print(f"  {', '.join(parts)} images of {len(splits.class_names)} classes{origin}")
         if splits.stream is not None:
             self.console.print(
-                f"  these are a sample of a stream of {splits.stream.num_images} images: training reads the stream; "
-                f"everything else is measured and evaluated on the sample"
+                f"  these images are a sample of a stream of {splits.stream.num_images} images: training reads the "
+                f"stream; all measurements and evaluations use the sample"
             )
         if splits.unreadable:
             count = len(splits.unreadable)
@@ -293,7 +293,7 @@ def _table_of_classes(metrics: Metrics) -> Table:
 def _line_of_metrics(name: str, metrics: Metrics) -> str:
     low, high = (f"{100 * end:.1f}" for end in metrics.top1_interval)
     return (
-        f"  [bold]{name:<10}[/bold] {100 * metrics.top1:.1f} % right of {_counted(metrics.num_images, 'image')} "
+        f"  [bold]{name:<10}[/bold] {100 * metrics.top1:.1f} % of {_counted(metrics.num_images, 'image')} right "
         f"(95 % interval: {low} to {high}); balanced accuracy {100 * metrics.balanced_accuracy:.1f} %, "
         f"log-loss {metrics.log_loss:.3f}, calibration error {metrics.calibration_error:.3f}"
     )
@@ -310,12 +310,12 @@ def _lines_of_members(members: Sequence[Predictor]) -> list[str]:
 
 
 def _lines_of_hardest_class(metrics: Metrics) -> list[str]:
-    """Return a line about the class with the lowest recall, or nothing if all images are right."""
+    """Return a line about the class with the lowest recall; none if all images are classified correctly."""
     worst = min((row for row in metrics.per_class if row.num_images), key=lambda row: row.recall)
     if worst.recall == 1.0:
         return []
     images = _counted(worst.num_images, "test image")
-    return [f"  hardest class: {escape(worst.name)}, {100 * worst.recall:.0f} % right of {images}"]
+    return [f"  hardest class: {escape(worst.name)}, {100 * worst.recall:.0f} % of {images} right"]
 
 
 def _lines_of_verdicts(verdicts: Sequence[Verdict]) -> list[str]:
@@ -338,7 +338,7 @@ def _line_of_seconds(metrics: RunMetrics) -> str:
 
 
 def _how_to(change: str) -> str:
-    """Return where to make a change of a recipe or of a plan.
+    """Return the words that say where to make a change: in the recipe or in the plan.
 
     >>> _how_to("plan.validation=cross_validation")
     'validation=cross_validation in plan.json (train it with --plan)'

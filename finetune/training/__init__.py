@@ -1,4 +1,4 @@
-"""Train a network as planned: prepare the material, fit each phase, evaluate on held-out images, finish."""
+"""Train a network as planned: prepare the material, train each phase, evaluate it on held-out images, and finish."""
 
 from finetune.training.checkpoints import Checkpoints
 from finetune.training.evaluation import HeldOutPredictions, is_worse

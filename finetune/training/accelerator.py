@@ -1,4 +1,4 @@
-"""Make the accelerator of a training."""
+"""Make the accelerator of a training: Accelerate's handle of devices, precision and processes."""
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +16,7 @@ def make_accelerator(plan: Plan) -> Accelerator:
     """Return the accelerator for a plan, whatever the precision of earlier trainings in this process.
 
     Raises:
-        RecipeError: there are more processes than images in a batch, or the weights cannot be sharded.
+        RecipeError: there are more processes than images in a batch, or the weights cannot be sharded as requested.
     """
     sharded = is_sharding_requested(plan.precision)
     # With mixed precision, Accelerate gives sharded networks low-precision weights, which batch norms refuse.

@@ -1,4 +1,4 @@
-"""Cache the activations at the frozen boundary: computed once for several augmented views of each image."""
+"""Cache the activations at the frozen boundary, which are computed once for several augmented views of each image."""
 
 from collections.abc import Sequence
 
@@ -32,7 +32,7 @@ class Activations:
         Raises:
             IndexError: an image has no cached activations.
         """
-        # The indices are sorted: a binary search finds the rows; for a missing image, the row of another one.
+        # The indices are sorted, so a binary search finds the rows. For a missing image it finds another row.
         rows = np.searchsorted(self._members, images).clip(max=len(self._members) - 1)
         if not np.array_equal(self._members[rows], images):
             raise IndexError("some of these images have no cached activations")
@@ -85,7 +85,7 @@ def cache_activations(
 ) -> CachedActivations:
     """Send images through the frozen stages, or read their activations from the cache.
 
-    Each process computes some views and reads the others from the cache; those that are missing it computes itself.
+    Each process computes some views and reads the others from the cache; it also computes those that are missing there.
 
     Args:
         tail: the network, cut at the boundary between frozen and trained stages.
@@ -93,18 +93,18 @@ def cache_activations(
         plain: the images as prediction sees them.
         trained: ascending indices of the training images, which get augmented views.
         evaluated: ascending indices of the images that are evaluated, which get one plain view.
-        num_views: augmented views of each training image.
-        num_small: how many of those views, from the first, have the smaller image size.
+        num_views: number of augmented views of each training image.
+        num_small: number of views, counted from the first, that have the smaller image size.
         preprocessing: the preprocessing of the network.
-        settings: how images are sent forward.
-        weights: a digest of the frozen weights, for the key of the cache.
-        progress: receives the name of the work, how much of it is done, and the total.
+        settings: settings of the forward passes.
+        weights: digest of the frozen weights, for the key of the cache.
+        progress: called with the work in progress.
     """
 
     def collect(
         images: Images, described: str, keys: Sequence[int] | Sequence[Key], members: NDArray[np.intp], name: str
     ) -> Activations:
-        # The key names all that the activations depend on: boundary, weights, pixels, views and precision.
+        # The key names everything that the activations depend on: boundary, weights, pixels, views and precision.
         outputs = cached_outputs(
             "activations",
             make_key(tail.boundary, weights, described, keys, settings.precision),
@@ -126,7 +126,7 @@ def cache_activations(
 
     # Views first, the plain images last; processes take turns: of P processes, process p computes p, p + P, p + 2P ...
     own = {number: collect_view(number) for number in own_turns(num_views + 1)}
-    # When all are here, the views of the other processes are in the cache.
+    # After this point the views of the other processes are in the cache.
     wait_for_everyone()
     *views, last = [own[number] if number in own else collect_view(number) for number in range(num_views + 1)]
     return CachedActivations(views, last, num_small)

@@ -1,4 +1,4 @@
-"""Keep what an interrupted training needs to continue, on disk."""
+"""Keep on disk what an interrupted training needs to continue."""
 
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path | None, writes: bool = True) -> None:
-        """Keep files in `folder`; of several processes, one alone `writes`."""
+        """Keep files in `folder`; only one of several processes `writes` them."""
         self._folder = folder
         self._writes = writes and folder is not None
 
     def begin(self) -> None:
-        """Make the folder, which marks the run as begun.
+        """Make the folder, which marks the training as begun.
 
         Raises:
-            RunFolderError: another process does not see the folder, so that it could not continue from this checkpoint.
+            RunFolderError: a process does not see the folder, so it could not continue from a checkpoint.
         """
         if self._folder is None:
             return

@@ -12,13 +12,13 @@ from finetune.predict.model import fit_temperature
 from finetune.recipe import Metric
 
 STANDARD_ERRORS = 3.0
-"""Standard errors by which a training must be worse than its linear probe to be rejected; this many, because every
-training is compared."""
+"""Number of standard errors by which a training must be worse than its linear probe to be rejected; it is high, because
+every training is compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOutPredictions:
-    """Logits of a training's held-out images, at some step."""
+    """Logits of a training's held-out images at a step of its schedule."""
 
     members: NDArray[np.intp]
     """Ascending indices of the held-out images, among the training images followed by the validation images."""
@@ -27,8 +27,8 @@ class HeldOutPredictions:
     logits: NDArray[np.float32]
     """Logits of the trained network, (n_members, num_classes)."""
     probe: NDArray[np.float32] | None = None
-    """Logits of the linear probe that the training started from, (n_members, num_classes), if it did; known after the
-    last step."""
+    """Logits of the linear probe that the training started from, (n_members, num_classes); None before the last step
+    and for a training from random weights."""
 
 
 class Evaluation:
@@ -49,9 +49,9 @@ class Evaluation:
 
         Args:
             logits_of: returns the network's logits (n, num_classes) of the images with these indices (n,).
-            labels: classes of all images.
-            held_out: indices of the images that the training does not see.
-            seen: indices of a sample of the images that it trains on.
+            labels: classes of all images, (n_images,).
+            held_out: indices of the images that the training does not see, (n_held_out,).
+            seen: indices of a sample of the training images, (n_seen,).
         """
         self._logits_of = logits_of
         self._labels = labels
@@ -60,13 +60,13 @@ class Evaluation:
         self._losses = np.zeros(0)
 
     def evaluate(self) -> tuple[float, float]:
-        """Return the log-loss and the top-1 accuracy on the held-out images."""
+        """Return the log-loss, in nats, and the top-1 accuracy on the held-out images."""
         self._losses, top1 = self._evaluate_on(self._held_out)
         return float(self._losses.mean()), top1
 
     def details(self) -> Row:
-        """Return the standard error of the last evaluation's log-loss, and the same weights' log-loss and accuracy on
-        training images."""
+        """Return the standard error of the last evaluation's log-loss, and the log-loss and accuracy of the same
+        weights on the sample of training images."""
         losses, top1 = self._evaluate_on(self._seen)
         # The standard error of a mean of n independent losses: std / sqrt(n).
         return {
@@ -93,7 +93,7 @@ def is_worse(
         trained: logits (n, num_classes) after the training.
         before: logits (n, num_classes) of the linear probe that it started from.
         labels: classes (n,).
-        metric: balanced_accuracy gives every class the same weight.
+        metric: metric of the plan; balanced_accuracy gives every class the same weight.
     """
     if len(labels) < 2:
         return False
@@ -102,7 +102,7 @@ def is_worse(
     if metric == "balanced_accuracy":
         classes, counts = np.unique(labels, return_counts=True)
         weights = 1.0 / (counts[np.searchsorted(classes, labels)] * len(classes))
-    # Each at its own temperature (Guo et al. 2017), so that overconfidence alone does not count.
+    # Both are compared at their own temperature (Guo et al. 2017), so that overconfidence alone does not count.
     scaled = [logits / fit_temperature(logits, labels) for logits in (trained, before)]
     losses = [log_losses(softmax(logits), labels) for logits in scaled]
     errors = [(logits.argmax(axis=1) != labels).astype(np.float64) for logits in scaled]

@@ -49,36 +49,43 @@ from finetune.work import Work
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseResult:
-    """What training a phase up to a step left."""
+    """The result of training a phase up to a step of its schedule."""
 
     phase: Phase
+    """Phase that was trained."""
     until: int
-    """Step of the plan's schedule at which it stands."""
+    """Step of the schedule up to which the phase was trained."""
     steps: int
-    """Steps taken since the beginning of the phase; fewer than `until` where time was short."""
+    """Number of steps taken since the beginning of the phase; fewer than `until` if time was short."""
     logits: NDArray[np.float32]
-    """(n_held_out, num_classes), of the images that the phase holds out."""
+    """Logits of the images that the phase holds out, (n_held_out, num_classes)."""
     probe: NDArray[np.float32] | None = None
-    """The same of the linear probe that the phase started from; None before the last step and for random weights."""
+    """Logits of the linear probe that the phase started from, (n_held_out, num_classes); None before the last step and
+    for random weights."""
     history: tuple[Row, ...] = ()
-    """All rows of the phase, where it is finished; else none."""
+    """Rows of the history, one for each step; empty unless the phase is finished."""
     work: Work = field(default_factory=Work)
-    """Since the previous result of the phase."""
+    """Images decoded, sent forward and sent backward since the previous result of the phase."""
     seconds: float = 0.0
     """Wall time since the previous result of the phase, in seconds, including the time before an interruption."""
     weights: Weights | None = None
-    """The network's weights, where they are kept."""
+    """Weights of the network after the last step; None if they are not kept."""
 
 
 def fit_probe(material: Material, phase: Phase) -> PhaseResult:
-    """Return the predictions of the phase's linear probe, which the head holds already.
+    """Return the predictions of the phase's linear probe, which must be loaded into the head.
+
+    Args:
+        material: material of a plan without steps.
+        phase: the phase whose held-out images are predicted.
 
     Raises:
-        ValueError: the plan starts from random weights, so there are no frozen features.
+        ValueError: the plan starts from random weights, so it has no frozen features.
     """
     if material.features is None:
         raise ValueError("a plan without steps needs features")
     subtract_log_frequencies(material, phase)
+    # Frozen features exist of plain images only; with test-time flips, the images are sent forward again.
     if material.plan.test_time_flips:
         logits = divide_rows(partial(scores_of, material.network, material.pixels, material.plan), phase.held_out)
     else:
@@ -101,18 +108,18 @@ def fit(
     """Train the network in place on the phase's images up to a step of the schedule.
 
     Args:
-        material: of the plan; its network holds the weights that the phase starts from.
-        phase: which images and which steps.
+        material: material of the plan; its network has the weights that the phase starts from.
+        phase: the phase to train.
         until: step of the schedule to stop at.
-        module: what is trained, and its inputs.
-        accelerator: of the plan.
+        module: the module to train, and its inputs.
+        accelerator: accelerator of the plan.
         head: the linear probe that the phase started from.
-        resumed: the checkpoint to resume from; None: the phase starts.
-        steps_before: steps that earlier results of the phase have counted.
-        seconds: time left for this phase, in seconds; None: no limit.
+        resumed: the checkpoint to resume from; None if the phase starts at its first step.
+        steps_before: number of steps of this phase that its earlier results have counted.
+        seconds: time left for this phase, in seconds; None without a limit.
 
     Returns:
-        the result, with the work of the training steps, but without its seconds and weights.
+        The result with the work of the training steps, but without its seconds and weights.
 
     Raises:
         DivergenceError: the loss or a gradient is not a finite number.
@@ -127,6 +134,7 @@ def fit(
         seconds=seconds,
         history=history,
     )
+    # From here on the network is trained in place, up to `until` or the end of its time.
     reached = train_steps(task, plan, accelerator)
     subtract_log_frequencies(material, phase)
     logits, probe = _held_out_logits(material, phase, predict, head if reached.is_over else None)
@@ -144,9 +152,15 @@ def fit(
 
 
 def seconds_before_interruption(resumed: dict[str, Any] | None, steps_before: int) -> float:
-    """Return the seconds that an earlier process trained between the last result and the checkpoint."""
+    """Return the seconds that an interrupted process trained between the phase's last result and its checkpoint.
+
+    Args:
+        resumed: the checkpoint of the phase; None without an interruption.
+        steps_before: number of steps of the phase that its results have counted.
+    """
     if resumed is None:
         return 0.0
+    # Rows have the seconds since the first step; entry n of the list is the time at which n steps had been taken.
     seconds = [0.0, *(float(row["seconds"]) for row in resumed["history"])]
     return seconds[-1] - seconds[steps_before]
 
@@ -158,7 +172,7 @@ def _make_task(
     predict: Callable[[NDArray[np.intp]], NDArray[np.float32]],
     accelerator: Accelerator,
 ) -> Task:
-    """Return the loop's task for a phase, from its first step to its last."""
+    """Return the task that describes a phase to the loop, from its first step to its last."""
     plan, device = phase.plan, accelerator.device
     evaluation = Evaluation(predict, material.labels, phase.held_out, training_sample(phase, material.plan.seed))
     return Task(
@@ -183,6 +197,7 @@ def _preparation(plan: Plan, device: torch.device) -> Callable[[Tensor], Tensor]
     normalise = normaliser(plan.preprocessing, device, plan.forward.layout)
 
     def prepare(inputs: Tensor) -> Tensor:
+        # Pixels are bytes; cached activations are floating-point numbers, and already normalised.
         if inputs.dtype == torch.uint8:
             return normalise(inputs)
         return inputs.to(device, torch.float32, non_blocking=True)
@@ -196,6 +211,7 @@ def _predictor(
     """Return the function from image indices to logits (n, num_classes), from cached activations where possible."""
 
     def predict(members: list[int]) -> NDArray[np.float32]:
+        # Activations are cached of plain images only, not of their mirrored copies.
         if tail is not None and cached is not None and not phase.plan.test_time_flips:
             return _tail_logits(tail, cached.plain, members, phase.plan)
         return scores_of(material.network, material.pixels, material.plan, members)
@@ -214,6 +230,7 @@ def _held_out_logits(
         return np.zeros((0, material.num_classes), dtype=np.float32), None
     probe = None
     if head is not None and material.features is not None:
+        # The head was fitted without logit adjustment, so it is adjusted here as the trained one is: f - log p(class).
         probe = head.logits_of(material.features, phase.held_out) - log_frequencies(material, phase)
     return predict(phase.held_out), probe
 
@@ -221,13 +238,14 @@ def _held_out_logits(
 def _make_loader(
     material: Material, phase: Phase, source: Images, accelerator: Accelerator, steps: range
 ) -> DataLoader[Any]:
-    """Return the loader of this process's part of the batches of some steps."""
+    """Return the loader of this process's share of the batches of some steps."""
     plan = phase.plan
     process = accelerator.process_index, accelerator.num_processes
     share = BatchShare(plan.batch_size, steps, plan.noise_seed, *process, plan.small_steps)
     if material.stream is not None:
         batches = StreamedBatches(material.stream, plan.preprocessing, plan.augmentation, share)
         return make_stream_loader(batches, accelerator.device, plan.forward.loader_workers)
+    # Cached activations need no decoding, so they are read without worker processes.
     workers = plan.forward.loader_workers if source is material.varied else 0
     return make_loader(source, accelerator.device, workers, StepSampler(phase.members.tolist(), share))
 
@@ -235,6 +253,7 @@ def _make_loader(
 def _training_work(material: Material, plan: Plan, steps: range, cached: CachedActivations | None) -> Work:
     """Return the work of some training steps: images times the cost of a step relative to a forward pass."""
     images = len(steps) * plan.batch_size
+    # An image of the smaller size counts as the fraction s of a whole one: whole = images - small * (1 - s).
     small = len(range(steps.start, min(steps.stop, plan.small_steps))) * plan.batch_size
     whole = images - small * (1.0 - small_cost(plan.preprocessing))
     if plan.strategy == "linear_probe":
@@ -254,6 +273,7 @@ def _tail_logits(tail: Tail, plain: Activations, members: list[int], plan: Plan)
     """Return the logits (n, num_classes) of images, from their cached activations."""
     device = next(tail.parameters()).device
     tail.eval()
+    # ceil(n / batch size) parts of nearly equal size.
     parts = np.array_split(np.asarray(members, dtype=np.intp), max(1, -(-len(members) // plan.forward.batch_size)))
     with ThreadTeam(plan.forward.parallel_parts, plan.forward.num_threads) as team:
         folded = FoldedNorms(lambda: tail(plain.of(members[:1]).to(device, torch.float32)))

@@ -24,12 +24,12 @@ from finetune.training.task import Batches, Part, Task, split_logits
 
 
 class BatchGradients:
-    """Compute the gradients of one batch after the other."""
+    """Compute the gradients of one batch after another."""
 
     def __init__(
         self, task: Task, plan: Plan, accelerator: Accelerator, module: nn.Module, batches: Batches, team: ThreadTeam
     ) -> None:
-        """Take the batches from `batches`; `module` is the task's, prepared by the accelerator."""
+        """Take the batches from `batches`; `module` is the module of the task as the accelerator prepared it."""
         self._task = task
         self._plan = plan
         self._accelerator = accelerator
@@ -39,8 +39,10 @@ class BatchGradients:
         self._folded: FoldedNorms | None = None
 
     def fold_norms(self) -> None:
-        """Let convolutions do the work of frozen batch norms, in a network that is not sharded; reads the next
-        batch."""
+        """Fold frozen batch norms into the convolutions from now on; this reads the next batch.
+
+        The network must not be sharded.
+        """
         if self._plan.batch_norm_statistics != "updated":
             task = self._task
             self._folded = FoldedNorms(lambda: task.module(task.prepare(self._batches.peek())))
@@ -48,7 +50,7 @@ class BatchGradients:
     def compute(self) -> float:
         """Add the gradients of the next batch to the parameters; return the mean loss over the whole batch.
 
-        A process adds those of its own part of the batch, which Accelerate averages over the processes.
+        Each process adds the gradients of its own part of the batch, and Accelerate averages them over the processes.
         """
         plan, processes = self._plan, self._accelerator.num_processes
         micro_batches = math.ceil(plan.accumulation / processes)
@@ -94,9 +96,9 @@ class BatchGradients:
         return float(total)
 
     def _losses(self, part: Part) -> tuple[Tensor, Tensor]:
-        """Return a part's terms of the objective that is minimised, and of the loss L of the new head alone.
+        """Return the terms of one part in the minimised objective, and in the loss L of the new head alone.
 
-        The history has L, with and without co-tuning, so that plans can be compared by it.
+        The history records L with and without co-tuning, so that plans can be compared.
         """
         task, plan = self._task, self._plan
         device = task.class_weights.device
@@ -125,8 +127,8 @@ class BatchGradients:
 def count_parallel_parts(module: nn.Module, plan: Plan, accelerator: Accelerator) -> int:
     """Return how many parts of a batch are computed in parallel.
 
-    It is 1 where parts would depend on each other: where they draw from one random generator, update one set of batch
-    norm statistics, or exchange gradients with other processes.
+    It is 1 if parts would depend on each other: if they draw from one random generator, update the same batch norm
+    statistics, or exchange gradients with other processes.
     """
     names = ("p", "drop_prob", "drop_rate")  # of dropout in torch, of drop-path and of heads without a module in timm
     draws = any(getattr(part, name, 0) for part in module.modules() if part.training for name in names)

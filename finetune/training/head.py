@@ -1,4 +1,4 @@
-"""Fit, adjust and weigh the head: the linear probe it starts from, class frequencies, and co-tuning's relation."""
+"""Fit and adjust the head: the linear probe it starts from, class frequencies and weights, and co-tuning's relation."""
 
 import numpy as np
 import torch
@@ -18,11 +18,12 @@ RELATED_AT_ONCE = 4096
 def start_head(material: Material, phase: Phase) -> LinearHead | None:
     """Load the linear probe of the phase's own training images into the head; return it, or None for random weights.
 
-    A random head would distort the features in its first steps (Kumar et al. 2022, LP-FT).
+    A random head would distort the features in the first steps (Kumar et al. 2022, LP-FT).
     """
     if material.features is None:
         return None
     plan = material.plan
+    # Only the images of this phase are fitted: its held-out images must be new to the head, too.
     head = fit_large_head(
         material.features,
         material.labels,
@@ -30,7 +31,7 @@ def start_head(material: Material, phase: Phase) -> LinearHead | None:
         material.num_classes,
         plan.probe_inverse_regularization,
         balanced=plan.imbalance == "class_weights",
-        exact=plan.steps == 0,  # a training moves it anyway
+        exact=plan.steps == 0,  # a training moves the head anyway
     )
     load_head(material.network, torch.from_numpy(head.weight), torch.from_numpy(head.bias))
     return head
@@ -43,23 +44,26 @@ def current_head(material: Material) -> LinearHead:
 
 
 def subtract_log_frequencies(material: Material, phase: Phase) -> None:
-    """Subtract the log class frequencies from the head's bias, where the plan adjusts logits: for prediction."""
+    """Subtract the log class frequencies from the head's bias for prediction, if the plan adjusts logits."""
     _shift_bias(material, phase, -1.0)
 
 
 def add_log_frequencies(material: Material, phase: Phase) -> None:
-    """Add the log class frequencies to the head's bias, where the plan adjusts logits: to continue training."""
+    """Add the log class frequencies to the head's bias to continue training, if the plan adjusts logits."""
     _shift_bias(material, phase, 1.0)
 
 
 def log_frequencies(material: Material, phase: Phase) -> NDArray[np.float32]:
-    """Return the log frequency of each class in the phase's training images; 0 where the plan does not adjust logits.
+    """Return the log frequency (num_classes,) of each class in the phase's training images.
+
+    It is 0 unless the plan adjusts logits.
 
     Post-hoc logit adjustment (Menon et al. 2021) with tau = 1: logits - log p(class).
     """
     if material.plan.imbalance != "logit_adjustment":
         return np.zeros(material.num_classes, dtype=np.float32)
     counts = np.bincount(material.labels[phase.members], minlength=material.num_classes)
+    # A class without images counts as one image: log 0 would be infinite.
     frequencies: NDArray[np.float32] = np.log(np.maximum(counts, 1) / counts.sum()).astype(np.float32)
     return frequencies
 
@@ -67,7 +71,8 @@ def log_frequencies(material: Material, phase: Phase) -> NDArray[np.float32]:
 def class_weights(material: Material, phase: Phase) -> Tensor:
     """Return the weight (num_classes,) of each class in the loss; its mean over the training images is 1.
 
-    With class weights: n_images / (n_classes * n_images_of_class), 0 for a class without images.
+    If the plan has class weights, a class of n_k of the n images has the weight n / (K * n_k), where K is the number of
+    classes with images; a class without images has the weight 0. Otherwise all weights are 1.
     """
     if material.plan.imbalance != "class_weights":
         return torch.ones(material.num_classes)
@@ -77,9 +82,9 @@ def class_weights(material: Material, phase: Phase) -> Tensor:
 
 
 def source_relation(material: Material, phase: Phase, device: torch.device) -> Tensor | None:
-    """Return p(source class | class), (num_classes, source_classes), for co-tuning; None where the plan has none.
+    """Return p(source class | class), (num_classes, source_classes), for co-tuning; None if the plan has no co-tuning.
 
-    The mean prediction of the pretrained classifier over each class's training images (You et al. 2020, Co-Tuning).
+    It is the mean prediction of the pretrained classifier over the training images of each class (You et al. 2020).
     """
     if not material.plan.co_tuning or material.features is None:
         return None
@@ -87,17 +92,20 @@ def source_relation(material: Material, phase: Phase, device: torch.device) -> T
     weight, bias = (material.start[f"{name}.source.{part}"].numpy() for part in ("weight", "bias"))
     source = LinearHead(weight=weight, bias=bias)
     members, labels = phase.members, material.labels
+    # R[y] = 1 / n_y * sum of softmax(W_source x_i + b_source) over the n_y images of class y, with frozen features x.
     sums = np.zeros((material.num_classes, len(bias)))
     for part in np.array_split(members, max(1, len(members) // RELATED_AT_ONCE)):
+        # add.at, because `sums[labels[part]] += ...` would add a single image of each class.
         np.add.at(sums, labels[part], softmax(source.logits_of(material.features, part)))
     counts = np.bincount(labels[members], minlength=material.num_classes)
     return torch.from_numpy((sums / np.maximum(counts, 1)[:, None]).astype(np.float32)).to(device)
 
 
 def _shift_bias(material: Material, phase: Phase, sign: float) -> None:
+    """Add `sign` times the log class frequencies to the head's bias, in place."""
     if material.plan.imbalance != "logit_adjustment":
         return
     _, head = find_head(material.network)
     with torch.no_grad():
-        # sub_ with a signed factor, as `b - s * x` rounds the same way in both directions.
+        # sub_ with a signed factor, because `b - s * x` rounds the same way in both directions.
         head.bias.sub_(torch.from_numpy(log_frequencies(material, phase)).to(head.bias.device), alpha=-sign)

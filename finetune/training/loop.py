@@ -16,15 +16,20 @@ from finetune.training.task import Batches, Reached, Task
 
 
 def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
-    """Train `task.module` in place for the plan's steps, and leave it with its averaged, its last or its best weights.
+    """Train `task.module` in place for the plan's steps, and leave it with its best, its averaged or its last weights.
 
     A resumed training ends with the same weights as an uninterrupted one. So does a training that paused: until it
     resumes, the module has the weights that it would have if the plan ended there, and the checkpoint has the weights
     from before the averaging. The training ends before its last step when the held-out loss has not fallen for the
     plan's patience, and in fewer steps when time runs out.
 
+    Args:
+        task: the module, its images, and the functions that the loop calls.
+        plan: the plan of the steps.
+        accelerator: Accelerate's handle of devices, precision and processes.
+
     Raises:
-        DivergenceError: the loss or a gradient is not a finite number; names the step and the layer.
+        DivergenceError: the loss or a gradient is not a finite number; the error names the step and the layer.
     """
     state = LoopState(task, plan, accelerator)
     trained, optimizer, average = state.trained, state.optimizer, state.average

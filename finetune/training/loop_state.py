@@ -1,6 +1,6 @@
 """Hold what a training changes: the weights, the optimizer's moments, the average and the best weights.
 
-It starts from a checkpoint, is saved as one, and is evaluated.
+This state can be saved as a checkpoint, restored from one, and evaluated.
 """
 
 from collections.abc import Iterator, Sequence
@@ -69,7 +69,7 @@ class LoopState:
         self._set_training_mode()
 
     def evaluate(self) -> Row:
-        """Evaluate the averaged weights on the held-out images; keep them if the plan wants the best ones.
+        """Evaluate the averaged weights on the held-out images; offer them as the best ones if the plan keeps the best.
 
         The training continues as if there had been no evaluation.
         """
@@ -94,8 +94,8 @@ class LoopState:
         """Save a checkpoint from which this training continues bit for bit; all processes must call this.
 
         Args:
-            step: steps taken.
-            position: on the schedule, in the plan's steps.
+            step: number of steps taken.
+            position: position on the schedule, in the plan's steps.
         """
         if self._task.save is None:
             return
@@ -138,7 +138,7 @@ class LoopState:
         # The optimizer matches its state to parameters by their order in the groups.
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         shard_moments(self.optimizer)
-        # A checkpoint has whole tensors; each process takes its shards of them.
+        # A checkpoint has whole tensors; each process copies its own shards of them.
         with torch.no_grad():
             for averaged, value in zip(self.average.averaged, checkpoint["average"], strict=True):
                 averaged.copy_(shard_like(value, averaged))

@@ -32,36 +32,41 @@ class Material:
     """Everything that the phases of a plan share, ready to train."""
 
     plan: Plan
+    """Plan that is trained."""
     phases: tuple[Phase, ...]
-    """The trainings of the plan, in order; the last one leaves the final model."""
+    """Phases of the plan, in order; the last one leaves the final model."""
     class_names: tuple[str, ...]
+    """Names of the classes, in the order of the logits."""
     network: nn.Module
-    """On its device. Its structure is fixed; each phase overwrites its weights, starting from `start`."""
+    """Network on its device; its structure is fixed, and each phase overwrites its weights, starting from `start`."""
     start: Weights
-    """The weights that every phase starts from, before its head is fitted."""
+    """Weights that every phase starts from, before its head is fitted."""
     weights_digest: str
-    """Digest of the weights below the head: the key of cached features and activations."""
+    """Digest of the weights below the head, for the keys of cached features and activations."""
     labels: NDArray[np.int64]
-    """(n_images,), class numbers of the training images followed by the validation images."""
+    """Class numbers of the training images followed by the validation images, (n_images,)."""
     stream: ImageStream | None
-    """The data set that batches are read from, where the images are a sample of a stream."""
+    """Stream that batches are read from, if the images are a sample of a stream; else None."""
     pixels: Pixels
+    """Pixels of the images, in the order of `labels`."""
     plain: PlainImages
-    """The images as prediction sees them."""
+    """Images as prediction sees them, without augmentation."""
     varied: VariedImages
-    """The images as training sees them, augmented."""
+    """Images as training sees them, augmented."""
     features: Outputs | None
-    """(n_images, width), inputs of the head in the pretrained network; None for random weights."""
+    """Frozen features: the inputs of the head in the pretrained network, (n_images, width); None for random weights."""
     continued: Mapping[str, Weights] | None
-    """By phase, the weights of the previous cycle, which this cycle continues; None: there is no previous cycle."""
+    """Weights of the previous cycle, which this cycle continues, by phase; None if there is no previous cycle."""
     keeps_weights: bool
     """Whether the weights of every phase are kept, which further cycles and averages need."""
     checkpoints: Checkpoints
+    """Results of finished phases and checkpoints of the current one."""
     progress: Progress
+    """Function that is called with the work in progress."""
     work: Work
-    """Of the preparation."""
+    """Images decoded and sent forward during the preparation."""
     seconds: float
-    """Wall time of the preparation, in seconds; it includes the previous cycle where that was trained here."""
+    """Wall time of the preparation, in seconds, including a previous cycle if it was trained in the same call."""
 
     @property
     def num_classes(self) -> int:
@@ -70,7 +75,7 @@ class Material:
 
     @property
     def tail_share(self) -> float:
-        """The trained stages' fraction of the network's multiplications."""
+        """The fraction of the network's multiplications that the trained stages compute."""
         stages = profile_stages(self.network, self.plan.preprocessing.image_size)
         return tail_share(stages, self.plan.trainable_stages)
 
@@ -86,16 +91,16 @@ def prepare(
     """Return what the phases of a plan need: a network, images and frozen features.
 
     Args:
-        plan: what to train.
+        plan: plan to train.
         splits: labelled images; the test split is not used.
         progress: called with the work in progress.
         checkpoints: where finished phases and checkpoints are kept; None keeps nothing.
-        continued: weights of the previous cycle by phase, where the plan is a further cycle.
+        continued: weights of the previous cycle by phase, if the plan is a further cycle.
         keeps_weights: whether to keep the weights of every phase.
 
     Raises:
-        ModelError: weights that cannot be found, or stages that are not the network's.
-        DataError: the plan needs a validation split that is not there.
+        ModelError: the weights cannot be found, or the plan's stages are not those of the network.
+        DataError: the plan needs a validation split, and there is none.
     """
     begun = time.perf_counter()
     # Cached views also serve trainings with other seeds, which see them in another order.
@@ -110,6 +115,7 @@ def prepare(
         work = pixels.cache(progress)
     if plan.batch_norm_statistics == "re_estimated":
         work += _re_estimate_statistics(network, plain, plan)
+    # AdaBN changes buffers below the head, so the digest is taken after it.
     digest = digest_weights(network, leave_out=find_head(network)[0])
     features = None if plan.strategy == "scratch" else _features(network, plain, plan, digest, progress)
     if features is not None:
@@ -138,13 +144,14 @@ def prepare(
 
 def _features(network: nn.Module, plain: PlainImages, plan: Plan, digest: str, progress: Progress) -> Outputs:
     """Return the frozen features of all images; one process computes them, the others read them."""
+    # The first process fills the cache before the others look there.
     with first_alone():
         return frozen_features(network, plain, plan.preprocessing, plan.forward, digest, progress)
 
 
 def _create(plan: Plan, num_classes: int) -> nn.Module:
     """Return the plan's network on its device, with a new head."""
-    torch.manual_seed(plan.training_seed)  # of the random head, or of all random weights
+    torch.manual_seed(plan.training_seed)  # for the random head, or for all weights if they are random
     network, _ = create_network(
         plan.model, plan.weights, num_classes, plan.preprocessing.image_size, keeps_source_head=plan.co_tuning > 0
     )
@@ -154,13 +161,15 @@ def _create(plan: Plan, num_classes: int) -> nn.Module:
 
 def copy_weights(network: nn.Module) -> Weights:
     """Return a copy of a network's weights and buffers, on the CPU."""
+    # copy=True: on a CPU, `to` would return the tensor itself, which the next phase overwrites.
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
 
 
 def _re_estimate_statistics(network: nn.Module, plain: PlainImages, plan: Plan) -> Work:
-    """Set the batch norms' running statistics to those of the images (Li et al. 2017, AdaBN); return the work."""
+    """Set the running statistics of the batch norms to those of the images (AdaBN, Li et al. 2017); return the work."""
     device = next(network.parameters()).device
     normalise = normaliser(plan.preprocessing, device, plan.forward.layout)
     loader = make_loader(plain, device, workers=0)
+    # update_bn resets the statistics; they become the plain means over the batches of each batch's mean and variance.
     update_bn((normalise(pixels) for pixels, _ in loader), network)
     return Work(forward_images=len(plain), forward_equivalents=float(len(plain)))

@@ -19,24 +19,33 @@ from finetune.work import Work
 
 
 class TrainedModule(NamedTuple):
-    """The module that a phase trains and its inputs."""
+    """The module that a phase trains, and its inputs."""
 
     module: nn.Module
-    """The whole network, or its tail where activations are cached at the frozen boundary."""
+    """Module to train: the whole network, or its tail if activations are cached at the frozen boundary."""
     groups: dict[str, list[str]]
-    """Names of the trained parameters in the module, by stage."""
+    """Names of the trained parameters in the module, by the name of their stage."""
     source: Images
-    """Augmented images, or cached activations."""
+    """Inputs of the module: augmented images, or cached activations."""
     tail: Tail | None
+    """Trained part of the network; None if the module is the whole network."""
     cached: CachedActivations | None
+    """Activations at the frozen boundary; None if there are none."""
     work: Work
-    """Of computing the activations."""
+    """Images decoded and sent forward to compute the activations."""
 
 
 def choose_module(
     material: Material, plan: Plan, accelerator: Accelerator, cached: CachedActivations | None
 ) -> TrainedModule:
-    """Return what the phase trains, with cached activations where the plan wants them; compute them if needed."""
+    """Return the module to train and its inputs; compute the cached activations if the plan needs them.
+
+    Args:
+        material: material of the plan.
+        plan: plan of the phase.
+        accelerator: accelerator of the plan.
+        cached: activations that an earlier phase computed; None if there are none yet.
+    """
     groups = set_trainable(material.network, plan)
     uses_cache = plan.cached_views and not accelerator.is_fsdp2  # a shard cannot do without its lower part
     tail = cut(material.network, plan.trainable_stages, plan.preprocessing.image_size) if uses_cache else None
@@ -45,12 +54,13 @@ def choose_module(
     work = Work()
     if cached is None:
         cached, work = _cache_activations(material, tail)
+    # The tail is a module around the network, so its parameters have longer names.
     groups = {stage: [f"network.{name}" for name in names] for stage, names in groups.items()}
     return TrainedModule(tail, groups, cached, tail, cached, work)
 
 
 def _cache_activations(material: Material, tail: Tail) -> tuple[CachedActivations, Work]:
-    """Return the frozen stages' activations of the images of all phases, and the work that they took."""
+    """Return the activations at the frozen boundary of the images of all phases, and the work of computing them."""
     plan = material.plan
     cached = cache_activations(
         tail,
@@ -66,6 +76,7 @@ def _cache_activations(material: Material, tail: Tail) -> tuple[CachedActivation
         material.progress,
     )
     work = Work()
+    # A view costs the frozen share 1 - tail of a forward pass for each image, and less where the images are smaller.
     for number, view in enumerate((*cached.views, cached.plain)):
         size = small_cost(plan.preprocessing) if number < plan.small_views else 1.0
         work += count_work(view.outputs, material.pixels, share=size * (1.0 - material.tail_share))

@@ -20,11 +20,11 @@ from finetune.training.sharding import without_shards
 from finetune.training.task import Batches, Task, split_logits
 
 WATCHED_STEPS = 10
-"""Steps of a training, at equal distances, after which the history has the update ratios of the stages."""
+"""Number of steps of a training, at equal distances, at which the update ratios of the stages are measured."""
 
 
 def is_watched(step: int, num_steps: int) -> bool:
-    """Return whether the update ratios of a step (0 .. num_steps - 1) are measured: at the first, and at WATCHED_STEPS more.
+    """Return whether the update ratios of a step (0 .. num_steps - 1) are measured: at step 0, and WATCHED_STEPS times.
 
     >>> [step for step in range(30) if is_watched(step, 30)]
     [0, 2, 5, 8, 11, 14, 17, 20, 23, 26, 29]
@@ -33,7 +33,7 @@ def is_watched(step: int, num_steps: int) -> bool:
 
 
 class UpdateRatios:
-    """How far a step moves the weights of each stage, relative to their norm."""
+    """Measure how far a step moves the weights of each stage, relative to their norm."""
 
     def __init__(self, groups: dict[str, list[str]], trained: Sequence[nn.Parameter]) -> None:
         """Copy the weights before the step, in the order of the groups; none where the step is not watched."""
@@ -70,13 +70,16 @@ class Monitor:
         self._start = time.perf_counter() - float(task.history[-1]["seconds"] if task.history else 0.0)
 
     def check_finite(self, step: int, loss: float, norm: float, batches: Batches) -> None:
-        """Raise DivergenceError unless the loss and all gradients are finite.
+        """Check that the loss and all gradients are finite.
 
         Args:
-            step: which step it is, from 0.
-            loss: the mean over its batch.
-            norm: the norm of all gradients, before they were clipped.
-            batches: to find the layer that is not finite first.
+            step: number of the step, from 0.
+            loss: mean loss over its batch.
+            norm: norm of all gradients, before they were clipped.
+            batches: the batches, to find the first layer that is not finite.
+
+        Raises:
+            DivergenceError: the loss or a gradient is not a finite number.
         """
         # An infinite norm of finite gradients is an overflow of their squares: they were clipped to 0. With float16, a
         # loss scaler skips the steps whose gradients overflow.
@@ -119,7 +122,7 @@ class Monitor:
         self._task.history.append(row)
 
     def _find_layer(self, batches: Batches) -> str:
-        """Return the layer that is the first not to be finite on the current batch; "" if all are."""
+        """Return the first layer that is not finite on the current batch; "" if all layers are finite."""
         task, layer = self._task, ""
         inputs, indices = batches.taken or (torch.zeros(0), torch.zeros(0))
         parts = self._plan.accumulation
@@ -128,7 +131,7 @@ class Monitor:
         for part, members in zip(inputs.chunk(parts), indices.chunk(parts), strict=True):
             if is_whole and not layer:
                 layer = first_not_finite(task.module, partial(_plain_loss, task, part, members))
-        # The layer may show in the images of another process alone.
+        # Another process may be the only one with the images on which a layer is not finite.
         return next(filter(None, of_all_processes(layer)), "")
 
 

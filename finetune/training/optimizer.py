@@ -17,9 +17,9 @@ MOMENTUM = 0.9
 
 
 def make_optimizer(plan: Plan, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """Return AdamW (Loshchilov & Hutter 2019), or SGD with Nesterov momentum."""
+    """Return the plan's optimizer: AdamW (Loshchilov & Hutter 2019), or SGD with Nesterov momentum."""
     if plan.optimizer == "sgd":
-        # v <- MOMENTUM * v + g; w <- w - rate * (g + MOMENTUM * v), with decay * w added to g.
+        # Nesterov: v <- MOMENTUM * v + g; w <- w - rate * (g + MOMENTUM * v), with decay * w added to g.
         # Not fused: torch's fused step of SGD does not work on shards.
         return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True, foreach=True)
     # With m and v the bias-corrected averages of g and g^2: w <- (1 - rate * decay) * w - rate * m / (sqrt(v) + 1e-8).
@@ -30,6 +30,11 @@ def parameter_groups(task: Task, plan: Plan, parameters: dict[str, nn.Parameter]
     """Return the optimizer's groups: one for each stage and kind of parameter, with its peak learning rate.
 
     Weight decay applies to matrices and kernels alone, not to biases and norms (He et al. 2019, section 3.1).
+
+    Args:
+        task: the task, which names the parameters of each stage.
+        plan: the plan, which has the learning rates and the weight decay.
+        parameters: parameters of the module to train, by name.
     """
     rates = {stage.name: stage.learning_rate for stage in plan.stages} | {"head": plan.head_learning_rate}
     groups: list[dict[str, Any]] = []
@@ -64,7 +69,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Count in the tensors as they are now."""
+        """Add the current values of the tensors to the average."""
         # a <- d * a + (1 - d) * w after each step, from a = w before the first one; there is no bias to correct.
         if self.averaged:
             self._update(self.averaged, [tensor.detach() for tensor in self._tensors], None)
@@ -75,7 +80,7 @@ class MovingAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Let the tensors have the averages as their values inside the context."""
+        """Return a context inside which the tensors have the averages as their values."""
         if not self.averaged:
             yield
             return

@@ -23,8 +23,15 @@ from finetune.training.state import TrainingState, collect
 
 
 def make_model(state: TrainingState, scores: NDArray[np.float32], labels: NDArray[np.int64]) -> TrainedModel:
-    """Return the model with the network's present weights, evaluated by these logits (n, num_classes)."""
+    """Return the model with the current weights of the network.
+
+    Args:
+        state: state of the training.
+        scores: logits of the held-out images (n, num_classes), which evaluate the model.
+        labels: classes of the held-out images (n,).
+    """
     material = state.material
+    # One temperature, fitted to all held-out images (Guo et al. 2017): a single number hardly overfits them.
     temperature = fit_temperature(scores, labels)
     held_out = HeldOut(labels=labels, probabilities=softmax(scores / temperature))
     return TrainedModel(
@@ -41,14 +48,14 @@ def make_model(state: TrainingState, scores: NDArray[np.float32], labels: NDArra
 
 
 def with_weights(state: TrainingState, weights: Mapping[str, Weights], plan: Plan | None = None) -> TrainedModel:
-    """Return the finished training's model with other weights, or predicting by another plan.
+    """Return a finished training's model with other weights, or with another plan for its predictions.
 
-    It is evaluated on the same held-out images.
+    The model is evaluated on the same held-out images as the training.
 
     Args:
-        state: of a finished training.
-        weights: by phase, weights of the network.
-        plan: by which the model predicts; None: the training's own.
+        state: state of a finished training.
+        weights: weights of the network, by phase.
+        plan: plan by which the model predicts; None: the plan of the training.
     """
     plan = plan or state.plan
     found, network = predict_with(state.material, weights, plan)
@@ -56,13 +63,15 @@ def with_weights(state: TrainingState, weights: Mapping[str, Weights], plan: Pla
 
 
 def probe_weights(material: Material) -> dict[str, Weights]:
-    """Return, by phase, the weights of the network with the linear probe of the phase's images as its head.
+    """Return for each phase the weights of the network whose head is the linear probe of the phase's images.
 
     Raises:
         ValueError: the plan trains from random weights, which have no linear probe.
     """
+    # The linear probe is fitted to frozen features, which random weights do not have.
     if material.features is None:
         raise ValueError("a training from random weights has no linear probe")
+    # The probes are made in the network itself, which gets its own weights back afterwards.
     own = {name: tensor.clone() for name, tensor in material.network.state_dict().items()}
     found = {}
     for phase in material.phases:
@@ -73,7 +82,7 @@ def probe_weights(material: Material) -> dict[str, Weights]:
 
 
 def network_with(material: Material, weights: Weights) -> nn.Module:
-    """Return a copy of the network with other weights, in evaluation mode, with one head."""
+    """Return a copy of the network with other weights, in evaluation mode, without the head of co-tuning."""
     network = copy.deepcopy(material.network)
     network.load_state_dict(weights)
     return without_source(network, find_head(network)[0]).eval()
@@ -82,8 +91,15 @@ def network_with(material: Material, weights: Weights) -> nn.Module:
 def predict_with(
     material: Material, weights: Mapping[str, Weights], plan: Plan
 ) -> tuple[HeldOutPredictions, nn.Module]:
-    """Return the held-out images' predictions with other weights by phase, and the last phase's network."""
+    """Return the predictions of the held-out images with other weights, and the network of the last phase.
+
+    Args:
+        material: material of the plan.
+        weights: weights of the network, by phase.
+        plan: plan by which the held-out images are predicted.
+    """
     found = []
+    # Each phase predicts the images that it holds out, with its own weights; a refit holds none out.
     for phase in material.phases:
         network = network_with(material, weights[phase.name])
         if len(phase.held_out):

@@ -8,13 +8,13 @@ from finetune.processes import from_main_process
 from finetune.training.task import Task
 
 CHECKPOINTS = 10
-"""Checkpoints of a training, at equal distances."""
+"""Number of checkpoints of a training, at equal distances."""
 
 
 class Pace:
     """The steps of a training and their positions on the schedule.
 
-    A step advances the position by 1, or by more where time runs out, so that the learning rate still falls to its end.
+    A step advances the position by 1, or by more if time is short, so that the learning rate still falls to its end.
     """
 
     def __init__(self, task: Task, plan: Plan) -> None:
@@ -23,7 +23,7 @@ class Pace:
         self._plan = plan
         resumed = task.resumed or {"step": 0, "position": 0.0}
         self.step = int(resumed["step"])
-        """Steps taken."""
+        """Number of steps taken."""
         self.position = float(resumed["position"])
         """Position on the schedule, in the plan's steps."""
         self.end = plan.steps if task.until is None else task.until
@@ -62,6 +62,7 @@ class Pace:
         self._is_stopped = self._stops()
 
     def _next_stride(self) -> float:
+        """Return how far the next step advances on the schedule, in the plan's steps; 1 without a limit of time."""
         if self._task.seconds is None:
             return 1.0
         start, first = self._started

@@ -1,4 +1,4 @@
-"""Split a plan into trainings: the images that each trains on, and the images that it holds out."""
+"""Split a plan into phases: the images that each one trains on, and the images that it holds out."""
 
 from dataclasses import dataclass, replace
 
@@ -11,12 +11,13 @@ from finetune.decide.workload import HELD_OUT
 from finetune.errors import DataError
 
 LARGEST_SAMPLE = 256
-"""Most training images that an evaluation includes: the standard error of their accuracy is at most 3 points."""
+"""Largest number of training images in an evaluation; the standard error of their accuracy is then about 3 points at
+most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """One training, on a part of the images."""
+    """One training on a part of the images."""
 
     name: str
     """Name of the phase: validation, fold-1 ..., or refit."""
@@ -27,14 +28,14 @@ class Phase:
     held_out: NDArray[np.intp]
     """Indices of the images that it is evaluated on, (n_held_out,); empty for a refit."""
     earlier: "Phase | None" = None
-    """Phase whose final weights this one starts from; None: the pretrained weights, or those that the phase of this
-    name had before a further cycle."""
+    """Phase whose final weights this one starts from; None if it starts from the pretrained weights, or, in a further
+    cycle, from the weights of the phase of this name in the previous cycle."""
 
 
 def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
-    """Return the trainings of a plan, over the training images followed by the validation images.
+    """Return the phases of a plan, whose indices count the training images followed by the validation images.
 
-    The last one trains the final model.
+    The last phase trains the final model.
 
     Raises:
         DataError: the plan evaluates on a validation split, and there is none.
@@ -74,14 +75,14 @@ def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
 
 
 def evaluated_images(phase: Phase, seed: int) -> NDArray[np.intp]:
-    """Return the indices of all images that a phase is evaluated on: those held out, and a sample of its own."""
+    """Return the indices of all images that a phase is evaluated on: those held out, and a sample of its own images."""
     return np.concatenate([phase.held_out, training_sample(phase, seed)])
 
 
 def training_sample(phase: Phase, seed: int) -> NDArray[np.intp]:
     """Return the indices of a random sample of a phase's training images, to evaluate next to the held-out images.
 
-    There are as many as held-out images, and at most LARGEST_SAMPLE.
+    The sample has as many images as are held out, and at most `LARGEST_SAMPLE`.
     """
     # The standard error of an accuracy p of n images is sqrt(p (1 - p) / n), at most .5 / sqrt(256) = .031.
     count = min(len(phase.held_out), LARGEST_SAMPLE)

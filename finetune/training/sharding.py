@@ -26,7 +26,7 @@ def is_sharding_requested(precision: Precision) -> bool:
     """Return whether the launcher requests shards: `accelerate launch --use_fsdp --fsdp_version 2`.
 
     Raises:
-        RecipeError: the first version of FSDP, or a precision whose gradients must be scaled.
+        RecipeError: the launcher requests the first version of FSDP, or the gradients of the precision must be scaled.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return False
@@ -38,7 +38,7 @@ def is_sharding_requested(precision: Precision) -> bool:
 
 
 def set_up_sharding(accelerator: Accelerator) -> None:
-    """Let Accelerate shard networks on CPUs, too, and networks with buffers."""
+    """Let Accelerate also shard networks on CPUs, and networks with buffers."""
     # Accelerate does not shard on CPUs, though torch can.
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
         accelerator.state.distributed_type = DistributedType.FSDP
@@ -74,7 +74,7 @@ def assemble(sharded: nn.Module, whole: nn.Module, device: torch.device) -> None
 
 @contextmanager
 def assembled(sharded: nn.Module, whole: nn.Module, device: torch.device) -> Iterator[None]:
-    """Have the whole module with the weights of the sharded one on `device` inside the context."""
+    """Return a context inside which the whole module has the weights of the sharded one, on `device`."""
     assemble(sharded, whole, device)
     yield
     if sharded is not whole:

@@ -1,4 +1,4 @@
-"""Describe how far the phases of a plan are trained."""
+"""Hold the progress of a plan's training: the results of its phases, and the time that is left for them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,24 +17,25 @@ from finetune.training.phases import Phase
 from finetune.work import Work
 
 BUDGETED = 0.95
-"""Fraction of a time budget for training steps; the rest is for evaluation and for saving the model."""
+"""Fraction of a time budget that training steps may take; the rest is for evaluating and saving the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingState:
-    """How far the phases of a plan are trained."""
+    """The progress of a plan's training."""
 
     material: Material
+    """Network, images and phases of the plan."""
     results: tuple[PhaseResult, ...] = ()
-    """In the order in which they were reached; a phase that paused has several."""
+    """Results of the phases, in the order in which they were reached; a phase that paused has several."""
     cached: CachedActivations | None = None
-    """Activations at the frozen boundary, once a phase has computed them."""
+    """Activations at the frozen boundary; None until a phase has computed them."""
     extra_seconds: float = 0.0
-    """Wall time that no result counts, in seconds: reading and saving results, and phases that diverged."""
+    """Wall time that no result includes, in seconds: of reading and saving results, and of phases that diverged."""
     extra_work: Work = field(default_factory=Work)
-    """Work that no result counts: cached activations of a phase that diverged."""
+    """Work that no result includes: computing the cached activations of a phase that diverged."""
     spent_elsewhere: float = 0.0
-    """Seconds that other trainings took from the same time budget."""
+    """Time that other trainings took from the same time budget, in seconds."""
 
     @property
     def plan(self) -> Plan:
@@ -43,12 +44,12 @@ class TrainingState:
 
     @property
     def seconds(self) -> float:
-        """Wall time so far, in seconds."""
+        """Wall time of the preparation and of the training so far, in seconds."""
         return self.material.seconds + self.extra_seconds + sum(result.seconds for result in self.results)
 
     @property
     def work(self) -> Work:
-        """The work so far."""
+        """The work of the preparation and of the training so far."""
         return sum((result.work for result in self.results), self.material.work + self.extra_work)
 
     @property
@@ -58,7 +59,7 @@ class TrainingState:
 
     @property
     def weights(self) -> dict[str, Weights]:
-        """The weights that finished phases left, by phase, where they are kept."""
+        """The weights that finished phases left and kept, by phase."""
         return {result.phase.name: result.weights for result in self.results if result.weights is not None}
 
     def result(self, phase: Phase, until: int) -> PhaseResult | None:
@@ -71,21 +72,28 @@ class TrainingState:
 
 
 def history_so_far(state: TrainingState) -> list[Row]:
-    """Return the history of finished phases, and of those that paused."""
+    """Return the history of the finished phases, and of those that paused or were interrupted."""
+    # A finished phase has no checkpoint within it any more, so none of its rows are listed twice.
     paused = [state.material.checkpoints.step(phase.name) for phase in state.material.phases]
     return [*state.history, *(row for checkpoint in paused if checkpoint for row in checkpoint["history"])]
 
 
 def step_at(phase: Phase, share: float) -> int:
-    """Return the step at a fraction of a phase's schedule: at least 1 for a positive fraction of any steps."""
+    """Return the step at a fraction of a phase's schedule: at least 1, unless the fraction or the schedule is 0."""
     return max(1, round(share * phase.plan.steps)) if phase.plan.steps and share else 0
 
 
 def collect(
     material: Material, found: Sequence[tuple[Phase, NDArray[np.float32], NDArray[np.float32] | None]]
 ) -> HeldOutPredictions:
-    """Return the predictions of all phases, in the order of the images; `found` has each phase's logits and probe."""
+    """Return the predictions of all phases, in the order of the images.
+
+    Args:
+        material: material of the plan.
+        found: each phase with its logits and its linear probe's, (n_held_out, num_classes); None without a probe.
+    """
     members = np.concatenate([phase.held_out for phase, _, _ in found])
+    # Each image is held out by one phase at most, so sorting the indices merges the predictions of folds.
     order = np.argsort(members)
     probes = [probe for _, _, probe in found if probe is not None]
     return HeldOutPredictions(
@@ -99,11 +107,11 @@ def collect(
 def allowance_of(state: TrainingState, phase: Phase, running: float) -> float | None:
     """Return the seconds that the rest of a phase may take, or None without a time budget.
 
-    What the budget leaves is divided among the unfinished phases in proportion to the steps that they still have.
+    The rest of the budget is divided among the unfinished phases in proportion to their remaining steps.
 
     Args:
-        state: before this part of the phase.
-        phase: the phase about to train.
+        state: progress before this part of the phase.
+        phase: phase to train.
         running: seconds that this part of the phase has taken so far.
     """
     material = state.material
@@ -114,6 +122,7 @@ def allowance_of(state: TrainingState, phase: Phase, running: float) -> float | 
         for each in material.phases
         if state.result(each, each.plan.steps) is None  # a finished phase may have taken fewer steps
     }
+    # allowance = (BUDGETED * budget - spent) * steps left in this phase / steps left in all unfinished phases.
     budget = BUDGETED * material.plan.time_budget - state.spent_elsewhere
     return (budget - state.seconds - running) * left[phase.name] / max(sum(left.values()), 1)
 
@@ -122,6 +131,7 @@ class TrainingDivergedError(DivergenceError):
     """A training diverged after some of its phases were finished."""
 
     def __init__(self, error: DivergenceError, state: TrainingState) -> None:
-        """Hold the error, with the history of the phases before it, and the state that was reached before it."""
+        """Extend the history of the error by that of the finished phases; hold the state from before the error."""
         super().__init__(str(error), [*state.history, *error.history])
         self.state = state
+        """Progress before the phase that diverged."""

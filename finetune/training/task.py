@@ -16,7 +16,7 @@ from finetune.network.cpu import ThreadTeam
 
 @dataclass(kw_only=True)
 class Task:
-    """One training: a module, its images, and the functions that the loop calls on the way."""
+    """One training: a module, its images, and the functions that the loop calls."""
 
     name: str
     """Name of the phase, for the history and for errors."""
@@ -25,9 +25,9 @@ class Task:
     groups: dict[str, list[str]]
     """Names of the trained parameters of each stage; the head's stage is `head`."""
     make_loader: Callable[[range], DataLoader[Any]]
-    """Return the batches of some steps, each as (inputs, image indices)."""
+    """Function that returns a loader of the batches of some steps, each batch as (inputs, image indices)."""
     prepare: Callable[[Tensor], Tensor]
-    """Return the module's inputs, on its device, from a batch's inputs."""
+    """Function that returns the module's inputs, on its device, from the inputs of a batch."""
     labels: Tensor
     """Class of each image, (n_images,), by the indices in the batches."""
     class_weights: Tensor
@@ -36,31 +36,31 @@ class Task:
     """Distribution over the source classes for each class, (num_classes, source_classes), if the network is co-tuned;
     the module's output then has the source logits after its own."""
     on_step: Callable[[int], None]
-    """Report the number of steps taken, after each step."""
+    """Function that is called with the number of steps taken, after each step."""
     evaluate: Callable[[], tuple[float, float]] | None = None
-    """Return the log-loss and the top-1 accuracy on the held-out images; None: there are no evaluations."""
+    """Function that returns the log-loss and the top-1 accuracy on the held-out images; None without evaluations."""
     details: Callable[[], Row] = dict
-    """Return further entries of the history about the last evaluation."""
+    """Function that returns further entries of the history about the last evaluation."""
     save: Callable[[dict[str, Any]], None] | None = None
-    """Save a checkpoint; None: there are no checkpoints."""
+    """Function that saves a checkpoint; None without checkpoints."""
     resumed: dict[str, Any] | None = None
-    """Checkpoint to continue from; None: the training starts."""
+    """Checkpoint to continue from; None if the training starts at its first step."""
     until: int | None = None
-    """Step at which the training pauses, to continue from a checkpoint later; None: it takes all steps of the plan."""
+    """Step at which the training pauses, to continue from a checkpoint later; None if it does not pause."""
     seconds: float | None = None
-    """Time that the training may take from now on, in seconds; where it is too short for all steps, fewer steps go
-    through the whole schedule."""
+    """Time that the training may take from now on, in seconds; if it is too short for all steps, fewer steps cover the
+    whole schedule. None without a limit."""
     history: list[Row] = field(default_factory=list)
     """Rows of the history, one for each step; the loop adds them."""
 
 
 class Reached(NamedTuple):
-    """How far a training has come."""
+    """The step that a training has reached."""
 
     step: int
-    """Steps taken, those before an interruption included."""
+    """Number of steps taken, including those before an interruption."""
     is_over: bool
-    """Whether the training has ended: one that paused has not."""
+    """Whether the training has ended; a training that paused has not."""
 
 
 def split_logits(logits: Tensor, task: Task) -> tuple[Tensor, Tensor]:
@@ -94,7 +94,7 @@ class Batches:
         self._step = step
         self._next: Future[Any] | None = None
         self.mixing_share = 1.0
-        """Share that each image of the current batch has of itself; the rest is of the image it is mixed with."""
+        """Share of each image of the current batch in its mixture; the rest is the image that it is mixed with."""
         self.taken: tuple[Tensor, Tensor] | None = None
         """The current batch: inputs before mixing, and image indices."""
 
@@ -102,9 +102,9 @@ class Batches:
         """Return the next batch, mixed as planned, in `parts` parts, or in as many as it has images."""
         inputs, indices = next(self._batches) if self._next is None else self._next.result()
         self._next = None
-        # For the search of a layer that is not finite.
+        # Kept to find a layer that is not finite.
         self.taken = inputs, indices
-        # A function of seed and step, so that a resumed training mixes the same way.
+        # The mixing depends on the seed and the step alone, so that a resumed training mixes in the same way.
         seed = self._plan.noise_seed, self._step
         inputs, self.mixing_share = mix(inputs, self._plan.augmentation.mixing, seed)
         self._step += 1

@@ -1,4 +1,4 @@
-"""Train the phases of a plan, pause and evaluate them on the way, and return the final model."""
+"""Train the phases of a plan, pause and evaluate them at fractions of their steps, and return the final model."""
 
 import time
 from dataclasses import replace
@@ -33,13 +33,13 @@ def train(
     """Train a plan on the training images (and the validation images, after a refit) and return the final model.
 
     Args:
-        plan: what to train.
+        plan: plan to train.
         splits: labelled images; the test split is not used.
         progress: called with the work in progress.
         checkpoints: where finished phases and checkpoints are kept, to resume an interrupted training.
 
     Raises:
-        ModelError: weights that cannot be found, or stages that are not the network's.
+        ModelError: the weights cannot be found, or the plan's stages are not those of the network.
         DivergenceError: the training diverged.
     """
     _, model = finish(begin(plan, splits, progress, checkpoints))
@@ -54,16 +54,21 @@ def begin(
     previous: TrainingState | None = None,
     keeps_weights: bool = False,
 ) -> TrainingState:
-    """Prepare a plan's training; arguments and errors are those of `train`, and:
+    """Prepare a plan's training, and return its state before the first step.
 
     Args:
-        plan: what to train.
+        plan: plan to train.
         splits: labelled images; the test split is not used.
         progress: called with the work in progress.
         checkpoints: where finished phases and checkpoints are kept, to resume an interrupted training.
-        previous: the finished training that this cycle continues; None: where the plan is a further cycle, the
-            previous one is trained first.
+        previous: the finished training that this cycle continues; None: if the plan is a further cycle, the previous
+            one is trained first.
         keeps_weights: whether to keep the weights of every phase, which further cycles and averages need.
+
+    Raises:
+        ModelError: the weights cannot be found, or the plan's stages are not those of the network.
+        DataError: the plan needs a validation split, and there is none.
+        DivergenceError: the training of the previous cycle diverged.
     """
     begun = time.perf_counter()
     checkpoints = checkpoints or Checkpoints(None)
@@ -83,14 +88,14 @@ def evaluate_at(state: TrainingState, share: float = 1.0) -> tuple[TrainingState
     are kept on disk.
 
     Args:
-        state: how far the training is.
-        share: fraction of the steps; 0: the weights that the training starts from, 1: all but the refit.
+        state: progress of the training.
+        share: fraction of the steps; 0: the weights that the training starts from, 1: all steps except the refit's.
 
     Returns:
-        the state that was reached, and the predictions.
+        The state that was reached, and the predictions.
 
     Raises:
-        TrainingDivergedError: a phase diverged; has the state of those before it.
+        TrainingDivergedError: a phase diverged; the error has the state before it.
     """
     found = []
     for phase in state.material.phases:
@@ -103,18 +108,21 @@ def evaluate_at(state: TrainingState, share: float = 1.0) -> tuple[TrainingState
 def finish(state: TrainingState) -> tuple[TrainingState, TrainedModel]:
     """Train to the end; return the final state and the final model.
 
-    The model is the linear probe where training ended significantly worse than it on the held-out images.
+    If the training ended significantly worse than its linear probe on the held-out images, it is rejected, and the
+    model is the linear probe.
 
     Raises:
-        DivergenceError: the training diverged.
+        TrainingDivergedError: a phase diverged; the error has the state before it.
     """
     state, found = evaluate_at(state)
+    # The probe is compared as the training predicts, so with test-time flips if the plan has them.
     material = state.material
     if found.probe is not None and material.plan.test_time_flips:
         flipped, _ = predict_with(material, probe_weights(material), material.plan)
         found = replace(found, probe=flipped.logits)
     if _is_rejected(found, material.plan):
         return state, _probe_model(state, found)
+    # Phases that hold images out are trained already; what remains is the refit.
     for phase in material.phases:
         state, _ = _train_phase(state, phase, phase.plan.steps)
     return state, make_model(state, found.logits, found.labels)
@@ -129,8 +137,10 @@ def _train_phase(state: TrainingState, phase: Phase, until: int) -> tuple[Traini
     material = state.material
     is_finished = until == phase.plan.steps
     last = material.phases[-1]
+    # The last phase is the final model, and a refit starts from the weights of an earlier phase.
     keeps = is_finished and (material.keeps_weights or phase is last or phase is last.earlier)
     name = phase.name if is_finished else f"{phase.name}-at-{until}"
+    # An interrupted run may have left the result on disk.
     saved = material.checkpoints.finished(name)
     counted = 0.0
     if saved is not None:
@@ -141,7 +151,7 @@ def _train_phase(state: TrainingState, phase: Phase, until: int) -> tuple[Traini
         )
         counted = time.perf_counter() - begun
         material.checkpoints.finish(name, _content(result, material.network if keeps else None))
-    # Reading and saving count as well, next to the seconds of the result itself.
+    # The result has its own seconds; those of reading and saving it are counted here.
     overhead = time.perf_counter() - begun - counted
     return replace(state, results=(*state.results, result), extra_seconds=state.extra_seconds + overhead), result
 
@@ -196,13 +206,15 @@ def _fit_phase(state: TrainingState, phase: Phase, until: int, keeps: bool) -> t
 
 
 def _load_start(state: TrainingState, phase: Phase) -> LinearHead | None:
-    """Load the weights that a phase starts from; return the linear probe that was fitted for it."""
+    """Load the weights that a phase starts from; return the linear probe fitted for it, or None without one."""
     material = state.material
+    # A refit continues from the phase before it: its head was adjusted for prediction, which is undone.
     if phase.earlier is not None and phase.plan.steps:
         material.network.load_state_dict(state.weights[phase.earlier.name])
         add_log_frequencies(material, phase.earlier)
         return None
     material.network.load_state_dict(material.start)
+    # A further cycle continues from other weights, but is compared with the same linear probe.
     head = start_head(material, phase)
     if material.continued is not None:
         material.network.load_state_dict(material.continued[phase.name])
@@ -211,7 +223,7 @@ def _load_start(state: TrainingState, phase: Phase) -> LinearHead | None:
 
 
 def _content(result: PhaseResult, network: nn.Module | None) -> dict[str, Any]:
-    """Return a phase's result as a checkpoint keeps it: plain values and tensors."""
+    """Return a phase's result as plain values and tensors, which a checkpoint can hold."""
     arrays = {"logits": result.logits, "probe": result.probe}
     return {
         "network": {} if network is None else network.state_dict(),
@@ -224,7 +236,7 @@ def _content(result: PhaseResult, network: nn.Module | None) -> dict[str, Any]:
 
 
 def _restore(material: Material, phase: Phase, until: int, saved: dict[str, Any], keeps: bool) -> PhaseResult:
-    """Return a phase's result from its checkpoint, and load the weights that it kept."""
+    """Return a phase's result from its checkpoint; load the weights into the network if the checkpoint keeps them."""
     if keeps:
         material.network.load_state_dict(saved["network"])
     arrays = {name: tensor.numpy() for name, tensor in saved["result"].items()}
@@ -246,7 +258,7 @@ def _is_rejected(found: HeldOutPredictions, plan: Plan) -> bool:
     probe = found.probe
     if probe is None:
         return False
-    # Processes may differ in the last digit; the main process decides for all.
+    # Processes may differ in the last digit; the main process decides for all of them.
     return from_main_process(lambda: is_worse(found.logits, probe, found.labels, plan.metric))
 
 
@@ -255,6 +267,7 @@ def _probe_model(state: TrainingState, found: HeldOutPredictions) -> TrainedMode
     if found.probe is None:
         raise ValueError("there is no linear probe to return")
     reset_to_probe(state.material, state.material.phases[-1])
+    # Top-1 accuracy in percent, of the training and of its linear probe.
     scores = (found.logits, found.probe)
     trained, before = (100 * float((each.argmax(axis=1) == found.labels).mean()) for each in scores)
     rejected = f"{trained:.1f} % of the held-out images are right after it, {before:.1f} % before it"

@@ -1,4 +1,4 @@
-"""Take the first three steps, which are cheap: check that a search can succeed, and with which learning rates."""
+"""Take the first three steps of a search, which are cheap: check that it can succeed, and with which learning rates."""
 
 import math
 import shutil
@@ -22,16 +22,16 @@ SAMPLE = 20
 """Number of images that the network must overfit."""
 
 SAMPLE_STEPS = 100
-"""Most steps to overfit the sample; training from random weights gets `SCRATCH_FACTOR` times as many."""
+"""Largest number of steps to overfit the sample; a training from random weights gets `SCRATCH_FACTOR` times as many."""
 
 SAMPLE_SHARES = (0.25, 0.5, 1.0)
-"""Shares of the steps after which the fit is checked; the training ends at the first perfect one."""
+"""Shares of the steps after which the fit is checked; the training ends at the first perfect fit."""
 
 RATE_STEPS = 100
-"""Most steps at each learning rate; a shorter plan takes all of its own."""
+"""Largest number of steps at each learning rate; a shorter plan takes all of its steps."""
 
 STILL = 1e-9
-"""A learning rate so low that nothing is learned; its training gives the losses without training."""
+"""Learning rate so low that nothing is learned; a training with it gives the losses without training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,19 +41,19 @@ class Checks:
     evidence: Evidence
     """Measurements of the images and the machine."""
     splits: ImageSplits
-    """Training and held-out images."""
+    """Images that the checks train on and hold out."""
     plan_with_rate: Callable[[float | None], Plan]
     """Function that returns the plan at a learning rate; None stands for the chosen candidate's rate."""
     folder: Path
     """Folder of the checkpoints, which are removed when a check ends."""
     progress: Progress
-    """Called as each training advances."""
+    """Function that is called with the work in progress."""
 
     def start(self) -> Finding:
         """Return step 1: compare the held-out loss before the first step with the expected one.
 
-        The head starts from the linear probe, so its loss is expected. Random weights give all classes the same
-        probability; the expected loss is then ln(n_classes).
+        The head starts from the linear probe, so the loss of the linear probe is expected. Random weights give all
+        classes the same probability; the expected loss is then ln(n_classes).
         """
         plan = self.plan_with_rate(None).changed(imbalance="none")
         _, found = evaluate_at(self._begin("start", plan, self.splits), 0.0)

@@ -1,4 +1,4 @@
-"""Turn the losses of a search's trainings into findings: one for each of the six steps.
+"""Turn the losses of a search's trainings into findings, one for each of the six steps.
 
 The steps follow Stanford's lecture (CS231n, "Training neural networks"): the initial loss, overfitting a small sample,
 learning rates with which the loss falls, a coarse search, a fine search, the curves.
@@ -14,7 +14,7 @@ from finetune.tuning.state import Finding, Trial, best_of
 from finetune.value import FrozenModel
 
 LEAST_FALL = 0.01
-"""Smallest fall of the training loss that counts, as a share of the loss without training."""
+"""Smallest fall of the training loss that counts as a fall, as a share of the loss without training."""
 
 SURE = 3.0
 """Number of standard errors beyond which the initial loss differs from the expected one by more than chance."""
@@ -45,7 +45,7 @@ def check_start(loss: float, error: float, expected: float, source: str) -> Find
     says = f"the loss before the first step is {loss:.3f} ± {error:.3f}, {source} is {expected:.3f}"
     if not holds:
         says += (
-            ": the network does not see the images as it was measured, or its weights are others; check the weights, "
+            ": the images are prepared differently than for the measurement, or the weights differ; check the weights, "
             "the preprocessing and the image size"
         )
     return Finding(step=1, holds=holds, says=says)
@@ -73,7 +73,7 @@ class RateTrial(FrozenModel):
     """The training loss of a few steps at a learning rate, compared with no training."""
 
     rate: float
-    """Learning rate."""
+    """Learning rate that was tried."""
     untrained: float
     """Mean loss of the untrained network over the batches of the last third of the steps, in nats."""
     trained: float
@@ -84,7 +84,7 @@ class RateTrial(FrozenModel):
     @property
     def falls(self) -> bool:
         """Whether the loss falls by more than a standard error and more than `LEAST_FALL`."""
-        # One standard error is little, but a useless rate costs only a few trials, and a lost one may be the best.
+        # One standard error is a low bar: a useless rate costs only a few trials, but a lost one may be the best.
         return self.untrained - self.trained > max(self.error, LEAST_FALL * self.untrained)
 
 
@@ -109,7 +109,8 @@ def rate_trial(rate: float, losses: Sequence[float], untrained: Sequence[float])
 def check_rates(dimension: Dimension, tried: Sequence[RateTrial], steps: int) -> tuple[Finding, Dimension]:
     """Return step 3, and the range of learning rates that remains.
 
-    The range has the rates around the best one with which the loss falls, and the next rate on either side.
+    The range extends from the best rate over the adjacent rates with which the loss falls, and one rate further on
+    either side.
 
     Args:
         dimension: the range that was tried.
@@ -121,7 +122,7 @@ def check_rates(dimension: Dimension, tried: Sequence[RateTrial], steps: int) ->
     falling = [place for place, each in enumerate(tried) if each.falls]
     if not falling:
         says = (
-            f"with no learning rate does the loss fall within {steps} steps ({outcomes}), so there is nothing to "
+            f"the loss falls with none of the learning rates within {steps} steps ({outcomes}), so there is nothing to "
             f"search: give another range with --set tuning.learning_rate=[LOW,HIGH], and check the labels"
         )
         return Finding(step=3, holds=False, says=says), dimension
@@ -134,8 +135,8 @@ def check_rates(dimension: Dimension, tried: Sequence[RateTrial], steps: int) ->
     low, high = max(0, low - 1), min(RATES - 1, high + 1)
     left = dimension.changed(low=tried[low].rate, high=tried[high].rate)
     says = (
-        f"the training loss after {steps} steps by learning rate, {outcomes}; {left.low:.1e} to {left.high:.1e} is "
-        f"searched"
+        f"the training loss after {steps} steps by learning rate, {outcomes}; the search covers {left.low:.1e} to "
+        f"{left.high:.1e}"
     )
     return Finding(step=3, holds=True, says=says), left
 
@@ -199,7 +200,7 @@ def check_curves(winner: Trial, space: Space) -> Finding:
 
 
 def _at_edges(best: Parameters, space: Space) -> Iterator[tuple[str, float, str]]:
-    """Yield name, value and end of each parameter that is at an end of its range, if the range can be widened."""
+    """Yield name, value and end (`low` or `high`) of each parameter near an end of its range that can be widened."""
     for dimension in space:
         value, share = best[dimension.name], dimension.share(best[dimension.name])
         if share < NEAR_EDGE:

@@ -47,7 +47,7 @@ COARSE_TIME = 0.4
 def tune(
     recipe: Recipe, output: Path | None = None, report: Report | None = None, splits: ImageSplits | None = None
 ) -> Predictor:
-    """Search for hyper-parameters in six steps; return the trained winner and save it in a run folder.
+    """Search for hyper-parameters in six steps; save the trained winner in a run folder and return it.
 
     The steps follow Stanford's lecture (CS231n): the initial loss, overfitting a small sample, learning rates with
     which the loss falls, a coarse search with short trainings, a fine search near its best point, the curves. A step
@@ -55,28 +55,31 @@ def tune(
     split is read once, for the winner.
 
     Args:
-        recipe: what to train; its section `tuning` says how to search. Its time budget is for all steps together.
+        recipe: recipe of the trainings; its section `tuning` says how to search, and its time budget is for the whole
+            search.
         output: the run folder; `runs/<data>-<time>` by default. Workers that share a storage give their folders the
             same name.
-        report: where to print; by default nothing is printed.
+        report: the report to print on; nothing is printed by default.
         splits: the images, if they are loaded already.
 
     Raises:
-        TuningError: a step failed, so a search would be wasted; or the storage cannot be used.
-        FinetuneError: another mistake in the recipe or its data, in one sentence.
+        TuningError: a step failed, so that a search would be wasted, or the storage cannot be used.
+        FinetuneError: the recipe or the data has another mistake, which the error describes in one sentence.
     """
     start = time.perf_counter()
     _refuse_several_processes()
     folder = claim_folder(output, recipe.data)
     if folder.path.exists() and folder.holds_only_a_plan():
-        raise RunFolderError(f"{folder.path} holds a plan, which would be another one; give a new folder with --output")
+        raise RunFolderError(
+            f"{folder.path} holds a plan, which a search does not use; give a new folder with --output"
+        )
     with reporting(report) as report:
         splits, (decisions, *_) = decide_all(_sized(recipe).changed(ensemble=None), report, splits)
         # A single candidate is tuned: no race and no ensemble.
         choice = decisions.choice.changed(racing=(), members=(), fallback="")
         asked = decisions.recipe.changed(time_budget=recipe.time_budget)
         decisions = replace(decisions, recipe=asked, choice=choice)
-        path = folder.path.resolve()  # the worker keeps this name when its folder is moved before it resumes
+        path = folder.path.resolve()  # the worker keeps this name even if its folder is moved before it resumes
         tuning = begin_tuning(asked, choice, decisions.plan, path.name, f"{socket.gethostname()}:{path}")
         folder.path.mkdir(parents=True, exist_ok=True)
         tuning.save(folder.path / "tuning.json")
@@ -85,7 +88,11 @@ def tune(
 
 
 def resume_tuning(path: Path, report: Report | None = None) -> Predictor:
-    """Resume an interrupted search; with one worker the result is that of an uninterrupted search.
+    """Resume an interrupted search; with one worker, the result is that of an uninterrupted search.
+
+    Args:
+        path: the run folder of the search.
+        report: the report to print on; nothing is printed by default.
 
     Raises:
         RunFolderError: there is no interrupted search.
@@ -109,7 +116,7 @@ def resume_tuning(path: Path, report: Report | None = None) -> Predictor:
 
 
 class _Procedure:
-    """The steps of one worker."""
+    """The six steps of a search, as one worker takes them."""
 
     def __init__(
         self,
@@ -237,8 +244,8 @@ class _Procedure:
         state = self._training(number, Plan.load(folder / "plan.json"))
         loss, accuracy, has_diverged = None, 0.0, False
         try:
-            # The best coarse trial, which continues as a fine one, was evaluated at both rungs before: its checkpoints
-            # hold the results.
+            # The best coarse trial continues as a fine one. It was evaluated at both rungs before, so the results are
+            # read from its checkpoints.
             for rung, share in enumerate(RUNGS if trial_set.name == "coarse" else (*RUNGS, 1.0), start=1):
                 state, loss, accuracy = _evaluate_at(state, share)
                 if trial_set.name == "fine" and share < 1.0 and trial_set.should_stop(trial, rung, loss):
@@ -304,9 +311,10 @@ class _Procedure:
 
 
 def _evaluate_at(state: TrainingState, share: float) -> tuple[TrainingState, float, float]:
-    """Train up to a share of the steps; return the state, the held-out log-loss at its best temperature, and accuracy.
+    """Train up to a share of the steps; return the state, and the log-loss and accuracy on the held-out images.
 
-    The log-loss distinguishes trials that have the same accuracy on a few hundred images.
+    The log-loss, in nats, is that at the best temperature. It distinguishes trials that have the same accuracy on a few
+    hundred images.
     """
     state, found = evaluate_at(state, share)
     loss = log_loss(found.logits / fit_temperature(found.logits, found.labels), found.labels)
@@ -314,7 +322,7 @@ def _evaluate_at(state: TrainingState, share: float) -> tuple[TrainingState, flo
 
 
 def _sized(recipe: Recipe) -> Recipe:
-    """Return the recipe of a single training: its time budget is a share of the search's."""
+    """Return the recipe of a single training, whose time budget is a share of the search's."""
     if recipe.time_budget is None:
         return recipe
     return recipe.changed(time_budget=LONGEST_TRIAL * recipe.time_budget)

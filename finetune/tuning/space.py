@@ -17,13 +17,13 @@ from finetune.recipe import TUNED, Recipe
 from finetune.value import FrozenModel
 
 REFINED_WIDTH = 0.5
-"""Width of a refined range, as a share of the range before, both in logarithms."""
+"""Width of a refined range as a share of the original range, both in logarithms."""
 
 RATE_FACTOR = 8.0
-"""Highest learning rate of the default range over the chosen candidate's, and the chosen one's over the lowest."""
+"""Ratio of the highest learning rate of the default range to the chosen candidate's, and of that rate to the lowest."""
 
 RANGES = {"lowest_rate_fraction": (0.1, 1.0), "weight_decay": (1e-3, 0.3), "label_smoothing": (0.01, 0.2)}
-"""Default ranges of the other parameters."""
+"""Default ranges of the parameters other than the learning rate."""
 
 RATES = 4
 """Number of learning rates that are tried before the search."""
@@ -39,9 +39,9 @@ class Dimension(FrozenModel):
     name: str
     """Key of the parameter in the recipe's section `training`."""
     low: float
-    """Lowest value."""
+    """Lowest value of the parameter."""
     high: float
-    """Highest value."""
+    """Highest value of the parameter."""
 
     def at(self, share: float) -> float:
         """Return the value at a share (0 to 1) of the logarithmic distance from `low` to `high`, to four digits."""
@@ -64,7 +64,7 @@ def make_space(recipe: Recipe, choice: Choice, plan: Plan) -> Space:
     """Return the ranges to search: those that the recipe gives, else defaults for all parameters that it leaves open.
 
     Raises:
-        RecipeError: there is nothing to search for.
+        RecipeError: the strategy takes no steps, or the recipe fixes all parameters.
     """
     if not plan.steps:
         raise RecipeError(
@@ -89,7 +89,8 @@ def make_space(recipe: Recipe, choice: Choice, plan: Plan) -> Space:
 def grid(space: Space, count: int, seed: int) -> list[Parameters]:
     """Return at most `count` points of a grid in a random order, so that the first ones are spread over the space, too.
 
-    Points are added to one dimension after the other while they fit. A dimension with one point gets its middle.
+    Points are added to one dimension after another while the grid has at most `count` points. A dimension with a single
+    point gets its middle.
     """
     points = [1] * len(space)
     for place in _filling(points, count):
@@ -114,7 +115,7 @@ def _filling(points: list[int], count: int) -> list[int]:
 
 
 def draw(space: Space, *seeds: int) -> Parameters:
-    """Return a random point, log-uniform in each dimension (Bergstra & Bengio 2012)."""
+    """Return the random point of these seeds, log-uniform in each dimension (Bergstra & Bengio 2012)."""
     return _point(space, np.random.default_rng(seeds).uniform(size=len(space)).tolist())
 
 
@@ -123,7 +124,7 @@ def _point(space: Space, shares: Sequence[float]) -> Parameters:
 
 
 def refine(space: Space, best: Parameters) -> Space:
-    """Return narrower ranges, centred on a point and clipped to the ranges before."""
+    """Return narrower ranges, centred on a point and clipped to the given ranges."""
     refined = []
     for dimension in space:
         centre = dimension.share(best[dimension.name])
@@ -139,7 +140,7 @@ def rates_of(dimension: Dimension) -> tuple[float, ...]:
 
 def with_parameters(recipe: Recipe, choice: Choice, parameters: Parameters) -> tuple[Recipe, Choice]:
     """Return a recipe and a choice in which the parameters of a trial are fixed."""
-    tuning = recipe.tuning.changed(**dict.fromkeys(TUNED))  # a fixed parameter has no range any more
+    tuning = recipe.tuning.changed(**dict.fromkeys(TUNED))  # a fixed parameter no longer has a range
     training = recipe.training.changed(**parameters)
     rates = {name: parameters[name] for name in ("learning_rate", "lowest_rate_fraction") if name in parameters}
     chosen = choice.chosen.changed(**rates)

@@ -14,7 +14,7 @@ TRIALS = 20
 
 COARSE_SHARE = 0.6
 """Share of the trials that are coarse: shorter, and spread over the whole range. The others are fine: trained to the
-end, near the best coarse one."""
+end, near the best coarse trial."""
 
 
 class Finding(FrozenModel):
@@ -38,7 +38,7 @@ class Trial(FrozenModel):
     parameters: Parameters
     """Values of the parameters that are searched for."""
     state: Literal["finished", "pruned", "diverged"]
-    """How the trial ended; a coarse trial is `finished` at the last rung, a fine one at the last step."""
+    """Outcome of the trial; a coarse trial is `finished` at the last rung, a fine one at the last step."""
     losses: tuple[float, ...]
     """Held-out log-loss in nats at each rung reached and at the end, each at its best temperature."""
     accuracy: float
@@ -55,11 +55,11 @@ class Tuning(FrozenModel):
     worker: str
     """Worker that trains the trials of this folder, as `host:path`."""
     search: Search
-    """How parameters are proposed: `grid`, `random` or `tpe`."""
+    """Way in which parameters are proposed: `grid`, `random` or `tpe`."""
     num_trials: int
     """Number of trials asked for, coarse and fine ones together."""
     asked: Space
-    """Ranges before step 1."""
+    """Ranges that the recipe asks for, or the defaults, before step 3 narrows them."""
     space: Space
     """Ranges that are searched; step 3 narrows the learning rates to those with which the training loss falls."""
     findings: tuple[Finding, ...] = ()
@@ -86,14 +86,14 @@ def begin_tuning(recipe: Recipe, choice: Choice, plan: Plan, name: str, worker: 
     """Return the search that a recipe asks for, before its first step.
 
     Args:
-        recipe: what the user asked for.
+        recipe: recipe of the search.
         choice: the choice whose first candidate is tuned.
         plan: the plan of that candidate.
         name: name of the search in the storage.
         worker: name of the worker that trains trials here.
 
     Raises:
-        RecipeError: there is nothing to search for.
+        RecipeError: the strategy takes no steps, or the recipe fixes all parameters.
     """
     asked, space = recipe.tuning, make_space(recipe, choice, plan)
     return Tuning(

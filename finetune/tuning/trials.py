@@ -30,18 +30,18 @@ STARTUP = 5
 """Number of random trials before the Parzen estimator proposes."""
 
 PAUSES = (0.5, 1.0)
-"""Seconds to wait before the storage is opened again, while another worker may be creating its tables."""
+"""Waiting times before each new attempt to open the storage, in seconds; another worker may be creating its tables."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposer:
-    """Propose the parameters of a trial from its number and the trials before it alone.
+    """Propose the parameters of a trial from nothing but its number and the trials before it.
 
-    A search that is resumed therefore proposes the same parameters again.
+    A resumed search therefore proposes the same parameters again.
     """
 
     search: Search
-    """How parameters are proposed: `grid`, `random` or `tpe`."""
+    """Way in which parameters are proposed: `grid`, `random` or `tpe`."""
     space: Space
     """Ranges of the parameters."""
     count: int
@@ -49,7 +49,7 @@ class Proposer:
     seed: int
     """Seed of the random numbers."""
     first: Parameters | None = None
-    """Parameters of the first trial, if they are known beforehand."""
+    """Parameters of the first trial; None if they are proposed like those of the others."""
     shorter: tuple[Trial, ...] = ()
     """Coarse trials, which the Parzen estimator treats as pruned fine ones."""
 
@@ -59,7 +59,12 @@ class Proposer:
         return len(self._grid()) + self._offset if self.search == "grid" else self.count
 
     def propose(self, number: int, before: Sequence[FrozenTrial]) -> Parameters:
-        """Return the parameters of trial `number`, given the trials before it."""
+        """Return the parameters of a trial.
+
+        Args:
+            number: number of the trial in its set, from 0.
+            before: the trials of the set before it.
+        """
         if self.first is not None and number == 0:
             return self.first
         if self.search == "grid":
@@ -173,7 +178,7 @@ class TrialSet:
         self._study.set_user_attr("about", about)
 
     def interrupted(self) -> optuna.Trial | None:
-        """Return the unfinished trial of this worker, if an interruption left one."""
+        """Return the trial of this worker that an interruption left unfinished; None if there is none."""
         running = [trial for trial in self._all() if trial.state == TrialState.RUNNING and self._is_own(trial)]
         return self._claimed(optuna.Trial(self._study, running[0]._trial_id)) if running else None
 
@@ -205,7 +210,16 @@ class TrialSet:
         work: Work,
         has_diverged: bool = False,
     ) -> None:
-        """Record the result of a trial; a loss of None means that it stopped early or diverged."""
+        """Record the result of a trial.
+
+        Args:
+            trial: the trial that has ended.
+            loss: held-out log-loss in nats; None if the trial was stopped early or diverged.
+            accuracy: held-out accuracy by the metric of the plan.
+            seconds: wall time of the trial, in seconds.
+            work: images decoded, sent forward and sent backward.
+            has_diverged: whether the trial diverged.
+        """
         trial.set_user_attr("accuracy", accuracy)
         trial.set_user_attr("seconds", round(seconds, 2))
         trial.set_user_attr("work", work.model_dump())
@@ -256,7 +270,7 @@ class TrialSet:
 
 
 def _create_study(**options: Any) -> optuna.Study:  # noqa: ANN401  (Optuna's own options)
-    """Return a study; Optuna prints warnings alone from here on, not a line for each study and trial."""
+    """Return a study; from then on Optuna prints only warnings, not a line for each study and trial."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.create_study(**options)
 
@@ -272,7 +286,7 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         try:
             return optuna.storages.RDBStorage(url)
         except (ImportError, SQLAlchemyError, StorageInternalError, ValueError) as error:
-            # Another worker may be making the same tables.
+            # These errors may pass, because another worker may be creating the same tables.
             is_passing = isinstance(error, IntegrityError | OperationalError | ProgrammingError)
             pause = next(pauses, None) if is_passing else None
             if pause is None:

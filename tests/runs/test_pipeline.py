@@ -111,7 +111,7 @@ def test_the_report_gives_the_reasons_and_the_test_accuracy(finished):
     model, folder, printed = finished
     for reason in RunFolder(folder).read_decisions().choice.reasons:
         assert reason in printed
-    assert f"{100 * model.test.top1:.1f} % right" in printed
+    assert f"{100 * model.test.top1:.1f} % of {model.test.num_images} images right" in printed
 
 
 def test_timm_loads_the_run_folder_and_predicts_the_same(finished):

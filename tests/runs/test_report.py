@@ -103,15 +103,15 @@ def metrics():
 def test_the_result_has_accuracy_interval_hardest_class_and_the_next_command(report, metrics, tmp_path):
     report.result(metrics, tmp_path / "my run")
     text = printed(report)
-    assert "66.7 % right of 3 images (95 % interval: 20.8 to 93.9); balanced accuracy 50.0 %" in text
-    assert "hardest class: dog, 0 % right of 1 test image\n" in text
+    assert "66.7 % of 3 images right (95 % interval: 20.8 to 93.9); balanced accuracy 50.0 %" in text
+    assert "hardest class: dog, 0 % of 1 test image right\n" in text
     assert "1 min 5 s in all: evidence 1 s, training 1 min 1 s" in text
     assert text.endswith(f"  finetune predict '{tmp_path / 'my run'}' IMAGES... --output predictions.csv\n")
 
 
 def test_an_evaluation_has_a_row_for_each_class(report, metrics):
     report.evaluation(metrics.test)
-    assert "  evaluation 66.7 % right of 3 images" in printed(report)
+    assert "  evaluation 66.7 % of 3 images right" in printed(report)
     assert [line.split()[0] for line in printed(report).splitlines()[1:]] == ["class", "cat", "dog"]
 
 

@@ -155,7 +155,7 @@ def test_rates_with_which_the_loss_falls_stay_and_the_next_ones_on_either_side(l
 def test_if_the_loss_falls_with_no_rate_there_is_nothing_to_search():
     finding, _ = check_rates(RATE, tried(1.0, 0.98, 1.1, math.inf), steps=100)
     assert not finding.holds
-    assert "with no learning rate does the loss fall within 100 steps" in finding.says
+    assert "the loss falls with none of the learning rates within 100 steps" in finding.says
     assert "1.0e-02 diverges" in finding.says
 
 

@@ -336,7 +336,7 @@ def test_train_and_tune_do_not_resume_each_others_folders(make_recipe, begun, tm
     finetune.plan_only(make_recipe(), tmp_path / "planned")
     with pytest.raises(RunFolderError, match="holds no search for hyper-parameters; resume it with: finetune train"):
         finetune.resume_tuning(tmp_path / "planned")
-    with pytest.raises(RunFolderError, match="holds a plan, which would be another one"):
+    with pytest.raises(RunFolderError, match="holds a plan, which a search does not use"):
         finetune.tune(make_recipe(), tmp_path / "planned")
     with pytest.raises(RunFolderError, match="continue it: finetune tune --resume"):
         finetune.resume(begun(tmp_path / "tuned"))
