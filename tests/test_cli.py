@@ -219,6 +219,7 @@ def test_a_search_leaves_a_run_that_predicts(command, image_folder, weights_file
     assert mistake(command("tune", "--resume", "out")) == "the run in out is finished; there is nothing to resume"
 
 
+@pytest.mark.slow
 def test_a_search_keeps_its_trials_in_the_given_storage(command, image_folder, weights_file, tmp_path):
     image_folder(tmp_path / "images", splits={"train": {"a": 8, "b": 8}, "val": {"a": 6, "b": 6}})
     options = (*NETWORK, "--strategy", "full", "--steps", "4", "--trials", "2", "--storage", "sqlite:///shared.db")

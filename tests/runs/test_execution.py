@@ -77,6 +77,7 @@ def test_who_lost_took_no_more_steps_than_to_the_last_rung(run, tmp_path):
     assert outcome.seconds > 0
 
 
+@pytest.mark.slow
 def test_a_race_and_its_winner_together_keep_the_time_budget(run, tmp_path):
     outcome = run(tmp_path, planned={"steps": 3_000, "time_budget": 8.0})
     assert (

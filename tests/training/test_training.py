@@ -980,6 +980,7 @@ def test_a_training_that_did_no_harm_has_no_note(make_plan, splits):
     assert train(make_plan("full"), splits).note == ""
 
 
+@pytest.mark.slow
 def test_all_trainings_together_keep_the_time_budget(make_plan, splits):
     plan = make_plan("full", validation="cross_validation", folds=2, refit=True, steps=5_000, time_budget=6.0)
     model = train(plan, splits)
