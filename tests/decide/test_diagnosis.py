@@ -109,6 +109,7 @@ def test_a_healthy_training_draws_no_verdict(coloured, trained, strategy):
     assert diagnose(*run) == ()
 
 
+@pytest.mark.slow
 def test_a_healthy_training_from_random_weights_draws_no_verdict(coloured, trained):
     assert diagnose(*trained(coloured(12, 16, "abcdef"), "scratch", steps=100)) == ()
 
@@ -201,6 +202,7 @@ def test_low_stages_alone_that_hardly_move_are_held_back_too_much(coloured, trai
     assert verdict.changes == ("training.lowest_rate_fraction=0.5",)
 
 
+@pytest.mark.slow
 def test_a_decay_after_a_third_of_the_steps_ends_the_learning_and_is_reported(coloured, trained):
     images = coloured(12, 16, "abcdef")
     unlike = {"strategy": "scratch", "rate": 5e-4, "steps": 60, "warmup_steps": 1}

@@ -53,7 +53,7 @@ def test_a_race_ends_with_one_and_a_story(run, tmp_path):
     outcome = run(tmp_path)
     assert outcome.members[0].choice.chosen.name in NAMES
     assert outcome.members[0].choice.reasons[1].startswith("race after 33 % of the steps")
-    assert "of 6 held-out images" in outcome.members[0].choice.reasons[1]
+    assert "over 6 held-out images" in outcome.members[0].choice.reasons[1]
 
 
 def test_the_winner_ends_as_if_it_had_trained_alone(run, splits, tmp_path):

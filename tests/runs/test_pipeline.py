@@ -219,6 +219,7 @@ def test_a_second_plan_in_a_folder_is_refused(recipe, tmp_path):
         finetune.plan_only(recipe, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_plan_without_its_folder_is_trained_after_measuring_again(finished, tmp_path):
     (tmp_path / "mine.json").write_text((finished[1] / "plan.json").read_text())
     finetune.run_plan(tmp_path / "mine.json", tmp_path / "run")
@@ -260,6 +261,7 @@ def test_an_interrupted_run_continues_and_ends_with_the_same_model(recipe, tmp_p
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_without_an_accelerator_the_default_network_is_the_embedded_one_with_all_its_tensors(data):
     evidence = finetune.measure_evidence(
         finetune.Recipe(data=str(data), image_size=64, limit=12), finetune.load_images(str(data), limit=12)
@@ -309,7 +311,7 @@ class StoppingRace(Report):
 
 
 @pytest.mark.usefixtures("undecided")
-@pytest.mark.parametrize("stop", [("training (fold-1)", 2), ("training (refit)", 3), *slow(("training (fold-3)", 2))])
+@pytest.mark.parametrize("stop", [("training (refit)", 3), *slow(("training (fold-1)", 2), ("training (fold-3)", 2))])
 def test_a_run_that_was_interrupted_in_a_race_or_after_it_ends_with_the_same_model(recipe, tmp_path, stop):
     report = StoppingRace(Console(quiet=True))
     report.stop = stop
@@ -449,7 +451,7 @@ def test_an_interrupted_ensemble_continues_and_ends_with_the_same_models(average
 @pytest.mark.parametrize(
     ("ensemble", "changes"),
     [
-        ("seeds:2", {"strategy": "full"}),
+        pytest.param("seeds:2", {"strategy": "full"}, marks=pytest.mark.slow),
         pytest.param("snapshots:2", {"strategy": "full"}, marks=pytest.mark.slow),
         ("backbones", {"strategy": "scratch", "model": "test_efficientnet,test_resnet", "weights": None}),
     ],
@@ -519,6 +521,7 @@ def same_weights(one, other):
     )
 
 
+@pytest.mark.slow
 def test_folds_average_the_trainings_that_an_ordinary_run_has_anyway(folds):
     model, folder = folds
     plan = RunFolder(folder).read_plan()

@@ -234,6 +234,7 @@ def test_rates_that_change_nothing_are_found_out(checks):
     assert not finding.holds
 
 
+@pytest.mark.slow
 def test_a_search_that_is_interrupted_again_and_again_ends_as_one_that_is_not(begun, tmp_path):
     folders = [begun(tmp_path / name, search="tpe") for name in ("whole", "parts")]
     whole = finetune.resume_tuning(folders[0])
@@ -259,6 +260,7 @@ def test_an_interrupted_refit_of_the_winner_resumes_to_the_same_result(begun, fi
     assert outcome(RunFolder(again)) == outcome(folder)
 
 
+@pytest.mark.slow
 def test_two_workers_share_the_trials_and_each_saves_its_best(make_recipe, tmp_path):
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     recipe = make_recipe(training__learning_rate=1e-3, tuning__learning_rate=None, tuning__storage=storage)
@@ -300,6 +302,7 @@ def test_a_storage_that_cannot_be_used_is_reported(make_recipe, tmp_path, url):
         finetune.tune(make_recipe(tuning__storage=url), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_time_budget_ends_a_cross_validated_search_early_with_a_winner(make_recipe, tmp_path):
     fixed = {"training__learning_rate": 1e-3, "tuning__learning_rate": None}
     model = finetune.tune(make_recipe(is_given=False, trials=1000, time_budget="1s", **fixed), tmp_path / "run")
