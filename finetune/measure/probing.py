@@ -1,4 +1,4 @@
-"""Evaluate linear probes on frozen features: accuracy, learning curve, answers to unequal classes, and chirality."""
+"""Evaluate linear probes on frozen features: accuracy, learning curve, corrections for classes of unequal size, and chirality."""
 
 import numpy as np
 from numpy.typing import NDArray
