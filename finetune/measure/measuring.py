@@ -236,7 +236,7 @@ def _compute_features(
         return features, None, work
     checked = even_sample(sample.labels, FLIPS_CHECKED, recipe.seed)
     flipped = PlainImages(sample.pixels, about.preprocessing, mirrored=True)
-    mirrored = frozen_features(network, flipped, about.preprocessing, settings, weights, members=checked.tolist())
+    mirrored = frozen_features(network, flipped, about.preprocessing, settings, weights, indices=checked.tolist())
     work += count_work(mirrored, sample.pixels)
     return features, chirality(features[checked], mirrored.numpy(), recipe.seed), work
 

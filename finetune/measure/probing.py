@@ -1,4 +1,4 @@
-"""Evaluate linear probes on frozen features: accuracy, learning curve, corrections for classes of unequal size, and chirality."""
+"""Evaluate linear probes on frozen features: accuracy, learning curve, corrections of class imbalance, chirality."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ def evaluate_probe(
         balanced_accuracy=round(metric_value("balanced_accuracy", predicted, labels), 4),
         log_loss=round(log_loss(folds.logits, labels), 4),
         inverse_regularization=folds.inverse_regularization,
-        answers=_answers(features, labels, folds, groups, seed) if metric == "balanced_accuracy" else {"none": 0.0},
+        answers=_corrections(features, labels, folds, groups, seed) if metric == "balanced_accuracy" else {"none": 0.0},
         curve=_curve(features, labels, folds, groups, seed),
     )
 
@@ -89,14 +89,14 @@ def _curve(
     )
 
 
-def _answers(
+def _corrections(
     features: NDArray[np.float32],
     labels: NDArray[np.int64],
     folds: ProbeFolds,
     groups: NDArray[np.str_] | None,
     seed: int,
 ) -> dict[str, float]:
-    """Return the held-out balanced accuracy with each answer to unequal classes, by the name of the answer."""
+    """Return the held-out balanced accuracy with each correction for classes of unequal size, by its name."""
     counts = np.bincount(labels, minlength=folds.logits.shape[1])
     # Logit adjustment: f_k(x) - log p_k predicts as if all classes were equally frequent (Menon et al. 2021).
     prior = np.log(np.maximum(counts, 1) / counts.sum())

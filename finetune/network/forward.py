@@ -75,13 +75,13 @@ def forward_all(
     settings: ForwardSettings,
     compute: Compute,
     progress: Progress = no_progress,
-    members: Sequence[int] | None = None,
+    indices: Sequence[int] | None = None,
 ) -> NDArray[np.float32]:
-    """Return `compute` (`pooled` or `logits`) of all images (or of `members`) in order, as float32 (n, ...)."""
-    total = len(images) if members is None else len(members)
+    """Return `compute` (`pooled` or `logits`) of all images (or of `indices`) in order, as float32 (n, ...)."""
+    total = len(images) if indices is None else len(indices)
     results: list[NDArray[np.float32]] = []
     done = 0
-    for output in forward_batches(network, images, preprocessing, settings, compute, members):
+    for output in forward_batches(network, images, preprocessing, settings, compute, indices):
         results.append(output.float().numpy())
         done += len(output)
         progress("predicting images", done, total)

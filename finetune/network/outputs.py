@@ -95,9 +95,9 @@ def frozen_features(
     settings: ForwardSettings,
     weights: str,
     progress: Progress = no_progress,
-    members: Sequence[int] | None = None,
+    indices: Sequence[int] | None = None,
 ) -> Outputs:
-    """Return the pooled features of all images (or of `members`), (n, width), computed once and then cached.
+    """Return the pooled features of all images (or of `indices`), (n, width), computed once and then cached.
 
     Args:
         network: a network with any head.
@@ -106,14 +106,14 @@ def frozen_features(
         settings: precision, layout, batch size and threads.
         weights: digest of the network's weights below the head (`digest_weights`).
         progress: hook that is called with the number of images done.
-        members: indices of images; all by default.
+        indices: indices of images; all by default.
     """
     return cached_outputs(
         "features",
-        make_key(weights, images.describe(members), settings.precision),
+        make_key(weights, images.describe(indices), settings.precision),
         "computing features",
-        lambda: forward_batches(network, images, preprocessing, settings, pooled, members),
-        len(images) if members is None else len(members),
+        lambda: forward_batches(network, images, preprocessing, settings, pooled, indices),
+        len(images) if indices is None else len(indices),
         progress,
     )
 

@@ -79,9 +79,9 @@ class LinearHead:
         scores: NDArray[np.float32] = features @ self.weight.T + self.bias
         return scores
 
-    def logits_of(self, features: FeatureRows, members: NDArray[np.intp]) -> NDArray[np.float32]:
-        """Return the logits of the images `members`, (n_members, num_classes), with at most `BLOCK` rows in memory."""
-        parts = [self.logits(features.numpy(members[start : start + BLOCK])) for start in range(0, len(members), BLOCK)]
+    def logits_of(self, features: FeatureRows, indices: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Return the logits of the images `indices`, (n_members, num_classes), with at most `BLOCK` rows in memory."""
+        parts = [self.logits(features.numpy(indices[start : start + BLOCK])) for start in range(0, len(indices), BLOCK)]
         return np.concatenate(parts) if parts else np.zeros((0, len(self.bias)), dtype=np.float32)
 
 
@@ -125,13 +125,13 @@ def fit_head(
 def fit_large_head(
     features: FeatureRows,
     labels: NDArray[np.int64],
-    members: NDArray[np.intp],
+    indices: NDArray[np.intp],
     num_classes: int,
     inverse_regularization: float,
     balanced: bool = False,
     exact: bool = True,
 ) -> LinearHead:
-    """Return the logistic regression on the images `members`, for any number of images.
+    """Return the logistic regression on the images `indices`, for any number of images.
 
     A head is fitted to a sample. From there L-BFGS minimises the loss over all images, reading the features a few
     thousand images at a time.
@@ -139,22 +139,22 @@ def fit_large_head(
     Args:
         features: features of all images, (n_images, width).
         labels: classes of all images, (n_images,).
-        members: indices of the images to fit.
+        indices: indices of the images to fit.
         num_classes: number of classes.
         inverse_regularization: inverse regularization C.
         balanced: whether every class has the same total weight.
         exact: whether the head is fitted to all images; False: the fit of the sample is enough.
     """
     # At least two images of each class, so that the sample's fit knows all classes.
-    sample = members
-    if len(members) > SAMPLE:
-        sample = members[stratified_subset(labels[members], max(SAMPLE, 2 * num_classes), seed=0)]
+    sample = indices
+    if len(indices) > SAMPLE:
+        sample = indices[stratified_subset(labels[indices], max(SAMPLE, 2 * num_classes), seed=0)]
     with _fitting():
         path = _Path(features.numpy(sample), labels[sample], num_classes, balanced)
         head = path.at(inverse_regularization)
-    if len(sample) == len(members) or not exact:
+    if len(sample) == len(indices) or not exact:
         return head
-    return _refined(head, path, features, labels, members, inverse_regularization, balanced)
+    return _refined(head, path, features, labels, indices, inverse_regularization, balanced)
 
 
 def cross_validate(
@@ -248,11 +248,11 @@ def learning_curve(
 
     def errors(task: tuple[int, int, int]) -> NDArray[np.bool_]:
         share, _, fold = task
-        members, held = parts[fold]
+        indices, held = parts[fold]
         # A generator for each task, so that the draws do not depend on the order of the threads.
         generator = np.random.default_rng((seed, *task))
-        order = generator.permutation(members)
-        classes = [order[labels[order] == label] for label in np.unique(labels[members])]
+        order = generator.permutation(indices)
+        classes = [order[labels[order] == label] for label in np.unique(labels[indices])]
         taken = np.concatenate([own[: math.ceil(CURVE_SHARES[share] * len(own))] for own in classes])
         head = _Path(features[taken], labels[taken], num_classes, balanced=False).at(inverse_regularization)
         wrong: NDArray[np.bool_] = head.logits(features[held]).argmax(axis=1) != labels[held]
@@ -290,20 +290,20 @@ def _refined(
     path: "_Path",
     features: FeatureRows,
     labels: NDArray[np.int64],
-    members: NDArray[np.intp],
+    indices: NDArray[np.intp],
     inverse_regularization: float,
     balanced: bool,
 ) -> LinearHead:
-    """Return the head that minimises the loss over all images `members`, by L-BFGS from `head`, the fit of a sample.
+    """Return the head that minimises the loss over all images `indices`, by L-BFGS from `head`, the fit of a sample.
 
     The features are standardised with the sample's statistics (`path`), but only implicitly, through the weights: the
     features themselves are read raw, block by block.
     """
     # Class weights n / (K n_k), as scikit-learn's "balanced" has them; K counts the classes with images.
-    counts = np.bincount(labels[members], minlength=len(head.bias))
+    counts = np.bincount(labels[indices], minlength=len(head.bias))
     importance = np.ones(len(counts), dtype=np.float32)
     if balanced:
-        importance = (len(members) / np.maximum(counts, 1) / (counts > 0).sum()).astype(np.float32)
+        importance = (len(indices) / np.maximum(counts, 1) / (counts > 0).sum()).astype(np.float32)
     size = head.weight.size
 
     def loss(variables: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -313,8 +313,8 @@ def _refined(
         offset = (variables[size:] - raw @ path.mean).astype(np.float32)
         value = float((weight**2).sum()) / (2 * inverse_regularization)
         of_raw, of_offset = np.zeros_like(raw), np.zeros_like(offset)
-        for start in range(0, len(members), BLOCK):
-            rows = members[start : start + BLOCK]
+        for start in range(0, len(indices), BLOCK):
+            rows = indices[start : start + BLOCK]
             block, right = features.numpy(rows), labels[rows]
             scores = softmax(block @ raw.T + offset).astype(np.float32)
             own = scores[np.arange(len(rows)), right]

@@ -112,7 +112,7 @@ def scores_of(
     network: nn.Module,
     pixels: Pixels,
     plan: Plan,
-    members: Sequence[int] | None = None,
+    indices: Sequence[int] | None = None,
     progress: Progress = no_progress,
 ) -> NDArray[np.float32]:
     """Return a network's logits of images, with the plan's preprocessing and test-time flips.
@@ -123,7 +123,7 @@ def scores_of(
         network: the network, on its device.
         pixels: the images.
         plan: the plan that fixes the preprocessing and the settings of forward passes.
-        members: indices of the images (n,); all images by default.
+        indices: indices of the images (n,); all images by default.
         progress: called with the number of images done.
 
     Returns:
@@ -132,7 +132,7 @@ def scores_of(
 
     def send(mirrored: bool) -> NDArray[np.float32]:
         images = PlainImages(pixels, plan.preprocessing, mirrored)
-        return forward_all(network, images, plan.preprocessing, plan.forward, logits, progress, members)
+        return forward_all(network, images, plan.preprocessing, plan.forward, logits, progress, indices)
 
     if not plan.test_time_flips:
         return send(mirrored=False)

@@ -21,10 +21,10 @@ from finetune.progress import Progress
 class Activations:
     """The output of the frozen stages for some images."""
 
-    def __init__(self, outputs: Outputs, members: NDArray[np.intp]) -> None:
-        """Hold a row of `outputs` for each image of `members`, ascending indices (n,)."""
+    def __init__(self, outputs: Outputs, indices: NDArray[np.intp]) -> None:
+        """Hold a row of `outputs` for each image of `indices`, ascending indices (n,)."""
         self.outputs = outputs
-        self._members = members
+        self._indices = indices
 
     def of(self, images: Sequence[int] | NDArray[np.intp]) -> Tensor:
         """Return the activations (n, ...) of images by their indices (n,).
@@ -33,8 +33,8 @@ class Activations:
             IndexError: an image has no cached activations.
         """
         # The indices are sorted, so a binary search finds the rows. For a missing image it finds another row.
-        rows = np.searchsorted(self._members, images).clip(max=len(self._members) - 1)
-        if not np.array_equal(self._members[rows], images):
+        rows = np.searchsorted(self._indices, images).clip(max=len(self._indices) - 1)
+        if not np.array_equal(self._indices[rows], images):
             raise IndexError("some of these images have no cached activations")
         return self.outputs[rows]
 
@@ -102,7 +102,7 @@ def cache_activations(
     """
 
     def collect(
-        images: Images, described: str, keys: Sequence[int] | Sequence[Key], members: NDArray[np.intp], name: str
+        images: Images, described: str, keys: Sequence[int] | Sequence[Key], indices: NDArray[np.intp], name: str
     ) -> Activations:
         # The key names everything that the activations depend on: boundary, weights, pixels, views and precision.
         outputs = cached_outputs(
@@ -110,15 +110,15 @@ def cache_activations(
             make_key(tail.boundary, weights, described, keys, settings.precision),
             f"{name} through the frozen stages",
             lambda: forward_batches(tail, images, preprocessing, settings, Tail.prefix, keys),
-            len(members),
+            len(indices),
             progress,
         )
-        return Activations(outputs, members)
+        return Activations(outputs, indices)
 
     def collect_view(number: int) -> Activations:
         if number == num_views:  # the plain view
-            members: list[int] = evaluated.tolist()
-            return collect(plain, plain.describe(members), members, evaluated, "plain images")
+            indices: list[int] = evaluated.tolist()
+            return collect(plain, plain.describe(indices), indices, evaluated, "plain images")
         # A view depends on the seed of `varied`, the image and the view's number, and on nothing else of the training.
         keys = [Key(index, number, number < num_small) for index in trained.tolist()]
         described = varied.describe(trained.tolist())

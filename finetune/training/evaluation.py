@@ -20,7 +20,7 @@ every training is compared."""
 class HeldOutPredictions:
     """Logits of a training's held-out images at a step of its schedule."""
 
-    members: NDArray[np.intp]
+    indices: NDArray[np.intp]
     """Ascending indices of the held-out images, among the training images followed by the validation images."""
     labels: NDArray[np.int64]
     """Classes of the held-out images, (n_members,)."""
@@ -76,9 +76,9 @@ class Evaluation:
             "seen_top1": top1,
         }
 
-    def _evaluate_on(self, members: NDArray[np.intp]) -> tuple[NDArray[np.float64], float]:
+    def _evaluate_on(self, indices: NDArray[np.intp]) -> tuple[NDArray[np.float64], float]:
         """Return the log-loss of each image, (n,), and the top-1 accuracy."""
-        logits, labels = self._logits_of(members), self._labels[members]
+        logits, labels = self._logits_of(indices), self._labels[indices]
         return log_losses(softmax(logits), labels), float((logits.argmax(axis=1) == labels).mean())
 
 

@@ -210,11 +210,11 @@ def _predictor(
 ) -> Callable[[list[int]], NDArray[np.float32]]:
     """Return the function from image indices to logits (n, num_classes), from cached activations where possible."""
 
-    def predict(members: list[int]) -> NDArray[np.float32]:
+    def predict(indices: list[int]) -> NDArray[np.float32]:
         # Activations are cached of plain images only, not of their mirrored copies.
         if tail is not None and cached is not None and not phase.plan.test_time_flips:
-            return _tail_logits(tail, cached.plain, members, phase.plan)
-        return scores_of(material.network, material.pixels, material.plan, members)
+            return _tail_logits(tail, cached.plain, indices, phase.plan)
+        return scores_of(material.network, material.pixels, material.plan, indices)
 
     return predict
 
@@ -247,7 +247,7 @@ def _make_loader(
         return make_stream_loader(batches, accelerator.device, plan.forward.loader_workers)
     # Cached activations need no decoding, so they are read without worker processes.
     workers = plan.forward.loader_workers if source is material.varied else 0
-    return make_loader(source, accelerator.device, workers, StepSampler(phase.members.tolist(), share))
+    return make_loader(source, accelerator.device, workers, StepSampler(phase.indices.tolist(), share))
 
 
 def _training_work(material: Material, plan: Plan, steps: range, cached: CachedActivations | None) -> Work:
@@ -269,14 +269,14 @@ def _training_work(material: Material, plan: Plan, steps: range, cached: CachedA
     return work
 
 
-def _tail_logits(tail: Tail, plain: Activations, members: list[int], plan: Plan) -> NDArray[np.float32]:
+def _tail_logits(tail: Tail, plain: Activations, indices: list[int], plan: Plan) -> NDArray[np.float32]:
     """Return the logits (n, num_classes) of images, from their cached activations."""
     device = next(tail.parameters()).device
     tail.eval()
     # ceil(n / batch size) parts of nearly equal size.
-    parts = np.array_split(np.asarray(members, dtype=np.intp), max(1, -(-len(members) // plan.forward.batch_size)))
+    parts = np.array_split(np.asarray(indices, dtype=np.intp), max(1, -(-len(indices) // plan.forward.batch_size)))
     with ThreadTeam(plan.forward.parallel_parts, plan.forward.num_threads) as team:
-        folded = FoldedNorms(lambda: tail(plain.of(members[:1]).to(device, torch.float32)))
+        folded = FoldedNorms(lambda: tail(plain.of(indices[:1]).to(device, torch.float32)))
 
         def send(part: NDArray[np.intp]) -> NDArray[np.float32]:
             with torch.inference_mode(), autocast(device, plan.forward.precision), folded:

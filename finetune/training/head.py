@@ -27,7 +27,7 @@ def start_head(material: Material, phase: Phase) -> LinearHead | None:
     head = fit_large_head(
         material.features,
         material.labels,
-        phase.members,
+        phase.indices,
         material.num_classes,
         plan.probe_inverse_regularization,
         balanced=plan.imbalance == "class_weights",
@@ -62,7 +62,7 @@ def log_frequencies(material: Material, phase: Phase) -> NDArray[np.float32]:
     """
     if material.plan.imbalance != "logit_adjustment":
         return np.zeros(material.num_classes, dtype=np.float32)
-    counts = np.bincount(material.labels[phase.members], minlength=material.num_classes)
+    counts = np.bincount(material.labels[phase.indices], minlength=material.num_classes)
     # A class without images counts as one image: log 0 would be infinite.
     frequencies: NDArray[np.float32] = np.log(np.maximum(counts, 1) / counts.sum()).astype(np.float32)
     return frequencies
@@ -76,7 +76,7 @@ def class_weights(material: Material, phase: Phase) -> Tensor:
     """
     if material.plan.imbalance != "class_weights":
         return torch.ones(material.num_classes)
-    counts = np.bincount(material.labels[phase.members], minlength=material.num_classes).astype(np.float32)
+    counts = np.bincount(material.labels[phase.indices], minlength=material.num_classes).astype(np.float32)
     weights = np.where(counts > 0, counts.sum() / np.maximum(counts, 1) / (counts > 0).sum(), 0.0)
     return torch.from_numpy(weights.astype(np.float32))
 
@@ -91,13 +91,13 @@ def source_relation(material: Material, phase: Phase, device: torch.device) -> T
     name, _ = find_head(material.network)
     weight, bias = (material.start[f"{name}.source.{part}"].numpy() for part in ("weight", "bias"))
     source = LinearHead(weight=weight, bias=bias)
-    members, labels = phase.members, material.labels
+    indices, labels = phase.indices, material.labels
     # R[y] = 1 / n_y * sum of softmax(W_source x_i + b_source) over the n_y images of class y, with frozen features x.
     sums = np.zeros((material.num_classes, len(bias)))
-    for part in np.array_split(members, max(1, len(members) // RELATED_AT_ONCE)):
+    for part in np.array_split(indices, max(1, len(indices) // RELATED_AT_ONCE)):
         # add.at, because `sums[labels[part]] += ...` would add a single image of each class.
         np.add.at(sums, labels[part], softmax(source.logits_of(material.features, part)))
-    counts = np.bincount(labels[members], minlength=material.num_classes)
+    counts = np.bincount(labels[indices], minlength=material.num_classes)
     return torch.from_numpy((sums / np.maximum(counts, 1)[:, None]).astype(np.float32)).to(device)
 
 

@@ -66,7 +66,7 @@ def _cache_activations(material: Material, tail: Tail) -> tuple[CachedActivation
         tail,
         material.varied,
         material.plain,
-        np.unique(np.concatenate([phase.members for phase in material.phases])),
+        np.unique(np.concatenate([phase.indices for phase in material.phases])),
         np.unique(np.concatenate([evaluated_images(phase, plan.seed) for phase in material.phases])),
         plan.cached_views,
         plan.small_views,

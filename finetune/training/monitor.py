@@ -128,9 +128,9 @@ class Monitor:
         parts = self._plan.accumulation
         is_whole = next(task.module.parameters()).device == task.class_weights.device  # and not sharded elsewhere
         # In micro-batches: the whole batch may not fit into memory at once.
-        for part, members in zip(inputs.chunk(parts), indices.chunk(parts), strict=True):
+        for part, part_indices in zip(inputs.chunk(parts), indices.chunk(parts), strict=True):
             if is_whole and not layer:
-                layer = first_not_finite(task.module, partial(_plain_loss, task, part, members))
+                layer = first_not_finite(task.module, partial(_plain_loss, task, part, part_indices))
         # Another process may be the only one with the images on which a layer is not finite.
         return next(filter(None, of_all_processes(layer)), "")
 

@@ -40,11 +40,17 @@ def parameter_groups(task: Task, plan: Plan, parameters: dict[str, nn.Parameter]
     groups: list[dict[str, Any]] = []
     for stage, names in task.groups.items():
         for decayed in (True, False):
-            members = [parameters[name] for name in names if (parameters[name].ndim > 1) == decayed]
-            if members:
+            parameters_of_group = [parameters[name] for name in names if (parameters[name].ndim > 1) == decayed]
+            if parameters_of_group:
                 decay = plan.weight_decay if decayed else 0.0
                 groups.append(
-                    {"params": members, "lr": rates[stage], "peak": rates[stage], "weight_decay": decay, "stage": stage}
+                    {
+                        "params": parameters_of_group,
+                        "lr": rates[stage],
+                        "peak": rates[stage],
+                        "weight_decay": decay,
+                        "stage": stage,
+                    }
                 )
     return groups
 

@@ -31,7 +31,7 @@ def make_model(state: TrainingState, scores: NDArray[np.float32], labels: NDArra
         labels: classes of the held-out images (n,).
     """
     material = state.material
-    # One temperature, fitted to all held-out images (Guo et al. 2017): a single number hardly overfits them.
+    # One temperature, fitted to all held-out images (Guo et al. 2017).
     temperature = fit_temperature(scores, labels)
     held_out = HeldOut(labels=labels, probabilities=softmax(scores / temperature))
     return TrainedModel(

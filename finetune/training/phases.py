@@ -23,7 +23,7 @@ class Phase:
     """Name of the phase: validation, fold-1 ..., or refit."""
     plan: Plan
     """Plan of this training: its steps and learning rates."""
-    members: NDArray[np.intp]
+    indices: NDArray[np.intp]
     """Indices of the images that it trains on, (n_members,)."""
     held_out: NDArray[np.intp]
     """Indices of the images that it is evaluated on, (n_held_out,); empty for a refit."""
@@ -51,10 +51,10 @@ def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
 
     def refit(earlier: Phase | None) -> Phase:
         last = plan_of_cycle(plan) if earlier is None else plan_of_refit(plan)
-        return Phase(name="refit", plan=last, members=np.arange(count), held_out=none, earlier=earlier)
+        return Phase(name="refit", plan=last, indices=np.arange(count), held_out=none, earlier=earlier)
 
-    def evaluated(name: str, members: NDArray[np.intp], held_out: NDArray[np.intp]) -> Phase:
-        return Phase(name=name, plan=plan_of_cycle(plan), members=members, held_out=held_out)
+    def evaluated(name: str, indices: NDArray[np.intp], held_out: NDArray[np.intp]) -> Phase:
+        return Phase(name=name, plan=plan_of_cycle(plan), indices=indices, held_out=held_out)
 
     if given is not None:
         first = evaluated("validation", np.arange(len(labels)), np.arange(len(labels), count))
@@ -86,5 +86,5 @@ def training_sample(phase: Phase, seed: int) -> NDArray[np.intp]:
     """
     # The standard error of an accuracy p of n images is sqrt(p (1 - p) / n), at most .5 / sqrt(256) = .031.
     count = min(len(phase.held_out), LARGEST_SAMPLE)
-    chosen: NDArray[np.intp] = np.random.default_rng(seed).permutation(phase.members)[:count]
+    chosen: NDArray[np.intp] = np.random.default_rng(seed).permutation(phase.indices)[:count]
     return chosen

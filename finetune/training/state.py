@@ -92,13 +92,13 @@ def collect(
         material: material of the plan.
         found: each phase with its logits and its linear probe's, (n_held_out, num_classes); None without a probe.
     """
-    members = np.concatenate([phase.held_out for phase, _, _ in found])
+    indices = np.concatenate([phase.held_out for phase, _, _ in found])
     # Each image is held out by one phase at most, so sorting the indices merges the predictions of folds.
-    order = np.argsort(members)
+    order = np.argsort(indices)
     probes = [probe for _, _, probe in found if probe is not None]
     return HeldOutPredictions(
-        members=members[order],
-        labels=material.labels[members[order]],
+        indices=indices[order],
+        labels=material.labels[indices[order]],
         logits=np.concatenate([logits for _, logits, _ in found])[order],
         probe=np.concatenate(probes)[order] if probes else None,
     )
@@ -131,7 +131,7 @@ class TrainingDivergedError(DivergenceError):
     """A training diverged after some of its phases were finished."""
 
     def __init__(self, error: DivergenceError, state: TrainingState) -> None:
-        """Extend the history of the error by that of the finished phases; hold the state from before the error."""
+        """Extend the history of the error by that of the finished phases; hold the state that was reached."""
         super().__init__(str(error), [*state.history, *error.history])
         self.state = state
-        """Progress before the phase that diverged."""
+        """Progress before the phase that diverged, with the time and work that this phase took."""

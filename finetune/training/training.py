@@ -146,9 +146,9 @@ def _train_phase(state: TrainingState, phase: Phase, until: int) -> tuple[Traini
     if saved is not None:
         result = _restore(material, phase, until, saved, keeps)
     else:
-        state, result = (
-            _fit_phase(state, phase, until, keeps) if material.plan.steps else _fit_probe(state, phase, keeps)
-        )
+        state, result = _fit_phase(state, phase, until)
+        if keeps:
+            result = replace(result, weights=copy_weights(material.network))
         counted = time.perf_counter() - begun
         material.checkpoints.finish(name, _content(result, material.network if keeps else None))
     # The result has its own seconds; those of reading and saving it are counted here.
@@ -156,20 +156,14 @@ def _train_phase(state: TrainingState, phase: Phase, until: int) -> tuple[Traini
     return replace(state, results=(*state.results, result), extra_seconds=state.extra_seconds + overhead), result
 
 
-def _fit_probe(state: TrainingState, phase: Phase, keeps: bool) -> tuple[TrainingState, PhaseResult]:
-    """Fit the linear probe of a phase, which takes no steps."""
-    begun = time.perf_counter()
-    _load_start(state, phase)
-    result = fit_probe(state.material, phase)
-    weights = copy_weights(state.material.network) if keeps else None
-    return state, replace(result, weights=weights, seconds=time.perf_counter() - begun)
-
-
-def _fit_phase(state: TrainingState, phase: Phase, until: int, keeps: bool) -> tuple[TrainingState, PhaseResult]:
-    """Train a phase up to a step; return the state with the cached activations, and the result."""
+def _fit_phase(state: TrainingState, phase: Phase, until: int) -> tuple[TrainingState, PhaseResult]:
+    """Train a phase up to a step, or fit its linear probe; return the state with the cached activations, and the
+    result."""
     begun = time.perf_counter()
     material, steps_before = state.material, state.steps_taken(phase)
     head = _load_start(state, phase)
+    if not material.plan.steps:
+        return state, replace(fit_probe(material, phase), seconds=time.perf_counter() - begun)
     accelerator = make_accelerator(phase.plan)
     module = choose_module(material, phase.plan, accelerator, state.cached)
     state = replace(state, cached=module.cached)
@@ -196,13 +190,8 @@ def _fit_phase(state: TrainingState, phase: Phase, until: int, keeps: bool) -> t
                 extra_work=state.extra_work + module.work,
             ),
         ) from None
-    weights = copy_weights(material.network) if keeps else None
-    return state, replace(
-        result,
-        work=module.work + result.work,
-        seconds=time.perf_counter() - begun + seconds_before,
-        weights=weights,
-    )
+    seconds = time.perf_counter() - begun + seconds_before
+    return state, replace(result, work=module.work + result.work, seconds=seconds)
 
 
 def _load_start(state: TrainingState, phase: Phase) -> LinearHead | None:

@@ -58,7 +58,7 @@ def test_images_come_out_in_order_whatever_the_batches(small_network, small_plan
 def test_only_the_given_members_are_computed(small_network, small_plan, images):
     network, preprocessing = small_network(), small_plan().preprocessing
     everything = forward_all(network, images, preprocessing, FORWARD, logits)
-    some = forward_all(network, images, preprocessing, FORWARD, logits, members=[66, 3])
+    some = forward_all(network, images, preprocessing, FORWARD, logits, indices=[66, 3])
     np.testing.assert_allclose(some, everything[[66, 3]], atol=1e-5)
 
 
@@ -127,20 +127,20 @@ def test_batches_are_sent_forward_only_as_they_are_asked_for(forwarded, small_pl
     assert sizes == [10]
 
 
-def frozen(network, images, plan, members=None, weights="some weights", **changes):
+def frozen(network, images, plan, indices=None, weights="some weights", **changes):
     settings = FORWARD.changed(**changes)
-    return frozen_features(network, images, plan.preprocessing, settings, weights, no_progress, members)
+    return frozen_features(network, images, plan.preprocessing, settings, weights, no_progress, indices)
 
 
 @pytest.mark.usefixtures("empty_cache")
-@pytest.mark.parametrize("members", [None, [66, 3, 5]])
-def test_frozen_features_are_computed_once_and_then_found_bit_for_bit(forwarded, small_plan, images, members):
+@pytest.mark.parametrize("indices", [None, [66, 3, 5]])
+def test_frozen_features_are_computed_once_and_then_found_bit_for_bit(forwarded, small_plan, images, indices):
     (network, sizes), plan = forwarded, small_plan()
-    first = frozen(network, images, plan, members)
+    first = frozen(network, images, plan, indices)
     sent = sum(sizes)
-    again = frozen(network, images, plan, members)
+    again = frozen(network, images, plan, indices)
     assert (first.found, again.found) == (False, True)
-    assert sent == sum(sizes) == len(first) == len(again) == (70 if members is None else 3)
+    assert sent == sum(sizes) == len(first) == len(again) == (70 if indices is None else 3)
     assert torch.equal(first[:], again[:])
     np.testing.assert_array_equal(first.numpy(), again.numpy())
 
@@ -158,7 +158,7 @@ def test_frozen_features_are_those_of_a_forward_pass_in_bfloat16(small_network, 
 
 @pytest.mark.usefixtures("empty_cache")
 @pytest.mark.parametrize(
-    "change", ["weights", "members", "order", "precision", "mirrored", "size", "crop", "images", "normalisation"]
+    "change", ["weights", "indices", "order", "precision", "mirrored", "size", "crop", "images", "normalisation"]
 )
 def test_features_are_cached_by_everything_that_they_depend_on(small_network, small_plan, images, tmp_path, change):
     network, plan = small_network(), small_plan()
@@ -177,7 +177,7 @@ def test_features_are_cached_by_everything_that_they_depend_on(small_network, sm
         network,
         PlainImages(pixels, changed, mirrored=change == "mirrored"),
         plan.changed(preprocessing=changed),
-        {"members": [3, 6], "order": [5, 3]}.get(change, [3, 5]),
+        {"indices": [3, 6], "order": [5, 3]}.get(change, [3, 5]),
         "other weights" if change == "weights" else "some weights",
         precision="bfloat16" if change == "precision" else "float32",
     )

@@ -110,12 +110,12 @@ def batch_of(plan, step):
 
 def loss_of(network, plan, step, class_weights=None):
     """The loss of a step by torch's own cross-entropy: the weighted mean over the images of the batch."""
-    members = batch_of(plan, step)
+    indices = batch_of(plan, step)
     losses = nn.functional.cross_entropy(
-        network(Inputs().tensors[members]), LABELS[members], reduction="none", label_smoothing=plan.label_smoothing
+        network(Inputs().tensors[indices]), LABELS[indices], reduction="none", label_smoothing=plan.label_smoothing
     )
     weights = torch.ones(NUM_CLASSES) if class_weights is None else class_weights
-    return (losses * weights[LABELS[members]]).sum() / len(members)
+    return (losses * weights[LABELS[indices]]).sum() / len(indices)
 
 
 def noisy_network():
@@ -301,11 +301,11 @@ def test_co_tuning_adds_the_pretrained_classifiers_loss_to_the_objective_and_not
     relation = torch.rand(NUM_CLASSES, 7, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
     torch.manual_seed(0)
     source = nn.Linear(256, 7)
-    reference, members = small_network(), batch_of(plan, 0)
+    reference, indices = small_network(), batch_of(plan, 0)
     loss = loss_of(reference, plan, 0, UNEQUAL)
-    features = reference.forward_head(reference.forward_features(Inputs().tensors[members]), pre_logits=True)
-    each = -(relation[LABELS[members]] * source(features).log_softmax(dim=1)).sum(dim=1)
-    (loss + 2.0 * (UNEQUAL[LABELS[members]] * each).mean()).backward()
+    features = reference.forward_head(reference.forward_features(Inputs().tensors[indices]), pre_logits=True)
+    each = -(relation[LABELS[indices]] * source(features).log_softmax(dim=1)).sum(dim=1)
+    (loss + 2.0 * (UNEQUAL[LABELS[indices]] * each).mean()).backward()
     network = small_network()
     add_source_head(network, "classifier", source)
     task = train(network, plan, class_weights=UNEQUAL, relation=relation)
@@ -543,13 +543,13 @@ def test_a_mixed_batch_has_the_loss_of_both_labels_by_their_shares(small_network
     plan = small_plan(strategy="full", steps=1, warmup_steps=0)
     plan = plan.changed(augmentation=plan.augmentation.changed(mixing=mixing))
     network = small_network()
-    members = batch_of(plan, 0)
-    mixed, share = mix(Inputs().tensors[members], mixing, (plan.noise_seed, 0))
+    indices = batch_of(plan, 0)
+    mixed, share = mix(Inputs().tensors[indices], mixing, (plan.noise_seed, 0))
     with torch.no_grad():
         scores = network(mixed)
     losses = [
         nn.functional.cross_entropy(scores, LABELS[own], label_smoothing=plan.label_smoothing)
-        for own in (members, members.roll(1))
+        for own in (indices, indices.roll(1))
     ]
     (row,) = train(network, plan).history
     assert 0 < share < 1

@@ -60,15 +60,15 @@ from tasks import train_in_turn
 made = []
 
 
-def rows(members):
-    made.append(members)
-    return torch.tensor([[10.0 * member] for member in members]).reshape(-1, 1).numpy()
+def rows(indices):
+    made.append(indices)
+    return torch.tensor([[10.0 * member] for member in indices]).reshape(-1, 1).numpy()
 
 
-def mistake(members):
+def mistake(indices):
     if rank == 1:
         raise DataError("the second half cannot be read")
-    return rows(members)
+    return rows(indices)
 
 
 os.environ |= {  # as `accelerate launch --use_fsdp` leaves them

@@ -150,7 +150,7 @@ def checkpoints(tmp_path):
 
 
 def indices(phases):
-    return {phase.name: (phase.members.tolist(), phase.held_out.tolist()) for phase in phases}
+    return {phase.name: (phase.indices.tolist(), phase.held_out.tolist()) for phase in phases}
 
 
 def test_given_validation_images_judge_and_the_refit_trains_on_them_too(small_plan, given):
@@ -167,7 +167,7 @@ def test_given_validation_images_are_never_trained_on_without_a_refit(small_plan
 def test_held_out_images_are_a_fifth_of_each_class_and_the_refit_trains_on_all(small_plan, splits):
     first, refit = plan_phases(small_plan(validation="held_out", refit=True), splits)
     labels = labels_of(splits.train)
-    assert sorted([*first.members, *first.held_out]) == list(range(15))
+    assert sorted([*first.indices, *first.held_out]) == list(range(15))
     assert np.bincount(labels[first.held_out]).tolist() == [1, 1, 1]
     assert (first.name, refit.name) == ("validation", "refit")
     assert indices([refit]) == {"refit": (list(range(15)), [])}
@@ -175,7 +175,7 @@ def test_held_out_images_are_a_fifth_of_each_class_and_the_refit_trains_on_all(s
 
 def test_held_out_images_are_never_trained_on_without_a_refit(small_plan, splits):
     (only,) = plan_phases(small_plan(validation="held_out", refit=False), splits)
-    assert not set(only.members) & set(only.held_out)
+    assert not set(only.indices) & set(only.held_out)
 
 
 @pytest.mark.parametrize("refit", [False, True])
@@ -184,7 +184,7 @@ def test_cross_validation_holds_every_image_out_once_and_ships_a_training_on_all
     assert [fold.name for fold in folds] == ["fold-1", "fold-2", "fold-3"]
     assert sorted(np.concatenate([fold.held_out for fold in folds])) == list(range(15))
     for fold in folds:
-        assert sorted([*fold.members, *fold.held_out]) == list(range(15))
+        assert sorted([*fold.indices, *fold.held_out]) == list(range(15))
     assert indices([last]) == {"refit": (list(range(15)), [])}
 
 
@@ -192,13 +192,13 @@ def test_cross_validation_holds_every_image_out_once_and_ships_a_training_on_all
 def test_images_that_belong_together_are_never_parted(small_plan, grouped, validation):
     groups = groups_of(grouped.train)
     for phase in plan_phases(small_plan(validation=validation, folds=2, refit=False), grouped):
-        assert not set(groups[phase.members]) & set(groups[phase.held_out])
+        assert not set(groups[phase.indices]) & set(groups[phase.held_out])
 
 
 @pytest.mark.parametrize("validation", ["held_out", "cross_validation"])
 def test_a_plan_that_holds_out_training_images_leaves_a_given_validation_split_alone(small_plan, given, validation):
     for phase in plan_phases(small_plan(validation=validation, refit=True), given):
-        assert max(*phase.members, *phase.held_out) < len(given.train)
+        assert max(*phase.indices, *phase.held_out) < len(given.train)
 
 
 @pytest.mark.parametrize("validation", ["held_out", "cross_validation"])
@@ -218,10 +218,10 @@ def test_a_probe_without_steps_is_the_logistic_regression_on_the_phases_own_imag
     make_plan, splits, validation, imbalance
 ):
     plan = make_plan("linear_probe", validation=validation, imbalance=imbalance)
-    members = plan_phases(plan, splits)[-1].members
+    indices = plan_phases(plan, splits)[-1].indices
     expected = fit_head(
-        features_of(plan, splits)[members],
-        labels_of(splits.train)[members],
+        features_of(plan, splits)[indices],
+        labels_of(splits.train)[indices],
         3,
         plan.probe_inverse_regularization,
         balanced=imbalance == "class_weights",
@@ -235,8 +235,8 @@ def test_a_probe_without_steps_is_the_logistic_regression_on_the_phases_own_imag
 def test_the_head_of_every_strategy_starts_from_the_probe_of_the_phases_own_images(make_plan, splits, way):
     plan = make_plan(way, head_learning_rate=0.0, steps=2)
     (phase,) = plan_phases(plan, splits)
-    labels = labels_of(splits.train)[phase.members]
-    expected = fit_head(features_of(plan, splits)[phase.members], labels, 3, plan.probe_inverse_regularization)
+    labels = labels_of(splits.train)[phase.indices]
+    expected = fit_head(features_of(plan, splits)[phase.indices], labels, 3, plan.probe_inverse_regularization)
     weight, bias = head_of(train(plan, splits).network)
     np.testing.assert_allclose(weight, expected.weight, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(bias, expected.bias, rtol=1e-4, atol=1e-4)
@@ -293,9 +293,9 @@ def test_a_co_tuned_class_is_related_to_what_the_pretrained_classifier_takes_its
     pretrained.load_state_dict(load_file(plan.weights))
     images = PlainImages(Pixels(splits.train, plan.preprocessing.shorter_side), plan.preprocessing)
     taken_for = softmax(forward_all(pretrained, images, plan.preprocessing, plan.forward, logits))
-    members = state.material.phases[0].members
+    indices = state.material.phases[0].indices
     for label in range(3):
-        of_class = members[labels_of(splits.train)[members] == label]
+        of_class = indices[labels_of(splits.train)[indices] == label]
         mean = torch.from_numpy(taken_for[of_class].mean(axis=0)).float()
         torch.testing.assert_close(tasks[0].relation[label], mean, rtol=0.05, atol=1e-5)
     assert model.network.state_dict().keys() == network_of(plan).state_dict().keys()
@@ -356,8 +356,8 @@ def test_scratch_moves_every_parameter_and_the_statistics(make_plan, splits):
 def test_a_training_that_is_not_a_probe_moves_the_head(make_plan, splits):
     plan = make_plan("norm_tuning")
     (phase,) = plan_phases(plan, splits)
-    labels = labels_of(splits.train)[phase.members]
-    probe = fit_head(features_of(plan, splits)[phase.members], labels, 3, plan.probe_inverse_regularization)
+    labels = labels_of(splits.train)[phase.indices]
+    probe = fit_head(features_of(plan, splits)[phase.indices], labels, 3, plan.probe_inverse_regularization)
     assert not np.allclose(head_of(train(plan, splits).network)[0], probe.weight, rtol=1e-3)
 
 
@@ -398,8 +398,8 @@ def test_logit_adjustment_takes_the_log_frequencies_of_the_phases_images_from_th
     plain, adjusted = (
         train(make_plan(way, imbalance=imbalance, refit=refit), splits) for imbalance in ("none", "logit_adjustment")
     )
-    members = plan_phases(plain.plan, splits)[-1].members
-    counts = np.bincount(labels_of(splits.train)[members])
+    indices = plan_phases(plain.plan, splits)[-1].indices
+    counts = np.bincount(labels_of(splits.train)[indices])
     assert len(set(counts)) > 1
     (weight, bias), (adjusted_weight, adjusted_bias) = head_of(plain.network), head_of(adjusted.network)
     np.testing.assert_allclose(adjusted_weight, weight, rtol=1e-5, atol=1e-6)
@@ -421,7 +421,7 @@ def test_class_weights_are_inverse_to_the_counts_of_the_phases_images_and_1_on_a
     plan = make_plan("norm_tuning", imbalance="class_weights", refit=True)
     train(plan, splits)
     for phase, task in zip(plan_phases(plan, splits), tasks, strict=True):
-        counts = np.bincount(labels_of(splits.train)[phase.members])
+        counts = np.bincount(labels_of(splits.train)[phase.indices])
         weights = task.class_weights.numpy()
         np.testing.assert_allclose(weights * counts, weights[0] * counts[0], rtol=1e-6)
         assert (weights * counts).sum() / counts.sum() == pytest.approx(1.0)
@@ -441,7 +441,7 @@ def test_evaluations_of_a_training_in_bfloat16_are_in_the_precision_of_forward_p
     (phase,) = plan_phases(model.plan, splits)
     preprocessing = model.plan.preprocessing
     images = PlainImages(Pixels(splits.train, preprocessing.shorter_side), preprocessing)
-    scores = forward_all(model.network, images, preprocessing, FORWARD, logits, members=phase.held_out.tolist())
+    scores = forward_all(model.network, images, preprocessing, FORWARD, logits, indices=phase.held_out.tolist())
     exact = log_loss(scores, labels_of(splits.train)[phase.held_out])
     assert model.history[-1]["validation_loss"] == pytest.approx(exact, rel=1e-5)
 
@@ -452,13 +452,13 @@ def test_an_evaluation_judges_as_many_images_that_were_trained_on_in_the_same_ma
     (phase,) = plan_phases(model.plan, splits)
     row = model.history[-1]
     assert row["validation_images"] == len(phase.held_out)
-    seen = np.random.default_rng(model.plan.seed).permutation(phase.members)[: len(phase.held_out)]
+    seen = np.random.default_rng(model.plan.seed).permutation(phase.indices)[: len(phase.held_out)]
     assert not set(seen) & set(phase.held_out)
-    for members, loss in ((seen, "seen_loss"), (phase.held_out, "validation_loss")):
-        scores = model.temperature * np.log(model.probabilities(splits.train.select(members)))
+    for indices, loss in ((seen, "seen_loss"), (phase.held_out, "validation_loss")):
+        scores = model.temperature * np.log(model.probabilities(splits.train.select(indices)))
         losses = [
             log_loss(one[None], label[None])
-            for one, label in zip(scores, labels_of(splits.train)[members], strict=True)
+            for one, label in zip(scores, labels_of(splits.train)[indices], strict=True)
         ]
         assert row[loss] == pytest.approx(np.mean(losses), rel=0.02)
     assert row["validation_loss_error"] == pytest.approx(np.std(losses) / len(losses) ** 0.5, rel=0.05)
@@ -513,7 +513,7 @@ def test_the_metrics_are_those_of_all_held_out_images(make_plan, splits, validat
     right = []
     for phase in plan_phases(model.plan, splits):
         if len(phase.held_out):
-            head = fit_head(features[phase.members], labels[phase.members], 3, model.plan.probe_inverse_regularization)
+            head = fit_head(features[phase.indices], labels[phase.indices], 3, model.plan.probe_inverse_regularization)
             right += (head.logits(features[phase.held_out]).argmax(axis=1) == labels[phase.held_out]).tolist()
     assert model.validation.num_images == len(right)
     assert model.validation.top1 == pytest.approx(np.mean(right))
@@ -869,7 +869,7 @@ def test_a_look_judges_every_held_out_image_once(make_plan, splits, checkpoints,
     plan = make_plan("partial", validation=validation, folds=2)
     _, look = evaluate_at(begin(plan, splits, checkpoints=checkpoints), 0.5)
     held = np.sort(np.concatenate([phase.held_out for phase in plan_phases(plan, splits)]))
-    assert look.members.tolist() == held.tolist()
+    assert look.indices.tolist() == held.tolist()
     assert look.labels.tolist() == labels_of(splits.train)[held].tolist()
     assert look.logits.shape == (len(held), 3)
 
@@ -932,7 +932,7 @@ def test_a_blend_is_judged_as_itself_and_leaves_the_training_as_it_was(make_plan
     assert not np.array_equal(blended.held_out.probabilities, model.held_out.probabilities)
     if not changes:  # the network that ships is the one that was judged
         _, look = evaluate_at(state)
-        own = blended.probabilities(splits.train.select(look.members))
+        own = blended.probabilities(splits.train.select(look.indices))
         np.testing.assert_allclose(own, blended.held_out.probabilities, rtol=0.02, atol=1e-6)
 
 
@@ -1107,7 +1107,7 @@ def test_an_interrupted_cycle_goes_on_to_the_model_of_an_uninterrupted_one(make_
 
 def test_trainings_with_other_seeds_differ_but_hold_the_same_images_out(make_plan, splits):
     first, second = (evaluate_at(begin(make_plan("full", training_seed=seed), splits))[1] for seed in (0, 1))
-    assert first.members.tolist() == second.members.tolist()
+    assert first.indices.tolist() == second.indices.tolist()
     assert not np.array_equal(first.logits, second.logits)
 
 

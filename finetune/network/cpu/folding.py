@@ -56,8 +56,8 @@ class FoldedNorms(Interception):
             trained: the parameters with respect to which the passes are differentiated.
             team: the threads that fold.
         """
-        members = {id(parameter) for parameter in trained}
-        weights = FoldedWeights([pair for key, pair in self._norms.items() if key in members], trained, team)
+        trained_ids = {id(parameter) for parameter in trained}
+        weights = FoldedWeights([pair for key, pair in self._norms.items() if key in trained_ids], trained, team)
         self._shared = weights.by_weight
         try:
             yield weights
@@ -117,10 +117,10 @@ class FoldedWeights:
         """Fold the pairs in `found`, a part in each thread of the team; only parameters in `trained` get gradients."""
         self._trained = trained
         self._team = team
-        members = {id(parameter) for parameter in trained}
+        trained_ids = {id(parameter) for parameter in trained}
         dtype = _dtype(trained[0])  # here, because autocast is each thread's own
         parts = [found[first :: team.count] for first in range(team.count)]
-        self._folds = list(team.map(lambda part: _Fold(part, members, dtype), parts))
+        self._folds = list(team.map(lambda part: _Fold(part, trained_ids, dtype), parts))
         of_folds = {id(source) for fold in self._folds for source in fold.sources}
         # The other trained parameters are leaves themselves, in their own precision, and autocast casts them in each
         # pass.
@@ -156,7 +156,7 @@ class FoldedWeights:
 class _Fold:
     """A part of the convolutions, folded by one thread."""
 
-    def __init__(self, found: "Sequence[_Found]", members: set[int], dtype: torch.dtype) -> None:
+    def __init__(self, found: "Sequence[_Found]", trained_ids: set[int], dtype: torch.dtype) -> None:
         # Two graphs: parameters -> `_made` (here), and detached copies of `_made` -> loss (in each pass). `back` joins
         # them. The copies are cast to the precision of the passes once instead of in each pass.
         with torch.enable_grad():
@@ -166,7 +166,7 @@ class _Fold:
         self.by_weight = {id(pair.weight): both for pair, both in zip(found, pairs, strict=True)}
         self.leaves = [one for both in pairs for one in both if one.requires_grad]
         given = [one for pair in found for one in (pair.weight, pair.bias, pair.norm.weight, pair.norm.bias)]
-        self.sources = [one for one in given if one is not None and id(one) in members]
+        self.sources = [one for one in given if one is not None and id(one) in trained_ids]
 
     def back(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the gradients of the sources from those of the leaves."""
