@@ -23,7 +23,6 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from experiments.paths import RESULTS
 from experiments.rows import Row, append_row, read_rows
 from finetune.data import ImageSplits, labels_of, load_images, stratified_subset
-from finetune.decide.candidates import RUNGS
 from finetune.decide.choice import choose_strategy
 from finetune.decide.planning import make_plan
 from finetune.measure import measure_evidence
@@ -33,7 +32,7 @@ from finetune.recipe import Recipe, Search, load_recipe
 from finetune.training import Checkpoints, HeldOutPredictions, begin, evaluate_at, finish
 from finetune.tuning.space import Dimension, Parameters, Space, plan_of_trial, refine
 from finetune.tuning.state import Trial, Tuning, best_of
-from finetune.tuning.trials import Proposer
+from finetune.tuning.trials import RUNGS, Proposer
 
 RATES = tuple(5e-5 * 2**power for power in range(8))
 """Learning rates of the table."""

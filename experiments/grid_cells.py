@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.rows import Row, read_rows
-from finetune.decide.candidates import RUNGS, SPECS
+from finetune.decide.candidates import SPECS
 from finetune.decide.prior import features
 from finetune.decide.workload import BATCH_SIZE, MOST_VIEWS, TRAINING_FOLDS
 
@@ -46,11 +46,8 @@ class Cell:
     """Whether each test image (n_images,) is classified correctly, by candidate."""
     validation_top1: dict[str, float]
     """Accuracy on the held-out images, by candidate; empty if no images were held out."""
-    right: dict[str, list[NDArray[np.float64]]]
-    """Probability of the correct class of each held-out image (n_images,) at each rung and at the end, by candidate;
-    empty lists if no images were held out."""
-    costs: dict[str, list[float]]
-    """Cost of each candidate up to each rung and in total, in forward equivalents."""
+    costs: dict[str, float]
+    """Cost of each candidate in forward equivalents."""
     rejected: frozenset[str]
     """Candidates that ended worse than the linear probe, which then becomes the final model."""
     num_test: int
@@ -73,16 +70,6 @@ class Cell:
         """Features of the cell that the prior depends on."""
         probe_error = 1.0 - self.evidence["probe_accuracy"]
         return features(self.evidence["images_per_class"], self.evidence["domain_similarity"], probe_error)
-
-    @property
-    def final_costs(self) -> list[float]:
-        """Total cost of each candidate in forward equivalents, in the order of `ALL`."""
-        return [self.costs[name][-1] for name in ALL]
-
-    @property
-    def was_held_out(self) -> bool:
-        """Whether images were held out, so that a race can be replayed."""
-        return bool(self.right[PROBE])
 
 
 def load(path: Path) -> list[Cell]:
@@ -114,20 +101,11 @@ def _cell(name: str, size: str, seed: int, rows: dict[str, Row]) -> Cell:
         | {of: row["test"][metric] for of, row in means.items()},
         correct={each: _bits(rows[each]["test"]["correct"], num_test) for each in ALL},
         validation_top1={each: rows[each]["held_out"]["top1"] for each in ALL} if held else {},
-        right={each: [_probabilities(rung) for rung in rows[each].get("rungs", ())] if held else [] for each in ALL},
-        costs={each: _costs(each, rows[each], evidence["num_images"]) for each in ALL},
+        costs={each: cost_of(rows[each], evidence["num_images"]) for each in ALL},
         rejected=frozenset(each for each in ALL if rows[each].get("note")),
         num_test=num_test,
         device=rows[CANDIDATES[0]].get("device", ""),
     )
-
-
-def _probabilities(packed: str) -> NDArray[np.float64]:
-    """Return the probabilities of the correct class from packed losses."""
-    # A byte holds 64 sqrt(loss); the probability is exp(-loss).
-    roots = np.frombuffer(base64.b64decode(packed), dtype=np.uint8) / 64.0
-    found: NDArray[np.float64] = np.exp(-(roots**2))
-    return found
 
 
 def _bits(packed: str, count: int) -> NDArray[np.bool_]:
@@ -136,16 +114,17 @@ def _bits(packed: str, count: int) -> NDArray[np.bool_]:
     return bits.astype(np.bool_)
 
 
-def _costs(candidate: str, row: Row, num_images: int) -> list[float]:
-    """Return the cost up to each rung and in total, in forward equivalents.
+def cost_of(row: Row, num_images: int) -> float:
+    """Return the cost of a candidate in forward equivalents.
 
     If only the final training was run, the cost of all folds and the refit is computed from its cost.
     """
-    first, *rest = row["forward_equivalents"]
-    if "rungs" in row:
-        own = [cost - first for cost in rest]
-        return own if candidate != PROBE else [own[-1]] * (len(RUNGS) + 1)
-    alone, images = rest[-1] - first, row["steps"] * BATCH_SIZE
+    # The costs are cumulative. Those of older rows include the costs at steps at which the training was evaluated.
+    first, *_, last = row["forward_equivalents"]
+    alone: float = last - first
+    if "held_out" in row:
+        return alone
+    images = row["steps"] * BATCH_SIZE
     prefix = 0.0
     if row["strategy"] == "partial":
         # The frozen part, a share 1 - tail of the network, computes all views once. A training step costs a forward
@@ -154,7 +133,4 @@ def _costs(candidate: str, row: Row, num_images: int) -> list[float]:
         tail = (alone - views) / (3 * images - views)
         prefix = views * (1.0 - tail)
     # Each of the folds' trainings and the refit repeats the steps; all share the cached activations.
-    return [
-        prefix + trained * (alone - prefix)
-        for trained in (*(TRAINING_FOLDS * share for share in RUNGS), TRAINING_FOLDS + 1)
-    ]
+    return prefix + (TRAINING_FOLDS + 1) * (alone - prefix)

@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 from sklearn.linear_model import PoissonRegressor
 
 from experiments.grid_cells import ALL, CANDIDATES, PROBE, Cell, joined
-from finetune.decide.belief import PROBE_PLACE, Belief
+from finetune.decide.belief import Belief
 from finetune.decide.contest import PRICE, TOLERANCE, Contest
 from finetune.decide.decision import FALLBACK
 from finetune.decide.prior import Prior, belief_of
-from finetune.decide.race import compete, is_worth_racing
 from finetune.recipe import Preference
 
 RIDGE = 0.02
@@ -30,9 +29,7 @@ class Decision:
     chosen: str
     """Name of the candidate, or of the mean of several, that becomes the final model."""
     cost: float
-    """Cost in forward equivalents, including the decision, but not the evidence, which every policy needs."""
-    raced: bool = False
-    """Whether there was a race."""
+    """Cost in forward equivalents, including rejected trainings, but not the evidence, which every policy needs."""
 
 
 Policy = Callable[[Cell], Decision]
@@ -123,7 +120,7 @@ def _without(spread: NDArray[np.float64], chance: NDArray[np.float64]) -> NDArra
 
 def always(name: str) -> Policy:
     """Return the policy that always trains the same candidate."""
-    return lambda cell: Decision(name, cell.costs[name][-1])
+    return lambda cell: Decision(name, cell.costs[name])
 
 
 def four_quadrants(cell: Cell) -> Decision:
@@ -143,7 +140,6 @@ def size_only(cell: Cell) -> Decision:
 def selector(
     cells: Sequence[Cell],
     prefer: Preference,
-    races: bool = True,
     uses: Sequence[int] = (0, 1, 2),
     averages: bool = True,
 ) -> Policy:
@@ -152,7 +148,6 @@ def selector(
     Args:
         cells: all cells.
         prefer: the preference of the user.
-        races: whether it may race candidates.
         uses: indices of the prior's features to use.
         averages: whether it may average two candidates.
     """
@@ -160,33 +155,18 @@ def selector(
 
     def decide(cell: Cell) -> Decision:
         belief = belief_about(cell, priors[cell.set])
-        contest = Contest(names=ALL, belief=belief, costs=tuple(cell.final_costs), tolerance=TOLERANCE[prefer])
-        left = contest.finalists()
-        raced = [place for place in left if place != PROBE_PLACE]
-        other = contest.partner(left[0], PRICE[prefer])
+        costs = tuple(cell.costs[name] for name in ALL)
+        contest = Contest(names=ALL, belief=belief, costs=costs, tolerance=TOLERANCE[prefer])
+        place = contest.pick()
+        other = contest.partner(place, PRICE)
         if averages and prefer == "accuracy" and other is not None:
-            return finish(cell, [ALL[left[0]], ALL[other]])
-        can_race = races and cell.was_held_out
-        if not can_race or not is_worth_racing(belief, raced, len(cell.right[PROBE][-1]), PRICE[prefer]):
-            return finish(cell, [ALL[left[0]]])
-        ended = compete(
-            contest,
-            left,
-            lambda rung, places: np.array([cell.right[ALL[place]][rung] for place in places]),
-        )
-        spent = {
-            place: cell.costs[ALL[place]][rung]
-            for rung in range(len(ended.evaluations))
-            for place in ended.left[rung]
-            if place != PROBE_PLACE
-        }
-        spent.pop(ended.winner, None)
-        return finish(cell, [ALL[ended.winner]], sum(spent.values()), raced=True)
+            return finish(cell, [ALL[place], ALL[other]])
+        return finish(cell, [ALL[place]])
 
     return decide
 
 
-def finish(cell: Cell, names: Sequence[str], spent: float = 0.0, raced: bool = False) -> Decision:
+def finish(cell: Cell, names: Sequence[str]) -> Decision:
     """Return the decision that results when candidates are trained to the end.
 
     Rejected candidates are left out. If all of them are rejected, the fallback is trained.
@@ -194,15 +174,13 @@ def finish(cell: Cell, names: Sequence[str], spent: float = 0.0, raced: bool = F
     Args:
         cell: the cell.
         names: the candidates to train; several are averaged.
-        spent: cost of the decision so far, in forward equivalents.
-        raced: whether there was a race.
     """
-    spent += sum(cell.costs[name][-1] for name in names)
+    spent = sum(cell.costs[name] for name in names)
     good = [name for name in names if name not in cell.rejected]
     if not good and FALLBACK not in names:
-        spent += cell.costs[FALLBACK][-1]
+        spent += cell.costs[FALLBACK]
         good = [FALLBACK]
-    return Decision(joined(good) if good else PROBE, spent, raced)
+    return Decision(joined(good) if good else PROBE, spent)
 
 
 def belief_about(cell: Cell, prior: Prior) -> Belief:
@@ -223,8 +201,6 @@ class Score:
     """Cost as a share of trying every candidate."""
     of_chosen: float
     """Cost as a multiple of training the chosen candidates alone."""
-    raced: float
-    """Share of the cells with a race."""
 
     @property
     def regret(self) -> float:
@@ -255,14 +231,13 @@ def evaluate(cells: Sequence[Cell], policy: Policy) -> Score:
         )
     spent = sum(decision.cost for decision in decisions)
     alone = sum(
-        cell.costs[name][-1]
+        cell.costs[name]
         for cell, decision in zip(cells, decisions, strict=True)
         for name in decision.chosen.split(" + ")
     )
     return Score(
         regrets={name: float(np.mean(regrets)) for name, regrets in by_set.items()},
-        cost=spent / sum(cell.costs["full_near"][-1] for cell in cells),
-        of_all=spent / sum(sum(cell.final_costs) for cell in cells),
+        cost=spent / sum(cell.costs["full_near"] for cell in cells),
+        of_all=spent / sum(sum(cell.costs.values()) for cell in cells),
         of_chosen=spent / alone if alone else 1.0,
-        raced=float(np.mean([decision.raced for decision in decisions])),
     )

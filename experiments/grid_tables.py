@@ -34,9 +34,8 @@ PREFERENCES: tuple[Preference, ...] = ("accuracy", "balanced", "speed")
 """Preferences of the selector."""
 
 HEADER = [
-    "| policy | regret, points | 95 % interval | cost over always full | over all candidates | over the chosen one "
-    "| races |",
-    "|---|---|---|---|---|---|---|",
+    "| policy | regret, points | 95 % interval | cost over always full | over all candidates | over the chosen one |",
+    "|---|---|---|---|---|---|",
 ]
 """Head of the tables of policies."""
 
@@ -55,9 +54,7 @@ def ablations(cells: Sequence[Cell]) -> Iterator[tuple[str, Policy]]:
     """Yield the name and the policy of the selector without one or more of its parts."""
     yield "selector, accuracy", selector(cells, "accuracy")
     yield "accuracy without averages", selector(cells, "accuracy", averages=False)
-    yield "accuracy without averages and races", selector(cells, "accuracy", averages=False, races=False)
     yield "selector, balanced", selector(cells, "balanced")
-    yield "balanced without races", selector(cells, "balanced", races=False)
     yield "balanced without similarity", selector(cells, "balanced", uses=(0, 2))
     yield "balanced without size", selector(cells, "balanced", uses=(1, 2))
     yield "balanced without the probe's error", selector(cells, "balanced", uses=(0, 1))
@@ -76,7 +73,7 @@ def policy_row(name: str, score: Score) -> str:
     low, high = bootstrap(list(score.regrets.values()))
     return (
         f"| {name} | {100 * score.regret:.2f} | {100 * low:.2f} to {100 * high:.2f} | {score.cost:.2f} | "
-        f"{score.of_all:.2f} | {score.of_chosen:.2f} | {100 * score.raced:.0f} % |"
+        f"{score.of_all:.2f} | {score.of_chosen:.2f} |"
     )
 
 
@@ -206,7 +203,7 @@ def averages(cells: Sequence[Cell]) -> list[str]:
         "| mean of | regret, points | gain over the better of the two, points | cost over always full |",
         "|---|---|---|---|",
     ]
-    full = sum(cell.costs["full_near"][-1] for cell in cells)
+    full = sum(cell.costs["full_near"] for cell in cells)
     found = []
     for one in range(len(CANDIDATES)):
         for other in range(one + 1, len(CANDIDATES)):

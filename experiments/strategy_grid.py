@@ -1,4 +1,4 @@
-"""Train every candidate on every image set at several sizes; priors, races and ablations are replayed from the rows.
+"""Train every candidate on every image set at several sizes; priors and ablations are replayed from the rows.
 
     python -m experiments.strategy_grid --data DIR --runs FOLDER [--sets flowers12 ...] [--sizes all 5 20] [--seeds 0 1]
     python -m experiments.strategy_grid --runs FOLDER --write experiments/results/strategy_grid.jsonl.gz
@@ -8,12 +8,12 @@ are already there are not trained again, so an interrupted grid continues. The s
 file.
 
 A row is one candidate in one cell (a set at a size with a seed); its key `arm` names the candidate. It holds the
-log-loss of every held-out image after a third and two thirds of the steps, at the end, and of the blend with the linear
-probe (by cross-validation wherever a run cross-validates); the log-loss and correctness of every test image, at the end
-and of the blend; and the cost. Cells that are not cross-validated (`CROSS_VALIDATED`) hold the test images alone, which
-takes a quarter of the work; their trainings were compared with the linear probe on the training images. Rows called
-`mean` hold the accuracies of averaged probabilities. The prior is fitted to the test images; they are not used for any
-other choice.
+log-loss and correctness of every held-out image (by cross-validation wherever a run cross-validates) and of every test
+image, each for the training and for its blend with the linear probe; and the cost. Older rows also hold held-out losses
+after a third and two thirds of the steps, which are not read. Cells that are not cross-validated (`CROSS_VALIDATED`)
+hold the test images alone, which takes a quarter of the work; their trainings were compared with the linear probe on
+the training images. Rows called `mean` hold the accuracies of averaged probabilities. The prior is fitted to the test
+images; they are not used for any other choice.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from experiments.rows import Row, append_row, read_rows
 from finetune import Evidence, ImageSplits, Recipe, choose_strategy, load_images, make_plan, measure_evidence
 from finetune.data import labels_of
-from finetune.decide.candidates import RUNGS, SPECS
+from finetune.decide.candidates import SPECS
 from finetune.decide.workload import SCRATCH_FACTOR
 from finetune.ensemble.averages import BLEND, blend
 from finetune.predict.metrics import softmax
@@ -213,24 +213,19 @@ def train_candidate(
         recipe = recipe.changed(steps=STEPS[cell.size] * (SCRATCH_FACTOR if name == "scratch" else 1))
     plan = make_plan(recipe, evidence, choose_strategy(evidence, recipe).led_by(name))
     is_last_alone = plan.steps > 0 and plan.validation == "cross_validation" and cell.seed >= CROSS_VALIDATED[cell.size]
-    if is_last_alone:  # these seeds are not used for races, so no images need to be held out
+    if is_last_alone:  # only the test images of these seeds are used, so no images need to be held out
         plan = plan.changed(validation="given", refit=False, refit_steps=0, evaluations=1)
         splits = replace(splits, validation=splits.train)
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder))
         checkpoints.begin()
         state = begin(plan, splits, checkpoints=checkpoints, keeps_weights=True)
-        work = [state.work]
-        predictions = []
-        for share in (1.0,) if is_last_alone or not plan.steps else (*RUNGS, 1.0):
-            state, found = evaluate_at(state, share)
-            predictions.append(found)
-            work.append(state.work)
+        before = state.work
+        state, found = evaluate_at(state)
         state, model = finish(state)
         test_labels = labels_of(splits.test)
         tested = {"test": model.probabilities(splits.test)}
-        last = predictions[-1]
-        final = last.probe if model.note and last.probe is not None else last.logits
+        final = found.probe if model.note and found.probe is not None else found.logits
         held = {"held_out": softmax(final / model.temperature)}
         if plan.steps and name != "scratch" and not model.note:
             blended = blend(state)
@@ -239,11 +234,9 @@ def train_candidate(
                 held["blended_held_out"] = blended.held_out.probabilities
     evaluation: Row = {
         "validation": plan.validation,
-        "labels": pack_labels(last.labels),
+        "labels": pack_labels(found.labels),
         "temperature": round(model.temperature, 3),
-        "rungs": [pack_losses(losses(softmax(found.logits), found.labels)) for found in predictions],
-        "rung_top1": [round(float((found.logits.argmax(axis=1) == found.labels).mean()), 4) for found in predictions],
-        **{part: in_detail(probabilities, last.labels) for part, probabilities in held.items()},
+        **{part: in_detail(probabilities, found.labels) for part, probabilities in held.items()},
     }
     row: Row = {
         "device": evidence.speed.device,
@@ -255,7 +248,7 @@ def train_candidate(
         "test_labels": pack_labels(test_labels),
         **({} if is_last_alone else evaluation),
         **{part: in_detail(probabilities, test_labels) for part, probabilities in tested.items()},
-        "forward_equivalents": [done.forward_equivalents for done in (*work, model.work)],
+        "forward_equivalents": [done.forward_equivalents for done in (before, model.work)],
         "seconds": round(time.perf_counter() - start, 1),
         "training_seconds": round(model.seconds, 1),
     }

@@ -63,7 +63,6 @@ def _comparison(cells: Sequence[Cell], chosen: Sequence[Cell], scores: Mapping[s
     """Return the introduction and the main table."""
     sizes = {size: [cell for cell in cells if cell.size == size] for size in SIZES}
     counted = ", ".join(f"{len(own)} with {SIZES[size]}" for size, own in sizes.items() if own)
-    held = sum(cell.was_held_out for cell in cells)
     devices = Counter(cell.device for cell in cells if cell.device)
     counted += "".join(f" ({count} of all cells on {device})" for device, count in sorted(devices.items()))
     return [
@@ -74,15 +73,15 @@ def _comparison(cells: Sequence[Cell], chosen: Sequence[Cell], scores: Mapping[s
             f"network is EfficientNet-Lite0 at 128 px. Every candidate was trained in every cell "
             f"(experiments/strategy_grid.py; the rows are in experiments/results/strategy_grid.jsonl.gz). The "
             f"decisions of the selector are replayed from these rows, with a prior fitted without the cell's own set: "
-            f"`{COMMAND}`. Races can be replayed in the {held} cells whose trainings were evaluated on held-out images."
+            f"`{COMMAND}`."
         ),
         "",
         *_wrapped(
             "The regret of a policy in a cell is the test accuracy (by the set's metric) of the cell's best candidate, "
             "its mean over seeds, minus that of the chosen one (on other seeds, if there are several). Intervals are "
-            "95 %, by bootstrap over sets. Costs are in forward equivalents and include the decision. The regret of an "
-            f"average may be below 0, because the oracle picks a single candidate. The table shows the {len(chosen)} "
-            f"cells with more than {SIZES[FEWEST]}; the others are [below](#by-size)."
+            "95 %, by bootstrap over sets. Costs are in forward equivalents and include rejected trainings. The regret "
+            "of an average may be below 0, because the oracle picks a single candidate. The table shows the "
+            f"{len(chosen)} cells with more than {SIZES[FEWEST]}; the others are [below](#by-size)."
         ),
         "",
         *HEADER,
@@ -98,9 +97,8 @@ def _comparison(cells: Sequence[Cell], chosen: Sequence[Cell], scores: Mapping[s
         *_wrapped(gap_closed(scores)),
         "",
         *_wrapped(
-            "Not tested: more than 1,200 training images, other networks, and races with few images per class (most of "
-            "those trainings were not evaluated on held-out images). With all images, the second seeds were trained "
-            "with smaller images first, as `full` does on larger sets; the first seeds were not."
+            "Not tested: more than 1,200 training images, and other networks. With all images, the second seeds were "
+            "trained with smaller images first, as `full` does on larger sets; the first seeds were not."
         ),
         "",
     ]
@@ -190,7 +188,7 @@ def draw(scores: Mapping[str, Score], path: Path) -> None:
         )
         axes.annotate(name, (score.cost, -100 * score.regret), textcoords="offset points", xytext=(6, 4), fontsize=8)
     axes.axhline(0.0, color="black", linewidth=0.6)
-    axes.set_xlabel("cost over always training all layers (forward equivalents, decision included)")
+    axes.set_xlabel("cost over always training all layers (forward equivalents, rejected trainings included)")
     axes.set_ylabel("points of accuracy relative to the oracle")
     figure.tight_layout()
     with mpl.rc_context({"svg.hashsalt": "finetune"}):

@@ -14,7 +14,7 @@ from finetune.data import label_paths
 from finetune.errors import RecipeError
 from finetune.predict.model import Predictor, average
 from finetune.recipe import load_recipe
-from finetune.runs.execution import begin, decide, finish, measure_networks
+from finetune.runs.execution import carry_out, decide, measure_networks
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -75,8 +75,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.seed,
         )
         with TemporaryDirectory(prefix="finetune-") as folder:
-            begun = begin(decide(recipe, measure_networks(recipe, splits)), splits, Path(folder))
-            finished = finish(begun, splits, Path(folder))
+            members = decide(recipe, measure_networks(recipe, splits))
+            finished = carry_out(members, splits, Path(folder))
         self.model_ = average(finished.models)
         self.evidence_, self.choice_ = finished.members[0].evidence, finished.members[0].choice
         self.plan_ = self.model_.plan

@@ -2,13 +2,14 @@
 
 A value is frozen, its fields are checked, and reading its JSON file gives an equal value. Some fields have an alias.
 Files use the alias as the key, so that files of earlier versions can be read; Python code uses the attribute's name.
+Keys that earlier versions wrote and that no longer exist are listed in `removed_keys` and ignored.
 """
 
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from finetune.errors import FinetuneError, RecipeError, nearest_names
 
@@ -25,6 +26,16 @@ class FrozenModel(BaseModel):
         validate_by_name=True,
         validate_by_alias=True,
     )
+
+    removed_keys: ClassVar[frozenset[str]] = frozenset()
+    """Keys in files of earlier versions that are dropped when a file is read."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_removed_keys(cls, content: object) -> object:
+        if not cls.removed_keys or not isinstance(content, dict):
+            return content
+        return {key: value for key, value in content.items() if key not in cls.removed_keys}
 
     def changed(self, **changes: Any) -> Self:  # noqa: ANN401  (any field may change; validation holds the types)
         """Return a copy with new values for some fields, given by attribute name; the copy is checked again.

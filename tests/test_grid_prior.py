@@ -3,8 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.grid_cells import ALL, Cell
+from experiments.grid_cells import ALL, Cell, cost_of
 from experiments.grid_policies import FALLBACK, fit_prior
+from finetune.decide.workload import TRAINING_FOLDS
 
 
 def make_cells(count, common, own, num_test):
@@ -28,8 +29,7 @@ def make_cells(count, common, own, num_test):
                 for name, error in zip(ALL, errors, strict=True)
             },
             validation_top1={},
-            right={},
-            costs={name: [0.0] for name in ALL},
+            costs=dict.fromkeys(ALL, 0.0),
             rejected=frozenset(),
             num_test=num_test,
             device="",
@@ -54,3 +54,14 @@ def test_a_rejected_training_counts_as_the_fallback_that_replaces_it():
     prior = fit_prior(rejected)
     partial, fallback = prior.candidates.index("partial"), prior.candidates.index(FALLBACK)
     assert prior.coefficients[partial] == pytest.approx(prior.coefficients[fallback], abs=1e-3)
+
+
+@pytest.mark.parametrize("equivalents", [[100.0, 500.0, 900.0, 1300.0, 1400.0], [100.0, 1400.0]], ids=["older", "new"])
+def test_the_cost_of_a_cross_validated_row_is_the_whole_one_also_in_rows_with_evaluations_in_between(equivalents):
+    assert cost_of({"forward_equivalents": equivalents, "held_out": {}}, num_images=50) == 1300.0
+
+
+@pytest.mark.parametrize("equivalents", [[100.0, 400.0, 400.0], [100.0, 400.0]], ids=["older", "new"])
+def test_the_cost_of_a_row_of_the_final_training_includes_that_of_the_folds(equivalents):
+    row = {"forward_equivalents": equivalents, "steps": 2, "strategy": "full"}
+    assert cost_of(row, num_images=50) == (TRAINING_FOLDS + 1) * 300.0

@@ -26,7 +26,6 @@ NUMERICAL = (
     "decide/contest.py",
     "decide/forecast.py",
     "decide/prior.py",
-    "decide/race.py",
     "decide/schedule.py",
     "decide/workload.py",
     "ensemble/averages.py",

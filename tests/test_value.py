@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydantic import Field, ValidationError
 
-from finetune.decide.choice import Backbone, choose_strategy
+from finetune.decide.choice import Backbone, Choice, choose_strategy
 from finetune.decide.diagnosis import Verdict
 from finetune.decide.evidence import Evidence
 from finetune.decide.forecast import ASSUMED
@@ -48,7 +48,7 @@ def one_of_each(evidence):
         name="mean of 2", top1=0.9, log_loss=0.3, calibration_error=0.02, train_seconds=60.0,
         predict_milliseconds=2.5, recommended=True,
     )  # fmt: skip
-    seconds = Seconds(evidence=1.5, race=0.0, train=20.25, total=22.0)
+    seconds = Seconds(evidence=1.5, search=0.0, train=20.25, total=22.0)
     dimension = Dimension(name="learning_rate", low=1e-4, high=1e-2)
     finding = Finding(step=2, holds=True, says="20 of 20")
     trial = Trial(
@@ -167,6 +167,16 @@ def test_the_aliases_of_stored_files_are_the_attributes_of_the_code():
     assert (evidence.chirality, evidence.probe.inverse_regularization) == (0.635, 0.025)
     assert (evidence.speed.forward.parallel_parts, evidence.speed.training[0].parallel_parts) == (1, 1)
     assert (plan.parallel_parts, plan.forward.parallel_parts, plan.probe_inverse_regularization) == (1, 1, 0.025)
+
+
+def test_a_choice_with_the_races_of_earlier_versions_is_read_without_them(evidence, tmp_path):
+    choice = choose_strategy(evidence)
+    content = choice.model_dump(mode="json")
+    candidates = [candidate | {"race_seconds": 1.5} for candidate in content["candidates"]]
+    (tmp_path / "choice.json").write_text(
+        json.dumps(content | {"racing": ["partial", "full_far"], "candidates": candidates})
+    )
+    assert Choice.load(tmp_path / "choice.json") == choice
 
 
 class Aliased(FrozenModel):

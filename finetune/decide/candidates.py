@@ -50,9 +50,6 @@ LEAST_SHARE_OF_STEPS = 0.5
 """Smallest fraction of its usual steps that a time budget may leave a candidate. With fewer steps, its expected
 accuracy does not hold."""
 
-RUNGS = (1 / 3, 2 / 3)
-"""Fractions of the steps after which the candidates of a race are evaluated."""
-
 
 class CandidateSpec(NamedTuple):
     """One way to carry out a strategy: its depth and its learning rates."""
@@ -81,6 +78,8 @@ trained stages (Li et al. 2020), and the similarity alone does not determine the
 class Candidate(FrozenModel):
     """A strategy at one depth and one rate, with its expected accuracy and time."""
 
+    removed_keys = frozenset({"race_seconds"})
+
     name: str
     """Name of the candidate, such as `full_far`."""
     strategy: Strategy
@@ -97,15 +96,13 @@ class Candidate(FrozenModel):
     """Std of the expected top-1 accuracy."""
     expected_seconds: float
     """Expected time of all trainings of the candidate on this machine, in seconds."""
-    race_seconds: float
-    """Expected training time of the candidate in a race that it loses at the last rung, in seconds."""
     share_of_steps: float
     """Fraction of the candidate's usual steps that the time budget allows, 0 .. 1."""
     chance: float
     """Probability that this candidate is the right pick: if all accuracies were known, the cheapest one within the
     tolerance of the most accurate one. 0 if the candidate is not considered."""
     basis: Literal["measured", "prior", "published"]
-    """Source of the expected accuracy. `measured`: a cross-validation or a race on these images; `prior`: a grid of
+    """Source of the expected accuracy. `measured`: a cross-validation on these images; `prior`: a grid of
     trainings on other image sets (docs/explanation/decisions.md), called `published` in older files."""
 
     @property
@@ -181,7 +178,6 @@ def _candidate(name: str, evidence: Evidence, recipe: Recipe) -> Candidate:
     unhurried = load
     if recipe.time_budget is not None:
         unhurried = size_workload(recipe.changed(time_budget=None), evidence, spec.strategy, stages)
-    raced = load.changed(steps=round(RUNGS[-1] * load.steps), refit_steps=0)
     rate, lowest = learning_rates(
         spec.strategy, evidence.domain_similarity if spec.similarity is None else spec.similarity
     )
@@ -201,7 +197,6 @@ def _candidate(name: str, evidence: Evidence, recipe: Recipe) -> Candidate:
         expected_top1=round(top1, 4),
         expected_top1_error=round(error, 4),
         expected_seconds=round(expected_seconds(spec.strategy, load, evidence), 1),
-        race_seconds=round(expected_seconds(spec.strategy, raced, evidence), 1),
         share_of_steps=round(load.steps / max(unhurried.steps, 1), 2),
         chance=0.0,
         basis="measured" if name == "linear_probe" else "prior",

@@ -9,8 +9,7 @@ from finetune.decide.contest import TOLERANCE, pick
 from finetune.decide.decision import make_decision
 from finetune.decide.evidence import Evidence
 from finetune.decide.forecast import Forecast, forecast
-from finetune.decide.race import Race
-from finetune.decide.reasons import explain, explain_backbone, explain_race
+from finetune.decide.reasons import explain, explain_backbone
 from finetune.recipe import Preference, Recipe, Strategy
 from finetune.value import FrozenModel
 
@@ -33,14 +32,14 @@ class Backbone(FrozenModel):
 class Choice(FrozenModel):
     """The choice of a strategy: the candidate to train, the reasons, and the alternatives."""
 
+    removed_keys = frozenset({"racing"})
+
     strategy: Strategy
     """Strategy of the chosen candidate: how much of the network is trained."""
     reasons: tuple[str, ...]
     """Reasons for training this candidate, one sentence each."""
     candidates: tuple[Candidate, ...]
     """All candidates, the chosen one first, the others from the fastest to the slowest."""
-    racing: tuple[str, ...] = ()
-    """Names of the candidates in the race, the leader at its start first; empty: there is no race."""
     members: tuple[str, ...] = ()
     """Names of the candidates whose probabilities are averaged, the chosen one first; empty: the chosen one predicts
     alone."""
@@ -78,7 +77,6 @@ def choose_strategy(evidence: Evidence, recipe: Recipe | None = None) -> Choice:
         strategy=candidates[0].strategy,
         reasons=explain(decision, evidence, recipe),
         candidates=candidates,
-        racing=decision.racing,
         members=decision.members,
         ensemble=decision.ensemble,
         fallback=decision.fallback,
@@ -112,27 +110,6 @@ def choose_backbone(measured: Sequence[tuple[Evidence, Choice]], prefer: Prefere
     backbones.sort(key=lambda backbone: (backbone != chosen, backbone.expected_seconds))
     why = explain_backbone({backbone.model: backbone.probe_accuracy for backbone in backbones})
     return evidence, choice.changed(backbones=backbones, reasons=(choice.reasons[0], why, *choice.reasons[1:]))
-
-
-def settle(choice: Choice, race: Race, evidence: Evidence) -> Choice:
-    """Return the choice after a race: the winner, which predicts alone, with the course of the race among the reasons.
-
-    Args:
-        choice: choice before the race.
-        race: race between the candidates of the choice.
-        evidence: measurements from before the race.
-    """
-    candidates = race.contest.believed(choice.candidates, measured=race.contest.named(race.raced))
-    reasons = (choice.reasons[0], *explain_race(race, candidates))
-    candidates = _in_order(candidates, race.contest.names[race.winner])
-    return choice.changed(
-        strategy=candidates[0].strategy,
-        reasons=reasons,
-        candidates=candidates,
-        members=(),
-        ensemble="",
-        forecast=forecast(evidence, candidates[0].expected_top1),
-    )
 
 
 def _in_order(candidates: Sequence[Candidate], name: str) -> tuple[Candidate, ...]:

@@ -1,4 +1,4 @@
-"""Choose among candidates: which one to pick, to race, or to average, given a belief about their accuracies.
+"""Choose among candidates: which one to pick, and which two to average, given a belief about their accuracies.
 
 A candidate's place is its index in the contest.
 """
@@ -21,18 +21,11 @@ TOLERANCE: dict[Preference, float] = {"accuracy": 0.0, "balanced": 0.01, "speed"
 """Largest expected loss of accuracy, compared with the best candidate, for which a cheaper candidate is picked; for
 each preference."""
 
-PRICE: dict[Preference, float] = {"accuracy": 0.0025, "balanced": 0.01, "speed": 0.02}
-"""Smallest expected gain in accuracy for which a second candidate is trained, to race it or to average it; for each
-preference. It is at least the tolerance, so that accuracy that was given up for time is not bought back."""
-
-MOST_FINALISTS = 3
-"""Largest number of candidates in a race."""
+PRICE = 0.0025
+"""Smallest expected gain in accuracy for which a second candidate is trained and averaged with the pick."""
 
 MOST_BEHIND = 0.01
 """Largest expected loss of accuracy, compared with the pick, of the second candidate of an average."""
-
-LEAST_CHANCE = 0.1
-"""Lowest probability of being the right pick for which a candidate is raced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,20 +64,6 @@ class Contest:
         chosen = pick(self.belief.draws(), self.costs, self.tolerance)
         return np.bincount(chosen, minlength=len(self.costs)) / len(chosen)
 
-    def finalists(self, places: Sequence[int] | None = None) -> tuple[int, ...]:
-        """Return the place of the candidate to pick, then the places of the other candidates that may well be the right
-        pick, the most probable first.
-
-        Args:
-            places: places of the candidates that are left; None: all candidates.
-        """
-        # Chances are computed among the candidates that are left, because a dropped candidate cannot be picked.
-        left = list(range(len(self.names))) if places is None else list(places)
-        own = self.among(left)
-        chances, best = own.chances(), own.pick()
-        others = [int(place) for place in np.argsort(-chances) if place != best and chances[place] >= LEAST_CHANCE]
-        return tuple(left[place] for place in (best, *others[: MOST_FINALISTS - 1]))
-
     def partner(self, place: int, price: float) -> int | None:
         """Return the place of the candidate to average the pick with, or None: the cheapest one that is expected to be
         nearly as accurate as the pick and may well be more accurate.
@@ -110,14 +89,9 @@ class Contest:
         ]
         return min(others, key=lambda other: self.costs[other], default=None)
 
-    def believed(self, candidates: Sequence[Candidate], measured: Sequence[str] = ()) -> tuple[Candidate, ...]:
-        """Return candidates with the expectations and chances of this contest; candidates that do not take part are
-        unchanged.
-
-        Args:
-            candidates: candidates in any order; the order is kept.
-            measured: names of the candidates that a race has evaluated.
-        """
+    def believed(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        """Return candidates, in the same order, with the expectations and chances of this contest; candidates that do
+        not take part are unchanged."""
         # The expectation is the belief's mean, its error the square root of the covariance's diagonal.
         chances = self.chances()
         known = {
@@ -128,13 +102,11 @@ class Contest:
             }
             for place, name in enumerate(self.names)
         }
-        for name in measured:
-            known[name]["basis"] = "measured"
         return tuple(candidate.changed(**known.get(candidate.name, {})) for candidate in candidates)
 
 
 def make_contest(candidates: Sequence[Candidate], evidence: Evidence, recipe: Recipe) -> Contest:
-    """Return the contest between candidates, before any of them is trained."""
+    """Return the contest between candidates."""
     # The prior was learned from a grid of trainings, which has too few trainings from random weights to support a
     # belief.
     entered = [candidate for candidate in candidates if candidate.strategy != "scratch"]

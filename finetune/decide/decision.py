@@ -1,15 +1,12 @@
-"""Decide which candidates to train, race, average and fall back to. `reasons` explains the decision in sentences."""
+"""Decide which candidates to train, average and fall back to. `reasons` explains the decision in sentences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune.decide.belief import PROBE_PLACE
 from finetune.decide.candidates import Candidate, list_candidates
 from finetune.decide.contest import PRICE, Contest, make_contest
 from finetune.decide.evidence import Evidence
-from finetune.decide.race import is_worth_racing, most_seconds
-from finetune.decide.workload import num_evaluated
 from finetune.errors import RecipeError
 from finetune.recipe import Recipe
 
@@ -38,8 +35,6 @@ class Decision:
     ground: Ground
     """Reason for this candidate. `asked`: the recipe names its strategy; `probe_suffices`: the linear probe makes
     hardly any errors; `contest`: the rule of the contest picks it."""
-    racing: tuple[str, ...] = ()
-    """Names of the candidates to race, the pick first; empty: there is no race."""
     members: tuple[str, ...] = ()
     """Names of the candidates to average, the pick first; empty: the pick predicts alone."""
     ensemble: str = ""
@@ -72,16 +67,15 @@ def make_decision(evidence: Evidence, recipe: Recipe) -> Decision:
         )
     _refuse_too_short_a_budget(candidates, recipe)
     affordable = {candidate.name for candidate in candidates if candidate.has_enough_steps}
-    left = contest.finalists([place for place, each in enumerate(contest.names) if each in affordable])
-    name = contest.names[left[0]]
-    members = _members(candidates, contest, left[0], recipe)
+    left = [place for place, each in enumerate(contest.names) if each in affordable]
+    place = left[contest.among(left).pick()]
+    name = contest.names[place]
     return Decision(
         contest=contest,
         candidates=candidates,
         name=name,
         ground="contest",
-        racing=() if members or recipe.ensemble else _racing(contest, left, candidates, evidence, recipe),
-        members=members,
+        members=_members(candidates, contest, place, recipe),
         ensemble=_ensemble(name, recipe),
         fallback=_fallback(candidates, name, recipe),
     )
@@ -96,23 +90,10 @@ def _fallback(candidates: Sequence[Candidate], name: str, recipe: Recipe) -> str
     return "" if is_too_long or name in {"linear_probe", FALLBACK} else FALLBACK
 
 
-def _racing(
-    contest: Contest, left: Sequence[int], candidates: Sequence[Candidate], evidence: Evidence, recipe: Recipe
-) -> tuple[str, ...]:
-    """Return the names of the candidates to race; none if a race does not pay, takes too long, or is impossible."""
-    raced = [place for place in left if place != PROBE_PLACE]
-    is_stream = evidence.num_held < evidence.num_images  # it is read once, from its beginning
-    if is_stream or not is_worth_racing(contest.belief, raced, num_evaluated(evidence), PRICE[recipe.prefer]):
-        return ()
-    names = contest.named(left)
-    is_too_long = recipe.time_budget is not None and most_seconds(names, candidates) > recipe.time_budget
-    return () if is_too_long else names
-
-
 def _members(candidates: Sequence[Candidate], contest: Contest, place: int, recipe: Recipe) -> tuple[str, ...]:
     """Return the names of two candidates to average; none unless accuracy is preferred and the time budget allows for
     both."""
-    other = contest.partner(place, PRICE[recipe.prefer])
+    other = contest.partner(place, PRICE)
     if recipe.prefer != "accuracy" or recipe.ensemble or other is None:
         return ()
     names = contest.named((place, other))

@@ -1,12 +1,10 @@
-"""Explain a decision, a race, or the choice of a network in sentences with numbers."""
+"""Explain a decision or the choice of a network in sentences with numbers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from finetune.decide.belief import PROBE_PLACE
-from finetune.decide.candidates import RUNGS, Candidate
+from finetune.decide.candidates import Candidate
 from finetune.decide.decision import PROBE_SUFFICES, Decision
 from finetune.decide.evidence import Evidence
-from finetune.decide.race import Race, most_seconds
 from finetune.recipe import Recipe
 
 FEW_IMAGES = 20
@@ -23,25 +21,9 @@ def explain(decision: Decision, evidence: Evidence, recipe: Recipe) -> tuple[str
         _size_and_similarity(evidence),
         _ground(decision, recipe),
         *_about_budget(candidates, recipe),
-        *_about_race(decision.racing, candidates),
         *_about_members(decision.members, candidates),
         *_about_ensemble(decision.ensemble, recipe),
         _expectation(candidates, decision.name),
-    )
-
-
-def explain_race(race: Race, candidates: Sequence[Candidate]) -> tuple[str, ...]:
-    """Return the course of a race and the reasons of its result, one sentence each.
-
-    Args:
-        race: finished race.
-        candidates: all candidates, with their expectations after the race.
-    """
-    winner = race.contest.names[race.winner]
-    return (
-        *_course(race, candidates),
-        _rule(candidates, winner, race.contest.tolerance),
-        _expectation(candidates, winner),
     )
 
 
@@ -102,17 +84,6 @@ def _about_budget(candidates: Sequence[Candidate], recipe: Recipe) -> tuple[str,
     )
 
 
-def _about_race(names: Sequence[str], candidates: Sequence[Candidate]) -> tuple[str, ...]:
-    if not names:
-        return ()
-    raced = [candidate for candidate in candidates if candidate.name in names and candidate.name != "linear_probe"]
-    labels = ", ".join(candidate.label for candidate in raced)
-    seconds = most_seconds(names, candidates)
-    return (
-        f"the choice is uncertain: {labels} race, which takes at most {seconds:.0f} s, including the winner's training",
-    )
-
-
 def _about_members(names: Sequence[str], candidates: Sequence[Candidate]) -> tuple[str, ...]:
     if not names:
         return ()
@@ -137,28 +108,13 @@ def _about_ensemble(ensemble: str, recipe: Recipe) -> tuple[str, ...]:
     return (f"{averaged[kind]}, unless one model is better on the held-out images",) if kind else ()
 
 
-def _course(race: Race, candidates: Sequence[Candidate]) -> Iterator[str]:
-    """Yield a sentence for each rung of a race."""
-    labels = {candidate.name: candidate.label for candidate in candidates}
-    for share, before, right, after in zip(RUNGS, race.left, race.evaluations, race.left[1:], strict=False):
-        trained = race.contest.named([place for place in before if place != PROBE_PLACE])
-        means = zip(trained, 100 * right.mean(axis=1), strict=True)
-        seen = ", ".join(f"{labels[name]} {mean:.1f} %" for name, mean in means)
-        stay = ", ".join(labels[name] for name in race.contest.named(after))
-        yield (
-            f"race after {100 * share:.0f} % of the steps, mean probability of the right class over {right.shape[1]} "
-            f"held-out images: {seen}; {stay} continue{'s' if len(after) == 1 else ''}"
-        )
-
-
 def _expectation(candidates: Sequence[Candidate], name: str) -> str:
     chosen, probe = (next(each for each in candidates if each.name == own) for own in (name, "linear_probe"))
     expected = f"expected {100 * chosen.expected_top1:.1f} ± {100 * chosen.expected_top1_error:.1f} % top-1"
     if chosen.name == "linear_probe":
         return f"{expected}, as its cross-validation measured"
     gain = 100 * (chosen.expected_top1 - probe.expected_top1)
-    race = " and the race" if chosen.basis == "measured" else ""
     return (
         f"{expected}: the linear probe's {100 * probe.expected_top1:.1f} % (cross-validated) {gain:+.1f} points, "
-        f"a gain learned from other image sets{race}"
+        f"a gain learned from other image sets"
     )

@@ -29,7 +29,7 @@ class TrainedMember(NamedTuple):
 
 def train_members(
     members: Sequence[PlannedRun],
-    winner: TrainingState | None,
+    begun: TrainingState | None,
     splits: ImageSplits,
     folder: Path,
     progress: Progress,
@@ -41,7 +41,7 @@ def train_members(
 
     Args:
         members: planned runs to train: one, or the members of an ensemble.
-        winner: the paused training that won a race and becomes the only member; None if there was no race.
+        begun: paused training of the only member; None: the trainings have not begun.
         splits: labelled images; the test split is not used.
         folder: folder in which each training keeps its checkpoints, under its name.
         progress: called with the work in progress.
@@ -60,10 +60,10 @@ def train_members(
     finished: list[tuple[TrainingState, TrainedModel]] = []
     is_one_network = members[0].choice.ensemble.startswith(("seeds", "snapshots"))
     for planned in members:
-        named = name_tasks(progress, planned.name) if len(members) > 1 else progress
+        named = _name_tasks(progress, planned.name) if len(members) > 1 else progress
         # Every further cycle continues from the finished first member.
         previous = finished[0][0] if planned.plan.cycle and finished else None
-        state = winner or begin_member(planned, splits, folder, named, previous, keeps_weights=is_one_network)
+        state = begun or _begin_member(planned, splits, folder, named, previous, keeps_weights=is_one_network)
         state, model = finish(state)
         trained.append(TrainedMember(planned, model))
         finished.append((state, model))
@@ -72,28 +72,6 @@ def train_members(
     if not is_one_network:
         return trained, {}
     return trained, _other_models([(state, model) for state, model in finished if not model.rejected])
-
-
-def begin_member(
-    planned: PlannedRun,
-    splits: ImageSplits,
-    folder: Path,
-    progress: Progress,
-    previous: TrainingState | None = None,
-    keeps_weights: bool = False,
-) -> TrainingState:
-    """Prepare a member's training, with its checkpoints below `folder`.
-
-    The other arguments and the errors are those of `training.begin`.
-    """
-    checkpoints = Checkpoints(folder / planned.name, writes=is_main_process())
-    checkpoints.begin()
-    return begin(planned.plan, splits, progress, checkpoints, previous, keeps_weights)
-
-
-def name_tasks(progress: Progress, name: str) -> Progress:
-    """Return a progress callback that puts the name of a training before each of its tasks."""
-    return lambda task, done, total: progress(f"{name}: {task}", done, total)
 
 
 def recommend_members(
@@ -131,11 +109,33 @@ def recommend_members(
     return chosen, options
 
 
+def _begin_member(
+    planned: PlannedRun,
+    splits: ImageSplits,
+    folder: Path,
+    progress: Progress,
+    previous: TrainingState | None = None,
+    keeps_weights: bool = False,
+) -> TrainingState:
+    """Prepare a member's training, with its checkpoints below `folder`.
+
+    The other arguments and the errors are those of `training.begin`.
+    """
+    checkpoints = Checkpoints(folder / planned.name, writes=is_main_process())
+    checkpoints.begin()
+    return begin(planned.plan, splits, progress, checkpoints, previous, keeps_weights)
+
+
+def _name_tasks(progress: Progress, name: str) -> Progress:
+    """Return a progress callback that puts the name of a training before each of its tasks."""
+    return lambda task, done, total: progress(f"{name}: {task}", done, total)
+
+
 def _train_folds(
     members: Sequence[PlannedRun], splits: ImageSplits, folder: Path, progress: Progress
 ) -> list[TrainedMember]:
     """Train the first member; its cross-validation trains the folds, which are the other members."""
-    state, model = finish(begin_member(members[0], splits, folder, progress, keeps_weights=True))
+    state, model = finish(_begin_member(members[0], splits, folder, progress, keeps_weights=True))
     if model.rejected:
         return [TrainedMember(members[0], model)]
     models = [model, *fold_models(state, model)]

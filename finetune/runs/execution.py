@@ -1,5 +1,5 @@
-"""Carry out a choice: measure networks and decide, race candidates if the choice is close, train the members, and
-reject any that ends worse than its linear probe."""
+"""Carry out a choice: measure networks and decide, train the members, and reject any that ends worse than its
+linear probe."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +19,20 @@ from finetune.predict.model import TrainedModel
 from finetune.processes import from_main_process
 from finetune.progress import Progress, no_progress
 from finetune.recipe import Recipe
-from finetune.runs.race import RacedMembers, run_race
+from finetune.training import TrainingState
 from finetune.work import Work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Searched:
+    """The result of a search for hyper-parameters, and what the search cost."""
+
+    winner: TrainingState
+    """Paused training of the winner."""
+    work: Work
+    """Images decoded, sent forward and sent backward by the other trials."""
+    seconds: float
+    """Wall time of the search, in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +44,7 @@ class Outcome:
     models: tuple[TrainedModel, ...]
     """The final model, or the members of the final ensemble."""
     work: Work
-    """The work of all trainings, those of a race included."""
+    """The work of all trainings, those of a search included."""
     seconds: float
     """Wall time of the trainings that were finished, in seconds."""
     options: tuple[Option, ...]
@@ -85,25 +97,13 @@ def decide(recipe: Recipe, measured: Iterable[Evidence]) -> tuple[PlannedRun, ..
     return list_members(leading, [plan_choice(recipe, *other) for other in others])
 
 
-def begin(
-    members: Sequence[PlannedRun], splits: ImageSplits, folder: Path, progress: Progress = no_progress
-) -> RacedMembers:
-    """Run the race, if the choice has one, and return the trainings that remain to be finished.
-
-    An interrupted race resumes from `folder` and ends as it would have without the interruption.
-
-    Args:
-        members: planned runs, the leading one first.
-        splits: labelled images; the test split is not used.
-        folder: folder in which each training keeps its checkpoints, under its name.
-        progress: called with the work in progress.
-    """
-    if members[0].choice.racing:
-        return run_race(members[0], splits, folder, progress)
-    return RacedMembers(members=tuple(members), winner=None, work=Work(), seconds=0.0)
-
-
-def finish(raced: RacedMembers, splits: ImageSplits, folder: Path, progress: Progress = no_progress) -> Outcome:
+def carry_out(
+    members: Sequence[PlannedRun],
+    splits: ImageSplits,
+    folder: Path,
+    progress: Progress = no_progress,
+    searched: Searched | None = None,
+) -> Outcome:
     """Train the members to their end and return the final model, or the members of the final ensemble.
 
     Members that end worse than their linear probe are rejected. If all are rejected, the fallback of the choice is
@@ -111,20 +111,21 @@ def finish(raced: RacedMembers, splits: ImageSplits, folder: Path, progress: Pro
     kept.
 
     Args:
-        raced: the trainings that remain to be finished, as `begin` returns them.
+        members: planned runs, the leading one first.
         splits: labelled images; the test split is not used.
         folder: folder in which each training keeps its checkpoints, under its name.
         progress: called with the work in progress.
+        searched: the search that began the training of the only member; None: there was no search.
 
     Raises:
         DivergenceError: a training diverged.
     """
-    leading = raced.members[0]
-    tried, others = train_members(raced.members, raced.winner, splits, folder, progress)
+    leading = members[0]
+    tried, others = train_members(members, searched.winner if searched else None, splits, folder, progress)
     trained = tried
     names = {"", *(member.planned.choice.chosen.name for member in tried)}
     if all(member.model.rejected for member in tried) and leading.choice.fallback not in names:
-        seconds = raced.seconds + sum(member.model.seconds for member in tried)
+        seconds = sum(member.model.seconds for member in tried)
         tried, others = train_members(_plan_fallback(leading, seconds), None, splits, folder, progress)
         trained = [*trained, *tried]
     # If all were rejected, each model is a linear probe, and the first one is kept.
@@ -135,7 +136,7 @@ def finish(raced: RacedMembers, splits: ImageSplits, folder: Path, progress: Pro
         members=tuple(member.planned for member in kept),
         models=tuple(member.model for member in kept),
         options=options,
-        work=sum((member.model.work for member in trained), raced.work),
+        work=sum((member.model.work for member in trained), searched.work if searched else Work()),
         seconds=sum(member.model.seconds for member in trained),
         rejected=tuple(rejected),
     )
@@ -160,7 +161,7 @@ def _describe_outcome(kept: Sequence[TrainedMember], rejected: Sequence[TrainedM
         choice = choice.changed(members=(), ensemble="")
     if rejected:
         members = [member.planned.choice.chosen.name for member in kept] if choice.members else ()
-        choice = choice.changed(members=members, racing=(), fallback="")
+        choice = choice.changed(members=members, fallback="")
         reasons = "; ".join(
             f"{member.planned.label} ended worse than its linear probe: {member.model.rejected}" for member in rejected
         )

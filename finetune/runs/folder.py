@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from finetune.data import ImageSplits, labels_of, paths_of
 from finetune.decide.choice import Choice
@@ -39,8 +42,9 @@ class Seconds(FrozenModel):
 
     evidence: float
     """Wall time of the measurements, in seconds."""
-    race: float
-    """Wall time of the trainings that lost the race, or of the search for hyper-parameters, in seconds."""
+    search: Annotated[float, Field(alias="race")]
+    """Wall time of the search for hyper-parameters, in seconds; 0 without one. In files of earlier versions also that
+    of trainings that lost a race."""
     train: float
     """Wall time of the trainings that were finished, in seconds."""
     total: float
@@ -262,6 +266,20 @@ def refuse_if_finished(folder: RunFolder) -> None:
         raise RunFolderError(f"the run in {folder.path} is finished; there is nothing to resume")
 
 
+def refuse_if_raced(folder: RunFolder) -> None:
+    """Refuse to resume a run of an earlier version that trained several candidates for a part of their steps first.
+
+    Raises:
+        RunFolderError: the choice has such a race, which no longer exists.
+    """
+    path = folder.path
+    if json.loads((path / "choice.json").read_text("utf-8")).get("racing"):
+        raise RunFolderError(
+            f"the run in {path} has a race between candidates, which an earlier version began and this one cannot "
+            f"resume; run it again: finetune train --recipe {path / 'recipe.yaml'}"
+        )
+
+
 def holds_tuning(folder: RunFolder) -> bool:
     """Return whether the folder is that of a search for hyper-parameters."""
     return (folder.path / "tuning.json").exists()
@@ -319,7 +337,7 @@ def _write_ensemble(
     """Write each member of an ensemble as a separate run, and the file that lists them."""
     for number, (own, member) in enumerate(zip(members, model.members, strict=True), start=1):
         folder = _member_path(path, number)
-        choice = own.choice.changed(members=(), ensemble="", racing=(), fallback="")
+        choice = own.choice.changed(members=(), ensemble="", fallback="")
         _write_decisions(folder, replace(own, choice=choice))
         seconds = metrics.seconds.changed(train=round(member.seconds, 2), total=round(member.seconds, 2))
         alone = metrics.changed(

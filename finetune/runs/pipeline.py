@@ -1,4 +1,4 @@
-"""Carry out a recipe in a run folder: split the images, measure, choose, race, plan, train and score."""
+"""Carry out a recipe in a run folder: split the images, measure, choose, plan, train and score."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ from finetune.predict.metrics import score
 from finetune.predict.model import Ensemble, Predictor, TrainedModel, average
 from finetune.processes import divide_rows, from_main_process, is_main_process
 from finetune.recipe import Recipe, load_recipe
-from finetune.runs.execution import Outcome, begin, decide, finish, measure_networks
+from finetune.runs.execution import Outcome, Searched, carry_out, decide, measure_networks
 from finetune.runs.folder import (
     SCHEDULE,
     RunFolder,
@@ -33,9 +33,9 @@ from finetune.runs.folder import (
     holds_tuning,
     read_members,
     refuse_if_finished,
+    refuse_if_raced,
     refuse_if_taken,
 )
-from finetune.runs.race import RacedMembers
 from finetune.runs.report import Report
 
 
@@ -82,8 +82,8 @@ def plan_only(recipe: Recipe, output: Path | None = None, report: Report | None 
     with reporting(report) as report:
         _, (decisions, *others) = decide_all(recipe, report, None)
         folder.begin([decisions], plot)
-        if decisions.choice.racing or others:
-            report.say("\nA saved plan is trained alone. For races and averages, run without --plan-only.")
+        if others:
+            report.say("\nA saved plan is trained alone. For averages, run without --plan-only.")
         if plot:
             report.say(f"\nIts learning rates are plotted in {folder.path / SCHEDULE}.")
         report.say(f"\nThe plan is in {folder.path / 'plan.json'}. Edit it if you like, then train it:")
@@ -92,7 +92,7 @@ def plan_only(recipe: Recipe, output: Path | None = None, report: Report | None 
 
 
 def run_plan(plan_file: Path, output: Path | None = None, report: Report | None = None) -> Predictor:
-    """Train a saved plan as it is, without a race, an ensemble or a fallback, and return the model.
+    """Train a saved plan as it is, without an ensemble or a fallback, and return the model.
 
     Args:
         plan_file: the plan, as JSON.
@@ -121,12 +121,13 @@ def resume(path: Path, report: Report | None = None) -> Predictor:
         report: the report to print on; nothing is printed by default.
 
     Raises:
-        RunFolderError: there is no run, or it is finished.
+        RunFolderError: there is no run, it is finished, or an earlier version interrupted it in a race of candidates.
     """
     start = time.perf_counter()
     folder = RunFolder(path)
     members = read_members(folder)
     refuse_if_finished(folder)
+    refuse_if_raced(folder)
     if holds_tuning(folder):
         raise RunFolderError(f"{path} holds an interrupted search; continue it: finetune tune --resume {path}")
     with reporting(report) as report:
@@ -159,29 +160,35 @@ def decide_all(
         report.evidence(evidence)
         measured.append(evidence)
     members = decide(recipe, measured)
-    leading = members[0]
-    report.choice(leading.choice)
-    if not leading.choice.racing:
-        report.plan(leading.plan)
+    report.choice(members[0].choice)
+    report.plan(members[0].plan)
     return splits, members
 
 
-def save_run(folder: RunFolder, begun: RacedMembers, splits: ImageSplits, report: Report, start: float) -> Predictor:
-    """Finish the trainings, score the model on the test split, and save it in its run folder; return the model.
+def save_run(
+    folder: RunFolder,
+    members: Sequence[PlannedRun],
+    splits: ImageSplits,
+    report: Report,
+    start: float,
+    searched: Searched | None = None,
+) -> Predictor:
+    """Train the members, score the model on the test split, and save it in its run folder; return the model.
 
     Args:
         folder: the run folder; it holds the decisions already.
-        begun: the trainings to finish, after a race or a search.
+        members: planned runs to train, the leading one first.
         splits: the images.
         report: the report to print on.
         start: value of `time.perf_counter()` when the run began.
+        searched: the search that began the training of the only member; None: there was no search.
 
     Raises:
         DivergenceError: a training diverged.
     """
-    finished = finish(begun, splits, folder.checkpoints, report.progress)
+    finished = carry_out(members, splits, folder.checkpoints, report.progress, searched)
     model = _scored(finished.models, splits, report)
-    if finished.members[0] != begun.members[0]:
+    if finished.members[0] != members[0]:
         folder.write_decisions(finished.members[0])
     curves = _keep_rejected(folder, finished.rejected)
     metrics = RunMetrics(
@@ -190,8 +197,8 @@ def save_run(folder: RunFolder, begun: RacedMembers, splits: ImageSplits, report
         test=model.test,
         seconds=Seconds(
             # Each network is measured once, however many members use it.
-            evidence=sum({own.evidence.model: own.evidence.seconds for own in begun.members}.values()),
-            race=round(begun.seconds, 2),
+            evidence=sum({own.evidence.model: own.evidence.seconds for own in members}.values()),
+            search=round(searched.seconds, 2) if searched else 0.0,
             train=round(finished.seconds, 2),
             total=round(time.perf_counter() - start, 2),
         ),
@@ -230,24 +237,15 @@ def reporting(report: Report | None) -> Report:
 def _train(
     folder: RunFolder, members: Sequence[PlannedRun], report: Report, start: float, splits: ImageSplits | None
 ) -> Predictor:
-    """Race the candidates if the choice asks for it, then train the members and save the model."""
-    leading = members[0]
+    """Load the images unless they are given, then train the members and save the model."""
     if splits is None:
-        plan = leading.plan
+        plan = members[0].plan
         splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed)
         report.images(splits)
-        if not leading.choice.racing:
-            report.plan(plan)
+        report.plan(plan)
     report.say("")
     with _history_saved(folder):
-        begun = begin(members, splits, folder.checkpoints, report.progress)
-        if begun.winner is not None:
-            # The choice still names all candidates of the race, so that an interrupted run finds its winner again.
-            leading = begun.members[0]
-            folder.write_decisions(leading)
-            report.race(leading.choice)
-            report.plan(leading.plan)
-        return save_run(folder, begun, splits, report, start)
+        return save_run(folder, members, splits, report, start)
 
 
 @contextmanager
@@ -302,7 +300,7 @@ def _scored(members: Sequence[TrainedModel], splits: ImageSplits, report: Report
 
 
 def _adopt(plan: Plan, source: RunFolder, folder: RunFolder) -> PlannedRun:
-    """Return a saved plan with its recipe, evidence and choice, without a race or an average, and write them.
+    """Return a saved plan with its recipe, evidence and choice, without an average, and write them.
 
     A plan that is not in its run folder has no recipe, evidence or choice. They are made from the plan by measuring its
     images again, so that the new run folder is complete.
@@ -322,7 +320,7 @@ def _adopt(plan: Plan, source: RunFolder, folder: RunFolder) -> PlannedRun:
         splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed)
         evidence = from_main_process(lambda: measure_evidence(recipe, splits))
         choice = choose_strategy(evidence, recipe)
-    choice = choice.changed(racing=(), members=(), ensemble="", fallback="")
+    choice = choice.changed(members=(), ensemble="", fallback="")
     decisions = PlannedRun(recipe=recipe, evidence=evidence, choice=choice, plan=plan)
     if folder == source:
         folder.write_choice(choice)

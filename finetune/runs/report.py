@@ -122,14 +122,7 @@ class Report:
 
     def choice(self, choice: Choice) -> None:
         """Print the choice, its reasons, and the other candidates."""
-        self._choice(f"Choice: {choice.chosen.label}" + (", unless it loses the race" if choice.racing else ""), choice)
-
-    def race(self, choice: Choice) -> None:
-        """Print how a race ended, and the choice after it."""
-        self._choice(f"Race: {choice.chosen.label}", choice)
-
-    def _choice(self, title: str, choice: Choice) -> None:
-        self.title(title)
+        self.title(f"Choice: {choice.chosen.label}")
         for reason in choice.reasons:
             self.console.print(f"  {escape(reason)}")
         if choice.backbones:
@@ -330,9 +323,9 @@ def _lines_of_verdicts(verdicts: Sequence[Verdict]) -> list[str]:
 
 def _line_of_seconds(metrics: RunMetrics) -> str:
     seconds = metrics.seconds
-    race = f"race or search {duration(seconds.race)}, " if seconds.race else ""
+    search = f"search {duration(seconds.search)}, " if seconds.search else ""
     return (
-        f"  {duration(seconds.total)} in all: evidence {duration(seconds.evidence)}, {race}"
+        f"  {duration(seconds.total)} in all: evidence {duration(seconds.evidence)}, {search}"
         f"training {duration(seconds.train)}"
     )
 

@@ -34,8 +34,6 @@ class TrainingState:
     """Wall time that no result includes, in seconds: of reading and saving results, and of phases that diverged."""
     extra_work: Work = field(default_factory=Work)
     """Work that no result includes: computing the cached activations of a phase that diverged."""
-    spent_elsewhere: float = 0.0
-    """Time that other trainings took from the same time budget, in seconds."""
 
     @property
     def plan(self) -> Plan:
@@ -123,7 +121,7 @@ def allowance_of(state: TrainingState, phase: Phase, running: float) -> float | 
         if state.result(each, each.plan.steps) is None  # a finished phase may have taken fewer steps
     }
     # allowance = (BUDGETED * budget - spent) * steps left in this phase / steps left in all unfinished phases.
-    budget = BUDGETED * material.plan.time_budget - state.spent_elsewhere
+    budget = BUDGETED * material.plan.time_budget
     return (budget - state.seconds - running) * left[phase.name] / max(sum(left.values()), 1)
 
 

@@ -13,7 +13,6 @@ from typing import Literal
 import optuna
 
 from finetune.data import ImageSplits, load_images
-from finetune.decide.candidates import RUNGS
 from finetune.decide.plan import Plan
 from finetune.decide.planned_run import PlannedRun
 from finetune.errors import DivergenceError, RunFolderError, TuningError
@@ -21,9 +20,9 @@ from finetune.predict.metrics import log_loss, metric_value
 from finetune.predict.model import Predictor, fit_temperature
 from finetune.processes import num_processes
 from finetune.recipe import Recipe
+from finetune.runs.execution import Searched
 from finetune.runs.folder import RunFolder, holds_tuning, refuse_if_finished
 from finetune.runs.pipeline import claim_folder, decide_all, reporting, save_run
-from finetune.runs.race import RacedMembers
 from finetune.runs.report import Report
 from finetune.training import Checkpoints, TrainingDivergedError, TrainingState, begin, evaluate_at, history_so_far
 from finetune.tuning.checks import Checks
@@ -31,7 +30,7 @@ from finetune.tuning.findings import check_coarse, check_curves, check_fine
 from finetune.tuning.report import print_finding, print_trial, print_trials
 from finetune.tuning.space import Parameters, plan_of_trial, refine, with_parameters
 from finetune.tuning.state import Finding, Tuning, begin_tuning, best_of
-from finetune.tuning.trials import Proposer, TrialSet, open_storage
+from finetune.tuning.trials import RUNGS, Proposer, TrialSet, open_storage
 
 LONGEST_TRIAL = 0.25
 """Share of the time budget that a single training may take."""
@@ -75,8 +74,8 @@ def tune(
         )
     with reporting(report) as report:
         splits, (decisions, *_) = decide_all(_sized(recipe).changed(ensemble=None), report, splits)
-        # A single candidate is tuned: no race and no ensemble.
-        choice = decisions.choice.changed(racing=(), members=(), fallback="")
+        # A single candidate is tuned: no average and no ensemble.
+        choice = decisions.choice.changed(members=(), fallback="")
         asked = decisions.recipe.changed(time_budget=recipe.time_budget)
         decisions = replace(decisions, recipe=asked, choice=choice)
         path = folder.path.resolve()  # the worker keeps this name even if its folder is moved before it resumes
@@ -282,8 +281,8 @@ class _Procedure:
         self._folder.write_decisions(decisions)
         continued = {trial.number for trial in fine.trials(own=True)}  # their fine work includes their coarse work
         work = coarse.work(continued) + fine.work({winner.number})
-        begun = RacedMembers(members=(decisions,), winner=state, work=work, seconds=self._tuning.seconds)
-        model = save_run(self._folder, begun, self._splits, self._report, self._start)
+        searched = Searched(winner=state, work=work, seconds=self._tuning.seconds)
+        model = save_run(self._folder, (decisions,), self._splits, self._report, self._start, searched)
         self._drop_checkpoints(set())
         return model
 

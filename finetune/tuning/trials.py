@@ -22,6 +22,9 @@ from finetune.work import Work
 UNPRUNED = 3
 """Number of fine trials that must finish before any is stopped early."""
 
+RUNGS = (1 / 3, 2 / 3)
+"""Fractions of the steps after which a trial is evaluated before its end."""
+
 LEAST_RUNG = 2
 """First rung at which a trial may be stopped. At rung 1 high learning rates look worse than they are
 (experiments/compare_searches.py)."""

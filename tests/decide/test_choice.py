@@ -3,9 +3,7 @@ import pytest
 
 from finetune.decide import contest
 from finetune.decide.belief import Belief
-from finetune.decide.choice import choose_backbone, choose_strategy, settle
-from finetune.decide.contest import make_contest
-from finetune.decide.race import compete, most_seconds
+from finetune.decide.choice import choose_backbone, choose_strategy
 from finetune.errors import RecipeError
 from finetune.recipe import STRATEGIES, Recipe, TrainingRecipe
 
@@ -103,7 +101,6 @@ def test_an_asked_strategy_is_chosen_and_listed_first(evidence, name):
     choice = choose_strategy(evidence, AUTO.changed(strategy=name, prefer="speed"))
     assert choice.strategy == choice.candidates[0].strategy == name
     assert choice.reasons[1] == f"{name} was asked for"
-    assert choice.racing == ()
 
 
 def test_of_an_asked_strategys_candidates_the_one_expected_to_be_most_accurate_is_chosen(evidence, believed):
@@ -125,31 +122,6 @@ def test_the_chances_of_being_the_right_pick_add_up_and_leave_random_weights_out
     assert chances["scratch"] == 0.0
 
 
-def test_two_candidates_that_may_be_the_right_pick_race(evidence, believed):
-    believed(*OPEN, deviation=0.04)
-    choice = choose_strategy(evidence)
-    assert choice.racing == ("partial", "full_far")
-    assert choice.reasons[2].startswith(
-        "the choice is uncertain: partial (3 stages), full (rate 8e-04) race, which takes"
-    )
-
-
-def test_there_is_no_race_where_the_pick_is_certain(evidence, believed):
-    believed(0.85, 0.80, 0.90, 0.80, 0.80, 0.95)
-    assert choose_strategy(evidence).racing == ()
-
-
-def test_what_is_read_as_a_stream_does_not_race(evidence, believed):
-    believed(*OPEN, deviation=0.04)
-    assert choose_strategy(evidence.changed(num_images=1000, num_held=240)).racing == ()
-
-
-def test_a_race_that_does_not_fit_the_time_budget_is_left_out(evidence, believed):
-    believed(*OPEN, deviation=0.04)
-    racing = [choose_strategy(evidence, AUTO.changed(time_budget=seconds)).racing for seconds in (300, 3000)]
-    assert racing == [(), ("partial", "full_far")]
-
-
 @pytest.mark.parametrize(
     ("prefer", "members"), [("accuracy", ("full_far", "partial")), ("balanced", ()), ("speed", ())]
 )
@@ -157,7 +129,6 @@ def test_where_accuracy_is_preferred_and_the_pick_uncertain_two_are_averaged(evi
     believed(*OPEN, deviation=0.02)
     choice = choose_strategy(evidence, AUTO.changed(prefer=prefer))
     assert choice.members == members
-    assert not (choice.members and choice.racing)
 
 
 def test_the_partner_is_the_cheapest_that_is_nearly_as_good(evidence, believed):
@@ -177,51 +148,6 @@ def test_two_that_do_not_fit_the_time_budget_are_not_averaged(evidence, believed
         (),
         ("full_far", "partial"),
     ]
-
-
-def test_a_race_takes_at_most_its_winners_training_and_the_others_to_the_last_rung(evidence):
-    candidates = choose_strategy(evidence).candidates
-    partial, full = (
-        next(candidate for candidate in candidates if candidate.name == name) for name in ("partial", "full_far")
-    )
-    most = most_seconds(("full_far", "linear_probe", "partial"), candidates)
-    assert most == pytest.approx(full.expected_seconds + partial.race_seconds)
-    assert partial.race_seconds < 0.67 * partial.expected_seconds
-
-
-def settled(evidence, believed, rights):
-    """The choices before and after a race between `partial` and `full_far` with such mean probabilities."""
-    believed(*OPEN, deviation=0.04)
-    choice = choose_strategy(evidence)
-    made = make_contest(choice.candidates, evidence, AUTO)
-    entered = [made.names.index(name) for name in choice.racing]
-
-    def evaluate(_rung, places):
-        noise = np.random.default_rng(0).normal(0, 0.05, 240)
-        noise -= noise.mean()
-        return np.stack([rights[name] + noise for name in made.named(places)])
-
-    return choice, settle(choice, compete(made, entered, evaluate), evidence)
-
-
-def test_after_a_race_the_winner_is_chosen_and_the_reasons_have_its_course(evidence, believed):
-    before, after = settled(evidence, believed, {"partial": 0.70, "full_far": 0.80})
-    assert (before.chosen.name, after.chosen.name, after.strategy) == ("partial", "full_far", "full")
-    assert after.reasons[0] == before.reasons[0]
-    assert after.reasons[1] == (
-        "race after 33 % of the steps, mean probability of the right class over 240 held-out images: "
-        "partial (3 stages) 70.0 %, full (rate 8e-04) 80.0 %; full (rate 8e-04) continues"
-    )
-    assert after.reasons[-1].endswith("a gain learned from other image sets and the race")
-
-
-def test_a_race_raises_the_expectation_of_its_winner_and_makes_it_more_certain(evidence, believed):
-    before, after = settled(evidence, believed, {"partial": 0.70, "full_far": 0.80})
-    earlier = next(candidate for candidate in before.candidates if candidate.name == "full_far")
-    assert (earlier.basis, after.chosen.basis) == ("prior", "measured")
-    assert after.chosen.expected_top1 > earlier.expected_top1
-    assert after.chosen.expected_top1_error < earlier.expected_top1_error
-    assert after.chosen.chance > 0.9
 
 
 def test_led_by_another_candidate_everything_else_stays(evidence):

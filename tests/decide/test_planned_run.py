@@ -60,9 +60,9 @@ def test_auto_says_what_it_averages(members):
     )
 
 
-def test_an_ensemble_that_was_asked_for_replaces_a_race_and_averaged_candidates(members):
+def test_an_ensemble_that_was_asked_for_replaces_averaged_candidates(members):
     for own in members(strategy="auto", prefer="accuracy", ensemble="seeds:2"):
-        assert (own.choice.racing, own.choice.members) == ((), ())
+        assert own.choice.members == ()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ import finetune
 from finetune.data import labels_of
 from finetune.decide import contest, decision
 from finetune.decide.belief import Belief
-from finetune.decide.contest import PRICE
 from finetune.decide.planned_run import list_members
 from finetune.errors import RunFolderError
 from finetune.runs import pipeline
@@ -239,19 +238,24 @@ class StopError(Exception):
 
 
 class StoppingReport(Report):
-    """A report that ends the program in the middle of the second training."""
+    """A report that ends the program when a task reaches a step."""
+
+    stop = ("", 0)
 
     def progress(self, task, done, _total):
-        if task.startswith("training (fold-2)") and done == 5:
+        if self.stop[0] in task and done == self.stop[1]:
             raise StopError
 
 
-def test_an_interrupted_run_continues_and_ends_with_the_same_model(recipe, tmp_path):
+@pytest.mark.parametrize("stop", [("training (fold-2)", 5), *slow(("training (refit)", 3))])
+def test_an_interrupted_run_continues_and_ends_with_the_same_model(recipe, tmp_path, stop):
     plain = recipe.changed(strategy="partial")
     finetune.plan_only(plain, tmp_path / "run")
     whole = finetune.run_plan(tmp_path / "run" / "plan.json", tmp_path / "whole")
+    report = StoppingReport(Console(quiet=True))
+    report.stop = stop
     with pytest.raises(StopError):
-        finetune.run(plain, tmp_path / "run", StoppingReport(Console(quiet=True)))
+        finetune.run(plain, tmp_path / "run", report)
     with pytest.raises(RunFolderError, match=f"continue it: --resume {tmp_path / 'run'}"):
         finetune.run(plain, tmp_path / "run")
     resumed = finetune.resume(tmp_path / "run")
@@ -259,6 +263,15 @@ def test_an_interrupted_run_continues_and_ends_with_the_same_model(recipe, tmp_p
         assert torch.equal(resumed.network.state_dict()[name], tensor)
     assert resumed.validation == whole.validation
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_run_with_a_race_that_an_earlier_version_interrupted_is_refused(finished, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.write_decisions(RunFolder(finished[1]).read_decisions())
+    choice = json.loads((folder.path / "choice.json").read_text())
+    (folder.path / "choice.json").write_text(json.dumps(choice | {"racing": ["partial", "full_far"]}))
+    with pytest.raises(RunFolderError, match=r"has a race between candidates, .*--recipe .*recipe\.yaml"):
+        finetune.resume(folder.path)
 
 
 @pytest.mark.slow
@@ -275,79 +288,6 @@ def two_equal(names, _evidence):
     """A belief in two equals that are better than all others."""
     mean = np.array([0.9 if name in {"partial", "full_far"} else 0.5 for name in names])
     return Belief(mean=mean, covariance=0.1**2 * np.eye(len(names)))
-
-
-@pytest.fixture
-def undecided(monkeypatch):
-    """Two candidates are believed to be so nearly equal that they race."""
-    monkeypatch.setattr(contest, "believe_all", two_equal)
-    monkeypatch.setattr(decision, "PRICE", dict.fromkeys(PRICE, 0.0))
-    monkeypatch.setattr(decision, "PROBE_SUFFICES", -1.0)
-
-
-@pytest.mark.usefixtures("undecided")
-def test_a_race_is_printed_counted_and_leaves_the_winners_plan(recipe, tmp_path):
-    printed = io.StringIO()
-    model = finetune.run(recipe, tmp_path / "run", Report(Console(file=printed, width=200)))
-    folder = RunFolder(tmp_path / "run")
-    decisions, metrics = folder.read_decisions(), folder.read_metrics()
-    assert set(decisions.choice.racing) == {"partial", "full_far"}
-    assert decisions.plan == model.plan
-    assert decisions.plan.strategy == decisions.choice.strategy
-    assert metrics.seconds.race > 0
-    assert metrics.work.backward_images > model.work.backward_images
-    assert "race after 33 % of the steps" in printed.getvalue()
-    assert not folder.checkpoints.exists()
-
-
-class StoppingRace(Report):
-    """A report that ends the program when a task reaches a step."""
-
-    stop = ("", 0)
-
-    def progress(self, task, done, _total):
-        if self.stop[0] in task and done == self.stop[1]:
-            raise StopError
-
-
-@pytest.mark.usefixtures("undecided")
-@pytest.mark.parametrize("stop", [("training (refit)", 3), *slow(("training (fold-1)", 2), ("training (fold-3)", 2))])
-def test_a_run_that_was_interrupted_in_a_race_or_after_it_ends_with_the_same_model(recipe, tmp_path, stop):
-    report = StoppingRace(Console(quiet=True))
-    report.stop = stop
-    with pytest.raises(StopError):
-        finetune.run(recipe, tmp_path / "run", report)
-    RunFolder(tmp_path / "whole").write_decisions(RunFolder(tmp_path / "run").read_decisions())
-    whole, resumed = (finetune.resume(tmp_path / name) for name in ("whole", "run"))
-    for name, tensor in whole.network.state_dict().items():
-        assert torch.equal(resumed.network.state_dict()[name], tensor)
-    choices = [RunFolder(tmp_path / name).read_decisions().choice for name in ("whole", "run")]
-    assert choices[0] == choices[1]
-    works = [RunFolder(tmp_path / name).read_metrics().work.backward_images for name in ("whole", "run")]
-    assert works[0] == works[1]
-    assert resumed.validation == whole.validation
-
-
-@pytest.mark.usefixtures("undecided")
-def test_a_saved_plan_is_trained_without_a_race_even_where_it_was_interrupted(recipe, tmp_path):
-    plan = finetune.plan_only(recipe, tmp_path / "run")
-    assert RunFolder(tmp_path / "run").read_decisions().choice.racing
-    report = StoppingRace(Console(quiet=True))
-    report.stop = ("training (fold-2)", 3)
-    with pytest.raises(StopError):
-        finetune.run_plan(tmp_path / "run" / "plan.json", report=report)
-    assert finetune.resume(tmp_path / "run").plan == plan
-    assert RunFolder(tmp_path / "run").read_metrics().seconds.race == 0
-
-
-@pytest.mark.usefixtures("undecided")
-def test_the_classifier_races_too(recipe, data):
-    paths = sorted((data / "train").rglob("*.*"))
-    settings = {"weights": recipe.weights, "image_size": 32, "steps": 8, "batch_size": 8}
-    classifier = finetune.ImageClassifier(model="test_efficientnet", settings=settings)
-    classifier.fit(paths, [path.parent.name for path in paths])
-    assert any(reason.startswith("race after 33 %") for reason in classifier.choice_.reasons)
-    assert classifier.plan_.strategy == classifier.choice_.strategy
 
 
 @pytest.fixture
@@ -436,7 +376,7 @@ def test_an_interrupted_ensemble_continues_and_ends_with_the_same_models(average
     decisions = RunFolder(averaged[1]).read_decisions()
     for name in ("whole", "run"):
         RunFolder(tmp_path / name).write_decisions(decisions)
-    report = StoppingRace(Console(quiet=True))
+    report = StoppingReport(Console(quiet=True))
     report.stop = (f"{decisions.choice.members[1]}: training (fold-2)", 3)
     with pytest.raises(StopError):
         finetune.resume(tmp_path / "run", report)
@@ -480,7 +420,7 @@ def test_an_ensemble_that_was_asked_for_is_compared_and_predicts_from_its_folder
 def test_an_interrupted_ensemble_that_was_asked_for_ends_with_the_same_models(recipe, tmp_path, ensemble):
     asked = recipe.changed(ensemble=ensemble, strategy="full")
     whole = finetune.run(asked, tmp_path / "whole")
-    report = StoppingRace(Console(quiet=True))
+    report = StoppingReport(Console(quiet=True))
     decisions = RunFolder(tmp_path / "whole").read_decisions()  # another run might time the machine otherwise
     RunFolder(tmp_path / "run").write_decisions(decisions)
     report.stop = (f"{list_members(decisions, [])[1].name}: training (fold-2)", 2)
@@ -561,7 +501,7 @@ def test_an_average_of_folds_predicts_the_mean_from_its_folder(folds, data):
 
 def test_an_interrupted_average_of_folds_ends_with_the_same_models(folds, tmp_path):
     RunFolder(tmp_path / "run").write_decisions(RunFolder(folds[1]).read_decisions())
-    report = StoppingRace(Console(quiet=True))
+    report = StoppingReport(Console(quiet=True))
     report.stop = ("training (fold-2)", 3)
     with pytest.raises(StopError):
         finetune.resume(tmp_path / "run", report)

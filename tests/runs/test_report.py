@@ -95,7 +95,7 @@ def metrics():
         validation=scores,
         validation_source="held-out training images",
         test=scores,
-        seconds=Seconds(evidence=1.0, race=0.0, train=61.0, total=65.0),
+        seconds=Seconds(evidence=1.0, search=0.0, train=61.0, total=65.0),
         work=Work(),
     )
 

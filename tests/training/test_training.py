@@ -1007,11 +1007,6 @@ def test_a_pause_is_no_interruption_and_its_seconds_count_once(make_plan, splits
     assert finish(state)[1].seconds <= time.perf_counter() - start
 
 
-def test_what_others_took_is_missing_from_the_time_budget(make_plan, splits):
-    state = begin(make_plan("full", steps=2_000, time_budget=60.0), splits)
-    assert finish(replace(state, spent_elsewhere=58.0))[1].seconds < 10.0
-
-
 def test_a_training_that_stops_early_costs_the_steps_that_it_took(make_plan, splits):
     # Without a rate nothing is learned, so that the first evaluation stays the best.
     still = make_plan("full", head_learning_rate=0.0, steps=12, evaluations=6, patience=2, keep="best")
