@@ -1,7 +1,7 @@
 """Read the results of experiments.strategy_grid: one cell for each image set at a size with a seed."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,25 +11,22 @@ from numpy.typing import NDArray
 
 from experiments.rows import Row, read_rows
 from finetune.decide.candidates import SPECS
-from finetune.decide.prior import features
+from finetune.decide.prior import LEAST_ERROR, features
 from finetune.decide.workload import BATCH_SIZE, MOST_VIEWS, TRAINING_FOLDS
 
 PROBE = "linear_probe"
 """Name of the linear probe."""
 
-SCRATCH = "scratch"
-"""Name of the training from random weights, which was tried in some cells and is never chosen automatically."""
+BELIEVED = tuple(name for name in SPECS if name != "scratch")
+"""Candidates that the prior knows, the linear probe first."""
 
-CANDIDATES = tuple(name for name in SPECS if name not in {PROBE, SCRATCH})
-"""Candidates that are trained in every cell in addition to the linear probe, the cheapest first."""
-
-ALL = (PROBE, *CANDIDATES)
-"""The linear probe and the candidates, the cheapest first."""
+CONSIDERED = tuple(name for name, spec in SPECS.items() if spec.is_considered)
+"""Candidates that may be chosen without being asked for, the linear probe first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """The results of all candidates on an image set at a size with a seed."""
+    """The results of the candidates on an image set at a size with a seed."""
 
     set: str
     """Name of the image set."""
@@ -40,20 +37,14 @@ class Cell:
     evidence: dict[str, Any]
     """Measurements of the training images, as in evidence.json."""
     accuracy: dict[str, float]
-    """Test accuracy by the metric of the set: of each candidate, of random weights if they were trained, and of the
-    mean probabilities of several candidates."""
+    """Top-1 accuracy on the test images, by candidate, by variant of a candidate, and of the mean probabilities of two
+    candidates."""
+    costs: dict[str, float]
+    """Cost of each candidate in forward equivalents, with all trainings of a cross-validation."""
+    rejected: frozenset[str]
+    """Candidates that ended worse than their linear probe, which then became the final model."""
     correct: dict[str, NDArray[np.bool_]]
     """Whether each test image (n_images,) is classified correctly, by candidate."""
-    validation_top1: dict[str, float]
-    """Accuracy on the held-out images, by candidate; empty if no images were held out."""
-    costs: dict[str, float]
-    """Cost of each candidate in forward equivalents."""
-    rejected: frozenset[str]
-    """Candidates that ended worse than the linear probe, which then becomes the final model."""
-    num_test: int
-    """Number of test images."""
-    device: str
-    """Device of the trainings; empty for older rows, which were all trained on a CPU."""
 
     @property
     def name(self) -> str:
@@ -61,51 +52,75 @@ class Cell:
         return f"{self.set}, {self.size}, seed {self.seed}"
 
     @property
-    def errors(self) -> dict[str, int]:
-        """Number of wrong test images, by candidate."""
-        return {name: int((~correct).sum()) for name, correct in self.correct.items()}
+    def is_complete(self) -> bool:
+        """Whether all candidates that may be chosen were trained."""
+        return all(name in self.accuracy for name in CONSIDERED)
+
+    @property
+    def num_test(self) -> int:
+        """Number of test images."""
+        return len(self.correct[PROBE])
+
+    @property
+    def probe_error(self) -> float:
+        """Cross-validated error rate of the linear probe, 0 .. 1."""
+        return max(1.0 - float(self.evidence["probe_accuracy"]), LEAST_ERROR)
 
     @property
     def known(self) -> tuple[float, ...]:
         """Features of the cell that the prior depends on."""
-        probe_error = 1.0 - self.evidence["probe_accuracy"]
-        return features(self.evidence["images_per_class"], self.evidence["domain_similarity"], probe_error)
+        return features(self.evidence["images_per_class"], self.evidence["domain_similarity"])
 
 
 def load(path: Path) -> list[Cell]:
-    """Return those cells of a grid file in which all candidates were trained."""
+    """Return the cells of a grid file that have the evidence, the linear probe and at least two trainings."""
+    return cells_of(read_rows(path))
+
+
+def cells_of(rows: Sequence[Row]) -> list[Cell]:
+    """Return the cells of some rows that have the evidence, the linear probe and at least two trainings."""
     found: dict[tuple[str, str, int], dict[str, Row]] = {}
-    for row in read_rows(path):
+    for row in rows:
         if "arm" in row:
-            found.setdefault((row["set"], row["size"], row["seed"]), {})[row["arm"]] = row
-    return [_cell(*key, rows) for key, rows in sorted(found.items()) if {*ALL, "evidence", "mean"} <= rows.keys()]
+            found.setdefault((row["set"], row["size"], row["seed"]), {}).setdefault(row["arm"], row)
+    return [
+        _cell(*key, own) for key, own in sorted(found.items()) if {PROBE, "evidence"} <= own.keys() and len(own) > 3
+    ]
 
 
 def joined(names: Sequence[str]) -> str:
     """Return the name of the mean of several candidates."""
-    return " + ".join(sorted(names, key=ALL.index))
+    return " + ".join(
+        sorted(names, key=lambda name: (BELIEVED.index(name) if name in BELIEVED else len(BELIEVED), name))
+    )
 
 
 def _cell(name: str, size: str, seed: int, rows: dict[str, Row]) -> Cell:
     evidence = rows["evidence"]
-    metric = evidence["metric"]
-    means = {joined(row["of"]): row for row in rows["mean"]["means"]}
-    held = "held_out" in rows[CANDIDATES[0]]
+    trained = {arm: row for arm, row in rows.items() if "test" in row}
     num_test = len(base64.b64decode(rows[PROBE]["test_labels"]))
     return Cell(
         set=name,
         size=size,
         seed=seed,
         evidence=evidence,
-        accuracy={each: rows[each]["test"][metric] for each in (*ALL, SCRATCH) if each in rows}
-        | {of: row["test"][metric] for of, row in means.items()},
-        correct={each: _bits(rows[each]["test"]["correct"], num_test) for each in ALL},
-        validation_top1={each: rows[each]["held_out"]["top1"] for each in ALL} if held else {},
-        costs={each: cost_of(rows[each], evidence["num_images"]) for each in ALL},
-        rejected=frozenset(each for each in ALL if rows[each].get("note")),
-        num_test=num_test,
-        device=rows[CANDIDATES[0]].get("device", ""),
+        accuracy=dict(_accuracies(trained, rows.get("mean"))),
+        costs={arm: cost_of(row, evidence["num_images"]) for arm, row in trained.items() if "steps" in row},
+        rejected=frozenset(arm for arm, row in trained.items() if row.get("note")),
+        correct={arm: _bits(row["test"]["correct"], num_test) for arm, row in trained.items()},
     )
+
+
+def _accuracies(trained: dict[str, Row], means: Row | None) -> Iterator[tuple[str, float]]:
+    """Yield the name and the test accuracy of every model of a cell."""
+    for arm, row in trained.items():
+        yield arm, row["test"]["top1"]
+        for variant, found in row.items():
+            if isinstance(found, dict) and "test" in found:
+                yield f"{arm}, {variant}", found["test"]["top1"]
+    for row in means["means"] if means else ():
+        if len(row["of"]) == 2:
+            yield joined(row["of"]), row["test"]["top1"]
 
 
 def _bits(packed: str, count: int) -> NDArray[np.bool_]:
@@ -119,10 +134,10 @@ def cost_of(row: Row, num_images: int) -> float:
 
     If only the final training was run, the cost of all folds and the refit is computed from its cost.
     """
-    # The costs are cumulative. Those of older rows include the costs at steps at which the training was evaluated.
-    first, *_, last = row["forward_equivalents"]
-    alone: float = last - first
-    if "held_out" in row:
+    # The costs of older rows are lists: those of the start, of rungs and of the end, cumulative.
+    costs = row["forward_equivalents"]
+    alone: float = costs[-1] - costs[0] if isinstance(costs, list) else costs
+    if "held_out" in row or not row["steps"]:
         return alone
     images = row["steps"] * BATCH_SIZE
     prefix = 0.0

@@ -1,25 +1,32 @@
 """Fit the prior to the grid's cells, and replay policies on them to measure their regret and cost."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import PoissonRegressor
+from scipy.stats import t
+from sklearn.linear_model import HuberRegressor
 
-from experiments.grid_cells import ALL, CANDIDATES, PROBE, Cell, joined
+from experiments.grid_cells import BELIEVED, CONSIDERED, PROBE, Cell, joined
 from finetune.decide.belief import Belief
-from finetune.decide.contest import PRICE, TOLERANCE, Contest
-from finetune.decide.decision import FALLBACK
-from finetune.decide.prior import Prior, belief_of
+from finetune.decide.contest import Contest
+from finetune.decide.decision import FALLBACK, PROBE_SUFFICES
+from finetune.decide.prior import FREEDOM, Prior, belief_of
 from finetune.recipe import Preference
 
-RIDGE = 0.02
-"""Ridge penalty on the prior's coefficients (`alpha` of the regression)."""
+RIDGE = 2.0
+"""Ridge penalty on the prior's coefficients (`alpha` of the regression, where every set has the weight 1). With a
+residual of about 0.2, it expects candidates to differ by about 0.3 in log errors."""
 
-SPREAD_OF_SETS = 0.1
-"""Variance between sets of the log share of errors; it limits the weight of cells with many test errors."""
+OWN_SLOPES = 0.5
+"""Size of a candidate's own slopes relative to that difference. Over sixteen sets, candidates differ much less in how
+they depend on a feature than all of them together depend on it."""
+
+FORWARD_SECONDS = 1 / 600
+"""Time of a forward equivalent on one core of the machine of the grid, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +34,7 @@ class Decision:
     """The outcome of a policy in a cell."""
 
     chosen: str
-    """Name of the candidate, or of the mean of several, that becomes the final model."""
+    """Name of the candidate, or of the mean of two, that becomes the final model."""
     cost: float
     """Cost in forward equivalents, including rejected trainings, but not the evidence, which every policy needs."""
 
@@ -36,132 +43,156 @@ Policy = Callable[[Cell], Decision]
 """A rule that decides for a cell."""
 
 
-def fit_prior(cells: Sequence[Cell], uses: Sequence[int] = (0, 1, 2)) -> Prior:
-    """Return the prior fitted to some cells: a Poisson regression of the candidates' test errors on the linear probe's.
+def fit_prior(cells: Sequence[Cell], uses: Sequence[int] = (0, 1)) -> Prior:
+    """Return the prior fitted to some cells.
 
-    log(errors of candidate c / errors of the probe) = (a + a_c) + (b + b_c) . x with the features x of the cell. The
-    ridge penalty pulls b, a_c and b_c to 0.
+    A robust regression (Huber 1964) gives the coefficients: log(test errors of candidate c / cross-validated errors of
+    the linear probe) = a_c + (b + b_c) . x with the features x of the cell, and b = 0 for the probe. A ridge penalty
+    pulls b and b_c to 0. Every set has the same weight. The scales of the deviations are medians over cells, so that a
+    few unusual sets do not set them.
 
     Args:
         cells: the cells to fit.
         uses: indices of the features to use in addition to the constant; the slopes of the others are 0.
     """
-    known = np.array([cell.known[1:] for cell in cells])[:, list(uses)].reshape(len(cells), len(uses))
-    exposure = np.array([max(cell.errors[PROBE], 0.5) for cell in cells])
-    ratios = np.array([_wrong(cell)[1:].sum(axis=1) for cell in cells]) / exposure[:, None]
-    weights = 1.0 / (SPREAD_OF_SETS + 1.0 / exposure)
-    weights /= [sum(other.set == cell.set for other in cells) for cell in cells]  # all sets have the same weight
-    own = np.eye(len(CANDIDATES))
-    # Columns: the common slopes, each candidate's constant, each candidate's slopes. With the same penalty on all, the
-    # common slopes explain what they can, and the candidates' own slopes the rest.
-    design = np.concatenate([np.concatenate([np.tile(x, (len(own), 1)), own, np.kron(own, x)], axis=1) for x in known])
-    model = PoissonRegressor(alpha=RIDGE, max_iter=1000)
-    model.fit(design, ratios.ravel(), sample_weight=np.repeat(weights, len(own)))
+    per_set = Counter(cell.set for cell in cells)
+    own = np.eye(len(BELIEVED))
+    design, logs, weights = [], [], []
+    for cell in cells:
+        known = np.array(cell.known[1:])[list(uses)]
+        for place, name in enumerate(BELIEVED):
+            if name in cell.accuracy:
+                common = known if place else 0.0 * known
+                design.append(np.concatenate([common, own[place], OWN_SLOPES * np.kron(own[place], known)]))
+                logs.append(_log_share(cell, name, 0.0))
+                weights.append(1.0 / per_set[cell.set])
+    model = HuberRegressor(alpha=RIDGE, max_iter=2000)
+    model.fit(np.array(design), np.array(logs), sample_weight=np.array(weights))
     count = len(uses)
-    coefficients = np.zeros((len(own), 4))
+    coefficients = np.zeros((len(own), 3))
     coefficients[:, 0] = model.intercept_ + model.coef_[count : count + len(own)]
-    own_slopes = model.coef_[count + len(own) :].reshape(len(own), count)
-    coefficients[:, [1 + place for place in uses]] = model.coef_[:count] + own_slopes
-    expected = np.exp(np.array([cell.known for cell in cells]) @ coefficients.T)
-    left = ratios / expected - 1.0
-    chance = np.average([_chance(*each) for each in zip(cells, expected, strict=True)], axis=0, weights=weights)
-    spread = (left.T * weights) @ left / weights.sum() * len(cells) / max(len(cells) - 1 - count, 1)
+    slopes = OWN_SLOPES * model.coef_[count + len(own) :].reshape(len(own), count)
+    slopes[1:] += model.coef_[:count]
+    coefficients[:, [1 + place for place in uses]] = slopes
+    depth = coefficients[0, 0] - coefficients[:, 0]
+    depth /= depth[1:].mean()
+    shift, gain, alone = _scales(cells, coefficients, depth)
     return Prior(
-        candidates=CANDIDATES,
+        candidates=BELIEVED,
         coefficients=tuple(map(tuple, coefficients.round(4).tolist())),
-        covariance=tuple(map(tuple, _without(spread, chance).round(5).tolist())),
+        depth=tuple(depth.round(3).tolist()),
+        shift=round(shift, 4),
+        gain=round(gain, 4),
+        own=round(alone, 4),
     )
 
 
-def priors_without(cells: Sequence[Cell], uses: Sequence[int] = (0, 1, 2)) -> dict[str, Prior]:
+def _scales(
+    cells: Sequence[Cell], coefficients: NDArray[np.float64], depth: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """Return the scales of the deviations: of the shift, of the gain of fine-tuning, and of single candidates."""
+    per_set = Counter(cell.set for cell in cells)
+    shifts, gains, alone = [], [], []
+    for cell in cells:
+        weight = 1.0 / per_set[cell.set]
+        places = [place for place, name in enumerate(BELIEVED) if place and name in cell.accuracy]
+        known = np.array(cell.known)
+        deviation = {
+            place: _log_share(cell, BELIEVED[place], float(coefficients[place] @ known)) for place in (0, *places)
+        }
+        # Least squares of deviation_c - deviation_probe = depth_c g over the candidates c; what is left is their own.
+        behind = np.array([deviation[place] - deviation[0] for place in places])
+        gain = float(depth[places] @ behind / (depth[places] @ depth[places]))
+        shifts.append((deviation[0], weight))
+        gains.append((gain, weight))
+        freedom = math.sqrt(len(places) / max(len(places) - 1, 1))
+        alone += [(float(each) * freedom, weight / len(places)) for each in behind - gain * depth[places]]
+    return _scale(shifts), _scale(gains), _scale(alone)
+
+
+def _log_share(cell: Cell, name: str, expected: float) -> float:
+    """Return the logarithm of a candidate's test errors over the errors that are expected.
+
+    Args:
+        cell: the cell.
+        name: name of the candidate.
+        expected: logarithm of the expected multiple of the linear probe's cross-validated errors.
+    """
+    # Half an error is added to both, because the logarithm of 0 errors is infinite.
+    half = 0.5 / cell.num_test
+    return math.log((1.0 - final_accuracy(cell, name) + half) / (cell.probe_error * math.exp(expected) + half))
+
+
+def _scale(values: Sequence[tuple[float, float]]) -> float:
+    """Return the scale of the t distribution whose median absolute value is the weighted one of some values."""
+    sizes, weights = np.abs([value for value, _ in values]), np.array([weight for _, weight in values])
+    order = np.argsort(sizes)
+    middle = int(np.searchsorted(np.cumsum(weights[order]), weights.sum() / 2))
+    return float(sizes[order][middle] / t.ppf(0.75, FREEDOM))
+
+
+def priors_without(cells: Sequence[Cell], uses: Sequence[int] = (0, 1)) -> dict[str, Prior]:
     """Return for each set, by name, the prior that is fitted to all other sets."""
     return {
         name: fit_prior([cell for cell in cells if cell.set != name], uses) for name in {cell.set for cell in cells}
     }
 
 
-def _wrong(cell: Cell) -> NDArray[np.bool_]:
-    """Return which test images (n_candidates, n_images) the final model gets wrong if each candidate is chosen.
-
-    The linear probe comes first. If a candidate is rejected, another one becomes the final model.
-    """
-    return np.array([~cell.correct[finish(cell, [name]).chosen] for name in ALL])
-
-
-def _chance(cell: Cell, expected: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the part of the covariance between candidates that is due to the draw of the test images.
-
-    The covariance (n_candidates, n_candidates) is that of ratio / expected. The same images are hard for all
-    candidates, so differences between candidates vary less than the ratios do.
-
-    Args:
-        cell: the cell.
-        expected: expected ratio of each candidate's errors to the probe's (n_candidates,).
-    """
-    wrong = _wrong(cell).astype(np.float64)
-    exposure = max(cell.errors[PROBE], 0.5)
-    # Delta method: the influence of an image on W_c / (expected_c W_0), with W the numbers of wrong images.
-    influence = wrong[1:] / (expected * exposure)[:, None] - wrong[0] / exposure
-    chance: NDArray[np.float64] = cell.num_test * np.cov(influence)
-    return chance
-
-
-def _without(spread: NDArray[np.float64], chance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return a covariance minus the part due to chance; at least a quarter of the variance remains in any direction."""
-    # With spread = R R', the chance is whitened to R^-1 C R^-T; its eigenvalues are shares of the spread's variance,
-    # and are clipped to .75 before they are subtracted. The small diagonal keeps R invertible for equal candidates.
-    root = np.linalg.cholesky(spread + 1e-6 * np.eye(len(spread)))
-    whitened = np.linalg.solve(root, np.linalg.solve(root, chance).T)
-    values, vectors = np.linalg.eigh(whitened)
-    root = root @ vectors * np.sqrt(1.0 - np.clip(values, 0.0, 0.75))
-    less: NDArray[np.float64] = root @ root.T
-    return less
+def belief_about(cell: Cell, prior: Prior) -> Belief:
+    """Return the belief about the accuracies of all candidates of a prior in a cell."""
+    classes = len(cell.evidence["class_counts"])
+    return belief_of(prior, cell.known, cell.probe_error, cell.evidence["probe_accuracy_error"], classes)
 
 
 def always(name: str) -> Policy:
     """Return the policy that always trains the same candidate."""
-    return lambda cell: Decision(name, cell.costs[name])
+    return lambda cell: finish(cell, [name])
 
 
 def four_quadrants(cell: Cell) -> Decision:
     """Decide by size and similarity alone, by the textbook rule of four quadrants."""
     near, small = cell.evidence["domain_similarity"] >= 0.5, cell.evidence["num_images"] < 1000
-    name = {(True, True): PROBE, (True, False): "partial", (False, True): "partial", (False, False): "full_far"}[
-        near, small
-    ]
-    return always(name)(cell)
+    name = {(True, True): PROBE, (True, False): "full_near", (False, True): "partial", (False, False): "full_far"}
+    return finish(cell, [name[near, small]])
 
 
-def size_only(cell: Cell) -> Decision:
-    """Decide by size alone."""
-    return always("partial" if cell.evidence["num_images"] < 1000 else "full_near")(cell)
-
-
-def selector(
-    cells: Sequence[Cell],
-    prefer: Preference,
-    uses: Sequence[int] = (0, 1, 2),
-    averages: bool = True,
-) -> Policy:
-    """Return the selector as a policy, with a prior that is fitted without the set of the cell.
+def always_full(priors: dict[str, Prior]) -> Policy:
+    """Return the policy of `--strategy full`: all layers, at the rate that is expected to be the more accurate one.
 
     Args:
-        cells: all cells.
-        prefer: the preference of the user.
-        uses: indices of the prior's features to use.
-        averages: whether it may average two candidates.
+        priors: for each set, the prior that was fitted without it.
     """
-    priors = priors_without(cells, uses)
 
     def decide(cell: Cell) -> Decision:
-        belief = belief_about(cell, priors[cell.set])
-        costs = tuple(cell.costs[name] for name in ALL)
-        contest = Contest(names=ALL, belief=belief, costs=costs, tolerance=TOLERANCE[prefer])
+        contest = contest_about(cell, priors[cell.set], "accuracy", ("full_near", "full_far"))
+        return finish(cell, [contest.names[int(contest.belief.mean.argmax())]])
+
+    return decide
+
+
+def contest_about(cell: Cell, prior: Prior, prefer: Preference, names: Sequence[str] = CONSIDERED) -> Contest:
+    """Return the contest between some candidates of a cell."""
+    belief = belief_about(cell, prior).among([BELIEVED.index(name) for name in names])
+    seconds = tuple(FORWARD_SECONDS * cell.costs[name] for name in names)
+    return Contest(names=tuple(names), belief=belief, seconds=seconds, prefer=prefer)
+
+
+def selector(priors: dict[str, Prior], prefer: Preference, averages: bool = True) -> Policy:
+    """Return the selector as a policy.
+
+    Args:
+        priors: for each set, the prior that was fitted without it.
+        prefer: the preference of the user.
+        averages: whether it may average two candidates.
+    """
+
+    def decide(cell: Cell) -> Decision:
+        if cell.probe_error + cell.evidence["probe_accuracy_error"] < PROBE_SUFFICES:
+            return finish(cell, [PROBE])
+        contest = contest_about(cell, priors[cell.set], prefer)
         place = contest.pick()
-        other = contest.partner(place, PRICE)
-        if averages and prefer == "accuracy" and other is not None:
-            return finish(cell, [ALL[place], ALL[other]])
-        return finish(cell, [ALL[place]])
+        other = contest.partner(place) if averages and prefer == "accuracy" else None
+        return finish(cell, [contest.names[each] for each in (place, other) if each is not None])
 
     return decide
 
@@ -177,67 +208,56 @@ def finish(cell: Cell, names: Sequence[str]) -> Decision:
     """
     spent = sum(cell.costs[name] for name in names)
     good = [name for name in names if name not in cell.rejected]
-    if not good and FALLBACK not in names:
+    if not good and FALLBACK not in names and FALLBACK in cell.accuracy:
         spent += cell.costs[FALLBACK]
         good = [FALLBACK]
     return Decision(joined(good) if good else PROBE, spent)
 
 
-def belief_about(cell: Cell, prior: Prior) -> Belief:
-    """Return the belief about the accuracies of a cell's candidates before any of them is trained."""
-    probe_error = max(1.0 - cell.evidence["probe_accuracy"], 0.002)
-    return belief_of(prior, cell.known, probe_error, cell.evidence["probe_accuracy_error"])
+def final_accuracy(cell: Cell, name: str) -> float:
+    """Return the test accuracy of the final model if a candidate is chosen."""
+    return cell.accuracy[finish(cell, [name]).chosen]
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Regret and cost of a policy over cells."""
+    """Regret, accuracy and cost of a policy over cells."""
 
     regrets: dict[str, float]
-    """Mean regret by set, in 0 .. 1: the test accuracy of the best candidate minus that of the chosen one."""
+    """Mean regret of each set in accuracy, by name."""
+    accuracy: float
+    """Mean accuracy over sets, 0 .. 1."""
     cost: float
-    """Cost as a multiple of always training all layers."""
-    of_all: float
-    """Cost as a share of trying every candidate."""
-    of_chosen: float
-    """Cost as a multiple of training the chosen candidates alone."""
+    """Cost over that of always training all layers, summed over cells."""
 
     @property
     def regret(self) -> float:
-        """Mean regret over the sets."""
+        """Mean regret over sets, in accuracy."""
         return float(np.mean(list(self.regrets.values())))
 
     @property
-    def error(self) -> float:
-        """Standard error of the mean regret over the sets."""
-        values = list(self.regrets.values())
-        return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    def worst(self) -> float:
+        """Largest regret of a set, in accuracy."""
+        return max(self.regrets.values())
 
 
-def evaluate(cells: Sequence[Cell], policy: Policy) -> Score:
-    """Return the regret and the cost of a policy over cells.
+def evaluate(cells: Sequence[Cell], policy: Policy, full: Policy) -> Score:
+    """Return the score of a policy on complete cells.
 
-    The regret is relative to the candidate with the best mean accuracy over the seeds. The chosen candidate is scored
-    on the other seeds if there are any.
+    Args:
+        cells: the cells.
+        policy: the policy.
+        full: the policy whose cost is the unit.
     """
-    by_set: dict[str, list[float]] = {}
+    regrets: dict[str, list[float]] = {}
+    accuracies: dict[str, list[float]] = {}
     decisions = [policy(cell) for cell in cells]
     for cell, decision in zip(cells, decisions, strict=True):
-        same = [other for other in cells if (other.set, other.size) == (cell.set, cell.size)]
-        best = max(ALL, key=lambda name: np.mean([other.accuracy[name] for other in same]))
-        scored = [other for other in same if other.seed != cell.seed] or same
-        by_set.setdefault(cell.set, []).append(
-            float(np.mean([other.accuracy[best] - other.accuracy[decision.chosen] for other in scored]))
-        )
-    spent = sum(decision.cost for decision in decisions)
-    alone = sum(
-        cell.costs[name]
-        for cell, decision in zip(cells, decisions, strict=True)
-        for name in decision.chosen.split(" + ")
-    )
+        best = max(final_accuracy(cell, name) for name in CONSIDERED)
+        regrets.setdefault(cell.set, []).append(best - cell.accuracy[decision.chosen])
+        accuracies.setdefault(cell.set, []).append(cell.accuracy[decision.chosen])
     return Score(
-        regrets={name: float(np.mean(regrets)) for name, regrets in by_set.items()},
-        cost=spent / sum(cell.costs["full_near"] for cell in cells),
-        of_all=spent / sum(sum(cell.costs.values()) for cell in cells),
-        of_chosen=spent / alone if alone else 1.0,
+        regrets={name: float(np.mean(own)) for name, own in regrets.items()},
+        accuracy=float(np.mean([np.mean(own) for own in accuracies.values()])),
+        cost=sum(decision.cost for decision in decisions) / sum(full(cell).cost for cell in cells),
     )

@@ -113,8 +113,7 @@ class TrainingRecipe(FrozenModel):
     default cosine, which decays to 0."""
     progressive_resizing: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Fraction of the steps, from the first, on images of about three quarters of the side; 0 trains on full-size
-    images throughout. By default 0.5 for the strategy `full` from 600 training images unless `prefer` is accuracy, else
-    0."""
+    images throughout. By default 0.5 for the strategy `full` from 600 training images, else 0."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Fraction of the steps in which the learning rate rises from 0 to its peak; by default 0.1."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -160,7 +159,7 @@ class AugmentationRecipe(FrozenModel):
     text). By default true if mirrored images of this data set look like the originals."""
     test_time_flips: bool | None = None
     """Whether the prediction is the mean over the image and its mirrored copy, which takes twice the time; by default
-    false."""
+    true if `prefer` is accuracy and mirrored images look like the originals, else false."""
     vertical_flip: bool | None = None
     """Whether training images are mirrored top to bottom at random, which suits images without an upright orientation,
     such as microscopy and aerial photographs; by default false."""
@@ -239,8 +238,9 @@ class Recipe(FrozenModel):
     layers), `partial` (the head and the last stages), `full` (everything), `scratch` (everything, from random weights),
     or `auto`; by default auto."""
     prefer: Preference = "balanced"
-    """Preference between accuracy and training time: `accuracy`, `balanced` or `speed` selects the cheapest candidate
-    with an expected accuracy within 0, 1 or 2 percentage points of the best; by default balanced."""
+    """Preference between accuracy and training time. `accuracy`: the highest expected accuracy, averages included.
+    `balanced`, the default: five minutes are free; beyond them, a doubling of the time must gain a percentage point.
+    `speed`: the cheapest training that loses more than two points with a probability of at most 10 %."""
     ensemble: Annotated[str, BeforeValidator(parse_ensemble)] | None = None
     """Models that are averaged: `seeds:N`, `snapshots:N`, `folds`, `backbones`, or `auto` (snapshots:3); by default one
     model, or two with `prefer: accuracy` if either may be the more accurate one."""

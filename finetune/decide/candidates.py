@@ -13,7 +13,7 @@ from finetune.decide.workload import (
     default_batch_size,
     default_trainable_stages,
     expected_seconds,
-    short_stages,
+    half_stages,
     size_workload,
 )
 from finetune.recipe import Optimizer, Recipe, Strategy
@@ -26,8 +26,8 @@ LEARNING_RATES: dict[Strategy, tuple[float, float]] = {
     "full": (4e-4, 8e-4),
 }
 """Peak learning rates of AdamW for each strategy, at similarity 1 and at similarity 0. Those of `partial` do not rise:
-1.2e-3, and 2.4e-3 with half of the stages, end with a constant answer on some far images (experiments/log.md,
-2026-11-25)."""
+1.2e-3, and 1.6e-3 with half of the stages, end with a constant answer on some far images (experiments/log.md,
+2026-11-25 and -29)."""
 
 SGD_RATE = 50.0
 """Ratio of the peak rates of SGD to those of AdamW, at the usual batch size (experiments/log.md, 2026-11-25)."""
@@ -52,27 +52,33 @@ accuracy does not hold."""
 
 
 class CandidateSpec(NamedTuple):
-    """One way to carry out a strategy: its depth and its learning rates."""
+    """One way to carry out a strategy: its depth, its learning rates and its length."""
 
     strategy: Strategy
     """Strategy: how much of the network is trained."""
     similarity: float | None = None
     """Domain similarity from which the learning rates follow; None: the measured one."""
-    is_short: bool = False
-    """Whether half as many stages as usual are trained, at twice the rate."""
+    is_shallow: bool = False
+    """Whether half as many stages as usual are trained."""
+    length: float = 1.0
+    """Number of steps relative to the default."""
+    is_considered: bool = True
+    """Whether it may be chosen without being asked for."""
 
 
 SPECS = {
     "linear_probe": CandidateSpec("linear_probe"),
-    "partial_short": CandidateSpec("partial", is_short=True),
+    "partial_brief": CandidateSpec("partial", is_shallow=True, length=0.5),
+    "partial_half": CandidateSpec("partial", length=0.5),
     "partial": CandidateSpec("partial"),
-    "norm_tuning": CandidateSpec("norm_tuning"),
     "full_near": CandidateSpec("full", similarity=1.0),
     "full_far": CandidateSpec("full", similarity=0.0),
-    "scratch": CandidateSpec("scratch"),
+    "norm_tuning": CandidateSpec("norm_tuning", is_considered=False),
+    "scratch": CandidateSpec("scratch", is_considered=False),
 }
-"""All candidates by name. `full` has two, because the learning rate matters more for accuracy than the number of
-trained stages (Li et al. 2020), and the similarity alone does not determine the best rate."""
+"""All candidates by name. `full` has two rates, because the learning rate matters more for accuracy than the number of
+trained stages (Li et al. 2020), and the similarity alone does not determine the best rate. `norm_tuning` was on no
+frontier of accuracy and cost (docs/explanation/decisions.md)."""
 
 
 class Candidate(FrozenModel):
@@ -93,14 +99,17 @@ class Candidate(FrozenModel):
     expected_top1: float
     """Expected top-1 accuracy, 0 .. 1."""
     expected_top1_error: float
-    """Std of the expected top-1 accuracy."""
+    """Std of the top-1 accuracy on new images."""
+    expected_interval: tuple[float, float] = (0.0, 1.0)
+    """90 % interval of the top-1 accuracy on new images."""
     expected_seconds: float
     """Expected time of all trainings of the candidate on this machine, in seconds."""
+    length: float = 1.0
+    """Number of steps relative to the default."""
     share_of_steps: float
     """Fraction of the candidate's usual steps that the time budget allows, 0 .. 1."""
     chance: float
-    """Probability that this candidate is the right pick: if all accuracies were known, the cheapest one within the
-    tolerance of the most accurate one. 0 if the candidate is not considered."""
+    """Probability that this candidate is the most accurate one. 0 if the candidate is not considered."""
     basis: Literal["measured", "prior", "published"]
     """Source of the expected accuracy. `measured`: a cross-validation on these images; `prior`: a grid of
     trainings on other image sets (docs/explanation/decisions.md), called `published` in older files."""
@@ -108,9 +117,10 @@ class Candidate(FrozenModel):
     @property
     def label(self) -> str:
         """Name of the candidate in printed sentences and tables."""
+        steps = ", half the steps" if self.length == 0.5 else ""
         if self.strategy == "partial":
-            return f"partial ({self.trainable_stages} {'stage' if self.trainable_stages == 1 else 'stages'})"
-        return f"full (rate {self.learning_rate:.0e})" if self.strategy == "full" else self.strategy
+            return f"partial ({self.trainable_stages} {'stage' if self.trainable_stages == 1 else 'stages'}{steps})"
+        return f"full (rate {self.learning_rate:.0e}{steps})" if self.strategy == "full" else self.strategy
 
     @property
     def has_enough_steps(self) -> bool:
@@ -119,7 +129,7 @@ class Candidate(FrozenModel):
 
     def workload(self, recipe: Recipe, evidence: Evidence) -> Workload:
         """Return the workload of the candidate under a recipe, which may differ from the one that it was listed for."""
-        return size_workload(recipe, evidence, self.strategy, self.trainable_stages or None)
+        return size_workload(recipe, evidence, self.strategy, self.trainable_stages or None, self.length)
 
 
 def list_candidates(evidence: Evidence, recipe: Recipe) -> tuple[Candidate, ...]:
@@ -130,8 +140,7 @@ def list_candidates(evidence: Evidence, recipe: Recipe) -> tuple[Candidate, ...]
 
 def believe_all(names: Sequence[str], evidence: Evidence) -> Belief:
     """Return the belief about some candidates, in the order of `names`; there is no belief about random weights."""
-    known = ("linear_probe", *PRIOR.candidates)
-    return believe(PRIOR, evidence).among([known.index(name) for name in names])
+    return believe(PRIOR, evidence, names)
 
 
 def learning_rates(strategy: Strategy, similarity: float) -> tuple[float, float]:
@@ -162,41 +171,38 @@ def rate_factor(optimizer: Optimizer, batch_size: int, usual: int) -> float:
 
 def _differs(name: str, evidence: Evidence, recipe: Recipe) -> bool:
     """Return whether a candidate differs from those before it."""
+    spec = SPECS[name]
     has_rate = recipe.training.learning_rate is not None
-    if name == "full_far":
-        return not has_rate
-    if name == "partial_short":
-        fixed = has_rate or recipe.training.trainable_stages is not None
-        return not fixed and short_stages(evidence.stages) < default_trainable_stages(evidence.stages)
-    return True
+    if spec.length != 1.0 and (recipe.steps is not None or recipe.epochs is not None):
+        return False
+    if spec.is_shallow:
+        is_fixed = recipe.training.trainable_stages is not None
+        return not is_fixed and half_stages(evidence.stages) < default_trainable_stages(evidence.stages)
+    return not (has_rate and name == "full_far")
 
 
 def _candidate(name: str, evidence: Evidence, recipe: Recipe) -> Candidate:
     spec = SPECS[name]
-    stages = short_stages(evidence.stages) if spec.is_short else None
-    load = size_workload(recipe, evidence, spec.strategy, stages)
-    unhurried = load
-    if recipe.time_budget is not None:
-        unhurried = size_workload(recipe.changed(time_budget=None), evidence, spec.strategy, stages)
+    stages = half_stages(evidence.stages) if spec.is_shallow else None
+    load = size_workload(recipe, evidence, spec.strategy, stages, spec.length)
+    unhurried = size_workload(recipe.changed(time_budget=None), evidence, spec.strategy, stages, spec.length)
     rate, lowest = learning_rates(
         spec.strategy, evidence.domain_similarity if spec.similarity is None else spec.similarity
     )
     usual = default_batch_size(evidence.num_images)
     rate = float(f"{rate * rate_factor(recipe.training.optimizer or 'adamw', load.batch_size, usual):.2g}")
-    if spec.strategy == "scratch":
-        top1, error = _expected_of_scratch(evidence), SCRATCH_ERROR
-    else:
-        belief = believe_all([name], evidence)
-        top1, error = float(belief.mean[0]), math.sqrt(belief.covariance[0, 0])
+    # The contest knows what to expect of the others; random weights do not take part in it.
+    is_scratch = spec.strategy == "scratch"
     return Candidate(
         name=name,
         strategy=spec.strategy,
         trainable_stages=load.trainable_stages if spec.strategy == "partial" else 0,
-        learning_rate=recipe.training.learning_rate or (2 * rate if spec.is_short else rate),
+        learning_rate=recipe.training.learning_rate or rate,
         lowest_rate_fraction=recipe.training.lowest_rate_fraction or lowest,
-        expected_top1=round(top1, 4),
-        expected_top1_error=round(error, 4),
+        expected_top1=round(_expected_of_scratch(evidence), 4) if is_scratch else 0.0,
+        expected_top1_error=SCRATCH_ERROR if is_scratch else 0.0,
         expected_seconds=round(expected_seconds(spec.strategy, load, evidence), 1),
+        length=spec.length,
         share_of_steps=round(load.steps / max(unhurried.steps, 1), 2),
         chance=0.0,
         basis="measured" if name == "linear_probe" else "prior",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from finetune.decide.candidates import Candidate
-from finetune.decide.contest import TOLERANCE, pick
+from finetune.decide.contest import utility
 from finetune.decide.decision import make_decision
 from finetune.decide.evidence import Evidence
 from finetune.decide.forecast import Forecast, forecast
@@ -85,12 +85,12 @@ def choose_strategy(evidence: Evidence, recipe: Recipe | None = None) -> Choice:
 
 
 def choose_backbone(measured: Sequence[tuple[Evidence, Choice]], prefer: Preference) -> tuple[Evidence, Choice]:
-    """Return the evidence and the choice of the network to train. Of all networks' chosen candidates, it has the
-    cheapest one with an expected accuracy within the tolerance of the best.
+    """Return the evidence and the choice of the network to train: that whose chosen candidate has the highest expected
+    accuracy, less the price of its time.
 
     Args:
         measured: each network's evidence, measured on the same images, and the choice that follows from it.
-        prefer: preference between accuracy and time, which sets the tolerance.
+        prefer: preference between accuracy and time, which sets the price.
     """
     if len(measured) == 1:
         return measured[0]
@@ -105,7 +105,8 @@ def choose_backbone(measured: Sequence[tuple[Evidence, Choice]], prefer: Prefere
         for evidence, choice in measured
     ]
     accuracies = np.array([backbone.expected_top1 for backbone in backbones])
-    place = int(pick(accuracies, [backbone.expected_seconds for backbone in backbones], TOLERANCE[prefer]))
+    seconds = np.array([backbone.expected_seconds for backbone in backbones])
+    place = int(utility(accuracies, seconds, prefer).argmax())
     chosen, (evidence, choice) = backbones[place], measured[place]
     backbones.sort(key=lambda backbone: (backbone != chosen, backbone.expected_seconds))
     why = explain_backbone({backbone.model: backbone.probe_accuracy for backbone in backbones})

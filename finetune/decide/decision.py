@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune.decide.candidates import Candidate, list_candidates
-from finetune.decide.contest import PRICE, Contest, make_contest
+from finetune.decide.candidates import SPECS, Candidate, list_candidates
+from finetune.decide.contest import Contest, make_contest
 from finetune.decide.evidence import Evidence
 from finetune.errors import RecipeError
 from finetune.recipe import Recipe
@@ -53,8 +53,7 @@ def make_decision(evidence: Evidence, recipe: Recipe) -> Decision:
     contest = make_contest(candidates, evidence, recipe)
     candidates = contest.believed(candidates)
     if recipe.strategy != "auto":
-        asked = [candidate for candidate in candidates if candidate.strategy == recipe.strategy]
-        name = max(asked, key=lambda candidate: candidate.expected_top1).name
+        name = _asked(candidates, recipe)
         ensemble = _ensemble(name, recipe)
         return Decision(contest=contest, candidates=candidates, name=name, ground="asked", ensemble=ensemble)
     if 1.0 - evidence.probe_accuracy + evidence.probe_accuracy_error < PROBE_SUFFICES:
@@ -66,9 +65,8 @@ def make_decision(evidence: Evidence, recipe: Recipe) -> Decision:
             ensemble=_ensemble("linear_probe", recipe),
         )
     _refuse_too_short_a_budget(candidates, recipe)
-    affordable = {candidate.name for candidate in candidates if candidate.has_enough_steps}
-    left = [place for place, each in enumerate(contest.names) if each in affordable]
-    place = left[contest.among(left).pick()]
+    affordable = {each.name for each in candidates if each.has_enough_steps and SPECS[each.name].is_considered}
+    place = contest.pick([place for place, name in enumerate(contest.names) if name in affordable])
     name = contest.names[place]
     return Decision(
         contest=contest,
@@ -79,6 +77,13 @@ def make_decision(evidence: Evidence, recipe: Recipe) -> Decision:
         ensemble=_ensemble(name, recipe),
         fallback=_fallback(candidates, name, recipe),
     )
+
+
+def _asked(candidates: Sequence[Candidate], recipe: Recipe) -> str:
+    """Return the name of the candidate of the strategy that the recipe asks for: of those with the usual depth and
+    number of steps, the most accurate one."""
+    usual = [each for each in candidates if each.strategy == recipe.strategy and each.length == 1.0]
+    return max(usual, key=lambda candidate: candidate.expected_top1).name
 
 
 def _fallback(candidates: Sequence[Candidate], name: str, recipe: Recipe) -> str:
@@ -93,10 +98,10 @@ def _fallback(candidates: Sequence[Candidate], name: str, recipe: Recipe) -> str
 def _members(candidates: Sequence[Candidate], contest: Contest, place: int, recipe: Recipe) -> tuple[str, ...]:
     """Return the names of two candidates to average; none unless accuracy is preferred and the time budget allows for
     both."""
-    other = contest.partner(place, PRICE)
-    if recipe.prefer != "accuracy" or recipe.ensemble or other is None:
+    other = contest.partner(place) if recipe.prefer == "accuracy" and not recipe.ensemble else None
+    if other is None:
         return ()
-    names = contest.named((place, other))
+    names = (contest.names[place], contest.names[other])
     seconds = sum(candidate.expected_seconds for candidate in candidates if candidate.name in names)
     return () if recipe.time_budget is not None and seconds > recipe.time_budget else names
 

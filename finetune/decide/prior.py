@@ -1,31 +1,48 @@
 """Form the belief about each candidate's accuracy before any of them is trained, from a grid of earlier trainings.
 
-A candidate makes a fraction of the linear probe's errors. The logarithm of this fraction is modelled as linear in four
-features of the evidence. Its uncertainty is correlated between candidates: on an image set where one gains much, so do
-the others.
+On new images, a candidate makes a multiple of the errors that the linear probe makes in its cross-validation. The
+logarithm of this multiple is modelled as linear in a few features of the evidence, with three deviations that differ
+from image set to image set and have heavy tails: sets differ more than images do.
 """
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetune.decide.belief import Belief
+from finetune.decide.belief import DRAWS, Belief
 from finetune.decide.evidence import Evidence
 from finetune.value import FrozenModel
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FREEDOM = 4
+"""Degrees of freedom of the deviations' t distributions. With 4, one set in 90 deviates by more than 4 scales; of a
+normal distribution, one in 16,000."""
+
 
 class Prior(FrozenModel):
-    """A linear model of `log(errors of a candidate / errors of the linear probe)` for several candidates."""
+    """A model of `log(errors of a candidate on new images / cross-validated errors of the linear probe)`.
+
+    log share of candidate c = coefficients_c . features + shift T1 + depth_c gain T2 + own T3c, where T1, T2 and T3c
+    are independent and follow a t distribution with `FREEDOM` degrees of freedom.
+    """
 
     candidates: tuple[str, ...]
-    """Names of the candidates. The linear probe is not among them, because it is measured."""
+    """Names of the candidates, the linear probe first."""
     coefficients: tuple[tuple[float, ...], ...]
     """Coefficients of the model's features (see `features`) for each candidate, (n_candidates, n_features)."""
-    covariance: tuple[tuple[float, ...], ...]
-    """Covariance, over image sets, of the candidates' deviations from the model, in log errors, (n_candidates,
-    n_candidates)."""
+    depth: tuple[float, ...]
+    """Gain of each candidate over the linear probe relative to the mean gain, in log errors; 0 for the probe."""
+    shift: float
+    """Scale of the deviation that all candidates share: new images are harder, or easier, than held-out ones."""
+    gain: float
+    """Scale of the deviation of the gain of fine-tuning, which grows with a candidate's depth."""
+    own: float
+    """Scale of the deviation of a single candidate."""
 
 
 PRIOR = Prior.load(Path(__file__).with_name("prior.json"))
@@ -35,51 +52,55 @@ GRID_SIZES = (5.0, 400.0)
 """Fewest and most images per class in the grid. Outside of this range, the model is evaluated at the nearer end of the
 range."""
 
-UNCALIBRATED_VARIANCE = 2.25
-"""Factor on the covariance for networks without a fitted scale of the domain similarity."""
+UNCALIBRATED = 1.5
+"""Factor on the scales of the deviations for networks without a fitted scale of the domain similarity."""
+
+LEAST_ERROR = 0.002
+"""Smallest error rate of the linear probe that the model is evaluated at."""
 
 
-def features(images_per_class: float, similarity: float, probe_error: float) -> tuple[float, ...]:
-    """Return the features of the linear model: a constant, and three numbers that are 0 in the middle of the grid.
+def features(images_per_class: float, similarity: float) -> tuple[float, ...]:
+    """Return the features of the linear model: a constant, and two numbers that are 0 in the middle of the grid.
 
     Args:
         images_per_class: mean number of training images per class.
         similarity: domain similarity, 0 (far) .. 1 (near).
-        probe_error: error rate of the linear probe, 0 .. 1.
     """
     images_per_class = min(max(images_per_class, GRID_SIZES[0]), GRID_SIZES[1])
-    return (1.0, math.log10(images_per_class / 20.0), similarity - 0.5, math.log(max(probe_error, 0.002) / 0.2))
+    return (1.0, math.log10(images_per_class / 20.0), similarity - 0.5)
 
 
-def believe(prior: Prior, evidence: Evidence) -> Belief:
-    """Return the belief about the linear probe and the prior's candidates, in this order."""
-    error = max(1.0 - evidence.probe_accuracy, 0.002)
-    if not evidence.similarity_calibrated:
-        prior = prior.changed(covariance=(UNCALIBRATED_VARIANCE * np.asarray(prior.covariance)).tolist())
-    return belief_of(
-        prior,
-        features(evidence.images_per_class, evidence.domain_similarity, error),
-        error,
-        evidence.probe_accuracy_error,
-    )
+def believe(prior: Prior, evidence: Evidence, names: Sequence[str]) -> Belief:
+    """Return the belief about some of the prior's candidates, in the order of `names`."""
+    error = max(1.0 - evidence.probe_accuracy, LEAST_ERROR)
+    known = features(evidence.images_per_class, evidence.domain_similarity)
+    factor = 1.0 if evidence.similarity_calibrated else UNCALIBRATED
+    belief = belief_of(prior, known, error, evidence.probe_accuracy_error, evidence.num_classes, factor)
+    return belief.among([prior.candidates.index(name) for name in names])
 
 
-def belief_of(prior: Prior, known: Sequence[float], error: float, error_deviation: float) -> Belief:
-    """Return the belief about the linear probe and the prior's candidates, in this order.
+def belief_of(
+    prior: Prior, known: Sequence[float], error: float, error_deviation: float, num_classes: int, factor: float = 1.0
+) -> Belief:
+    """Return the belief about all of the prior's candidates.
 
     Args:
-        prior: the linear model.
+        prior: the model.
         known: features of the image set, as from `features`.
-        error: error rate of the linear probe, 0 .. 1.
+        error: cross-validated error rate of the linear probe, 0 .. 1.
         error_deviation: standard error of that error rate.
+        num_classes: number of classes, which sets the accuracy of guessing.
+        factor: factor on the scales of the deviations.
     """
-    # Shares r_i = exp(B_i x), with r_0 = 1 for the linear probe; errors e_i = e_0 r_i.
-    shares = np.exp(np.asarray(prior.coefficients) @ np.asarray(known))
-    ratios = np.concatenate([[1.0], shares])
-    # To first order (delta method), with C the covariance of the log shares and s the standard error of e_0:
-    # cov(e_i, e_j) = e_i e_j C_ij + s^2 r_i r_j.
-    of_shares = np.zeros((len(ratios), len(ratios)))
-    of_shares[1:, 1:] = np.asarray(prior.covariance)
-    errors = error * ratios
-    covariance = of_shares * np.outer(errors, errors) + error_deviation**2 * np.outer(ratios, ratios)
-    return Belief(mean=1.0 - errors, covariance=covariance)
+    random = np.random.default_rng(0)
+    count = len(prior.candidates)
+    shared = random.standard_t(FREEDOM, (DRAWS, 2))
+    own = random.standard_t(FREEDOM, (DRAWS, count))
+    depth = np.asarray(prior.depth)
+    deviation = prior.shift * shared[:, :1] + prior.gain * shared[:, 1:] * depth + prior.own * own
+    errors = np.clip(error + error_deviation * random.standard_normal((DRAWS, 1)), LEAST_ERROR, 1.0)
+    drawn: NDArray[np.float64] = errors * np.exp(
+        np.asarray(prior.coefficients) @ np.asarray(known) + factor * deviation
+    )
+    # No candidate is expected to be worse than guessing one of K classes: its errors are at most 1 - 1 / K.
+    return Belief(1.0 - np.minimum(drawn, 1.0 - 1.0 / num_classes))

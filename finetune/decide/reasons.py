@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from finetune.decide.candidates import Candidate
+from finetune.decide.candidates import SPECS, Candidate
+from finetune.decide.contest import RULES
 from finetune.decide.decision import PROBE_SUFFICES, Decision
 from finetune.decide.evidence import Evidence
-from finetune.recipe import Recipe
+from finetune.recipe import Preference, Recipe
 
 FEW_IMAGES = 20
 """Number of images per class below which an image set is called small."""
@@ -54,24 +55,33 @@ def _ground(decision: Decision, recipe: Recipe) -> str:
         return f"{recipe.strategy} was asked for"
     if decision.ground == "probe_suffices":
         return f"the linear probe's errors are below {100 * PROBE_SUFFICES:g} %: there is hardly anything left to gain"
-    return _rule(decision.candidates, decision.name, decision.contest.tolerance)
+    return _rule(decision.candidates, decision.name, recipe.prefer)
 
 
-def _rule(candidates: Sequence[Candidate], name: str, tolerance: float) -> str:
-    """Return a sentence that compares the pick with the most accurate candidate."""
-    entered = [each for each in candidates if each.strategy != "scratch" and each.has_enough_steps]
+def _rule(candidates: Sequence[Candidate], name: str, prefer: Preference) -> str:
+    """Return a sentence with the rule of the choice, and what the chosen candidate gives up for what."""
+    entered = [each for each in candidates if SPECS[each.name].is_considered and each.has_enough_steps]
     chosen = next(candidate for candidate in entered if candidate.name == name)
-    if not tolerance:
-        return f"{chosen.label} is expected to be the most accurate, with a probability of {100 * chosen.chance:.0f} %"
     best = max(entered, key=lambda candidate: candidate.expected_top1)
-    behind = 100 * (best.expected_top1 - chosen.expected_top1)
-    points = "a point" if tolerance == 0.01 else f"{100 * tolerance:g} points"
-    if best == chosen:
-        return f"{chosen.label} is expected to be the most accurate, more than {points} above every cheaper candidate"
+    if best != chosen:
+        points = 100 * (best.expected_top1 - chosen.expected_top1)
+        return (
+            f"{RULES[prefer]}: {chosen.label} gives up {points:.1f} points of {best.label} and takes "
+            f"{_minutes(chosen.expected_seconds)} instead of {_minutes(best.expected_seconds)}"
+        )
+    second = max((each for each in entered if each != chosen), key=lambda each: each.expected_top1, default=None)
+    if second is None:
+        return f"{RULES[prefer]}: {chosen.label} is the only candidate"
+    points = 100 * (chosen.expected_top1 - second.expected_top1)
     return (
-        f"{chosen.label} is the cheapest candidate that is expected within {points} of the best: {behind:.1f} points "
-        f"below {best.label}, in {100 * chosen.expected_seconds / best.expected_seconds:.0f} % of its time"
+        f"{RULES[prefer]}: {chosen.label} is expected {points:.1f} points above the next, {second.label}, and takes "
+        f"{_minutes(chosen.expected_seconds)} instead of {_minutes(second.expected_seconds)}"
     )
+
+
+def _minutes(seconds: float) -> str:
+    """Return a time in words."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def _about_budget(candidates: Sequence[Candidate], recipe: Recipe) -> tuple[str, ...]:
@@ -110,11 +120,10 @@ def _about_ensemble(ensemble: str, recipe: Recipe) -> tuple[str, ...]:
 
 def _expectation(candidates: Sequence[Candidate], name: str) -> str:
     chosen, probe = (next(each for each in candidates if each.name == own) for own in (name, "linear_probe"))
-    expected = f"expected {100 * chosen.expected_top1:.1f} ± {100 * chosen.expected_top1_error:.1f} % top-1"
+    low, high = (100 * end for end in chosen.expected_interval)
+    expected = f"expected {100 * chosen.expected_top1:.1f} % top-1 on new images (90 %: {low:.1f} to {high:.1f})"
     if chosen.name == "linear_probe":
-        return f"{expected}, as its cross-validation measured"
-    gain = 100 * (chosen.expected_top1 - probe.expected_top1)
-    return (
-        f"{expected}: the linear probe's {100 * probe.expected_top1:.1f} % (cross-validated) {gain:+.1f} points, "
-        f"a gain learned from other image sets"
-    )
+        return expected
+    before = 100 * probe.expected_top1
+    gain = 100 * chosen.expected_top1 - before
+    return f"{expected}: the linear probe's {before:.1f} % {gain:+.1f} points, a gain learned from other image sets"

@@ -77,7 +77,9 @@ class Workload(FrozenModel):
     """Number of steps, from the first, on smaller images."""
 
 
-def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy, stages: int | None = None) -> Workload:
+def size_workload(
+    recipe: Recipe, evidence: Evidence, strategy: Strategy, stages: int | None = None, length: float = 1.0
+) -> Workload:
     """Return the workload of a strategy on the measured images, with the recipe's fixed numbers and time budget.
 
     Args:
@@ -85,6 +87,7 @@ def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy, stages
         evidence: the measured images and machine.
         strategy: how much of the network is trained.
         stages: number of last stages that `partial` trains if the recipe does not fix it; None: the usual number.
+        length: number of steps relative to the default, if the recipe does not fix it.
 
     Raises:
         RecipeError: the recipe asks for progressive resizing, but the network cannot be trained on smaller images.
@@ -97,10 +100,8 @@ def size_workload(recipe: Recipe, evidence: Evidence, strategy: Strategy, stages
     if not evidence.has_validation and evidence.num_images < SMALL_SET:
         trainings, refit_share = TRAINING_FOLDS, 1.0
     # 2) Steps: the default length, or the recipe's.
-    steps = default_steps(evidence.num_images, evidence.domain_similarity) * (
-        SCRATCH_FACTOR if strategy == "scratch" else 1
-    )
-    steps = steps_at(batch_size, steps, default_batch_size(evidence.num_images))
+    usual = default_steps(evidence.num_images) * (SCRATCH_FACTOR if strategy == "scratch" else 1)
+    steps = round(length * steps_at(batch_size, usual, default_batch_size(evidence.num_images)))
     if recipe.steps is not None:
         steps = recipe.steps
     elif recipe.epochs is not None:
@@ -148,8 +149,8 @@ def default_trainable_stages(stages: tuple[StageProfile, ...]) -> int:
     return 1
 
 
-def short_stages(stages: tuple[StageProfile, ...]) -> int:
-    """Return the number of last stages that the candidate `partial_short` trains: half of the default number."""
+def half_stages(stages: tuple[StageProfile, ...]) -> int:
+    """Return the number of last stages that the shallowest training has: half of the default number."""
     return max(1, default_trainable_stages(stages) // 2)
 
 
@@ -158,14 +159,13 @@ def default_batch_size(num_images: int) -> int:
     return LARGE_BATCH_SIZE if num_images >= LARGE_SET else BATCH_SIZE
 
 
-def default_steps(num_images: int, similarity: float) -> int:
+def default_steps(num_images: int) -> int:
     """Return the default number of optimizer steps of a training from pretrained weights.
 
-    It is ten times the square root of the number of images in a far domain, and five times in a near domain, where
-    there is less to learn: 350 or 175 at 1,200 images, 1,000 or 500 at 10,000. So a training makes more passes over a
-    small set than over a large one. Measured in experiments/log.md, 2026-11-24 and -25.
+    It is ten times the square root of the number of images: 350 at 1,200 images, 1,000 at 10,000. So a training makes
+    more passes over a small set than over a large one. Measured in experiments/log.md, 2026-11-24, -25 and -29.
     """
-    return max(MINIMUM_STEPS, round((10.0 - 5.0 * similarity) * math.sqrt(num_images)))
+    return max(MINIMUM_STEPS, round(10.0 * math.sqrt(num_images)))
 
 
 def steps_at(batch_size: int, steps: int, usual: int) -> int:
@@ -202,7 +202,7 @@ def small_steps(recipe: Recipe, evidence: Evidence, strategy: Strategy, steps: i
 
     With half of the steps on smaller images, `full` lost no measurable accuracy at 180 to 900 images
     (docs/explanation/training.md). It saves the most time, because it trains the early stages; the last stages work on
-    small maps anyway. If accuracy is preferred, all steps are on full-size images by default.
+    small maps anyway.
 
     Raises:
         RecipeError: the recipe asks for such steps, but the network takes images of one size only, or the images are
@@ -216,7 +216,7 @@ def small_steps(recipe: Recipe, evidence: Evidence, strategy: Strategy, steps: i
             f"{evidence.preprocessing.image_size} px here; leave it out"
         )
     if share is None:
-        pays = strategy == "full" and evidence.num_images >= SMALL_SET and recipe.prefer != "accuracy"
+        pays = strategy == "full" and evidence.num_images >= SMALL_SET
         share = SMALL_SHARE if is_possible and pays else 0.0
     return min(round(share * steps), max(steps - 1, 0))
 

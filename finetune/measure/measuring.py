@@ -18,7 +18,7 @@ from finetune.data.batches import PlainImages, VariedImages, normaliser, read_in
 from finetune.decide.evidence import Evidence, ForwardSettings, MachineSpeed, StageProfile
 from finetune.decide.plan import AugmentationPlan
 from finetune.decide.preprocessing import Preprocessing, choose_image_size
-from finetune.decide.workload import default_batch_size, default_trainable_stages, short_stages
+from finetune.decide.workload import default_batch_size, default_trainable_stages, half_stages
 from finetune.device import MEMORY_FORMATS, autocast, best_device
 from finetune.errors import CacheError, RecipeError
 from finetune.measure.domain import DomainProbe
@@ -293,7 +293,7 @@ def _measure_machine(
     def measure() -> dict[str, Any]:
         progress("timing this machine", 0, 1)
         stages = profile_stages(network, preprocessing.image_size)
-        depths = {asked} if asked else {short_stages(stages), default_trainable_stages(stages)}
+        depths = {asked} if asked else {half_stages(stages), default_trainable_stages(stages)}
         depths = {min(depth, len(stages) - 1) for depth in depths}
         images = VariedImages(pixels, preprocessing, USUAL_AUGMENTATION, recipe.seed)
         speed = measure_speed(network, preprocessing, batch_size, sorted(depths), images)

@@ -228,11 +228,13 @@ def _table(columns: Iterable[str], texts: Iterable[str]) -> Table:
 
 
 def _table_of_candidates(choice: Choice) -> Table:
-    table = _table(("candidate", "expected top-1", "expected time", "P(pick)", "basis"), ("candidate", "basis"))
+    columns = ("candidate", "expected top-1", "90 % interval", "expected time", "P(best)", "basis")
+    table = _table(columns, ("candidate", "basis"))
     for candidate in choice.candidates:
         table.add_row(
             candidate.label,
-            _percent(candidate.expected_top1, candidate.expected_top1_error),
+            f"{100 * candidate.expected_top1:.1f} %",
+            "{:.1f} to {:.1f}".format(*(100 * end for end in candidate.expected_interval)),
             duration(candidate.expected_seconds),
             f"{100 * candidate.chance:.0f} %",
             candidate.basis,

@@ -11,9 +11,9 @@ from finetune.predict.metrics import log_losses, softmax
 from finetune.predict.model import fit_temperature
 from finetune.recipe import Metric
 
-STANDARD_ERRORS = 3.0
-"""Number of standard errors by which a training must be worse than its linear probe to be rejected; it is high, because
-every training is compared."""
+STANDARD_ERRORS = (2.0, 1.0)
+"""Numbers of standard errors by which a training must be worse than its linear probe to be rejected: in log-loss, and
+in errors. Few held-out images say little about errors, and much about log-loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +87,7 @@ def is_worse(
 ) -> bool:
     """Return whether a training ended worse than its linear probe, by log-loss and by errors on held-out images.
 
-    Both must be worse by more than three standard errors of the paired difference.
+    Both must be worse by more than `STANDARD_ERRORS` of the paired difference.
 
     Args:
         trained: logits (n, num_classes) after the training.
@@ -106,11 +106,11 @@ def is_worse(
     scaled = [logits / fit_temperature(logits, labels) for logits in (trained, before)]
     losses = [log_losses(softmax(logits), labels) for logits in scaled]
     errors = [(logits.argmax(axis=1) != labels).astype(np.float64) for logits in scaled]
-    for after, first in (losses, errors):
+    for (after, first), limit in zip((losses, errors), STANDARD_ERRORS, strict=True):
         # Paired, because the images are the same. With d_i the difference on image i, and weights v_i that add up to 1:
         # mean = sum_i v_i * d_i, and its standard error is sqrt(sum_i v_i^2 * (d_i - mean)^2).
         more = after - first
         mean = float((weights * more).sum())
-        if mean <= STANDARD_ERRORS * float(np.sqrt((weights**2 * (more - mean) ** 2).sum())):
+        if mean <= limit * float(np.sqrt((weights**2 * (more - mean) ** 2).sum())):
             return False
     return True

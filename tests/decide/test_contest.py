@@ -1,73 +1,93 @@
-"""Beliefs about and contests between candidates that are numbered from the linear probe (0) on."""
+"""Contests between candidates that are numbered from the linear probe (0) on."""
 
 import numpy as np
 import pytest
 
-from finetune.decide.belief import Belief, gain_of_two
-from finetune.decide.contest import Contest, pick
+from finetune.decide.belief import Belief
+from finetune.decide.contest import Contest, utility
 
 
-def belief_of(mean, deviation=0.02, correlation=0.0):
+def believing(mean, deviation=0.001, correlation=0.0):
+    """Return a belief with normal draws."""
     count = len(mean)
-    shape = (1 - correlation) * np.eye(count) + correlation
-    return Belief(mean=np.asarray(mean, dtype=float), covariance=shape * deviation**2)
+    covariance = ((1 - correlation) * np.eye(count) + correlation) * deviation**2
+    return Belief(np.random.default_rng(0).multivariate_normal(mean, covariance, 4000))
 
 
-def contest_of(belief, costs, tolerance=0.0):
-    return Contest(names=tuple("abcde")[: len(costs)], belief=belief, costs=tuple(costs), tolerance=tolerance)
-
-
-@pytest.mark.parametrize(
-    ("accuracies", "tolerance", "expected"),
-    [
-        ([0.80, 0.90, 0.91], 0.0, 2),
-        ([0.80, 0.90, 0.91], 0.01, 1),
-        ([0.80, 0.90, 0.91], 0.2, 0),
-        ([0.91, 0.90, 0.91], 0.0, 0),
-    ],
-)
-def test_the_cheapest_that_is_good_enough_is_picked(accuracies, tolerance, expected):
-    assert pick(np.asarray(accuracies), [1.0, 2.0, 3.0], tolerance + 1e-9) == expected
-
-
-def test_of_equal_costs_the_more_accurate_is_picked():
-    assert pick(np.asarray([0.90, 0.905]), [2.0, 2.0], 0.01) == 1
-
-
-def test_chances_are_those_of_being_the_right_pick():
-    even = contest_of(belief_of([0.8, 0.8]), [1.0, 1.0])
-    assert even.chances() == pytest.approx([0.5, 0.5], abs=0.03)
-    cheaper = contest_of(belief_of([0.8, 0.8]), [1.0, 2.0], 0.05)
-    assert cheaper.chances() == pytest.approx([0.96, 0.04], abs=0.02)
-    assert contest_of(belief_of([0.6, 0.9]), [1.0, 1.0]).chances().tolist() == [0.0, 1.0]
+def contest_of(belief, seconds, prefer="balanced"):
+    return Contest(names=tuple("abcde")[: len(seconds)], belief=belief, seconds=tuple(seconds), prefer=prefer)
 
 
 @pytest.mark.parametrize(
-    ("mean", "deviation", "place", "price", "expected"),
+    ("mean", "seconds", "expected"),
     [
-        ([0.7, 0.797, 0.798, 0.80], 0.02, 3, 0.004, 1),
-        ([0.7, 0.780, 0.798, 0.80], 0.02, 3, 0.004, 2),
-        ([0.7, 0.600, 0.600, 0.80], 0.02, 3, 0.004, None),
-        ([0.7, 0.797, 0.798, 0.80], 1e-5, 3, 0.004, None),
-        ([0.7, 0.797, 0.798, 0.80], 0.02, 3, 0.020, None),
-        ([0.8, 0.800, 0.800, 0.80], 0.02, 0, 0.004, None),
+        ([0.80, 0.89, 0.90], [1, 100, 300], 2),
+        ([0.80, 0.893, 0.90], [1, 300, 600], 1),
+        ([0.80, 0.88, 0.90], [1, 300, 600], 2),
+        ([0.80, 0.88, 0.90], [1, 3000, 6000], 2),
+        ([0.80, 0.88, 0.90], [1, 300, 3000], 1),
     ],
-    ids=["cheapest", "nearly as good", "none", "certain", "too little gain", "probe"],
+    ids=["free", "below its price", "above its price", "later doubling", "too long"],
 )
-def test_the_partner_is_the_cheapest_that_is_nearly_as_good_and_may_be_better(mean, deviation, place, price, expected):
-    assert contest_of(belief_of(mean, deviation), [0.0, 1.0, 2.0, 3.0]).partner(place, price) == expected
+def test_balanced_has_five_free_minutes_and_then_pays_a_point_for_a_doubling(mean, seconds, expected):
+    assert contest_of(believing(mean), seconds).pick() == expected
+
+
+def test_accuracy_has_no_price():
+    assert contest_of(believing([0.80, 0.89, 0.90]), [1, 300, 30_000], "accuracy").pick() == 2
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "expected"),
+    [([0.80, 0.885, 0.90], 0.001, 1), ([0.80, 0.875, 0.90], 0.001, 2), ([0.80, 0.885, 0.90], 0.02, 2)],
+    ids=["within two points", "beyond", "not sure enough"],
+)
+def test_speed_takes_the_cheapest_that_hardly_loses_two_points(mean, deviation, expected):
+    assert contest_of(believing(mean, deviation), [1, 2, 3], "speed").pick() == expected
+
+
+def test_a_small_risk_of_a_large_loss_counts():
+    """The second is a little better in most draws, and far worse in one of twenty."""
+    draws = np.tile([0.7, 0.90, 0.902], (4000, 1))
+    draws[::20, 2] = 0.7
+    for prefer in ("balanced", "accuracy"):
+        assert contest_of(Belief(draws), [1, 2, 1.5], prefer).pick() == 1
+
+
+def test_only_places_that_are_left_are_picked():
+    contest = contest_of(believing([0.7, 0.8, 0.9]), [1, 2, 3])
+    assert contest.pick([0, 1]) == 1
+
+
+def test_chances_are_those_of_being_the_most_accurate():
+    assert contest_of(believing([0.8, 0.8]), [1, 1]).chances() == pytest.approx([0.5, 0.5], abs=0.03)
+    assert contest_of(believing([0.6, 0.9]), [1, 1]).chances().tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "seconds", "expected"),
+    [
+        ([0.7, 0.797, 0.799, 0.80], 0.02, [0, 1, 2, 3], 2),
+        ([0.7, 0.797, 0.799, 0.80], 0.02, [0, 1, 4, 3], 1),
+        ([0.7, 0.600, 0.600, 0.80], 0.02, [0, 1, 2, 3], None),
+        ([0.7, 0.797, 0.799, 0.80], 1e-5, [0, 1, 2, 3], None),
+    ],
+    ids=["the best together", "no longer than the pick", "none is near", "certain"],
+)
+def test_the_partner_is_the_one_with_which_the_pick_is_best(mean, deviation, seconds, expected):
+    assert contest_of(believing(mean, deviation), seconds).partner(3) == expected
+
+
+def test_the_linear_probe_has_no_partner_and_is_none():
+    assert contest_of(believing([0.80, 0.80], 0.02), [1, 1]).partner(0) is None
+    assert contest_of(believing([0.80, 0.80], 0.02), [1, 1]).partner(1) is None
 
 
 def test_a_candidate_that_is_right_and_wrong_on_the_same_image_sets_is_not_a_partner():
-    together = belief_of([0.7, 0.8, 0.8], 0.05, correlation=0.999)
-    assert contest_of(together, [0.0, 1.0, 2.0]).partner(2, 0.004) is None
-    apart = belief_of([0.7, 0.8, 0.8], 0.05, correlation=0.5)
-    assert contest_of(apart, [0.0, 1.0, 2.0]).partner(2, 0.004) == 1
+    assert contest_of(believing([0.7, 0.8, 0.8], 0.05, correlation=0.9999), [0, 1, 2]).partner(2) is None
+    assert contest_of(believing([0.7, 0.8, 0.8], 0.05, correlation=0.5), [0, 1, 2]).partner(2) == 1
 
 
-@pytest.mark.parametrize(("place", "other"), [(1, 2), (2, 1)])
-def test_the_gain_of_two_is_the_mean_gain_of_draws(place, other):
-    believed = belief_of([0.7, 0.79, 0.80], 0.03, correlation=0.4)
-    drawn = np.random.default_rng(0).multivariate_normal(believed.mean, believed.covariance, 400_000)
-    better = np.maximum(drawn[:, place], drawn[:, other])
-    assert gain_of_two(believed, place, other) == pytest.approx((better - drawn[:, place]).mean(), abs=1e-4)
+def test_a_doubling_beyond_the_free_time_costs_a_point():
+    worth = utility(np.full(4, 0.9), np.array([10.0, 300.0, 600.0, 1200.0]), "balanced")
+    assert worth == pytest.approx([0.90, 0.90, 0.89, 0.88])
