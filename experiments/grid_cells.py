@@ -24,6 +24,10 @@ CONSIDERED = tuple(name for name, spec in SPECS.items() if spec.is_considered)
 """Candidates that may be chosen without being asked for, the linear probe first."""
 
 
+SHIFTED = ("arabic28", "dermoscopy6", "magtile5", "signdigits10", "vehicleview5")
+"""Sets whose test groups (writers, lesions, tiles, students, blocks of frames) are unseen in training."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cell:
     """The results of the candidates on an image set at a size with a seed."""

@@ -1,19 +1,18 @@
-"""Train every candidate on every image set at several sizes; priors and ablations are replayed from the rows.
+"""Train every candidate, and variants of it, on image sets at several sizes; the prior and the report use the rows.
 
-    python -m experiments.strategy_grid --data DIR --runs FOLDER [--sets flowers12 ...] [--sizes all 5 20] [--seeds 0 1]
+    python -m experiments.strategy_grid --data DIR --runs FOLDER [--sets flowers12 ...] [--sizes all 20 5] [--seeds 0]
     python -m experiments.strategy_grid --runs FOLDER --write experiments/results/strategy_grid.jsonl.gz
 
 DIR holds image sets, each with train and test. The first form trains and appends rows to FOLDER/rows.jsonl; rows that
 are already there are not trained again, so an interrupted grid continues. The second form compresses the rows into a
-file.
+file. Image sets that only check the result (`LOCKED`) are refused.
 
-A row is one candidate in one cell (a set at a size with a seed); its key `arm` names the candidate. It holds the
-log-loss and correctness of every held-out image (by cross-validation wherever a run cross-validates) and of every test
-image, each for the training and for its blend with the linear probe; and the cost. Older rows also hold held-out losses
-after a third and two thirds of the steps, which are not read. Cells that are not cross-validated (`CROSS_VALIDATED`)
-hold the test images alone, which takes a quarter of the work; their trainings were compared with the linear probe on
-the training images. Rows called `mean` hold the accuracies of averaged probabilities. The prior is fitted to the test
-images; they are not used for any other choice.
+A row is one training in one cell (a set at a size with a seed); its key `arm` names it: a candidate, or a candidate and
+what is different about it. It holds the scores, the log-loss and the correctness of every test image and, where images
+are held out, of every held-out image; the same scores of the network with test-time flips and of its blend with the
+linear probe; and the cost. Sets that a run would cross-validate (fewer than 600 images) are trained once, on all
+images, which takes a quarter of the work. The row called `mean` holds the accuracies of averages of two. The prior is
+fitted to the test images; the sets of `LOCKED` are not used for it.
 """
 
 import argparse
@@ -39,33 +38,36 @@ from experiments.rows import Row, append_row, read_rows
 from finetune import Evidence, ImageSplits, Recipe, choose_strategy, load_images, make_plan, measure_evidence
 from finetune.data import labels_of
 from finetune.decide.candidates import SPECS
-from finetune.decide.workload import SCRATCH_FACTOR
-from finetune.ensemble.averages import BLEND, blend
-from finetune.predict.metrics import softmax
-from finetune.training import Checkpoints, begin, evaluate_at, finish
+from finetune.decide.plan import Plan
+from finetune.ensemble.averages import blend, with_flips
+from finetune.predict.model import TrainedModel
+from finetune.training import Checkpoints, begin, finish
+
+LOCKED = ("emodb7", "dtd10", "trash6")
+"""Image sets that nothing is chosen on; experiments.locked_sets scores them once."""
 
 SETS = (
-    "flowers12", "scene15", "clothing10", "cifar10", "pacs_cartoon7", "signdigits10", "magtile5", "ucmerced21",
-    "brainmri3", "fashion10", "wbc4",
+    "flowers12", "scene15", "clothing10", "cifar10", "monkey10", "pacs_cartoon7", "signdigits10", "magtile5",
+    "seedling12", "vehicleview5", "ucmerced21", "brainmri3", "fashion10", "wbc4", "arabic28", "dermoscopy6",
 )  # fmt: skip
 """Image sets of the grid."""
 
 IMAGE_SIZE = 128
 """Side of the square images, in pixels."""
 
-STEPS = {"5": 100, "20": 150, "all": 300}
-"""Number of optimizer steps at each size; a size is a number of images per class, or `all`."""
+TRAINED = tuple(name for name, spec in SPECS.items() if spec.is_considered)
+"""Candidates that are trained in every cell."""
 
-SEEDS = {"5": 5, "20": 2, "all": 2}
-"""Number of seeds at each size; a seed determines the subset and the training."""
-
-CROSS_VALIDATED = {"5": 0, "20": 0, "all": 2}
-"""Number of seeds at each size with which trainings are cross-validated wherever a run would be, which takes four times
-as long; with the other seeds only the final training is run."""
-
-
-TRAINED = tuple(name for name in SPECS if name != "scratch")
-"""Candidates that are trained in every cell; random weights are trained in some cells only."""
+VARIANTS: dict[str, tuple[str, float, dict[str, float]]] = {
+    "full_near, half the steps": ("full_near", 0.5, {}),
+    "full_near, twice the steps": ("full_near", 2.0, {}),
+    "full_far, twice the steps": ("full_far", 2.0, {}),
+    "full_near, lower stages slower": ("full_near", 1.0, {"lowest_rate_fraction": 0.1}),
+    "full_far, lower stages slower": ("full_far", 1.0, {"lowest_rate_fraction": 0.1}),
+    "full, a quarter of the near rate": ("full_near", 1.0, {"learning_rate": 1e-4}),
+    "partial_brief, twice the rate": ("partial_brief", 1.0, {"learning_rate": 1.6e-3}),
+}
+"""Variants by name: a candidate, a factor on its number of steps, and keys of the recipe's `training`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class CellKey:
 
 
 class GridRows:
-    """The rows of a folder, and the probabilities of each trained candidate."""
+    """The rows of a folder, and the probabilities of each training."""
 
     def __init__(self, folder: Path) -> None:
         """Read the rows that a folder holds."""
@@ -105,27 +107,19 @@ class GridRows:
         self.all.append(row)
         append_row(self._file, row)
 
-    def save_probabilities(self, cell: CellKey, name: str, probabilities: Mapping[str, NDArray[np.float64]]) -> None:
-        """Save a candidate's probabilities (n_images, n_classes), so that they can be averaged later."""
-        saved: dict[str, Any] = {part: values.astype(np.float16) for part, values in probabilities.items()}
-        np.savez_compressed(self._folder / f"{cell.name}-{name}.npz", **saved)
+    def save_probabilities(self, cell: CellKey, name: str, probabilities: NDArray[np.float64]) -> None:
+        """Save the probabilities (n_images, n_classes) of the test images, so that they can be averaged later."""
+        np.savez_compressed(self._folder / f"{cell.name}-{name}.npz", test=probabilities.astype(np.float16))
 
-    def probabilities(self, cell: CellKey, name: str) -> dict[str, NDArray[np.float64]]:
-        """Return a candidate's saved probabilities."""
+    def probabilities(self, cell: CellKey, name: str) -> NDArray[np.float64]:
+        """Return saved probabilities."""
         with np.load(self._folder / f"{cell.name}-{name}.npz") as file:
-            return {part: file[part].astype(np.float64) for part in file.files}
+            found: NDArray[np.float64] = file["test"].astype(np.float64)
+        return found
 
 
 def _key(cell: CellKey) -> tuple[str, str, int]:
     return cell.set, cell.size, cell.seed
-
-
-def cells(sets: Sequence[str], sizes: Sequence[str], seeds: Sequence[int] | None) -> Iterator[CellKey]:
-    """Yield the cells; all sets with one seed come before the next seed."""
-    for seed in seeds if seeds is not None else range(max(SEEDS.values())):
-        for size in sizes:
-            if seed < SEEDS[size]:
-                yield from (CellKey(name, size, seed) for name in sets)
 
 
 def losses(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -175,9 +169,9 @@ def few_of_each_class(labels: NDArray[np.int64], count: int, seed: int) -> NDArr
     return np.sort(np.concatenate(kept))
 
 
-def run_cell(cell: CellKey, candidates: Sequence[str], data: Path, rows: GridRows) -> None:
-    """Train the candidates of a cell whose rows are missing."""
-    missing = [name for name in candidates if not rows.has(cell, name)]
+def run_cell(cell: CellKey, names: Sequence[str], data: Path, rows: GridRows) -> None:
+    """Train the candidates and variants of a cell whose rows are missing."""
+    missing = [name for name in names if not rows.has(cell, name)]
     if not missing and rows.has(cell, "mean"):
         return
     splits = load_images(str(data / cell.set))
@@ -190,86 +184,80 @@ def run_cell(cell: CellKey, candidates: Sequence[str], data: Path, rows: GridRow
         keys = {"speed", "stages", "preprocessing", "image_size_reason", "seconds"}
         rows.add(cell, "evidence", json.loads(evidence.model_dump_json(exclude=keys, by_alias=True)))
     for name in missing:
-        row, probabilities = train_candidate(cell, name, recipe, evidence, splits)
+        row, probabilities = train_row(plan_of(name, recipe, evidence), splits)
         rows.save_probabilities(cell, name, probabilities)
-        rows.add(cell, name, row)
+        rows.add(cell, name, {"device": evidence.speed.device, **row})
         print(cell.name, name, row["test"]["top1"], f"{row['seconds']:.0f} s", flush=True)
     if not rows.has(cell, "mean"):
-        rows.add(cell, "mean", {"means": list(averages(cell, TRAINED, rows))})
+        trained = [name for name in TRAINED if name != "linear_probe"]
+        rows.add(cell, "mean", {"means": list(averages(cell, trained, labels_of(_test(splits)), rows))})
 
 
-def train_candidate(
-    cell: CellKey, name: str, recipe: Recipe, evidence: Evidence, splits: ImageSplits
-) -> tuple[Row, dict[str, NDArray[np.float64]]]:
-    """Train a candidate; return its row, and its probabilities of the held-out and the test images by part.
+def plan_of(name: str, recipe: Recipe, evidence: Evidence) -> Plan:
+    """Return the plan of a candidate or of a variant."""
+    candidate, factor, training = VARIANTS.get(name, (name, 1.0, {}))
+    recipe = recipe.changed(training=recipe.training.changed(**training))
+    choice = choose_strategy(evidence, recipe).led_by(candidate)
+    if factor == 1.0:
+        return make_plan(recipe, evidence, choice)
+    steps = round(factor * choice.chosen.workload(recipe, evidence).steps)
+    return make_plan(recipe.changed(steps=steps), evidence, choice)
+
+
+def train_row(plan: Plan, splits: ImageSplits) -> tuple[Row, NDArray[np.float64]]:
+    """Train a plan; return its row, and its probabilities of the test images (n_images, n_classes).
 
     Raises:
         ValueError: the set has no test split.
     """
-    if splits.test is None:
-        raise ValueError(f"{cell.set} has no test split")
     start = time.perf_counter()
-    if name != "linear_probe":
-        recipe = recipe.changed(steps=STEPS[cell.size] * (SCRATCH_FACTOR if name == "scratch" else 1))
-    plan = make_plan(recipe, evidence, choose_strategy(evidence, recipe).led_by(name))
-    is_last_alone = plan.steps > 0 and plan.validation == "cross_validation" and cell.seed >= CROSS_VALIDATED[cell.size]
-    if is_last_alone:  # only the test images of these seeds are used, so no images need to be held out
+    is_last_alone = plan.steps > 0 and plan.validation == "cross_validation"
+    if is_last_alone:
         plan = plan.changed(validation="given", refit=False, refit_steps=0, evaluations=1)
         splits = replace(splits, validation=splits.train)
+    test = _test(splits)
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder))
         checkpoints.begin()
-        state = begin(plan, splits, checkpoints=checkpoints, keeps_weights=True)
-        before = state.work
-        state, found = evaluate_at(state)
-        state, model = finish(state)
-        test_labels = labels_of(splits.test)
-        tested = {"test": model.probabilities(splits.test)}
-        final = found.probe if model.note and found.probe is not None else found.logits
-        held = {"held_out": softmax(final / model.temperature)}
-        if plan.steps and name != "scratch" and not model.note:
-            blended = blend(state)
-            tested["blended_test"] = blended.probabilities(splits.test)
-            if blended.held_out is not None:
-                held["blended_held_out"] = blended.held_out.probabilities
-    evaluation: Row = {
-        "validation": plan.validation,
-        "labels": pack_labels(found.labels),
-        "temperature": round(model.temperature, 3),
-        **{part: in_detail(probabilities, found.labels) for part, probabilities in held.items()},
-    }
+        state, model = finish(begin(plan, splits, checkpoints=checkpoints, keeps_weights=True))
+        seconds = time.perf_counter() - start
+        others: dict[str, TrainedModel] = {}
+        if plan.steps and not model.rejected:
+            others["blend"] = blend(state)
+            if plan.augmentation.horizontal_flip:
+                others["flips"] = with_flips(state)
+        probabilities = model.probabilities(test)
+        found: Mapping[str, Row] = {
+            name: {"test": scores(other.probabilities(test), labels_of(test))} for name, other in others.items()
+        }
+    held = model.held_out
     row: Row = {
-        "device": evidence.speed.device,
         "strategy": plan.strategy,
         "learning_rate": plan.head_learning_rate,
         "steps": plan.steps,
+        "small_steps": plan.small_steps,
         "note": model.note,
-        "blend": BLEND,
-        "test_labels": pack_labels(test_labels),
-        **({} if is_last_alone else evaluation),
-        **{part: in_detail(probabilities, test_labels) for part, probabilities in tested.items()},
-        "forward_equivalents": [done.forward_equivalents for done in (before, model.work)],
-        "seconds": round(time.perf_counter() - start, 1),
-        "training_seconds": round(model.seconds, 1),
+        "test_labels": pack_labels(labels_of(test)),
+        "test": in_detail(probabilities, labels_of(test)),
+        **({} if is_last_alone or held is None else {"held_out": in_detail(held.probabilities, held.labels)}),
+        **found,
+        "forward_equivalents": model.work.forward_equivalents,
+        "seconds": round(seconds, 1),
     }
-    return row, tested if is_last_alone else {**held, **tested}
+    return row, probabilities
 
 
-def averages(cell: CellKey, candidates: Sequence[str], rows: GridRows) -> Iterator[Row]:
-    """Yield the scores of the mean probabilities of every subset of the candidates."""
-    detail = {row["arm"]: row for row in rows.all if (row["set"], row["size"], row["seed"]) == _key(cell)}
-    tuned = [name for name in candidates if name != "linear_probe"]
-    saved = {name: rows.probabilities(cell, name) for name in tuned}
-    parts = {"test": "test_labels", "held_out": "labels"}
-    labels = {
-        part: np.frombuffer(base64.b64decode(detail[tuned[0]][name]), dtype=np.uint8).astype(np.int64)
-        for part, name in parts.items()
-        if name in detail[tuned[0]]
-    }
-    for count in range(2, len(tuned) + 1):
-        for subset in itertools.combinations(tuned, count):
-            means = {part: np.mean([saved[name][part] for name in subset], axis=0) for part in labels}
-            yield {"of": subset, **{part: scores(means[part], labels[part]) for part in labels}}
+def _test(splits: ImageSplits) -> Any:  # noqa: ANN401  (a datasets.Dataset)
+    if splits.test is None:
+        raise ValueError("the set has no test split")
+    return splits.test
+
+
+def averages(cell: CellKey, names: Sequence[str], labels: NDArray[np.int64], rows: GridRows) -> Iterator[Row]:
+    """Yield the scores of the mean probabilities of every two trainings."""
+    saved = {name: rows.probabilities(cell, name) for name in names}
+    for pair in itertools.combinations(names, 2):
+        yield {"of": pair, "test": scores((saved[pair[0]] + saved[pair[1]]) / 2, labels)}
 
 
 def main() -> None:
@@ -278,11 +266,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the image sets")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the rows")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
-    parser.add_argument("--sizes", nargs="+", default=list(STEPS), choices=list(STEPS))
-    parser.add_argument("--seeds", nargs="+", type=int)
-    parser.add_argument(
-        "--scratch", action="store_true", help="also train from random weights, which takes five times as long"
-    )
+    parser.add_argument("--sizes", nargs="+", default=["all", "20", "5"], choices=["all", "20", "5"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--variants", nargs="*", default=[], choices=list(VARIANTS), help="variants to train as well")
     parser.add_argument("--write", type=Path, help="file for the compressed rows; nothing is trained")
     asked = parser.parse_args()
     rows = GridRows(asked.runs)
@@ -296,9 +282,8 @@ def main() -> None:
         with gzip.open(asked.write, "wt") as file:
             file.writelines(json.dumps(row) + "\n" for row in (about, *rows.all))
         return
-    candidates = (*TRAINED, "scratch") if asked.scratch else TRAINED
-    for cell in cells(asked.sets, asked.sizes, asked.seeds):
-        run_cell(cell, candidates, asked.data, rows)
+    for seed, size, name in itertools.product(asked.seeds, asked.sizes, asked.sets):
+        run_cell(CellKey(name, size, seed), (*TRAINED, *asked.variants), asked.data, rows)
 
 
 if __name__ == "__main__":

@@ -1,194 +1,223 @@
-"""Fit the prior, replay the selector on the strategy grid, and report the regret and the cost of its decisions.
+"""Fit the prior, replay the decisions on the strategy grid, and report their regret, their cost and their intervals.
 
-    python -m experiments.strategy_report --grid experiments/results/strategy_grid.jsonl.gz [--write]
+    python -m experiments.strategy_report [--write]
 
 The grid (experiments.strategy_grid) holds the results of every candidate in every cell: an image set at a size with a
 seed. Each cell is decided with a prior that was fitted without its set. With --write the prior of all sets goes to
-finetune/decide/prior.json, the comparison to docs/explanation/decisions.md and its plot to docs/images/selector.svg.
+finetune/decide/prior.json, the tables to docs/explanation/decisions.md, between its markers, and the plot to
+docs/images/selector.svg.
 """
 
 import argparse
-import textwrap
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.grid_cells import Cell, load
-from experiments.grid_policies import Score, evaluate, fit_prior
-from experiments.grid_tables import (
-    HEADER,
-    SIZES,
-    ablations,
-    averages,
-    by_size,
-    calibration,
-    four_cells,
-    gap_closed,
-    largest_regrets,
-    noise_floor,
-    policies,
-    policy_row,
-    similarity,
+from experiments.grid_cells import BELIEVED, CONSIDERED, PROBE, SHIFTED, Cell, joined, load
+from experiments.grid_policies import (
+    Policy,
+    Score,
+    always,
+    always_full,
+    belief_about,
+    evaluate,
+    final_accuracy,
+    fit_prior,
+    four_quadrants,
+    priors_without,
+    selector,
 )
 from experiments.paths import IMAGES, PAGES, ROOT
+from experiments.rows import read_rows
+from finetune.decide.prior import Prior
+from finetune.recipe import Preference
 
-FEWEST = "5"
-"""Size of the cells that are not part of the main comparison."""
+GRID = ROOT / "experiments" / "results" / "strategy_grid.jsonl.gz"
+"""Rows of experiments.strategy_grid."""
 
-COMMAND = "python -m experiments.strategy_report --grid experiments/results/strategy_grid.jsonl.gz --write"
-"""Command that writes the page."""
+LOCKED_ROWS = ROOT / "experiments" / "results" / "locked_sets.jsonl"
+"""Rows of experiments.locked_sets."""
 
+SIZES = {"all": "all images", "20": "20 images per class", "5": "5 images per class"}
+"""Sizes of the cells, in words."""
 
-def compared(cells: Sequence[Cell]) -> tuple[list[Cell], dict[str, Score]]:
-    """Return the cells of the main comparison, and the score of every policy on them."""
-    chosen = [cell for cell in cells if cell.size != FEWEST]
-    return chosen, {name: evaluate(chosen, policy) for name, policy in policies(cells)}
+PREFERENCES: tuple[Preference, ...] = ("balanced", "accuracy", "speed")
+"""Preferences of the selector."""
 
-
-def page(cells: Sequence[Cell], chosen: Sequence[Cell], scores: Mapping[str, Score]) -> str:
-    """Return the decisions page.
-
-    Args:
-        cells: all cells.
-        chosen: the cells of the main comparison.
-        scores: the score of every policy on `chosen`, by name.
-    """
-    return "\n".join([*_comparison(cells, chosen, scores), *_sizes(cells), *_parts(cells, chosen), *_limits(cells)])
+BEGIN, END = "<!-- begins: written by experiments.strategy_report -->", "<!-- ends -->"
+"""Markers of the generated part of the page."""
 
 
-def _comparison(cells: Sequence[Cell], chosen: Sequence[Cell], scores: Mapping[str, Score]) -> list[str]:
-    """Return the introduction and the main table."""
-    sizes = {size: [cell for cell in cells if cell.size == size] for size in SIZES}
-    counted = ", ".join(f"{len(own)} with {SIZES[size]}" for size, own in sizes.items() if own)
-    devices = Counter(cell.device for cell in cells if cell.device)
-    counted += "".join(f" ({count} of all cells on {device})" for device, count in sorted(devices.items()))
-    return [
-        "# How good the decisions are",
-        "",
-        *_wrapped(
-            f"The grid has {len(cells)} cells of {len({cell.set for cell in cells})} image sets: {counted}. The "
-            f"network is EfficientNet-Lite0 at 128 px. Every candidate was trained in every cell "
-            f"(experiments/strategy_grid.py; the rows are in experiments/results/strategy_grid.jsonl.gz). The "
-            f"decisions of the selector are replayed from these rows, with a prior fitted without the cell's own set: "
-            f"`{COMMAND}`."
-        ),
-        "",
-        *_wrapped(
-            "The regret of a policy in a cell is the test accuracy (by the set's metric) of the cell's best candidate, "
-            "its mean over seeds, minus that of the chosen one (on other seeds, if there are several). Intervals are "
-            "95 %, by bootstrap over sets. Costs are in forward equivalents and include rejected trainings. The regret "
-            "of an average may be below 0, because the oracle picks a single candidate. The table shows the "
-            f"{len(chosen)} cells with more than {SIZES[FEWEST]}; the others are [below](#by-size)."
-        ),
-        "",
-        *HEADER,
-        *(policy_row(name, score) for name, score in scores.items()),
-        "",
-        "![Accuracy against cost](../images/selector.svg)",
-        "",
-        *_wrapped(
-            f"Part of a regret is chance. A policy that picks by one half of a cell's test images, and is scored on "
-            f"the other half, has a regret of {100 * noise_floor(chosen):.2f} points."
-        ),
-        "",
-        *_wrapped(gap_closed(scores)),
-        "",
-        *_wrapped(
-            "Not tested: more than 1,200 training images, and other networks. With all images, the second seeds were "
-            "trained with smaller images first, as `full` does on larger sets; the first seeds were not."
-        ),
-        "",
+def policies(priors: Mapping[str, Prior]) -> dict[str, Policy]:
+    """Return the policies to compare, by name."""
+    own = dict(priors)
+    return {
+        **{f"always {name}": always(name) for name in CONSIDERED},
+        "`--strategy full`": always_full(own),
+        "four quadrants": four_quadrants,
+        **{f"`--prefer {prefer}`": selector(own, prefer) for prefer in PREFERENCES},
+        "`accuracy` without averages": selector(own, "accuracy", averages=False),
+    }
+
+
+def comparison(cells: Sequence[Cell], priors: Mapping[str, Prior]) -> Iterator[str]:
+    """Yield the tables of all policies at each size."""
+    full = always_full(dict(priors))
+    for size, words in SIZES.items():
+        own = [cell for cell in cells if cell.size == size and cell.is_complete]
+        yield from (
+            f"### {words.capitalize()}, {len(own)} sets",
+            "",
+            "| policy | accuracy, % | mean regret, points | largest | cost over `--strategy full` |",
+            "|---|---|---|---|---|",
+        )
+        for name, policy in policies(priors).items():
+            score = evaluate(own, policy, full)
+            worst = max(score.regrets, key=lambda each: score.regrets[each])
+            yield (
+                f"| {name} | {100 * score.accuracy:.2f} | {100 * score.regret:.2f} ± {100 * _error(score):.2f} | "
+                f"{100 * score.worst:.1f} ({worst}) | {score.cost:.2f} |"
+            )
+        yield ""
+
+
+def _error(score: Score) -> float:
+    """Return the standard error of the mean regret over sets."""
+    values = list(score.regrets.values())
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def ablations(cells: Sequence[Cell]) -> Iterator[str]:
+    """Yield the table of `--prefer balanced` with fewer features."""
+    own = [cell for cell in cells if cell.size == "all" and cell.is_complete]
+    yield from ("| features of the prior | accuracy, % | mean regret, points | cost |", "|---|---|---|---|")
+    for words, uses in {"size and similarity": (0, 1), "size": (0,), "similarity": (1,), "none": ()}.items():
+        priors = priors_without(cells, uses)
+        score = evaluate(own, selector(priors, "balanced"), always_full(priors))
+        yield f"| {words} | {100 * score.accuracy:.2f} | {100 * score.regret:.2f} | {score.cost:.2f} |"
+
+
+def variants(cells: Sequence[Cell], reference: str) -> Iterator[str]:
+    """Yield the table of everything that was trained, compared with one candidate in the same cells."""
+    yield from ("| training | sets | all images | sets | 20 or 5 per class | cost |", "|---|---|---|---|---|---|")
+    names = sorted({name for cell in cells for name in cell.costs} - {reference, "scratch"})
+    names += [joined(pair) for pair in (("partial", "full_far"), ("full_near", "full_far"), ("partial", "full_near"))]
+    for name in names:
+        row = [f"| {name} "]
+        for sizes in (("all",), ("20", "5")):
+            by_set: dict[str, list[float]] = {}
+            for cell in cells:
+                if cell.size in sizes and name in cell.accuracy and reference in cell.accuracy:
+                    own = final_accuracy(cell, name) if name in BELIEVED else cell.accuracy[name]
+                    by_set.setdefault(cell.set, []).append(100 * (own - final_accuracy(cell, reference)))
+            means = [float(np.mean(values)) for values in by_set.values()]
+            error = np.std(means, ddof=1) / np.sqrt(len(means)) if len(means) > 1 else float("nan")
+            row.append(f"| {len(means)} | {np.mean(means):+.2f} ± {error:.2f} " if means else "| 0 | ")
+        costs = [
+            cell.costs[name] / cell.costs[reference] for cell in cells if name in cell.costs and reference in cell.costs
+        ]
+        yield "".join(row) + (f"| {np.mean(costs):.2f} |" if costs else "| both |")
+
+
+def flips(cells: Sequence[Cell]) -> str:
+    """Return a sentence about the gain of test-time flips."""
+    gains = [
+        100 * (cell.accuracy[f"{name}, flips"] - cell.accuracy[name])
+        for cell in cells
+        for name in cell.costs
+        if f"{name}, flips" in cell.accuracy
     ]
+    error = np.std(gains, ddof=1) / np.sqrt(len(gains))
+    return f"Test-time flips gained {np.mean(gains):+.2f} ± {error:.2f} points in {len(gains)} trainings."
 
 
-def _sizes(cells: Sequence[Cell]) -> list[str]:
-    """Return the sections about size and similarity."""
-    return [
-        "## By size",
-        "",
-        *by_size(cells),
-        "",
-        "## The four quadrants of size and similarity",
-        "",
-        *_wrapped(
-            "Test accuracy by the metric of each set, mean over the sets. Random weights (`scratch`) were trained in "
-            "some cells, for five times the steps. The textbook recommends the linear probe for few near images, and "
-            "training all layers for many far ones. Here it always pays to train more than the head."
-        ),
-        "",
-        *four_cells(cells),
-        "",
-    ]
+def coverage(cells: Sequence[Cell], priors: Mapping[str, Prior]) -> Iterator[str]:
+    """Yield the table of how often the 90 % intervals contain the test accuracy."""
+    yield from (
+        "| test images | size | trainings | intervals that hold | median width, points |",
+        "|---|---|---|---|---|",
+    )
+    for words, is_shifted in (("of the same groups", False), ("of unseen groups", True)):
+        for size in SIZES:
+            held, widths = [], []
+            for cell in cells:
+                if cell.size == size and (cell.set in SHIFTED) == is_shifted:
+                    intervals = belief_about(cell, priors[cell.set]).intervals
+                    for name in (PROBE, "partial", "full_near", "full_far"):
+                        if name in cell.accuracy:
+                            low, high = intervals[BELIEVED.index(name)]
+                            held.append(low <= final_accuracy(cell, name) <= high)
+                            widths.append(100 * (high - low))
+            yield (f"| {words} | {SIZES[size]} | {len(held)} | {100 * np.mean(held):.0f} % | {np.median(widths):.1f} |")
 
 
-def _parts(cells: Sequence[Cell], chosen: Sequence[Cell]) -> list[str]:
-    """Return the sections about ablations and averages."""
-    return [
-        "## What each part is worth",
-        "",
-        *HEADER,
-        *(policy_row(name, evaluate(chosen, policy)) for name, policy in ablations(cells)),
-        "",
-        *_wrapped(similarity(cells)),
-        "",
-        "## Averages instead of a choice",
-        "",
-        "Averaged probabilities of two candidates, on the same cells:",
-        "",
-        *averages(chosen),
-        "",
-    ]
+def locked(path: Path) -> Iterator[str]:
+    """Yield the table of the locked sets, which experiments.locked_sets scored once."""
+    about, *rows = read_rows(path)
+    sets = sorted({row["set"] for row in rows})
+    yield f"Scored on {about['date']} at commit {about['commit']}, seed 0, one thread of {about['machine']}:"
+    yield ""
+    yield f"| run | {' | '.join(f'{name}: accuracy, time' for name in sets)} | mean | time |"
+    yield "|---|" + "---|" * (len(sets) + 2)
+    for run in dict.fromkeys(row["run"] for row in rows):
+        own = {row["set"]: row for row in rows if row["run"] == run}
+        cells = [
+            f"{100 * own[name]['accuracy']:.1f} %, {own[name]['seconds']:.0f} s ({own[name]['trained']})"
+            for name in sets
+        ]
+        mean = 100 * np.mean([row["accuracy"] for row in own.values()])
+        yield f"| {run} | {' | '.join(cells)} | {mean:.2f} | {sum(row['seconds'] for row in own.values()):.0f} s |"
 
 
-def _limits(cells: Sequence[Cell]) -> list[str]:
-    """Return the sections about the largest regrets and the calibration."""
-    return [
-        "## The largest regrets",
-        "",
-        *(
-            line
-            for prefer in ("accuracy", "balanced")
-            for line in (f"`--prefer {prefer}`:", "", *largest_regrets(cells, prefer), "")
-        ),
-        "## Calibration",
-        "",
-        *_wrapped(
-            "Top-1 accuracy of the candidate that `--prefer balanced` chooses: predicted, and measured on the test "
-            "images. The binomial error is that of the held-out and the test images together."
-        ),
-        "",
-        *calibration(cells),
-        "",
-    ]
+def page(cells: Sequence[Cell], priors: Mapping[str, Prior]) -> str:
+    """Return the generated part of the page."""
+    counts = ", ".join(f"{sum(cell.size == size for cell in cells)} with {words}" for size, words in SIZES.items())
+    return "\n".join(
+        [
+            f"{len(cells)} cells of {len({cell.set for cell in cells})} image sets: {counts}.",
+            "",
+            *comparison(cells, priors),
+            "![Accuracy against cost, all images](../images/selector.svg)",
+            "",
+            "### What the features are worth (`--prefer balanced`, all images)",
+            "",
+            *ablations(cells),
+            "",
+            "### Everything that was trained, compared with full_far, in points",
+            "",
+            *variants(cells, "full_far"),
+            "",
+            flips(cells),
+            "",
+            "### Intervals",
+            "",
+            *coverage(cells, priors),
+            "",
+            "### The locked sets",
+            "",
+            *(locked(LOCKED_ROWS) if LOCKED_ROWS.exists() else ()),
+            "",
+        ]
+    )
 
 
-def _wrapped(text: str) -> list[str]:
-    """Return the lines of a paragraph; the command stays on one line."""
-    whole = COMMAND.replace(" ", "\0")
-    lines = textwrap.wrap(text.replace(COMMAND, whole), 118, break_long_words=False, break_on_hyphens=False)
-    return [line.replace("\0", " ") for line in lines]
-
-
-def draw(scores: Mapping[str, Score], path: Path) -> None:
-    """Draw the regret of each policy against its cost."""
+def draw(cells: Sequence[Cell], priors: Mapping[str, Prior], path: Path) -> None:
+    """Draw the regret of each policy against its cost, with all images."""
+    own = [cell for cell in cells if cell.size == "all" and cell.is_complete]
+    full = always_full(dict(priors))
     figure = Figure(figsize=(7, 4.2))
     axes = figure.subplots()
-    for name, score in scores.items():
-        is_selector = name.startswith("selector")
-        axes.errorbar(
-            score.cost,
-            -100 * score.regret,
-            yerr=100 * score.error,
-            fmt="D" if is_selector else "o",
-            color="tab:red" if is_selector else "tab:gray",
-            capsize=2,
-        )
-        axes.annotate(name, (score.cost, -100 * score.regret), textcoords="offset points", xytext=(6, 4), fontsize=8)
+    for name, policy in policies(priors).items():
+        score = evaluate(own, policy, full)
+        color = "tab:red" if "prefer" in name else "tab:gray"
+        axes.errorbar(score.cost, -100 * score.regret, yerr=100 * _error(score), fmt="o", color=color, capsize=2)
+        text = name.replace("`", "")
+        axes.annotate(text, (score.cost, -100 * score.regret), textcoords="offset points", xytext=(6, 4), fontsize=8)
     axes.axhline(0.0, color="black", linewidth=0.6)
-    axes.set_xlabel("cost over always training all layers (forward equivalents, rejected trainings included)")
+    axes.set_xlabel("cost over --strategy full (forward equivalents, rejected trainings included)")
     axes.set_ylabel("points of accuracy relative to the oracle")
     figure.tight_layout()
     with mpl.rc_context({"svg.hashsalt": "finetune"}):
@@ -196,20 +225,22 @@ def draw(scores: Mapping[str, Score], path: Path) -> None:
 
 
 def main() -> None:
-    """Print the comparison, or write it."""
+    """Print the report, or write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--grid", type=Path, required=True, help="rows of experiments.strategy_grid")
     parser.add_argument("--write", action="store_true", help="write prior, page and plot instead of printing the page")
     arguments = parser.parse_args()
-    cells = load(arguments.grid)
-    chosen, scores = compared(cells)
-    text = page(cells, chosen, scores)
+    cells = load(GRID)
+    priors = priors_without(cells)
+    text = page(cells, priors)
     if not arguments.write:
         print(text)
         return
     fit_prior(cells).save(ROOT / "finetune" / "decide" / "prior.json")
-    (PAGES / "decisions.md").write_text(text, "utf-8")
-    draw(scores, IMAGES / "selector.svg")
+    target = PAGES / "decisions.md"
+    before, _, rest = target.read_text("utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    target.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", "utf-8")
+    draw(cells, priors, IMAGES / "selector.svg")
 
 
 if __name__ == "__main__":

@@ -240,7 +240,7 @@ class Recipe(FrozenModel):
     prefer: Preference = "balanced"
     """Preference between accuracy and training time. `accuracy`: the highest expected accuracy, averages included.
     `balanced`, the default: five minutes are free; beyond them, a doubling of the time must gain a percentage point.
-    `speed`: the cheapest training that loses more than two points with a probability of at most 10 %."""
+    `speed`: the cheapest training that probably loses no more than two points."""
     ensemble: Annotated[str, BeforeValidator(parse_ensemble)] | None = None
     """Models that are averaged: `seeds:N`, `snapshots:N`, `folds`, `backbones`, or `auto` (snapshots:3); by default one
     model, or two with `prefer: accuracy` if either may be the more accurate one."""
