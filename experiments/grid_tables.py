@@ -184,7 +184,7 @@ def similarity(cells: Sequence[Cell]) -> str:
     """Return a sentence about the rank correlation of similarity with the gain of fine-tuning over the linear probe."""
     by_set: dict[str, list[tuple[float, float, float]]] = {}
     for cell in cells:
-        trained = sum(cell.errors[name] for name in ("partial_short", "partial", "full_near", "full_far")) / 4
+        trained = sum(cell.errors[name] for name in ("partial_brief", "partial", "full_near", "full_far")) / 4
         gain = (cell.errors[PROBE] - trained) / cell.num_test
         left = (trained + 0.5) / (cell.errors[PROBE] + 0.5)
         by_set.setdefault(cell.set, []).append((cell.evidence["domain_similarity"], gain, left))
