@@ -128,9 +128,7 @@ class Report:
         if choice.backbones:
             self.console.print(_table_of_backbones(choice))
         self.console.print(_table_of_candidates(choice))
-        self.console.print(
-            "  P(pick): chance of being the right pick, the cheapest candidate that is nearly as accurate as the best"
-        )
+        self.console.print("  P(best): probability of being the most accurate candidate")
         self.console.print(f"  forecast: {escape(choice.forecast.sentence)}")
 
     def plan(self, plan: Plan) -> None:

@@ -219,6 +219,16 @@ def test_test_time_flips_are_planned_where_they_were_asked_for(evidence):
     assert not planned(evidence).test_time_flips
 
 
+@pytest.mark.parametrize(("chirality", "planned_flips"), [(0.52, True), (0.9, False), (None, False)])
+def test_where_accuracy_is_preferred_images_that_look_alike_mirrored_are_flipped_at_test_time(
+    evidence, chirality, planned_flips
+):
+    mirrored = evidence.changed(chirality=chirality)
+    assert planned(mirrored, prefer="accuracy").test_time_flips is planned_flips
+    declined = AugmentationRecipe(test_time_flips=False)
+    assert not planned(mirrored, prefer="accuracy", augmentation=declined).test_time_flips
+
+
 @pytest.mark.parametrize(("optimizer", "decay"), [("adamw", 0.02), ("sgd", 1e-4)])
 def test_each_optimizer_has_its_own_weight_decay(evidence, optimizer, decay):
     assert planned(evidence, training=TrainingRecipe(optimizer=optimizer)).weight_decay == decay
@@ -336,7 +346,7 @@ def test_the_reasons_give_size_flips_speed_and_length(evidence):
         "forward in float32, channels last, batches of 64: 200 images/s on a CPU, the fastest of the settings that "
         "were timed; its arithmetic changes 0.0 % of the features' variance"
     )
-    assert training == "bfloat16 training at 100 images/s: 3 x 100 steps and 100 on all images"
+    assert training == "bfloat16 training at 100 images/s: 3 x 155 steps and 155 on all images"
     assert views.startswith("6 augmented views of each image")
 
 

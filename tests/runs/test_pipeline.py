@@ -15,8 +15,8 @@ from rich.console import Console
 
 import finetune
 from finetune.data import labels_of
-from finetune.decide import contest, decision
-from finetune.decide.belief import Belief
+from finetune.decide import candidates, contest, decision
+from finetune.decide.belief import DRAWS, Belief
 from finetune.decide.planned_run import list_members
 from finetune.errors import RunFolderError
 from finetune.runs import pipeline
@@ -285,9 +285,9 @@ def test_without_an_accelerator_the_default_network_is_the_embedded_one_with_all
 
 
 def two_equal(names, _evidence):
-    """A belief in two equals that are better than all others."""
-    mean = np.array([0.9 if name in {"partial", "full_far"} else 0.5 for name in names])
-    return Belief(mean=mean, covariance=0.1**2 * np.eye(len(names)))
+    """A belief in two nearly equals that are better than all others."""
+    mean = np.array([{"full_far": 0.81, "partial": 0.8}.get(name, 0.5) for name in names])
+    return Belief(mean + 0.04 * np.random.default_rng(0).standard_normal((DRAWS, len(names))))
 
 
 @pytest.fixture
@@ -302,6 +302,7 @@ def averaged(recipe, recommend_place, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decision, "PROBE_SUFFICES", -1.0)
         patch.setattr(contest, "believe_all", two_equal)
+        patch.setattr(candidates, "expected_seconds", lambda *_: 1.0)  # a member must not take longer than the pick
         recommend_place(patch, -1)
         printed = io.StringIO()
         folder = tmp_path_factory.mktemp("runs") / "averaged"
@@ -327,7 +328,8 @@ def test_where_accuracy_is_preferred_the_mean_of_two_is_saved_and_explained(aver
 def test_a_rejected_training_leaves_its_learning_curve_and_the_command_to_diagnose_it(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(decision, "PROBE_SUFFICES", -1.0)
     monkeypatch.setattr(contest, "believe_all", two_equal)
-    monkeypatch.setattr(evaluation, "STANDARD_ERRORS", -float("inf"))  # every training counts as worse than its probe
+    # Every training counts as worse than its probe.
+    monkeypatch.setattr(evaluation, "STANDARD_ERRORS", (-float("inf"), -float("inf")))
     finetune.run(recipe, tmp_path / "run")
     (place,) = (tmp_path / "run" / "rejected").iterdir()
     own, final = RunFolder(place), RunFolder(tmp_path / "run")

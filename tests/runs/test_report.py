@@ -73,9 +73,9 @@ def test_the_chance_of_each_candidate_is_shown_and_explained(report, evidence):
     report.choice(choice)
     lines = printed(report).splitlines()
     header = next(line for line in lines if line.lstrip().startswith("candidate"))
-    assert header.split() == ["candidate", "expected", "top-1", "expected", "time", "P(pick)", "basis"]
+    assert header.split() == "candidate expected top-1 90 % interval expected time P(best) basis".split()
     assert f" {100 * choice.chosen.chance:.0f} % " in lines[lines.index(header) + 1]
-    assert "  P(pick): chance of being the right pick, " in printed(report)
+    assert "  P(best): probability of being the most accurate candidate\n" in printed(report)
 
 
 def test_the_plan_is_printed_with_steps_rates_and_evaluation(report, evidence):
