@@ -33,6 +33,12 @@ RECIPE_OPTIONS: Mapping[str, Any] = {
         ),
     ],
     "recipe": Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; options given here override it.")],
+    "groups": Annotated[
+        str | None,
+        typer.Option(
+            help="Groups that no split divides: folder, a pattern such as (speaker\\d+), a CSV table, none, auto."
+        ),
+    ],
     "model": Annotated[
         str | None,
         typer.Option(help="Any timm classifier, or several to choose from (a,b or auto:small); auto by default."),

@@ -61,6 +61,9 @@ class Plan(FrozenModel):
     """Training images, as in the recipe."""
     columns: TableColumns
     """Names of the columns of a table."""
+    groups: str = "auto"
+    """Rule for the groups that no split and no fold divides, as in the recipe; a rule that was found is named. `auto`
+    reads a group column of the data or `groups.csv`."""
     limit: Annotated[int, Field(ge=0)]
     """Number of training images to use; 0: all."""
     model: str
