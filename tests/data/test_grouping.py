@@ -151,6 +151,6 @@ def test_the_camera_the_day_and_the_place_are_read_from_exif(tmp_path):
 
 def test_groups_of_paths_in_python_are_given_ones(speakers):
     files = sorted(map(str, speakers().rglob("*.png")))
-    splits = label_paths(files, [file[-16] for file in files], [file[-6] for file in files])
+    splits = label_paths(files, [file[-17] for file in files], [file[-8] for file in files])
     assert splits.group_rule == "auto"
     assert len(paths_of(splits.train)) == 40
