@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune.data.decoding import in_threads, read_exif
-from finetune.data.grouping import EXIF, group_by_path, is_table
+from finetune.data.grouping import BLOCKS, EXIF, group_by_path, is_table
 from finetune.data.table import LabelledTable, read_columns, refuse_straddling_groups
 from finetune.errors import DataError
 
@@ -70,7 +70,8 @@ def _by_split(rule: str, table: LabelledTable, paths: list[str], root: Path) -> 
         rows = [row for row, own in enumerate(splits) if own == split]
         found = groups_by_rule(rule, [paths[row] for row in rows], [table.labels[row] for row in rows], str(root))
         for row, group in zip(rows, found, strict=True):
-            groups[row] = group
+            # Blocks are counted anew in each split: block 3 of one is not that of another.
+            groups[row] = f"{split} {group}" if group is not None and rule.startswith(BLOCKS) else group
     missing = [path for path, group in zip(relative(paths, str(root)), groups, strict=True) if group is None]
     if missing:
         many = "none" if len(missing) == len(paths) else f"{len(paths) - len(missing)}"

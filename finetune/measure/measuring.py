@@ -134,6 +134,9 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
         grouping = find_groups(features, splits, sample.indices, recipe.seed)
     groups = grouping.groups if grouping is not None and grouping.used else None
     probe = evaluate_probe(features, sample.labels, groups, len(sample.counts), metric, recipe.seed)
+    finding = None
+    if grouping is not None:
+        finding = measure_groups(features, sample.labels, grouping, probe.inverse_regularization, recipe.seed)
     progress("cross-validating the linear probe", 1, 1)
     return Evidence(
         **_describe(about, sample, recipe, splits),
@@ -142,7 +145,7 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
         similarity_parts={part: round(value, 4) for part, value in domain.parts.items()},
         similarity_calibrated=domain.is_calibrated,
         probe=probe,
-        groups=grouping and measure_groups(features, sample.labels, grouping, probe, recipe.seed),
+        groups=finding,
         chirality=mirrored,
         stages=stages,
         speed=speed,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from finetune.data import ImageSplits, groups_by_rule, labels_of, paths_of, stratified_folds, stratified_subset
 from finetune.data.grouping import EXIF, candidate_rules, describe_rule
-from finetune.decide.evidence import GroupFinding, ProbeResult
+from finetune.decide.evidence import GroupFinding
 from finetune.predict.linear_probe import FOLDS, fit_head
 
 SEARCHED = 1200
@@ -121,7 +121,10 @@ def find_groups(
     labels = labels_of(splits.train)[indices]
     paths = paths_of(splits.train.select(indices))
     names = [splits.class_names[label] for label in labels]
-    compared = list(compare_rules(features, labels, paths, names, seed))
+    chosen = stratified_subset(labels, max(SEARCHED, 2 * len(np.unique(labels))), seed)
+    errors = ridge_errors(features[chosen], labels[chosen])
+    some_paths, some_names = [paths[row] for row in chosen], [names[row] for row in chosen]
+    compared = list(compare_rules(labels[chosen], errors, some_paths, some_names, seed))
     clear = [(rule, shift) for rule, shift in compared if shift.is_clear(len(compared))]
     if not clear:
         return None
@@ -133,31 +136,30 @@ def find_groups(
 
 
 def compare_rules(
-    features: NDArray[np.float32], labels: NDArray[np.int64], paths: Sequence[str], names: Sequence[str], seed: int
+    labels: NDArray[np.int64], errors: Errors, paths: Sequence[str], names: Sequence[str], seed: int
 ) -> Iterator[tuple[str, Shift]]:
     """Yield each rule that may tell groups apart, and the loss on its groups.
 
     Args:
-        features: features of the images (n_images, width).
         labels: classes of the images (n_images,).
+        errors: function that cross-validates a classifier.
         paths: file of each image.
         names: name of each image's class.
         seed: seed of the draws and the folds.
     """
-    chosen = stratified_subset(labels, max(SEARCHED, 2 * len(np.unique(labels))), seed)
-    own, errors = labels[chosen], ridge_errors(features[chosen], labels[chosen])
-    for rule, groups in _distinct([paths[row] for row in chosen], [names[row] for row in chosen]):
-        folds = stratified_folds(own, FOLDS, seed, groups) if _is_plausible(own, groups) else []
+    num_classes = len(np.unique(labels))
+    for rule, groups in _distinct(paths, names):
+        folds = stratified_folds(labels, FOLDS, seed, groups) if _is_plausible(labels, groups) else []
         # A class that is missing from the training of a fold would be lost for another reason than its groups.
-        if folds and all(len(np.unique(own[train])) == len(np.unique(own)) for train, _ in folds):
-            yield rule, compare(own, folds, errors, DRAWS, seed)
+        if folds and all(len(np.unique(labels[train])) == num_classes for train, _ in folds):
+            yield rule, compare(labels, folds, errors, DRAWS, seed)
 
 
 def measure_groups(
     features: NDArray[np.float32],
     labels: NDArray[np.int64],
     grouping: Grouping,
-    probe: ProbeResult,
+    inverse_regularization: float,
     seed: int,
 ) -> GroupFinding:
     """Return both accuracies of the linear probe: on images like the training images, and on unseen groups.
@@ -166,7 +168,7 @@ def measure_groups(
         features: features of the images (n_images, width).
         labels: classes of the images (n_images,).
         grouping: the groups of the images.
-        probe: the linear probe, for its regularization.
+        inverse_regularization: inverse regularization C of the probe.
         seed: seed of the draws and the folds.
     """
     num_classes = int(labels.max()) + 1
@@ -174,7 +176,7 @@ def measure_groups(
     def errors(folds: Folds) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         wrong = np.zeros(len(labels))
         for train, held in folds:
-            head = fit_head(features[train], labels[train], num_classes, probe.inverse_regularization)
+            head = fit_head(features[train], labels[train], num_classes, inverse_regularization)
             wrong[held] = head.logits(features[held]).argmax(axis=1) != labels[held]
         return wrong, wrong
 

@@ -39,7 +39,7 @@ from finetune.runs.folder import (
     refuse_if_taken,
 )
 from finetune.runs.race import RacedMembers
-from finetune.runs.report import Report
+from finetune.runs.report import Report, describe_groups
 
 
 def run(
@@ -196,6 +196,8 @@ def group_images(
     except DataError:  # images that were not measured do not fit the rule
         return splits, measure_networks(recipe.changed(groups="none"), splits, report.progress)
     if len(recipe.models) == 1 and not grouped.test_was_made:
+        if grouped.num_shared:
+            report.say(f"  {describe_groups(grouped)}")
         return grouped, [first]
     report.images(grouped)
     return grouped, measure_networks(recipe, grouped, report.progress)

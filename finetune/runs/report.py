@@ -93,7 +93,7 @@ class Report:
                 f"stream; all measurements and evaluations use the sample"
             )
         if splits.group_rule:
-            self.console.print(f"  {escape(_line_of_groups(splits))}")
+            self.console.print(f"  {escape(describe_groups(splits))}")
         if splits.unreadable:
             count = len(splits.unreadable)
             self.console.print(
@@ -218,7 +218,7 @@ class Report:
         self.console.print(f"\n[bold cyan]{text}[/bold cyan]")
 
 
-def _line_of_groups(splits: ImageSplits) -> str:
+def describe_groups(splits: ImageSplits) -> str:
     """Return how many groups there are, where they are from, and whether the given splits divide them."""
     count = len({*splits.train["group"]})
     line = f"{count} groups of training images ({describe_rule(splits.group_rule)}): no fold divides a group"

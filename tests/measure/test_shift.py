@@ -33,7 +33,8 @@ def paths_of_speakers(labels, speaker):
 
 
 def clear(features, labels, paths):
-    compared = list(compare_rules(features, labels, paths, [str(label) for label in labels], 0))
+    errors = ridge_errors(features, labels)
+    compared = list(compare_rules(labels, errors, paths, [str(label) for label in labels], 0))
     return [rule for rule, shift in compared if shift.is_clear(len(compared))]
 
 
@@ -67,7 +68,7 @@ def test_speakers_that_change_nothing_are_not_found(spoken):
 def test_groups_that_are_the_classes_are_not_compared(spoken):
     features, labels, _ = spoken(1.5)
     paths = [f"{label}/kind{label}_x.png" for label in labels]
-    assert list(compare_rules(features, labels, paths, [str(label) for label in labels], 0)) == []
+    assert list(compare_rules(labels, ridge_errors(features, labels), paths, [str(label) for label in labels], 0)) == []
 
 
 def test_random_folds_have_the_sizes_and_classes_of_the_grouped_ones(spoken):
