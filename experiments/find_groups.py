@@ -94,7 +94,7 @@ def shuffled(errors: Errors, splits: ImageSplits, seed: int) -> tuple[bool, bool
 def table(rows: Sequence[Row]) -> list[str]:
     """Return the lines of the table."""
     lines = [
-        "| set | images | found, in 3 searches | probe, found groups | probe, true groups | CPU seconds | false alarms |",
+        "| set | images | found, in 3 searches | probe, found groups | probe, true groups | CPU s | false alarms |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -103,7 +103,7 @@ def table(rows: Sequence[Row]) -> list[str]:
         name = f"`{rule}`: {count}, used: {sure}" if rule else "nothing"
         lines.append(
             f"| {row['set']} | {row['images']} | {name} | {figures(row['found'])} | {figures(row['true'])} | "
-            f"{row['seconds']:.1f} | {row['alarms']} of {row['shuffles']} |"
+            f"{row['seconds']:.2f} | {row['alarms']} of {row['shuffles']} |"
         )
     return lines
 
