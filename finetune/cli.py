@@ -33,18 +33,18 @@ RECIPE_OPTIONS: Mapping[str, Any] = {
         ),
     ],
     "recipe": Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; options given here override it.")],
-    "groups": Annotated[
-        str | None,
-        typer.Option(
-            help="Groups that no split divides: folder, a pattern such as (speaker\\d+), a CSV table, none, auto."
-        ),
-    ],
     "model": Annotated[
         str | None,
         typer.Option(help="Any timm classifier, or several to choose from (a,b or auto:small); auto by default."),
     ],
     "strategy": Annotated[
         Literal["auto", Strategy] | None, typer.Option(help="How much of the network to train; auto by default.")
+    ],
+    "groups": Annotated[
+        str | None,
+        typer.Option(
+            help="Groups that no split divides: folder, a pattern such as (speaker\\d+), a CSV table, none, auto."
+        ),
     ],
     "image_size": Annotated[int | None, typer.Option(help="Side of the network's square input, in pixels.")],
     "epochs": Annotated[float | None, typer.Option(help="Passes over the training images.")],

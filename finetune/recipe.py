@@ -188,12 +188,13 @@ class Recipe(FrozenModel):
     columns: TableColumns = TableColumns()
     """Names of the columns of a table."""
     groups: Annotated[str, BeforeValidator(parse_groups)] = "auto"
-    """Groups of images that no split and no fold divides, such as speakers: `none`; `folder` (the first folder of the
-    path that is not the class, as in CLASS/SUBJECT/image.jpg or SUBJECT/CLASS/image.jpg); a regular expression with one
-    group in parentheses, searched for in paths relative to the data folder, such as `(speaker\\d+)`; `blocks:` and such
-    a pattern of a number (blocks of neighbouring numbers); `exif:camera`, `exif:date` or `exif:place`; a table with the
-    columns path and group; or `auto`, a group column of the data, else `groups.csv` in the data folder, else the groups
-    that the file names, folders or EXIF show and on which a linear probe is clearly less accurate. By default auto."""
+    """Groups of images that no split and no fold divides, such as speakers: `none`; `column` (the group column of the
+    data); `folder` (the first folder of the path that is not the class, as in CLASS/SUBJECT/image.jpg or
+    SUBJECT/CLASS/image.jpg); a regular expression with one group in parentheses, searched for in paths relative to the
+    data folder, such as `(speaker\\d+)`; `blocks:` and such a pattern of a number (blocks of neighbouring numbers);
+    `exif:camera`, `exif:date` or `exif:place`; a table with the columns path and group; or `auto`, a group column of
+    the data, else `groups.csv` in the data folder, else the groups that the file names, folders or EXIF show and on
+    which a linear probe is clearly less accurate. By default auto."""
     model: Annotated[str | tuple[str, ...], BeforeValidator(parse_model_names)] = "auto"
     """Network: the name of any timm classifier, or `auto`. If several are given, or `auto:small` (three small
     networks), each is measured and one is chosen. By default auto: convnext_tiny with an accelerator and access to the

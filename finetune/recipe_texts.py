@@ -39,7 +39,15 @@ def parse_groups(text: object) -> object:
     >>> parse_groups(r"(speaker\\d+)")
     '(speaker\\\\d+)'
     """
-    if not isinstance(text, str) or text in {"auto", "none", "folder", "exif:camera", "exif:date", "exif:place"}:
+    if not isinstance(text, str) or text in {
+        "auto",
+        "none",
+        "column",
+        "folder",
+        "exif:camera",
+        "exif:date",
+        "exif:place",
+    }:
         return text
     if text.lower().endswith((".csv", ".tsv", ".parquet")):
         return text

@@ -74,7 +74,7 @@ def candidate_rules(paths: Sequence[str]) -> list[str]:
 
 def describe_rule(rule: str) -> str:
     """Return in words where a rule finds the groups."""
-    if rule == "auto":
+    if rule == "column":
         return "the given groups"
     if rule == "folder":
         return "folders"

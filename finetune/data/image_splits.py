@@ -53,7 +53,7 @@ class ImageSplits:
     test_was_made: bool = False
     """Whether `test` was split off from the training images because the data has no test split."""
     group_rule: str = ""
-    """Rule that gave the groups, as in a recipe (`auto`: a group column); empty: the images have no groups."""
+    """Rule that gave the groups, as in a recipe; empty: the images have no groups."""
     num_shared: int = 0
     """Number of validation and test images whose group also has training images."""
     stream: ImageStream | None = None

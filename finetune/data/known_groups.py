@@ -43,11 +43,13 @@ def with_groups(table: LabelledTable, rule: str, data: str) -> tuple[LabelledTab
     """
     root = Path(data).expanduser()
     root = root.parent if root.is_file() else root
-    if rule == "auto" and table.groups is None and (root / GROUPS_FILE).is_file():
-        rule = GROUPS_FILE
-    if rule == "none" or (rule == "auto" and table.groups is None):
-        return replace(table, groups=None), ""
     if rule == "auto":
+        rule = "column" if table.groups is not None else GROUPS_FILE if (root / GROUPS_FILE).is_file() else "none"
+    if rule == "none":
+        return replace(table, groups=None), ""
+    if rule == "column" and table.groups is None:
+        raise DataError(f"groups: {data} has no group column; name it with --set columns.group=NAME")
+    if rule == "column":
         return table, rule
     paths = [table.name(row) for row in range(len(table.labels))]
     if is_table(rule):

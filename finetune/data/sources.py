@@ -107,7 +107,7 @@ def label_paths(paths: list[str], labels: list[str], groups: list[str] | None = 
     if not paths:
         raise DataError("no paths were given; give the image files and their labels")
     readable, unreadable = without_unreadable(table, "the given paths")
-    splits = replace(to_splits(readable, seed), unreadable=unreadable, group_rule="" if groups is None else "auto")
+    splits = replace(to_splits(readable, seed), unreadable=unreadable, group_rule="" if groups is None else "column")
     check_counts(splits)
     return splits
 

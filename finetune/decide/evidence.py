@@ -139,7 +139,7 @@ class GroupFinding(FrozenModel):
     """Accuracy of the linear probe on images like the training images, and on images of groups that it has not seen."""
 
     rule: str
-    """Rule that gives the groups, as the key `groups` of the recipe; `auto`: a column of the data."""
+    """Rule that gives the groups, as the key `groups` of the recipe."""
     description: str
     """Source of the groups, in words."""
     num_groups: int

@@ -62,8 +62,8 @@ class Plan(FrozenModel):
     columns: TableColumns
     """Names of the columns of a table."""
     groups: str = "auto"
-    """Rule for the groups that no split and no fold divides, as in the recipe; a rule that was found is named. `auto`
-    reads a group column of the data or `groups.csv`."""
+    """Rule for the groups that no split and no fold divides, as in the recipe; `none`: there are no groups. Plans of
+    earlier versions, which do not have the key, respect a group column."""
     limit: Annotated[int, Field(ge=0)]
     """Number of training images to use; 0: all."""
     model: str

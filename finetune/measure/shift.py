@@ -102,7 +102,7 @@ class Grouping:
 
 def known_groups(splits: ImageSplits, groups: NDArray[np.str_] | None) -> Grouping | None:
     """Return the given groups (n_images,) of the measured images; None if there are none."""
-    return None if groups is None else Grouping(rule=splits.group_rule or "auto", groups=groups, used=True)
+    return None if groups is None else Grouping(rule=splits.group_rule or "column", groups=groups, used=True)
 
 
 def find_groups(

@@ -79,6 +79,7 @@ def test_a_table_without_all_images_names_one(speakers):
         ("folder", "finds a group for none"),
         ("exif:camera", "finds a group for none"),
         ("persons.csv", "there is no table persons.csv"),
+        ("column", "has no group column"),
     ],
 )
 def test_a_rule_that_gives_no_groups_says_why(speakers, rule, sentence):
@@ -152,5 +153,5 @@ def test_the_camera_the_day_and_the_place_are_read_from_exif(tmp_path):
 def test_groups_of_paths_in_python_are_given_ones(speakers):
     files = sorted(map(str, speakers().rglob("*.png")))
     splits = label_paths(files, [file[-17] for file in files], [file[-8] for file in files])
-    assert splits.group_rule == "auto"
+    assert splits.group_rule == "column"
     assert len(paths_of(splits.train)) == 40

@@ -91,7 +91,7 @@ def test_groups_that_given_splits_share_are_printed(data, planned, found):
 def test_uncertain_groups_are_only_printed(data, planned, found):
     found(used=False)
     plan, folder, printed = planned(data({"": {"a": 20, "b": 20}}))
-    assert plan.groups == "auto"
+    assert plan.groups == "none"
     assert f"set groups: '{RULE}' if these images belong together" in printed
     assert not finetune.Evidence.load(folder / "evidence.json").groups.used
 
