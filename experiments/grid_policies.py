@@ -230,8 +230,8 @@ def final_accuracy(cell: Cell, name: str) -> float:
 
 
 def _accuracy(cell: Cell, name: str) -> float:
-    """Return the test accuracy of a candidate or of an average; of an average that was not computed, the mean of the two
-    accuracies, which it hardly ever falls below."""
+    """Return the test accuracy of a candidate or of an average. Of an average that was not computed, it is the mean of
+    the two accuracies, which averages hardly ever fall below."""
     if name in cell.accuracy:
         return cell.accuracy[name]
     return float(np.mean([cell.accuracy[each] for each in name.split(" + ")]))

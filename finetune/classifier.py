@@ -1,6 +1,7 @@
 """Offer the whole toolkit as a scikit-learn classifier, fitted on image paths and labels."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -10,11 +11,12 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
-from finetune.data import label_paths
+from finetune.data import group_training_images, label_paths
 from finetune.errors import RecipeError
 from finetune.predict.model import Predictor, average
 from finetune.recipe import load_recipe
-from finetune.runs.execution import carry_out, decide, measure_networks
+from finetune.runs.execution import carry_out, decide
+from finetune.runs.pipeline import group_images, reporting
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -75,8 +77,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.seed,
         )
         with TemporaryDirectory(prefix="finetune-") as folder:
-            members = decide(recipe, measure_networks(recipe, splits))
-            finished = carry_out(members, splits, Path(folder))
+            splits, networks = group_images(recipe, splits, partial(group_training_images, splits), reporting(None))
+            finished = carry_out(decide(recipe, networks), splits, Path(folder))
         self.model_ = average(finished.models)
         self.evidence_, self.choice_ = finished.members[0].evidence, finished.members[0].choice
         self.plan_ = self.model_.plan

@@ -40,6 +40,12 @@ RECIPE_OPTIONS: Mapping[str, Any] = {
     "strategy": Annotated[
         Literal["auto", Strategy] | None, typer.Option(help="How much of the network to train; auto by default.")
     ],
+    "groups": Annotated[
+        str | None,
+        typer.Option(
+            help="Groups that no split divides: folder, a pattern such as (speaker\\d+), a CSV table, none, auto."
+        ),
+    ],
     "image_size": Annotated[int | None, typer.Option(help="Side of the network's square input, in pixels.")],
     "epochs": Annotated[float | None, typer.Option(help="Passes over the training images.")],
     "steps": Annotated[int | None, typer.Option(help="Optimizer steps; excludes --epochs.")],

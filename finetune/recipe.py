@@ -12,6 +12,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from finetune.errors import RecipeError
+from finetune.recipe_texts import parse_duration, parse_ensemble, parse_groups, parse_model_names
 from finetune.value import FrozenModel, explain
 
 Strategy = Literal["linear_probe", "norm_tuning", "partial", "full", "scratch"]
@@ -32,47 +33,6 @@ SMALL_MODELS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientn
 
 TUNED = ("learning_rate", "lowest_rate_fraction", "weight_decay", "label_smoothing")
 """Keys of `training` that `finetune tune` searches, the most important first."""
-
-_ENSEMBLE = re.compile(r"(seeds|snapshots):([2-9]|1\d)|folds|backbones|auto")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)?")
-_SECONDS = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def parse_duration(text: object) -> object:
-    """Return the duration, in seconds, that a text such as "90", "90s", "10m" or "1.5h" gives; return any other object
-    unchanged.
-
-    >>> parse_duration("10m")
-    600.0
-    """
-    if isinstance(text, str):
-        match = _DURATION.fullmatch(text.strip())
-        if not match:
-            raise ValueError("expected a duration like 90s, 10m or 1.5h")
-        return float(match[1]) * _SECONDS[match[2]]
-    return text
-
-
-def parse_ensemble(text: object) -> object:
-    """Return the object unchanged, if it names an ensemble or is not a text.
-
-    >>> parse_ensemble("seeds:3")
-    'seeds:3'
-    """
-    if isinstance(text, str) and not _ENSEMBLE.fullmatch(text):
-        raise ValueError("expected seeds:N or snapshots:N with 2 to 19 for N, folds, backbones, or auto")
-    return text
-
-
-def parse_model_names(text: object) -> object:
-    """Return the names in a text with commas as a tuple; return any other object unchanged.
-
-    >>> parse_model_names("resnet18, resnet34")
-    ('resnet18', 'resnet34')
-    """
-    if isinstance(text, str) and "," in text:
-        return tuple(name.strip() for name in text.split(",") if name.strip())
-    return text
 
 
 class TableColumns(FrozenModel):
@@ -226,6 +186,14 @@ class Recipe(FrozenModel):
     not stored)."""
     columns: TableColumns = TableColumns()
     """Names of the columns of a table."""
+    groups: Annotated[str, BeforeValidator(parse_groups)] = "auto"
+    """Groups of images that no split and no fold divides, such as speakers: `none`; `column` (the group column of the
+    data); `folder` (the first folder of the path that is not the class, as in CLASS/SUBJECT/image.jpg or
+    SUBJECT/CLASS/image.jpg); a regular expression with one group in parentheses, searched for in paths relative to the
+    data folder, such as `(speaker\\d+)`; `blocks:` and such a pattern of a number (blocks of neighbouring numbers);
+    `exif:camera`, `exif:date` or `exif:place`; a table with the columns path and group; or `auto`, a group column of
+    the data, else `groups.csv` in the data folder, else the groups that the file names, folders or EXIF show and on
+    which a linear probe is clearly less accurate. By default auto."""
     model: Annotated[str | tuple[str, ...], BeforeValidator(parse_model_names)] = "auto"
     """Network: the name of any timm classifier, or `auto`. If several are given, or `auto:small` (three small
     networks), each is measured and one is chosen. By default auto: convnext_tiny with an accelerator and access to the

@@ -527,8 +527,8 @@ def test_options_are_frozen():
         for name, sub in get_command(app).commands.items()
     }
     recipe_options = [
-        "--batch-size", "--data", "--ensemble", "--epochs", "--image-size", "--limit", "--model", "--output",
-        "--prefer", "--recipe", "--seed", "--set", "--steps", "--strategy", "--time-budget",
+        "--batch-size", "--data", "--ensemble", "--epochs", "--groups", "--image-size", "--limit", "--model",
+        "--output", "--prefer", "--recipe", "--seed", "--set", "--steps", "--strategy", "--time-budget",
     ]  # fmt: skip
     assert options == {
         "train": sorted([*recipe_options, "--plan", "--plan-only", "--resume"]),

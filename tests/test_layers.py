@@ -13,6 +13,7 @@ GROUND = (
     "errors",
     "value",
     "recipe",
+    "recipe_texts",
     "cache",
     "processes",
     "work",

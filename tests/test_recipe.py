@@ -167,7 +167,14 @@ def test_a_saved_recipe_is_read_back_the_same(tmp_path):
 def test_a_saved_recipe_holds_no_empty_section_and_no_open_key(tmp_path):
     save_recipe(Recipe(data="x"), tmp_path / "recipe.yaml")
     text = (tmp_path / "recipe.yaml").read_text("utf-8")
-    assert text.splitlines() == ["data: x", "model: auto", "strategy: auto", "prefer: balanced", "seed: 0"]
+    assert text.splitlines() == [
+        "data: x",
+        "groups: auto",
+        "model: auto",
+        "strategy: auto",
+        "prefer: balanced",
+        "seed: 0",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from finetune.errors import DataError
 
@@ -72,6 +72,28 @@ def native_size(source: ImageSource) -> tuple[int, int]:
     """Return the width and height in the header of the file, in pixels."""
     with Image.open(_open(source)) as image:
         return image.size
+
+
+def read_exif(path: str, kind: str) -> str | None:
+    """Return what the camera stored in a file: its name (`camera`), the day (`date`) or the place to about 1 km
+    (`place`); None if the file does not say it."""
+    try:
+        with Image.open(path) as image:
+            exif = image.getexif()
+            if kind == "camera":
+                found = f"{exif.get(ExifTags.Base.Make, '')} {exif.get(ExifTags.Base.Model, '')}".strip()
+            elif kind == "date":
+                original = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal)
+                found = str(original or exif.get(ExifTags.Base.DateTime, ""))[:10]
+            else:
+                # 1 and 3: N or S, E or W; 2 and 4: degrees, minutes, seconds.
+                place = exif.get_ifd(ExifTags.IFD.GPSInfo)
+                found = " ".join(
+                    f"{place[key]}{float(place[key + 1][0] + place[key + 1][1] / 60):.2f}" for key in (1, 3)
+                )
+    except Exception:  # damaged metadata raise exceptions of any type
+        return None
+    return found or None
 
 
 def why_unreadable(sources: Sequence[ImageSource]) -> list[str | None]:

@@ -52,6 +52,10 @@ class ImageSplits:
     """Files that cannot be read as images and were left out."""
     test_was_made: bool = False
     """Whether `test` was split off from the training images because the data has no test split."""
+    group_rule: str = ""
+    """Rule that gave the groups, as in a recipe; empty: the images have no groups."""
+    num_shared: int = 0
+    """Number of validation and test images whose group also has training images."""
     stream: ImageStream | None = None
     """Stream of all training images if `train` is only a sample of them, else None."""
 

@@ -10,7 +10,17 @@ from finetune.data.decoding import why_unreadable
 from finetune.data.demo import demo_folder
 from finetune.data.folder import load_folder
 from finetune.data.hub import load_hub_table
-from finetune.data.image_splits import ImageSplits, check_counts, labels_of, to_dataset, to_splits, without_unreadable
+from finetune.data.image_splits import (
+    ImageSplits,
+    check_counts,
+    groups_of,
+    labels_of,
+    paths_of,
+    to_dataset,
+    to_splits,
+    without_unreadable,
+)
+from finetune.data.known_groups import groups_by_rule, with_groups
 from finetune.data.splitting import stratified_subset
 from finetune.data.streaming import ImageStream, load_stream
 from finetune.data.table import LabelledTable, load_table
@@ -18,7 +28,9 @@ from finetune.errors import DataError, quoted_names
 from finetune.recipe import TableColumns
 
 
-def load_images(data: str, columns: TableColumns | None = None, limit: int | None = None, seed: int = 0) -> ImageSplits:
+def load_images(
+    data: str, columns: TableColumns | None = None, limit: int | None = None, seed: int = 0, groups: str = "auto"
+) -> ImageSplits:
     """Return the labelled splits of `data`.
 
     Unreadable files are left out and listed in `unreadable`. If the data has no splits, 15 % of each class become the
@@ -31,13 +43,18 @@ def load_images(data: str, columns: TableColumns | None = None, limit: int | Non
         columns: names of a table's columns; by default they are found by type and name.
         limit: number of training images to use, stratified by class; None: all.
         seed: seed of the splits that are made here.
+        groups: rule for the groups, as in a recipe; `auto` reads a group column or `groups.csv`, and searches nothing.
 
     Raises:
         DataError: the data cannot be found, or has no images, only one class, a class with one image, ...
     """
     loaded, stream = _load_any(data, columns or TableColumns(), seed)
     table, unreadable = without_unreadable(loaded, data)
-    splits = replace(to_splits(table, seed), unreadable=unreadable, stream=stream)
+    if stream is not None and groups not in {"auto", "none"}:
+        raise DataError(f"a stream has no groups; leave groups out, or store {data} by writing hf: in its name")
+    table, rule = with_groups(table, groups, data)
+    splits = replace(to_splits(table, seed), unreadable=unreadable, stream=stream, group_rule=rule)
+    splits = replace(splits, num_shared=_num_shared(splits))
     if limit is not None and stream is not None:
         raise DataError(f"a stream is read as a whole; leave --limit out, or store {data} by writing hf: in its name")
     if limit is not None:
@@ -90,9 +107,16 @@ def label_paths(paths: list[str], labels: list[str], groups: list[str] | None = 
     if not paths:
         raise DataError("no paths were given; give the image files and their labels")
     readable, unreadable = without_unreadable(table, "the given paths")
-    splits = replace(to_splits(readable, seed), unreadable=unreadable)
+    splits = replace(to_splits(readable, seed), unreadable=unreadable, group_rule="" if groups is None else "column")
     check_counts(splits)
     return splits
+
+
+def group_training_images(splits: ImageSplits, rule: str) -> ImageSplits:
+    """Return splits whose training images have the groups that a rule finds in their paths."""
+    names = [splits.class_names[label] for label in labels_of(splits.train)]
+    groups = groups_by_rule(rule, paths_of(splits.train), names)
+    return replace(splits, train=splits.train.add_column("group", groups), group_rule=rule)
 
 
 def table_of_paths(paths: list[str]) -> Dataset:
@@ -106,6 +130,13 @@ def table_of_paths(paths: list[str]) -> Dataset:
             raise DataError(f"{path} cannot be read as an image: {reason}")
     rows = [{"path": path, "bytes": None} for path in paths]
     return Dataset.from_dict({"image": rows}, features=Features({"image": ImageFeature(decode=False)}))
+
+
+def _num_shared(splits: ImageSplits) -> int:
+    """Return the number of validation and test images whose group also has training images."""
+    known = set() if (own := groups_of(splits.train)) is None else {*own.tolist()}
+    parts = [groups_of(part) for part in (splits.validation, splits.test) if part is not None and known]
+    return sum(group in known for part in parts if part is not None for group in part.tolist())
 
 
 def _load_any(data: str, columns: TableColumns, seed: int) -> tuple[LabelledTable, ImageStream | None]:

@@ -92,6 +92,17 @@ def load_table(path: Path, columns: TableColumns) -> LabelledTable:
     return LabelledTable(sources=sources, labels=labels, splits=splits, groups=groups)
 
 
+def read_columns(path: Path, *names: str) -> list[list[str]]:
+    """Return the texts of some columns of a table.
+
+    Raises:
+        DataError: the file is not a table, or a column is missing.
+    """
+    frame = _read(path)
+    columns = [find_column(list(frame.columns), name, (), name, str(path)) for name in names]
+    return [[str(value) for value in frame[column]] for column in columns]
+
+
 def find_column(names: list[str], asked: str | None, usual: tuple[str, ...], what: str, origin: str) -> str:
     """Return the name of a column: the one that the recipe gives, or else the first one with a usual name.
 

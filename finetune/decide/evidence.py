@@ -135,6 +135,25 @@ class ProbeResult(FrozenModel):
     """Accuracy as a function of the number of training images."""
 
 
+class GroupFinding(FrozenModel):
+    """Accuracy of the linear probe on images like the training images, and on images of groups that it has not seen."""
+
+    rule: str
+    """Rule that gives the groups, as the key `groups` of the recipe."""
+    description: str
+    """Source of the groups, in words."""
+    num_groups: int
+    """Number of groups of the measured training images."""
+    random_accuracy: float
+    """Cross-validated top-1 accuracy if random images are held out, 0 .. 1."""
+    grouped_accuracy: float
+    """Cross-validated top-1 accuracy if whole groups are held out, in folds of the same sizes and classes, 0 .. 1."""
+    error: float
+    """Standard error of the difference of both accuracies, paired over images."""
+    used: bool
+    """Whether no split and no fold divides these groups; false: they were found, but are not certain."""
+
+
 class Evidence(FrozenModel):
     """The measurements that the choice and the plan are based on."""
 
@@ -174,6 +193,8 @@ class Evidence(FrozenModel):
     """Whether the scale of the domain similarity was fitted for this network."""
     probe: ProbeResult
     """Result of the linear probe on the network's frozen features."""
+    groups: GroupFinding | None = None
+    """Accuracy on unseen groups, if the images have groups or groups were found; None: no groups are known."""
     chirality: Annotated[float | None, Field(alias="handedness")]
     """Fraction of pairs in which a linear classifier distinguishes an image from its mirrored copy, 0 .. 1; 0.5: they
     look the same. None for the strategy `linear_probe`, which does not train on mirrored images."""

@@ -61,6 +61,9 @@ class Plan(FrozenModel):
     """Training images, as in the recipe."""
     columns: TableColumns
     """Names of the columns of a table."""
+    groups: str = "auto"
+    """Rule for the groups that no split and no fold divides, as in the recipe; `none`: there are no groups. Plans of
+    earlier versions, which do not have the key, respect a group column."""
     limit: Annotated[int, Field(ge=0)]
     """Number of training images to use; 0: all."""
     model: str

@@ -1,7 +1,7 @@
 """Explain a plan in sentences with numbers."""
 
 from finetune.decide.candidates import MOST_SCALED, SGD_RATE, rate_factor
-from finetune.decide.evidence import Evidence, ForwardSettings
+from finetune.decide.evidence import Evidence, ForwardSettings, GroupFinding
 from finetune.decide.plan import Plan
 from finetune.decide.workload import MANY_IMAGES, Workload, default_batch_size, num_evaluated, small_cost
 from finetune.recipe import Recipe
@@ -28,6 +28,17 @@ def explain_plan(plan: Plan, load: Workload, evidence: Evidence, recipe: Recipe)
         *_about_rates(plan, evidence, recipe),
         *_about_stopping(plan, evidence, recipe),
     )
+
+
+def explain_groups(finding: GroupFinding) -> str:
+    """Return the accuracies with and without unseen groups in one sentence, which says how to change what is done."""
+    both = (
+        f"{100 * finding.random_accuracy:.0f} % on images like these, {100 * finding.grouped_accuracy:.0f} % on unseen "
+        f"groups ({finding.description}, {finding.num_groups} groups)"
+    )
+    if finding.used:
+        return f"{both}; set groups: none to ignore them"
+    return f"{both}; this is not certain: set groups: '{finding.rule}' if these images belong together"
 
 
 def _about_flips(plan: Plan, evidence: Evidence, recipe: Recipe) -> tuple[str, ...]:

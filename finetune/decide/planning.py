@@ -65,6 +65,7 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
     content = {
         "data": recipe.data,
         "columns": recipe.columns.model_dump(),
+        "groups": evidence.groups.rule if evidence.groups is not None and evidence.groups.used else "none",
         "limit": recipe.limit or 0,
         "model": evidence.model,
         "weights": "random" if choice.strategy == "scratch" else (recipe.weights or "pretrained"),

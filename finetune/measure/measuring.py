@@ -24,6 +24,7 @@ from finetune.errors import CacheError, RecipeError
 from finetune.measure.domain import DomainProbe
 from finetune.measure.machine import is_busy, machine_name
 from finetune.measure.probing import chirality, evaluate_probe
+from finetune.measure.shift import find_groups, known_groups, measure_groups
 from finetune.measure.similarity import similarity
 from finetune.measure.speed import measure_speed
 from finetune.network.backbone import (
@@ -78,6 +79,8 @@ class _Sample:
     """Class of each image of the sample, (n,)."""
     groups: NDArray[np.str_] | None
     """Group of each image of the sample, (n,); None where the images have no groups."""
+    indices: NDArray[np.intp]
+    """Index of each image of the sample among the training images, (n,)."""
     counts: NDArray[np.int64]
     """Number of training images of each class, before sampling, (num_classes,)."""
 
@@ -126,7 +129,14 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
     domain = _measure_similarity(network, about.name, sample.pixels, sample.labels, recipe.seed, speed.forward)
     features, mirrored, own_work = _compute_features(network, about, sample, recipe, speed.forward, progress)
     progress("cross-validating the linear probe", 0, 1)
-    probe = evaluate_probe(features, sample.labels, sample.groups, len(sample.counts), metric, recipe.seed)
+    grouping = known_groups(splits, sample.groups)
+    if grouping is None and recipe.groups == "auto" and splits.stream is None:
+        grouping = find_groups(features, splits, sample.indices, recipe.seed)
+    groups = grouping.groups if grouping is not None and grouping.used else None
+    probe = evaluate_probe(features, sample.labels, groups, len(sample.counts), metric, recipe.seed)
+    finding = None
+    if grouping is not None:
+        finding = measure_groups(features, sample.labels, grouping, probe.inverse_regularization, recipe.seed)
     progress("cross-validating the linear probe", 1, 1)
     return Evidence(
         **_describe(about, sample, recipe, splits),
@@ -135,6 +145,7 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
         similarity_parts={part: round(value, 4) for part, value in domain.parts.items()},
         similarity_calibrated=domain.is_calibrated,
         probe=probe,
+        groups=finding,
         chirality=mirrored,
         stages=stages,
         speed=speed,
@@ -207,6 +218,7 @@ def _draw_sample(splits: ImageSplits, preprocessing: Preprocessing, seed: int) -
         pixels=Pixels(table, preprocessing.shorter_side),
         labels=labels[members],
         groups=None if groups is None else groups[members],
+        indices=members,
         counts=counts,
     )
 

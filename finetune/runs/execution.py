@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from finetune.data import ImageSplits
+from finetune.data import ImageSplits, groups_of
 from finetune.decide.choice import choose_backbone, choose_strategy
 from finetune.decide.evidence import Evidence
 from finetune.decide.planned_run import PlannedRun, budgeted, list_members, plan_choice
@@ -72,6 +72,8 @@ def measure_networks(recipe: Recipe, splits: ImageSplits, progress: Progress = n
     shared = budgeted(recipe)
     for name in recipe.models:
         yield from_main_process(partial(measure_evidence, shared.changed(model=name), splits, progress))
+        if groups_of(splits.train) is None:  # the first network looked for groups
+            shared = shared.changed(groups="none")
 
 
 def decide(recipe: Recipe, measured: Iterable[Evidence]) -> tuple[PlannedRun, ...]:

@@ -1,22 +1,25 @@
 """Carry out a recipe in a run folder: split the images, measure, choose, plan, train and score."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from finetune.data import ImageSplits, labels_of, load_images
+from finetune.data import ImageSplits, group_training_images, groups_of, labels_of, load_images
 from finetune.decide.choice import choose_strategy
 from finetune.decide.diagnosis import Verdict, diagnose
+from finetune.decide.evidence import Evidence
 from finetune.decide.plan import Plan
 from finetune.decide.planned_run import PlannedRun
 from finetune.ensemble.members import TrainedMember
-from finetune.errors import DivergenceError, FinetuneError, RunFolderError
+from finetune.errors import DataError, DivergenceError, FinetuneError, RunFolderError
 from finetune.measure import measure_evidence
 from finetune.network.weights import resolve_model
 from finetune.predict.metrics import score
@@ -36,7 +39,7 @@ from finetune.runs.folder import (
     refuse_if_raced,
     refuse_if_taken,
 )
-from finetune.runs.report import Report
+from finetune.runs.report import Report, describe_groups
 
 
 def run(
@@ -153,16 +156,50 @@ def decide_all(
     for name in recipe.models:
         resolve_model(name, has_accelerator=False)  # report a wrong name before all images are read
     if splits is None:
-        splits = load_images(recipe.data, recipe.columns, recipe.limit, recipe.seed)
+        regroup = partial(load_images, recipe.data, recipe.columns, recipe.limit, recipe.seed)
+        splits = regroup(recipe.groups)
+    else:
+        regroup = partial(group_training_images, splits)
     report.images(splits)
+    splits, networks = group_images(recipe, splits, regroup, report)
     measured = []
-    for evidence in measure_networks(recipe, splits, report.progress):
+    for evidence in networks:
         report.evidence(evidence)
         measured.append(evidence)
     members = decide(recipe, measured)
     report.choice(members[0].choice)
     report.plan(members[0].plan)
     return splits, members
+
+
+def group_images(
+    recipe: Recipe, splits: ImageSplits, regroup: Callable[[str], ImageSplits], report: Report
+) -> tuple[ImageSplits, Iterable[Evidence]]:
+    """Return the images with the groups that were found, if any, and the evidence of each network on them.
+
+    Groups are looked for with the first network. If the test images were set apart without regard to them, the images
+    are divided anew and measured again.
+
+    Args:
+        recipe: the data, and every decision that is fixed.
+        splits: the images.
+        regroup: function that returns the images with the groups of a rule.
+        report: the report to print on.
+    """
+    networks = measure_networks(recipe, splits, report.progress)
+    first = next(networks)
+    if first.groups is None or not first.groups.used or groups_of(splits.train) is not None:
+        return splits, chain([first], networks)
+    try:
+        grouped = regroup(first.groups.rule)
+    except DataError:  # images that were not measured do not fit the rule
+        return splits, measure_networks(recipe.changed(groups="none"), splits, report.progress)
+    if len(recipe.models) == 1 and not grouped.test_was_made:
+        if grouped.num_shared:
+            report.say(f"  {describe_groups(grouped)}")
+        return grouped, [first]
+    report.images(grouped)
+    return grouped, measure_networks(recipe, grouped, report.progress)
 
 
 def save_run(
@@ -240,7 +277,7 @@ def _train(
     """Load the images unless they are given, then train the members and save the model."""
     if splits is None:
         plan = members[0].plan
-        splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed)
+        splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups)
         report.images(splits)
         report.plan(plan)
     report.say("")
@@ -314,10 +351,12 @@ def _adopt(plan: Plan, source: RunFolder, folder: RunFolder) -> PlannedRun:
         saved = source.read_decisions()
         recipe, evidence, choice = saved.recipe, saved.evidence, saved.choice
     except FinetuneError:
-        recipe = load_recipe(data=plan.data, model=plan.model, strategy=plan.strategy, seed=plan.seed)
+        recipe = load_recipe(
+            data=plan.data, model=plan.model, strategy=plan.strategy, seed=plan.seed, groups=plan.groups
+        )
         if plan.weights not in {"pretrained", "random"}:
             recipe = recipe.changed(weights=plan.weights)
-        splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed)
+        splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups)
         evidence = from_main_process(lambda: measure_evidence(recipe, splits))
         choice = choose_strategy(evidence, recipe)
     choice = choice.changed(members=(), ensemble="", fallback="")

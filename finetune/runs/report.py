@@ -21,10 +21,12 @@ from rich.progress import (
 from rich.table import Table
 
 from finetune.data import ImageSplits
+from finetune.data.grouping import describe_rule
 from finetune.decide.choice import Choice
 from finetune.decide.diagnosis import Verdict, describe_checks
 from finetune.decide.evidence import Evidence
 from finetune.decide.plan import Plan
+from finetune.decide.plan_reasons import explain_groups
 from finetune.ensemble.recommendation import Option
 from finetune.history import Row
 from finetune.predict.metrics import Metrics
@@ -90,6 +92,8 @@ class Report:
                 f"  these images are a sample of a stream of {splits.stream.num_images} images: training reads the "
                 f"stream; all measurements and evaluations use the sample"
             )
+        if splits.group_rule:
+            self.console.print(f"  {escape(describe_groups(splits))}")
         if splits.unreadable:
             count = len(splits.unreadable)
             self.console.print(
@@ -117,6 +121,8 @@ class Report:
             ),
             ("this machine", _machine(evidence)),
         ]
+        if evidence.groups is not None:
+            rows.insert(-1, ("groups", explain_groups(evidence.groups)))
         for name, text in rows:
             self.console.print(f"  [bold]{name:<18}[/bold] {escape(text)}")
 
@@ -201,6 +207,15 @@ class Report:
     def title(self, text: str) -> None:
         """Print the title of a section."""
         self.console.print(f"\n[bold cyan]{text}[/bold cyan]")
+
+
+def describe_groups(splits: ImageSplits) -> str:
+    """Return how many groups there are, where they are from, and whether the given splits divide them."""
+    count = len({*splits.train["group"]})
+    line = f"{count} groups of training images ({describe_rule(splits.group_rule)}): no fold divides a group"
+    if splits.num_shared:
+        line += f", but {splits.num_shared} validation and test images belong to groups of training images"
+    return line
 
 
 def duration(seconds: float) -> str:

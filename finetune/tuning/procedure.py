@@ -108,7 +108,7 @@ def resume_tuning(path: Path, report: Report | None = None) -> Predictor:
         )
     with reporting(report) as report:
         plan = decisions.plan
-        splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed)
+        splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups)
         report.images(splits)
         tuning = Tuning.load(path / "tuning.json")
         return _Procedure(folder, decisions, tuning, splits, report, start).carry_out()
