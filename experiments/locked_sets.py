@@ -18,6 +18,7 @@ import time
 from datetime import date
 from pathlib import Path
 
+from experiments.paths import ROOT
 from experiments.rows import append_row, read_rows
 from experiments.strategy_grid import IMAGE_SIZE, LOCKED
 from experiments.strategy_report import LOCKED_ROWS
@@ -37,7 +38,15 @@ def score(folder: Path, options: list[str]) -> dict[str, object]:
     """Run finetune on a set; return its test accuracy, the wall time of the command and what was trained."""
     with tempfile.TemporaryDirectory() as target:
         output = Path(target) / "run"
-        command = [sys.executable, "-m", "finetune", "train", "--data", str(folder), "--output", str(output)]
+        command = [
+            sys.executable,
+            str(ROOT / "scripts" / "finetune.py"),
+            "train",
+            "--data",
+            str(folder),
+            "--output",
+            str(output),
+        ]
         start = time.perf_counter()
         subprocess.run([*command, "--image-size", str(IMAGE_SIZE), *options], check=True, capture_output=True)
         seconds = time.perf_counter() - start
