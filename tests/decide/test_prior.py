@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from finetune.decide.evidence import GroupFinding
 from finetune.decide.prior import Prior, belief_of, believe, features
 
 NAMES = ("linear_probe", "partial", "full")
@@ -69,6 +70,15 @@ def test_an_uncalibrated_similarity_widens_every_interval(evidence):
         believe(PRIOR, evidence.changed(similarity_calibrated=known), NAMES).intervals for known in (True, False)
     )
     assert ((unsure[:, 1] - unsure[:, 0]) > (sure[:, 1] - sure[:, 0])).all()
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_groups_that_are_respected_widen_every_interval(evidence, used):
+    found = GroupFinding(
+        rule="folder", description="", num_groups=9, random_accuracy=0.9, grouped_accuracy=0.85, error=0.01, used=used
+    )
+    plain, grouped = (believe(PRIOR, evidence.changed(groups=each), NAMES).intervals for each in (None, found))
+    assert ((grouped[:, 1] - grouped[:, 0]) > (plain[:, 1] - plain[:, 0])).all() == used
 
 
 def test_a_belief_has_the_candidates_that_are_asked_for(evidence):
