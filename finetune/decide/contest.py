@@ -63,7 +63,8 @@ class Contest:
         seconds = np.array([self.seconds[place] for place in left])
         belief = self.belief.among(left)
         if self.prefer == "speed":
-            # P(a_best - a_c > LOSS) over the draws, where `best` has the highest expected accuracy.
+            # P(a_best - a_c > LOSS) over the draws, where `best` has the highest expected accuracy. It is 0 for `best`
+            # itself, so there is always one to pick.
             best = belief.draws[:, [int(belief.mean.argmax())]]
             good = (best - belief.draws > LOSS).mean(axis=0) <= RISK
         else:
@@ -101,6 +102,8 @@ class Contest:
         Args:
             place: the place of the pick.
         """
+        # The second training may not take longer than the pick, so two take at most twice the time. A linear probe is
+        # not averaged with anything.
         draws = self.belief.draws
         together = np.maximum(draws, draws[:, [place]]).mean(axis=0)
         affordable = np.array(self.seconds) <= self.seconds[place]
