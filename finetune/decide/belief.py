@@ -36,6 +36,8 @@ class Belief:
     @property
     def intervals(self) -> "NDArray[np.float64]":
         """Lowest and highest accuracy of each candidate's interval of `LEVEL`, (n_candidates, 2)."""
+        # (1 - LEVEL) / 2 of the draws are below an interval, and as many above it. The draws are skewed, so the mean is
+        # not in the middle.
         ends: NDArray[np.float64] = np.quantile(self.draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0).T
         return ends
 

@@ -67,7 +67,8 @@ class Contest:
         seconds = np.array([self.seconds[place] for place in left])
         belief = self.belief.among(left)
         if self.prefer == "speed":
-            # P(a_best - a_c > LOSS) over the draws, where `best` has the highest expected accuracy.
+            # P(a_best - a_c > LOSS) over the draws, where `best` has the highest expected accuracy. It is 0 for `best`
+            # itself, so there is always one to pick.
             best = belief.draws[:, [int(belief.mean.argmax())]]
             good = (best - belief.draws > LOSS).mean(axis=0) <= RISK
         else:
@@ -92,6 +93,7 @@ class Contest:
 
     def chances(self) -> "NDArray[np.float64]":
         """Return the probability that each candidate is the most accurate one, (n_candidates,)."""
+        # Each draw has one most accurate candidate; a candidate's chance is its share of the draws.
         best = self.belief.draws.argmax(axis=1)
         return np.bincount(best, minlength=len(self.names)) / len(best)
 
@@ -105,6 +107,8 @@ class Contest:
         Args:
             place: the place of the pick.
         """
+        # The two rates of `full`, or `full` and `partial`, err on different images; a brief training would lower the mean,
+        # and the linear probe is not averaged with anything.
         mean = self.belief.mean
         others = [each for each in range(len(self.names)) if each not in {place, PROBE_PLACE}]
         best = max(others, key=lambda other: mean[other], default=PROBE_PLACE)

@@ -103,7 +103,10 @@ def belief_of(
     shared = random.standard_t(FREEDOM, (DRAWS, 2))
     own = random.standard_t(FREEDOM, (DRAWS, count))
     depth = np.asarray(prior.depth)
+    # Deviations in log errors, (DRAWS, n_candidates). All candidates share T1 and T2, so their accuracies rise and fall
+    # together, and the differences between candidates vary less.
     deviation = prior.shift * shared[:, :1] + prior.gain * shared[:, 1:] * depth + prior.own * own
+    # Errors of the linear probe: the cross-validation measured them with an error of its own.
     errors = np.clip(error + error_deviation * random.standard_normal((DRAWS, 1)), LEAST_ERROR, 1.0)
     drawn: NDArray[np.float64] = errors * np.exp(
         np.asarray(prior.coefficients) @ np.asarray(known) + factor * deviation

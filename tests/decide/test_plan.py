@@ -46,7 +46,7 @@ def test_a_plan_is_the_same_after_a_trip_through_a_file(evidence, strategy, tmp_
 
 
 def edited(evidence, tmp_path, **changes):
-    planned(evidence).save(tmp_path / "plan.json")
+    planned(evidence, strategy="partial").save(tmp_path / "plan.json")
     content = json.loads((tmp_path / "plan.json").read_text("utf-8"))
     (tmp_path / "plan.json").write_text(json.dumps(content | changes), "utf-8")
     return Plan.load(tmp_path / "plan.json")
@@ -367,7 +367,8 @@ def test_the_reason_of_the_speed_says_if_another_precision_was_asked_for(evidenc
 def test_a_training_stops_early_only_with_many_held_out_images_and_a_rate_that_stays(
     evidence, images, schedule, patience, said
 ):
-    plan = planned(evidence.changed(num_images=images), training=TrainingRecipe(schedule=schedule))
+    recipe = TrainingRecipe(schedule=schedule)
+    plan = planned(evidence.changed(num_images=images), strategy="full", training=recipe)
     assert plan.patience == patience
     assert said in plan.reasons[-1]
 

@@ -17,10 +17,9 @@ def carry_out(evidence, image_folder, small_plan, weights_file, tmp_path, monkey
     def planned(_recipe, _evidence, choice):
         validation = "cross_validation" if choice.ensemble == "folds" else "held_out"
         plan = small_plan(strategy="full", weights=path, warmup_steps=0, average_decay=0.0, validation=validation)
-        if choice.chosen.name in {"partial", "norm_tuning"}:
-            stages = [stage.changed(learning_rate=0.5) for stage in plan.stages]
-            return plan.changed(head_learning_rate=0.5, stages=stages)
-        return plan
+        rate = 0.5 if choice.chosen.name in {"partial", "norm_tuning"} else 1e-5
+        stages = [stage.changed(learning_rate=rate) for stage in plan.stages]
+        return plan.changed(head_learning_rate=rate, stages=stages)
 
     for module in (execution, planned_run):
         monkeypatch.setattr(module, "make_plan", planned)

@@ -284,6 +284,10 @@ def test_without_an_accelerator_the_default_network_is_the_embedded_one_with_all
     assert evidence.similarity_calibrated
 
 
+NEVER_WORSE = (float("inf"), float("inf"))
+"""Standard errors by which no training counts as worse than its linear probe."""
+
+
 def two_equal(names, _evidence):
     """A belief in two nearly equals that are better than all others."""
     mean = np.array([{"full_far": 0.81, "partial": 0.8}.get(name, 0.5) for name in names])
@@ -292,8 +296,9 @@ def two_equal(names, _evidence):
 
 @pytest.fixture
 def mean_is_recommended(recommend_place, monkeypatch):
-    """Let the last option, the mean, be recommended."""
+    """Let the last option, the mean, be recommended, and no member be rejected after its few steps."""
     recommend_place(monkeypatch, -1)
+    monkeypatch.setattr(evaluation, "STANDARD_ERRORS", NEVER_WORSE)
 
 
 @pytest.fixture(scope="module")
@@ -303,6 +308,7 @@ def averaged(recipe, recommend_place, tmp_path_factory):
         patch.setattr(decision, "PROBE_SUFFICES", -1.0)
         patch.setattr(contest, "believe_all", two_equal)
         patch.setattr(candidates, "expected_seconds", lambda *_: 1.0)  # a member must not take longer than the pick
+        patch.setattr(evaluation, "STANDARD_ERRORS", NEVER_WORSE)
         recommend_place(patch, -1)
         printed = io.StringIO()
         folder = tmp_path_factory.mktemp("runs") / "averaged"

@@ -16,7 +16,7 @@ def scores_of(labels, share_right, seed=0):
     ("images", "after", "before", "is_rejected"),
     [
         (200, 0.5, 0.9, True),
-        (200, 0.88, 0.9, False),
+        (200, 0.9, 0.9, False),
         (200, 0.95, 0.9, False),
         (6, 0.5, 0.9, False),
         (1, 0.0, 1.0, False),
