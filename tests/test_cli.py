@@ -330,6 +330,7 @@ def test_a_time_budget_is_planned_for(command, image_folder, quick, tmp_path):
 def test_an_ensemble_lists_its_options_and_predicts(command, image_folder, weights_file, tmp_path):
     image_folder(tmp_path / "images", splits={"train": {"a": 8, "b": 8}, "val": {"a": 6, "b": 6}, "test": {"a": 2}})
     options = (*NETWORK, "--strategy", "full", "--set", f"weights={weights_file()}", "--steps", "3")
+    options = (*options, "--set", "training.learning_rate=1e-5")  # so low that neither member is rejected
     status, printed, _ = command("--data", "images", "--output", "out", *options, "--ensemble", "seeds:2")
     assert status == 0
     options = json.loads((tmp_path / "out" / "metrics.json").read_text())["options"]

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 
 from finetune.decide.choice import Backbone, Choice, choose_strategy
 from finetune.decide.diagnosis import Verdict
-from finetune.decide.evidence import Evidence
+from finetune.decide.evidence import Evidence, GroupFinding
 from finetune.decide.forecast import ASSUMED
 from finetune.decide.plan import Plan
 from finetune.decide.planning import make_plan
@@ -90,6 +90,15 @@ def one_of_each(evidence):
         evidence.speed.forward.changed(layout="contiguous", parallel_parts=2),
         evidence.speed.training[1],
         evidence.stages[0],
+        GroupFinding(
+            rule="folder",
+            description="folders",
+            num_groups=9,
+            random_accuracy=0.9,
+            grouped_accuracy=0.8,
+            error=0.01,
+            used=True,
+        ),
         size_workload(recipe, evidence, "partial"),
         choice,
         choice.candidates[0],

@@ -107,8 +107,8 @@ class Contest:
         Args:
             place: the place of the pick.
         """
-        # The two rates of `full`, or `full` and `partial`, err on different images; a brief training would lower the mean,
-        # and the linear probe is not averaged with anything.
+        # The two rates of `full`, or `full` and `partial`, err on different images. A brief training would lower the
+        # mean, and the linear probe is not averaged with anything.
         mean = self.belief.mean
         others = [each for each in range(len(self.names)) if each not in {place, PROBE_PLACE}]
         best = max(others, key=lambda other: mean[other], default=PROBE_PLACE)

@@ -103,8 +103,8 @@ def test_the_second_reason_states_the_rule_and_what_is_given_up_for_what(evidenc
     believed(0.85, 0.87, 0.885, 0.898, 0.89, 0.90, 0.86)
     choice = choose_strategy(evidence, AUTO.changed(prefer="speed"))
     assert choice.reasons[1] == (
-        "speed: the cheapest that loses more than 2 points with a probability of at most 10 %: partial (3 stages, "
-        "half the steps) gives up 1.5 points of full (rate 8e-04) and takes 2 min instead of 7 min"
+        "speed: the cheapest that probably loses no more than 2 points: partial (3 stages, half the steps) gives up "
+        "1.5 points of full (rate 8e-04) and takes 2 min instead of 7 min"
     )
 
 

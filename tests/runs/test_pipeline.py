@@ -26,6 +26,10 @@ from finetune.training import evaluation
 from finetune.work import Work
 
 
+NEVER_WORSE = (float("inf"), float("inf"))
+"""Standard errors by which no training counts as worse than its linear probe."""
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     from conftest import make_image_folder
@@ -46,7 +50,9 @@ def finished(recipe, tmp_path_factory):
     """A run, its folder, and what it printed."""
     printed = io.StringIO()
     folder = tmp_path_factory.mktemp("runs") / "run"
-    model = finetune.run(recipe, folder, Report(Console(file=printed, width=200)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "STANDARD_ERRORS", NEVER_WORSE)
+        model = finetune.run(recipe, folder, Report(Console(file=printed, width=200)))
     return model, folder, printed.getvalue()
 
 
@@ -284,10 +290,6 @@ def test_without_an_accelerator_the_default_network_is_the_embedded_one_with_all
     assert evidence.similarity_calibrated
 
 
-NEVER_WORSE = (float("inf"), float("inf"))
-"""Standard errors by which no training counts as worse than its linear probe."""
-
-
 def two_equal(names, _evidence):
     """A belief in two nearly equals that are better than all others."""
     mean = np.array([{"full_far": 0.81, "partial": 0.8}.get(name, 0.5) for name in names])
@@ -446,6 +448,7 @@ def test_where_one_model_is_recommended_an_ordinary_run_is_saved_with_the_table(
     recipe, data, tmp_path, recommend_place, monkeypatch, place
 ):
     recommend_place(monkeypatch, place)
+    monkeypatch.setattr(evaluation, "STANDARD_ERRORS", NEVER_WORSE)
     model = finetune.run(recipe.changed(ensemble="seeds:2", strategy="full"), tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     assert not (folder.path / "members").exists()
@@ -460,7 +463,9 @@ def test_where_one_model_is_recommended_an_ordinary_run_is_saved_with_the_table(
 def folds(recipe, tmp_path_factory):
     """A run that averages the folds of its cross-validation, and its folder."""
     folder = tmp_path_factory.mktemp("folds") / "run"
-    return finetune.run(recipe.changed(strategy="full", ensemble="folds"), folder), folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "STANDARD_ERRORS", NEVER_WORSE)
+        return finetune.run(recipe.changed(strategy="full", ensemble="folds"), folder), folder
 
 
 def same_weights(one, other):
@@ -507,7 +512,8 @@ def test_an_average_of_folds_predicts_the_mean_from_its_folder(folds, data):
     np.testing.assert_allclose(RunFolder(folder).read_model().predict_proba(paths), mean, atol=0.02)
 
 
-def test_an_interrupted_average_of_folds_ends_with_the_same_models(folds, tmp_path):
+def test_an_interrupted_average_of_folds_ends_with_the_same_models(folds, monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluation, "STANDARD_ERRORS", NEVER_WORSE)
     RunFolder(tmp_path / "run").write_decisions(RunFolder(folds[1]).read_decisions())
     report = StoppingReport(Console(quiet=True))
     report.stop = ("training (fold-2)", 3)
