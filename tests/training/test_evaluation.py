@@ -44,8 +44,9 @@ def test_a_training_is_worse_from_two_standard_errors_of_the_log_loss_on(errors,
 
 @pytest.mark.parametrize(("more", "is_rejected"), [(1, False), (2, False), (4, True)])
 def test_a_training_with_a_worse_log_loss_needs_a_standard_error_more_errors_to_be_worse(more, is_rejected):
-    """Before, errors were known to be unsure; after, they are as sure as all other answers. The errors are 19 of the
-    20 and `more` others: the difference of more - 1 is about (more - 1) / sqrt(more + 1) standard errors: 0, 0.6, 1.3."""
+    """Before, errors were known to be unsure; after, they are as sure as all other answers. The errors are 19
+    of the 20 and `more` others: the difference, more - 1, is about (more - 1) / sqrt(more + 1) standard errors:
+    0, 0.6 and 1.3."""
     labels = np.zeros(200, dtype=int)
     after, before = scores_with_errors_on(slice(1, 20 + more)), scores_with_errors_on(slice(20), margin_of_errors=0.1)
     assert is_worse(after, before, labels, "top1") is is_rejected
