@@ -26,8 +26,12 @@ from finetune.training import evaluation
 from finetune.work import Work
 
 
-NEVER_WORSE = (float("inf"), float("inf"))
-"""Standard errors by which no training counts as worse than its linear probe."""
+@pytest.fixture(scope="module", autouse=True)
+def never_worse():
+    """Let no training count as worse than its linear probe after its few steps, unless a test says so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "STANDARD_ERRORS", (float("inf"), float("inf")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +54,7 @@ def finished(recipe, tmp_path_factory):
     """A run, its folder, and what it printed."""
     printed = io.StringIO()
     folder = tmp_path_factory.mktemp("runs") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "STANDARD_ERRORS", NEVER_WORSE)
-        model = finetune.run(recipe, folder, Report(Console(file=printed, width=200)))
+    model = finetune.run(recipe, folder, Report(Console(file=printed, width=200)))
     return model, folder, printed.getvalue()
 
 
@@ -300,7 +302,6 @@ def two_equal(names, _evidence):
 def mean_is_recommended(recommend_place, monkeypatch):
     """Let the last option, the mean, be recommended, and no member be rejected after its few steps."""
     recommend_place(monkeypatch, -1)
-    monkeypatch.setattr(evaluation, "STANDARD_ERRORS", NEVER_WORSE)
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +311,6 @@ def averaged(recipe, recommend_place, tmp_path_factory):
         patch.setattr(decision, "PROBE_SUFFICES", -1.0)
         patch.setattr(contest, "believe_all", two_equal)
         patch.setattr(candidates, "expected_seconds", lambda *_: 1.0)  # a member must not take longer than the pick
-        patch.setattr(evaluation, "STANDARD_ERRORS", NEVER_WORSE)
         recommend_place(patch, -1)
         printed = io.StringIO()
         folder = tmp_path_factory.mktemp("runs") / "averaged"
@@ -448,7 +448,6 @@ def test_where_one_model_is_recommended_an_ordinary_run_is_saved_with_the_table(
     recipe, data, tmp_path, recommend_place, monkeypatch, place
 ):
     recommend_place(monkeypatch, place)
-    monkeypatch.setattr(evaluation, "STANDARD_ERRORS", NEVER_WORSE)
     model = finetune.run(recipe.changed(ensemble="seeds:2", strategy="full"), tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     assert not (folder.path / "members").exists()
@@ -463,9 +462,7 @@ def test_where_one_model_is_recommended_an_ordinary_run_is_saved_with_the_table(
 def folds(recipe, tmp_path_factory):
     """A run that averages the folds of its cross-validation, and its folder."""
     folder = tmp_path_factory.mktemp("folds") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "STANDARD_ERRORS", NEVER_WORSE)
-        return finetune.run(recipe.changed(strategy="full", ensemble="folds"), folder), folder
+    return finetune.run(recipe.changed(strategy="full", ensemble="folds"), folder), folder
 
 
 def same_weights(one, other):
@@ -512,8 +509,7 @@ def test_an_average_of_folds_predicts_the_mean_from_its_folder(folds, data):
     np.testing.assert_allclose(RunFolder(folder).read_model().predict_proba(paths), mean, atol=0.02)
 
 
-def test_an_interrupted_average_of_folds_ends_with_the_same_models(folds, monkeypatch, tmp_path):
-    monkeypatch.setattr(evaluation, "STANDARD_ERRORS", NEVER_WORSE)
+def test_an_interrupted_average_of_folds_ends_with_the_same_models(folds, tmp_path):
     RunFolder(tmp_path / "run").write_decisions(RunFolder(folds[1]).read_decisions())
     report = StoppingReport(Console(quiet=True))
     report.stop = ("training (fold-2)", 3)

@@ -16,7 +16,6 @@ def scores_of(labels, share_right, seed=0):
     ("images", "after", "before", "is_rejected"),
     [
         (200, 0.5, 0.9, True),
-        (200, 0.9, 0.9, False),
         (200, 0.95, 0.9, False),
         (6, 0.5, 0.9, False),
         (1, 0.0, 1.0, False),
@@ -25,6 +24,32 @@ def scores_of(labels, share_right, seed=0):
 def test_a_training_is_worse_where_the_difference_cannot_be_chance(images, after, before, is_rejected):
     labels = np.arange(images) % 2
     assert is_worse(scores_of(labels, after), scores_of(labels, before, seed=1), labels, "top1") == is_rejected
+
+
+def scores_with_errors_on(wrong, margin_of_errors=3.0):
+    """Scores for 200 images of class 0, of which some are answered wrongly, by some margin; the others by 3."""
+    margins = np.full(200, 3.0)
+    margins[wrong] = -margin_of_errors
+    return np.stack([margins, np.zeros(200)], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize(("errors", "is_rejected"), [(30, True), (24, True), (20, False), (18, False)])
+def test_a_training_is_worse_from_two_standard_errors_of_the_log_loss_on(errors, is_rejected):
+    """Of 200 images, 10 others are wrong before. With as sure answers, log-losses and errors differ by about as many
+    standard errors, (e - 10) / sqrt(e + 10 - (e - 10)^2 / 200): 3.2, 2.4, 1.8 and 1.5."""
+    labels = np.zeros(200, dtype=int)
+    after, before = (scores_with_errors_on(wrong) for wrong in (slice(10, 10 + errors), slice(10)))
+    assert is_worse(after, before, labels, "top1") is is_rejected
+
+
+@pytest.mark.parametrize(("more", "is_rejected"), [(1, False), (2, False), (4, True)])
+def test_a_training_with_a_worse_log_loss_needs_a_standard_error_more_errors_to_be_worse(more, is_rejected):
+    """Before, errors were known to be unsure; after, they are as sure as all other answers. The errors are 19
+    of the 20 and `more` others: the difference, more - 1, is about (more - 1) / sqrt(more + 1) standard errors:
+    0, 0.6 and 1.3."""
+    labels = np.zeros(200, dtype=int)
+    after, before = scores_with_errors_on(slice(1, 20 + more)), scores_with_errors_on(slice(20), margin_of_errors=0.1)
+    assert is_worse(after, before, labels, "top1") is is_rejected
 
 
 def test_with_equal_weights_for_all_classes_a_constant_answer_is_worse():
