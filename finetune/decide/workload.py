@@ -20,7 +20,7 @@ accelerator partly idle."""
 
 MINIMUM_STEPS = 100
 """Smallest default number of steps. Fewer steps do not get far enough, however large their batches and rates are
-(experiments/log.md, 2026-11-25)."""
+(experiments/log.md, 2026-11-25); brief candidates take half of them and are expected to lose accuracy."""
 
 MOST_VIEWS = 6
 """Largest number of augmented views of each image that are cached. Fewer views repeat more often; more views cost more
