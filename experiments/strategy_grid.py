@@ -169,8 +169,8 @@ def few_of_each_class(labels: NDArray[np.int64], count: int, seed: int) -> NDArr
     return np.sort(np.concatenate(kept))
 
 
-def run_cell(cell: CellKey, names: Sequence[str], data: Path, rows: GridRows) -> None:
-    """Train the candidates and variants of a cell whose rows are missing."""
+def run_cell(cell: CellKey, names: Sequence[str], data: Path, rows: GridRows, model: str = "auto") -> None:
+    """Train the candidates and variants of a cell whose rows are missing, with a network."""
     missing = [name for name in names if not rows.has(cell, name)]
     if not missing and rows.has(cell, "mean"):
         return
@@ -178,7 +178,7 @@ def run_cell(cell: CellKey, names: Sequence[str], data: Path, rows: GridRows) ->
     if cell.size != "all":
         kept = few_of_each_class(labels_of(splits.train), int(cell.size), cell.seed)
         splits = replace(splits, train=splits.train.select(kept))
-    recipe = Recipe(data=cell.set, image_size=IMAGE_SIZE, seed=cell.seed)
+    recipe = Recipe(data=cell.set, model=model, image_size=IMAGE_SIZE, seed=cell.seed)
     evidence = measure_evidence(recipe, splits)
     if not rows.has(cell, "evidence"):
         keys = {"speed", "stages", "preprocessing", "image_size_reason", "seconds"}
@@ -268,6 +268,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
     parser.add_argument("--sizes", nargs="+", default=["all", "20", "5"], choices=["all", "20", "5"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--model", default="auto", help="network, by timm's name; each has a folder of its own")
     parser.add_argument("--variants", nargs="*", default=[], choices=list(VARIANTS), help="variants to train as well")
     parser.add_argument("--write", type=Path, help="file for the compressed rows; nothing is trained")
     asked = parser.parse_args()
@@ -283,7 +284,7 @@ def main() -> None:
             file.writelines(json.dumps(row) + "\n" for row in (about, *rows.all))
         return
     for seed, size, name in itertools.product(asked.seeds, asked.sizes, asked.sets):
-        run_cell(CellKey(name, size, seed), (*TRAINED, *asked.variants), asked.data, rows)
+        run_cell(CellKey(name, size, seed), (*TRAINED, *asked.variants), asked.data, rows, asked.model)
 
 
 if __name__ == "__main__":

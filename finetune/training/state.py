@@ -93,12 +93,14 @@ def collect(
     indices = np.concatenate([phase.held_out for phase, _, _ in found])
     # Each image is held out by one phase at most, so sorting the indices merges the predictions of folds.
     order = np.argsort(indices)
+    # Within a time budget, one fold may end at a step at which another pauses: until all of them have ended, there is no
+    # probe to compare all images with.
     probes = [probe for _, _, probe in found if probe is not None]
     return HeldOutPredictions(
         indices=indices[order],
         labels=material.labels[indices[order]],
         logits=np.concatenate([logits for _, logits, _ in found])[order],
-        probe=np.concatenate(probes)[order] if probes else None,
+        probe=np.concatenate(probes)[order] if len(probes) == len(found) else None,
     )
 
 
