@@ -93,8 +93,8 @@ def collect(
     indices = np.concatenate([phase.held_out for phase, _, _ in found])
     # Each image is held out by one phase at most, so sorting the indices merges the predictions of folds.
     order = np.argsort(indices)
-    # Within a time budget, one fold may end at a step at which another pauses: until all of them have ended, there is no
-    # probe to compare all images with.
+    # Within a time budget, one fold may end at a step at which another pauses. Until all of them have ended, there is
+    # no probe to compare all images with.
     probes = [probe for _, _, probe in found if probe is not None]
     return HeldOutPredictions(
         indices=indices[order],
