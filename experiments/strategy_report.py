@@ -38,6 +38,9 @@ from finetune.recipe import Preference
 GRID = ROOT / "experiments" / "results" / "strategy_grid.jsonl.gz"
 """Rows of experiments.strategy_grid."""
 
+OTHER_GRID = ROOT / "experiments" / "results" / "strategy_grid_lite2.jsonl.gz"
+"""Rows of experiments.strategy_grid with EfficientNet-Lite2, which the prior is not fitted to."""
+
 LOCKED_ROWS = ROOT / "experiments" / "results" / "locked_sets.jsonl"
 """Rows of experiments.locked_sets."""
 
@@ -154,6 +157,23 @@ def coverage(cells: Sequence[Cell], priors: Mapping[str, Prior]) -> Iterator[str
             yield (f"| {words} | {SIZES[size]} | {len(held)} | {100 * np.mean(held):.0f} % | {np.median(widths):.1f} |")
 
 
+def other_network(cells: Sequence[Cell], priors: Mapping[str, Prior]) -> Iterator[str]:
+    """Yield the table of another network: every candidate, and what is chosen with the prior of the first network."""
+    yield f"| set | {' | '.join(CONSIDERED)} | `--prefer balanced` takes | regret, points | intervals that hold |"
+    yield "|---|" + "---|" * (len(CONSIDERED) + 3)
+    for cell in cells:
+        chosen = selector(dict(priors), "balanced")(cell).chosen
+        own = {name: final_accuracy(cell, name) for name in CONSIDERED}
+        intervals = belief_about(cell, priors[cell.set]).intervals
+        held = [
+            intervals[BELIEVED.index(name)][0] <= accuracy <= intervals[BELIEVED.index(name)][1]
+            for name, accuracy in own.items()
+        ]
+        values = " | ".join(f"{100 * accuracy:.1f}" for accuracy in own.values())
+        regret = 100 * (max(own.values()) - own[chosen])
+        yield f"| {cell.set} | {values} | {chosen} | {regret:.1f} | {sum(held)} of {len(held)} |"
+
+
 def locked(path: Path) -> Iterator[str]:
     """Yield the table of the locked sets, which experiments.locked_sets scored once."""
     about, *rows = read_rows(path)
@@ -195,6 +215,10 @@ def page(cells: Sequence[Cell], priors: Mapping[str, Prior]) -> str:
             "### Intervals",
             "",
             *coverage(cells, priors),
+            "",
+            "### Another network: EfficientNet-Lite2, with the prior of EfficientNet-Lite0",
+            "",
+            *other_network([cell for cell in load(OTHER_GRID) if cell.is_complete], priors),
             "",
             "### The locked sets",
             "",

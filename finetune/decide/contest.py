@@ -97,7 +97,7 @@ class Contest:
         best = self.belief.draws.argmax(axis=1)
         return np.bincount(best, minlength=len(self.names)) / len(best)
 
-    def partner(self, place: int) -> int | None:
+    def partner(self, place: int, places: Sequence[int] | None = None) -> int | None:
         """Return the place of the candidate to average the pick with, or None: the most accurate one of the others, as
         far as is expected, if it is nearly as accurate as the pick and may well be more accurate.
 
@@ -106,11 +106,13 @@ class Contest:
 
         Args:
             place: the place of the pick.
+            places: places of the candidates to choose between; None: all.
         """
         # The two rates of `full`, or `full` and `partial`, err on different images. A brief training would lower the
         # mean, and the linear probe is not averaged with anything.
         mean = self.belief.mean
-        others = [each for each in range(len(self.names)) if each not in {place, PROBE_PLACE}]
+        left = range(len(self.names)) if places is None else places
+        others = [each for each in left if each not in {place, PROBE_PLACE}]
         best = max(others, key=lambda other: mean[other], default=PROBE_PLACE)
         is_close = mean[best] >= mean[place] - MOST_BEHIND
         is_open = (self.belief.draws[:, best] > self.belief.draws[:, place]).mean() >= LEAST_CHANCE

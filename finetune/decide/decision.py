@@ -66,14 +66,15 @@ def make_decision(evidence: Evidence, recipe: Recipe) -> Decision:
         )
     _refuse_too_short_a_budget(candidates, recipe)
     affordable = {each.name for each in candidates if each.has_enough_steps and SPECS[each.name].is_considered}
-    place = contest.pick([place for place, name in enumerate(contest.names) if name in affordable])
+    left = [place for place, name in enumerate(contest.names) if name in affordable]
+    place = contest.pick(left)
     name = contest.names[place]
     return Decision(
         contest=contest,
         candidates=candidates,
         name=name,
         ground="contest",
-        members=_members(candidates, contest, place, recipe),
+        members=_members(candidates, contest, left, recipe),
         ensemble=_ensemble(name, recipe),
         fallback=_fallback(candidates, name, recipe),
     )
@@ -95,10 +96,11 @@ def _fallback(candidates: Sequence[Candidate], name: str, recipe: Recipe) -> str
     return "" if is_too_long or name in {"linear_probe", FALLBACK} else FALLBACK
 
 
-def _members(candidates: Sequence[Candidate], contest: Contest, place: int, recipe: Recipe) -> tuple[str, ...]:
-    """Return the names of two candidates to average; none unless accuracy is preferred and the time budget allows for
-    both."""
-    other = contest.partner(place) if recipe.prefer == "accuracy" and not recipe.ensemble else None
+def _members(candidates: Sequence[Candidate], contest: Contest, left: Sequence[int], recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of two candidates to average, of those that are left; none unless accuracy is preferred and the
+    time budget allows for both."""
+    place = contest.pick(left)
+    other = contest.partner(place, left) if recipe.prefer == "accuracy" and not recipe.ensemble else None
     if other is None:
         return ()
     names = (contest.names[place], contest.names[other])

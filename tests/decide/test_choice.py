@@ -167,6 +167,11 @@ def test_where_accuracy_is_preferred_and_the_pick_uncertain_two_are_averaged(evi
     assert choice.members == members
 
 
+def test_a_candidate_that_is_trained_only_on_request_is_no_partner(evidence, believed):
+    believed(0.75, 0.70, 0.70, 0.890, 0.70, 0.901, 0.90, deviation=0.02)
+    assert choose_strategy(evidence, AUTO.changed(prefer="accuracy")).members == ("full_far", "partial")
+
+
 def test_a_pick_that_is_certain_is_trained_alone(evidence, believed):
     believed(0.85, 0.70, 0.889, 0.90, 0.80, 0.92, 0.70)
     assert choose_strategy(evidence, AUTO.changed(prefer="accuracy")).members == ()
