@@ -225,8 +225,8 @@ def finish(cell: Cell, names: Sequence[str]) -> Decision:
 
 
 def final_accuracy(cell: Cell, name: str) -> float:
-    """Return the test accuracy of the final model if a candidate is chosen."""
-    return cell.accuracy[finish(cell, [name]).chosen]
+    """Return the test accuracy of the final model if a candidate, or the average of two, is chosen."""
+    return cell.accuracy[finish(cell, name.split(" + ")).chosen]
 
 
 def _accuracy(cell: Cell, name: str) -> float:

@@ -114,7 +114,8 @@ def variants(cells: Sequence[Cell], reference: str) -> Iterator[str]:
             by_set: dict[str, list[float]] = {}
             for cell in cells:
                 if cell.size in sizes and name in cell.accuracy and reference in cell.accuracy:
-                    own = final_accuracy(cell, name) if name in BELIEVED else cell.accuracy[name]
+                    is_choice = name in BELIEVED or " + " in name
+                    own = final_accuracy(cell, name) if is_choice else cell.accuracy[name]
                     by_set.setdefault(cell.set, []).append(100 * (own - final_accuracy(cell, reference)))
             means = [float(np.mean(values)) for values in by_set.values()]
             error = np.std(means, ddof=1) / np.sqrt(len(means)) if len(means) > 1 else float("nan")
@@ -207,6 +208,8 @@ def page(cells: Sequence[Cell], priors: Mapping[str, Prior]) -> str:
             *ablations(cells),
             "",
             "### Everything that was trained, compared with full_far, in points",
+            "",
+            "A rejected candidate counts as its fallback, also in an average; a rejected variant as its linear probe.",
             "",
             *variants(cells, "full_far"),
             "",

@@ -119,12 +119,12 @@ finetune.run(recipe, folder / "run")
 (folder / f"written-{rank}.json").write_text(json.dumps(written))
 
 
-def two_equal(names, _evidence):
+def two_equal(_prior, _evidence, names):
     mean = np.array([{"full_far": 0.81, "partial": 0.8}.get(name, 0.5) for name in names])
     return Belief(mean + 0.04 * np.random.default_rng(0).standard_normal((DRAWS, len(names))))
 
 
-contest.believe_all, decision.PROBE_SUFFICES = two_equal, -1.0
+contest.believe, decision.PROBE_SUFFICES = two_equal, -1.0
 candidates.expected_seconds = lambda *_: 1.0
 # After so few steps both members are worse than the probe; they stay.
 evaluation.STANDARD_ERRORS = (float("inf"), float("inf"))

@@ -2,12 +2,9 @@
 time."""
 
 import math
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from finetune.decide.belief import Belief
 from finetune.decide.evidence import Evidence
-from finetune.decide.prior import PRIOR, believe
 from finetune.decide.workload import (
     Workload,
     default_batch_size,
@@ -109,10 +106,11 @@ class Candidate(FrozenModel):
     share_of_steps: float
     """Fraction of the candidate's usual steps that the time budget allows, 0 .. 1."""
     chance: float
-    """Probability that this candidate is the most accurate one. 0 if the candidate is not considered."""
+    """Probability that this candidate is the most accurate one of all but `scratch`, for which it is 0."""
     basis: Literal["measured", "prior", "published"]
-    """Source of the expected accuracy. `measured`: a cross-validation on these images; `prior`: a grid of
-    trainings on other image sets (docs/explanation/decisions.md), called `published` in older files."""
+    """Source of the expected accuracy. `measured`: a cross-validation on these images, less what new images usually
+    cost; `prior`: that and a grid of trainings on other image sets (docs/explanation/decisions.md), called `published`
+    in older files."""
 
     @property
     def label(self) -> str:
@@ -136,11 +134,6 @@ def list_candidates(evidence: Evidence, recipe: Recipe) -> tuple[Candidate, ...]
     """Return all candidates, in the order of `SPECS`. A candidate is left out if the recipe's fixed numbers make it
     equal to an earlier one."""
     return tuple(_candidate(name, evidence, recipe) for name in SPECS if _differs(name, evidence, recipe))
-
-
-def believe_all(names: Sequence[str], evidence: Evidence) -> Belief:
-    """Return the belief about some candidates, in the order of `names`; there is no belief about random weights."""
-    return believe(PRIOR, evidence, names)
 
 
 def learning_rates(strategy: Strategy, similarity: float) -> tuple[float, float]:

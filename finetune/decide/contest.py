@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finetune.decide.belief import PROBE_PLACE, Belief
-from finetune.decide.candidates import Candidate, believe_all
+from finetune.decide.candidates import Candidate
 from finetune.decide.evidence import Evidence
+from finetune.decide.prior import PRIOR, believe
 from finetune.recipe import Preference, Recipe
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 FREE_SECONDS = 300.0
 """Training time that costs nothing, in seconds: nobody gives up accuracy to save less than five minutes."""
 
-DOUBLING = {"accuracy": 0.0, "balanced": 0.01}
-"""Accuracy that a doubling of the time beyond `FREE_SECONDS` must gain, by preference."""
+DOUBLING: dict[Preference, float] = {"accuracy": 0.0, "balanced": 0.01, "speed": 0.01}
+"""Accuracy that a doubling of the time beyond `FREE_SECONDS` must gain, by preference; under `speed` only networks are
+compared by it."""
 
 LOSS = 0.02
 """Accuracy that `speed` may lose, compared with the most accurate candidate."""
@@ -127,11 +129,11 @@ def utility(
     Args:
         accuracies: expected accuracy of each candidate, 0 .. 1.
         seconds: expected time of each candidate, in seconds.
-        prefer: preference; under `speed`, the price is that of `balanced`.
+        prefer: preference, which sets the price.
     """
     # U = a - DOUBLING log2(max(t, FREE_SECONDS) / FREE_SECONDS)
     doublings = np.log2(np.maximum(seconds, FREE_SECONDS) / FREE_SECONDS)
-    return accuracies - DOUBLING.get(prefer, DOUBLING["balanced"]) * doublings
+    return accuracies - DOUBLING[prefer] * doublings
 
 
 def make_contest(candidates: Sequence[Candidate], evidence: Evidence, recipe: Recipe) -> Contest:
@@ -141,7 +143,7 @@ def make_contest(candidates: Sequence[Candidate], evidence: Evidence, recipe: Re
     names = tuple(candidate.name for candidate in entered)
     return Contest(
         names=names,
-        belief=believe_all(names, evidence),
+        belief=believe(PRIOR, evidence, names),
         seconds=tuple(candidate.expected_seconds for candidate in entered),
         prefer=recipe.prefer,
     )

@@ -74,7 +74,7 @@ def make_decision(evidence: Evidence, recipe: Recipe) -> Decision:
         candidates=candidates,
         name=name,
         ground="contest",
-        members=_members(candidates, contest, left, recipe),
+        members=_members(candidates, contest, place, left, recipe),
         ensemble=_ensemble(name, recipe),
         fallback=_fallback(candidates, name, recipe),
     )
@@ -96,10 +96,11 @@ def _fallback(candidates: Sequence[Candidate], name: str, recipe: Recipe) -> str
     return "" if is_too_long or name in {"linear_probe", FALLBACK} else FALLBACK
 
 
-def _members(candidates: Sequence[Candidate], contest: Contest, left: Sequence[int], recipe: Recipe) -> tuple[str, ...]:
-    """Return the names of two candidates to average, of those that are left; none unless accuracy is preferred and the
-    time budget allows for both."""
-    place = contest.pick(left)
+def _members(
+    candidates: Sequence[Candidate], contest: Contest, place: int, left: Sequence[int], recipe: Recipe
+) -> tuple[str, ...]:
+    """Return the names of the pick and of its partner among the places that are left, to average them; none unless
+    accuracy is preferred and the time budget allows for both."""
     other = contest.partner(place, left) if recipe.prefer == "accuracy" and not recipe.ensemble else None
     if other is None:
         return ()

@@ -6,6 +6,7 @@ from finetune.decide.candidates import SPECS, Candidate
 from finetune.decide.contest import RULES
 from finetune.decide.decision import PROBE_SUFFICES, Decision
 from finetune.decide.evidence import Evidence
+from finetune.progress import duration
 from finetune.recipe import Preference, Recipe
 
 FEW_IMAGES = 20
@@ -67,7 +68,7 @@ def _rule(candidates: Sequence[Candidate], name: str, prefer: Preference) -> str
         points = 100 * (best.expected_top1 - chosen.expected_top1)
         return (
             f"{RULES[prefer]}: {chosen.label} gives up {points:.1f} points of {best.label} and takes "
-            f"{_minutes(chosen.expected_seconds)} instead of {_minutes(best.expected_seconds)}"
+            f"{duration(chosen.expected_seconds)} instead of {duration(best.expected_seconds)}"
         )
     second = max((each for each in entered if each != chosen), key=lambda each: each.expected_top1, default=None)
     if second is None:
@@ -75,13 +76,8 @@ def _rule(candidates: Sequence[Candidate], name: str, prefer: Preference) -> str
     points = 100 * (chosen.expected_top1 - second.expected_top1)
     return (
         f"{RULES[prefer]}: {chosen.label} is expected {points:.1f} points above the next, {second.label}, and takes "
-        f"{_minutes(chosen.expected_seconds)} instead of {_minutes(second.expected_seconds)}"
+        f"{duration(chosen.expected_seconds)} instead of {duration(second.expected_seconds)}"
     )
-
-
-def _minutes(seconds: float) -> str:
-    """Return a time in words."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def _about_budget(candidates: Sequence[Candidate], recipe: Recipe) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from finetune.ensemble.recommendation import Option
 from finetune.history import Row
 from finetune.predict.metrics import Metrics
 from finetune.predict.model import Predictor
+from finetune.progress import duration
 from finetune.runs.folder import RunMetrics
 
 LISTED = 5
@@ -216,20 +217,6 @@ def describe_groups(splits: ImageSplits) -> str:
     if splits.num_shared:
         line += f", but {splits.num_shared} validation and test images belong to groups of training images"
     return line
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in words.
-
-    >>> duration(95)
-    '1 min 35 s'
-    """
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _table(columns: Iterable[str], texts: Iterable[str]) -> Table:

@@ -3,7 +3,8 @@
 from rich.markup import escape
 from rich.table import Table
 
-from finetune.runs.report import Report, duration
+from finetune.progress import duration
+from finetune.runs.report import Report
 from finetune.tuning.space import describe
 from finetune.tuning.state import Finding, Trial, Tuning
 

@@ -7,7 +7,6 @@ from finetune.decide.candidates import (
     SGD_RATE,
     SPECS,
     Candidate,
-    believe_all,
     learning_rates,
     list_candidates,
     rate_factor,
@@ -50,13 +49,6 @@ def test_an_interval_contains_the_expectation_and_is_wider_where_the_similarity_
 
 def test_random_weights_promise_less_than_the_probe(evidence):
     assert 0.25 < listed(evidence)["scratch"].expected_top1 < 0.85
-
-
-def test_the_belief_about_some_candidates_agrees_with_that_about_all(evidence):
-    some, every = (
-        believe_all(names, evidence) for names in (("full_far", "partial"), ("partial", "norm_tuning", "full_far"))
-    )
-    assert np.array_equal(some.draws, every.draws[:, [2, 0]])
 
 
 def test_brief_trainings_have_half_the_steps(evidence):

@@ -292,7 +292,7 @@ def test_without_an_accelerator_the_default_network_is_the_embedded_one_with_all
     assert evidence.similarity_calibrated
 
 
-def two_equal(names, _evidence):
+def two_equal(_prior, _evidence, names):
     """A belief in two nearly equals that are better than all others."""
     mean = np.array([{"full_far": 0.81, "partial": 0.8}.get(name, 0.5) for name in names])
     return Belief(mean + 0.04 * np.random.default_rng(0).standard_normal((DRAWS, len(names))))
@@ -309,7 +309,7 @@ def averaged(recipe, recommend_place, tmp_path_factory):
     """A run that averages two candidates, its folder, and what it printed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decision, "PROBE_SUFFICES", -1.0)
-        patch.setattr(contest, "believe_all", two_equal)
+        patch.setattr(contest, "believe", two_equal)
         patch.setattr(candidates, "expected_seconds", lambda *_: 1.0)  # a member must not take longer than the pick
         recommend_place(patch, -1)
         printed = io.StringIO()
@@ -335,7 +335,7 @@ def test_where_accuracy_is_preferred_the_mean_of_two_is_saved_and_explained(aver
 
 def test_a_rejected_training_leaves_its_learning_curve_and_the_command_to_diagnose_it(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(decision, "PROBE_SUFFICES", -1.0)
-    monkeypatch.setattr(contest, "believe_all", two_equal)
+    monkeypatch.setattr(contest, "believe", two_equal)
     # Every training counts as worse than its probe.
     monkeypatch.setattr(evaluation, "STANDARD_ERRORS", (-float("inf"), -float("inf")))
     finetune.run(recipe, tmp_path / "run")

@@ -8,9 +8,10 @@ from finetune.decide.choice import choose_strategy
 from finetune.decide.diagnosis import Verdict
 from finetune.decide.planning import make_plan
 from finetune.predict.metrics import score
+from finetune.progress import duration
 from finetune.recipe import Recipe
 from finetune.runs.folder import RunMetrics, Seconds
-from finetune.runs.report import Report, duration
+from finetune.runs.report import Report
 from finetune.work import Work
 
 
