@@ -25,7 +25,8 @@ from finetune.data import ImageSplits, Pixels, labels_of, load_images
 from finetune.data.batches import PlainImages
 from finetune.decide.evidence import ForwardSettings
 from finetune.decide.forecast import NINETY_PERCENT, Assumptions, likely_slope
-from finetune.network.backbone import create_network, find_head, native_preprocessing
+from finetune.network.backbone import create_network, native_preprocessing
+from finetune.network.head import find_head
 from finetune.network.outputs import digest_weights, frozen_features
 from finetune.predict.linear_probe import CURVE_SHARES, cross_validate, error_slope, fit_head, learning_curve
 
@@ -104,11 +105,11 @@ def measure(name: str, data: Path) -> Iterator[Row]:
 
 
 def features_of(splits: ImageSplits, part: str) -> Any:  # noqa: ANN401
-    """Return the pooled features (n_images, width) of the split `train` or `test`."""
+    """Return the features (n_images, width) of the split `train` or `test`."""
     network, _ = create_network("tf_efficientnet_lite0", "pretrained", len(splits.class_names), IMAGE_SIZE)
     preprocessing = native_preprocessing(network.eval(), IMAGE_SIZE)
     pixels = Pixels(splits.train if part == "train" else splits.test, preprocessing.shorter_side)
-    weights = digest_weights(network, leave_out=find_head(network)[0])
+    weights = digest_weights(network, leave_out=find_head(network).names)
     return frozen_features(network, PlainImages(pixels, preprocessing), preprocessing, FORWARD, weights).numpy()
 
 

@@ -38,7 +38,7 @@ from finetune.decide.preprocessing import Preprocessing
 from finetune.ensemble import members
 from finetune.ensemble.recommendation import Offer, Option
 from finetune.measure import machine, timing
-from finetune.network.backbone import find_stages, takes_image_size
+from finetune.network.backbone import find_stages, size_arguments
 from finetune.recipe import TableColumns
 from finetune.work import Work
 
@@ -165,7 +165,7 @@ def small_network():
 
     def make(name="test_efficientnet", num_classes=3):
         torch.manual_seed(0)
-        arguments = {"img_size": 64} if takes_image_size(name) else {}
+        arguments = size_arguments(name, 64)
         return timm.create_model(name, num_classes=num_classes, **arguments).eval()
 
     return make

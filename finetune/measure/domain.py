@@ -50,9 +50,10 @@ class DomainProbe:
     images themselves would have mean 0 and standard deviation 1 in each channel.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        """Prepare to observe the batch-norm layers of `network`, which must have its pretrained head."""
+    def __init__(self, network: nn.Module, has_source_head: bool = True) -> None:
+        """Prepare to observe the batch-norm layers of `network`, and its logits if it has its pretrained head."""
         self.network = network
+        self._has_source_head = has_source_head
         self.groups: dict[int, Moments] = {}
         """Sums of the moments, by the number of the group."""
         layers = [module for module in network.modules() if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))]
@@ -94,13 +95,13 @@ class DomainProbe:
 
         Returns:
             E[z] and E[z^2] of the channels (n, 2, channels), and the energy and the skewness of the logits (n, 2), or
-            None if the network has no classification head.
+            None if the network does not have its pretrained head.
         """
         self._pass.inputs = []
         logits = self.network(images)
         inputs: list[Tensor] = self._pass.inputs
         channels = torch.cat(inputs, dim=2).cpu().double() if inputs else torch.zeros(len(images), 2, 0)
-        return channels, None if getattr(self.network, "num_classes", None) == 0 else _head_moments(logits)
+        return channels, _head_moments(logits) if self._has_source_head else None
 
     def collect(self, moments: tuple[Tensor, Tensor | None], groups: Tensor) -> None:
         """Add the moments of images, as `measure` returns them, to the sums of their groups (n,)."""
@@ -145,7 +146,7 @@ def measure_domain_parts(network: nn.Module, batches: Iterable[tuple[Tensor, Ten
         `late_vigour` and `middle_vigour` if the network has at least three batch-norm layers; `energy` and
         `logit_skewness` if it has a classification head.
     """
-    probe = DomainProbe(network)
+    probe = DomainProbe(network, has_source_head=getattr(network, "num_classes", None) != 0)
     for images, labels in batches:
         probe.add(images, labels)
     return probe.parts(list(probe.groups.values()))

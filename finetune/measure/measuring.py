@@ -20,7 +20,7 @@ from finetune.decide.plan import AugmentationPlan
 from finetune.decide.preprocessing import Preprocessing, choose_image_size
 from finetune.decide.workload import default_batch_size, default_trainable_stages, half_stages
 from finetune.device import MEMORY_FORMATS, autocast, best_device
-from finetune.errors import CacheError, RecipeError
+from finetune.errors import CacheError, ModelError, RecipeError
 from finetune.measure.domain import DomainProbe
 from finetune.measure.machine import is_busy, machine_name
 from finetune.measure.probing import chirality, evaluate_probe
@@ -28,13 +28,15 @@ from finetune.measure.shift import find_groups, known_groups, measure_groups
 from finetune.measure.similarity import similarity
 from finetune.measure.speed import measure_speed
 from finetune.network.backbone import (
-    find_head,
+    check_forward,
+    is_built_for_one_size,
     native_preprocessing,
     network_image_size,
     profile_stages,
-    takes_image_size,
+    size_arguments,
 )
 from finetune.network.cpu import ThreadTeam
+from finetune.network.head import find_head, give_head, has_head
 from finetune.network.outputs import count_work, digest_weights, frozen_features
 from finetune.network.weights import create_pretrained, resolve_model
 from finetune.processes import num_processes
@@ -94,7 +96,11 @@ class _Network:
     source: str
     """Source of the network's weights, in words."""
     source_classes: int
-    """Number of outputs of the pretrained classifier."""
+    """Number of outputs of the pretrained classifier, one linear layer; 0 if there is none."""
+    has_source_head: bool
+    """Whether the weights include a pretrained head of any kind."""
+    takes_any_size: bool
+    """Whether the network can be trained on smaller images than those that it predicts from."""
     preprocessing: Preprocessing
     """Preprocessing at the image size of the training."""
     size_reason: str
@@ -126,7 +132,7 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
         network, about.name, about.preprocessing, recipe, splits.num_training_images, sample.pixels, progress
     )
     network.to(memory_format=MEMORY_FORMATS[speed.forward.layout])
-    domain = _measure_similarity(network, about.name, sample.pixels, sample.labels, recipe.seed, speed.forward)
+    domain = _measure_similarity(network, about, sample.pixels, sample.labels, recipe.seed, speed.forward)
     features, mirrored, own_work = _compute_features(network, about, sample, recipe, speed.forward, progress)
     progress("cross-validating the linear probe", 0, 1)
     grouping = known_groups(splits, sample.groups)
@@ -139,7 +145,7 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
         finding = measure_groups(features, sample.labels, grouping, probe.inverse_regularization, recipe.seed)
     progress("cross-validating the linear probe", 1, 1)
     return Evidence(
-        **_describe(about, sample, recipe, splits),
+        **_describe(about, sample, splits),
         metric=metric,
         domain_similarity=round(domain.similarity, 3),
         similarity_parts={part: round(value, 4) for part, value in domain.parts.items()},
@@ -155,15 +161,15 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
     )
 
 
-def _describe(about: _Network, sample: _Sample, recipe: Recipe, splits: ImageSplits) -> dict[str, Any]:
+def _describe(about: _Network, sample: _Sample, splits: ImageSplits) -> dict[str, Any]:
     """Return the entries of the evidence that describe the network and the images, and need no measurement."""
     num_images, num_held = splits.num_training_images, len(splits.train)
     counts = zip(splits.class_names, sample.counts, strict=True)
     return {
         "model": about.name,
         "weights": about.source,
-        "takes_any_size": not takes_image_size(about.name),
-        "source_classes": 0 if recipe.strategy == "scratch" else about.source_classes,
+        "takes_any_size": about.takes_any_size,
+        "source_classes": about.source_classes,
         "num_images": num_images,
         "num_held": num_held,
         "num_classes": len(sample.counts),
@@ -196,16 +202,33 @@ def _load_network(recipe: Recipe, splits: ImageSplits) -> tuple[Any, _Network]:
     native_side = _native_side(splits)
     size, reason = _image_size(recipe, name, native_side, has_accelerator=device.type != "cpu")
     network, report = _load(name, recipe, size)
-    _, head = find_head(network)
+    has_source_head = recipe.strategy != "scratch" and has_head(network)
+    source = find_head(network).single if has_source_head else None
+    if not has_head(network):
+        give_head(network, len(splits.class_names))
     network = network.to(device).eval()
+    # A network that cannot be trained is refused here, before any image is decoded.
+    check_forward(network, name, size)
+    preprocessing = native_preprocessing(network, size)
     return network, _Network(
         name=name,
         source=str(report),
-        source_classes=head.out_features,
-        preprocessing=native_preprocessing(network, size),
+        source_classes=source.out_features if source is not None else 0,
+        has_source_head=has_source_head,
+        takes_any_size=not is_built_for_one_size(name) and _takes(network, name, preprocessing.smaller().image_size),
+        preprocessing=preprocessing,
         size_reason=reason,
         native_side=native_side,
     )
+
+
+def _takes(network: nn.Module, name: str, image_size: int) -> bool:
+    """Return whether the network takes images of this side, in pixels."""
+    try:
+        check_forward(network, name, image_size)
+    except ModelError:
+        return False
+    return True
 
 
 def _draw_sample(splits: ImageSplits, preprocessing: Preprocessing, seed: int) -> _Sample:
@@ -237,9 +260,8 @@ def _compute_features(
     classifier.
     """
     device = next(network.parameters()).device
-    head, _ = find_head(network)
-    weights = digest_weights(network, leave_out=head)
-    network.reset_classifier(len(sample.counts))
+    weights = digest_weights(network, leave_out=find_head(network).names)
+    give_head(network, len(sample.counts))
     network = network.to(device).to(memory_format=MEMORY_FORMATS[settings.layout])
     plain = PlainImages(sample.pixels, about.preprocessing)
     outputs = frozen_features(network, plain, about.preprocessing, settings, weights, progress)
@@ -258,14 +280,14 @@ def _image_size(recipe: Recipe, name: str, native_side: int, has_accelerator: bo
     if recipe.image_size is not None:
         return recipe.image_size, f"{recipe.image_size} px was asked for"
     side = network_image_size(name)
-    if takes_image_size(name):
-        return side, f"{side} px, the one size that the network is built for"
+    if is_built_for_one_size(name):
+        return side, f"{side} px, the size that the network is built for"
     return choose_image_size(native_side, side, has_accelerator)
 
 
 def _load(name: str, recipe: Recipe, size: int) -> tuple[Any, object]:
     """Return the network with its original head, and the source of its weights."""
-    arguments: dict[str, Any] = {"img_size": size} if takes_image_size(name) else {}
+    arguments = size_arguments(name, size)
     if recipe.strategy == "scratch":
         torch.manual_seed(recipe.seed)
         return timm.create_model(name, **arguments), "random numbers: scratch was asked for"
@@ -339,7 +361,7 @@ class _Domain:
 
 def _measure_similarity(
     network: nn.Module,
-    name: str,
+    about: _Network,
     pixels: Pixels,
     labels: NDArray[np.int64],
     seed: int,
@@ -348,17 +370,17 @@ def _measure_similarity(
     """Return the domain similarity of `DOMAIN_SAMPLE` images, evenly drawn from the classes; its parts are cached."""
     chosen = even_sample(labels, DOMAIN_SAMPLE, seed)
     preprocessing = native_preprocessing(network, DOMAIN_SIZE).changed(crop_fraction=1.0)
-    if takes_image_size(name):
-        preprocessing = preprocessing.changed(image_size=network_image_size(name))
+    if is_built_for_one_size(about.name):
+        preprocessing = preprocessing.changed(image_size=about.preprocessing.image_size)
     images = PlainImages(pixels, preprocessing)
     members: list[int] = chosen.tolist()
-    all_weights = digest_weights(network, leave_out="")
+    all_weights = digest_weights(network)
     key = make_key("domain", all_weights, images.describe(members), labels[chosen].tolist(), settings.precision)
     parts = read_value("features", key)
     if parts is not None:
         work = Work(cache_hits=len(members))
     else:
-        probe = DomainProbe(network)
+        probe = DomainProbe(network, about.has_source_head)
         device = next(network.parameters()).device
         normalise = normaliser(preprocessing, device, settings.layout)
         batches = read_in_turn(images, device, settings.loader_workers, settings.batch_size, members)
@@ -376,5 +398,5 @@ def _measure_similarity(
         work = Work(forward_images=len(members), forward_equivalents=float(len(members)))
         work += Work() if pixels.is_cached else pixels.reading_work(len(members))
     # A network with neither batch norms nor a classifier of several classes has no parts; 0.5 is neither near nor far.
-    value, is_calibrated = similarity(parts, name) if parts else (0.5, False)
+    value, is_calibrated = similarity(parts, about.name) if parts else (0.5, False)
     return _Domain(similarity=value, parts=parts, is_calibrated=is_calibrated, work=work)

@@ -18,9 +18,10 @@ from finetune.device import MEMORY_FORMATS, autocast
 from finetune.errors import ModelError
 from finetune.measure.machine import device_name, layouts, precisions
 from finetune.measure.timing import NOTHING_YET, Rate, time_rate
-from finetune.network.backbone import find_head, find_norms, find_stages
+from finetune.network.backbone import find_norms, find_stages
 from finetune.network.cpu import FoldedNorms, ThreadTeam, quick_gradients
-from finetune.network.forward import forward_batches, pooled
+from finetune.network.forward import forward_batches, logits
+from finetune.network.head import find_head, recorded_features
 from finetune.network.tail import cut
 from finetune.recipe import Layout, Precision, Strategy
 
@@ -211,10 +212,10 @@ def _time_forward(
 
 def _feature_error(network: nn.Module, images: Tensor, precision: Precision) -> float:
     """Return the error of features in a precision against float32, as a share of the features' variance over images."""
-    with torch.inference_mode():
-        exact = pooled(network, images).float()
-        with autocast(images.device, precision), FoldedNorms(lambda: pooled(network, images[:1])):
-            change = pooled(network, images).float() - exact
+    with torch.inference_mode(), recorded_features(network) as features:
+        exact = features(network, images).float()
+        with autocast(images.device, precision), FoldedNorms(lambda: network(images[:1])):
+            change = features(network, images).float() - exact
     # sum |d_i - mean d|^2 / sum |f_i - mean f|^2: a shift that all images share does not matter to a classifier.
     total = (exact - exact.mean(0)).square().sum().clamp_min(1e-12)
     return round(float((change - change.mean(0)).square().sum() / total), 4)
@@ -227,7 +228,7 @@ def _time_reading(
     count = READ_BATCHES * settings.batch_size
     keys = [Key(number % len(images), number // len(images)) for number in range(count)]
     start = time.perf_counter()
-    for _ in forward_batches(network, images, preprocessing, settings, pooled, keys):
+    for _ in forward_batches(network, images, preprocessing, settings, logits, keys):
         pass
     # With n images in t seconds and a forward rate r, reading adds t - n / r seconds.
     added = time.perf_counter() - start - count / rate
@@ -311,7 +312,7 @@ def _time_norm_tuning(network: nn.Module, inputs: Tensor, threads: int) -> Train
     """Return the speed of training the norms and the head."""
     for parameter in network.parameters():
         parameter.requires_grad_(False)
-    for module in (*find_norms(network).values(), find_head(network)[1]):
+    for module in (*find_norms(network).values(), *find_head(network).layers):
         for parameter in module.parameters():
             parameter.requires_grad_(True)
     return _speed("norm_tuning", 0, _time_training(network, inputs, threads), None)

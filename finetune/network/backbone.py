@@ -1,4 +1,4 @@
-"""Create a timm network, find its stages, normalisation layers and head, and set which of them are trained."""
+"""Create a timm network, find its stages and normalisation layers, and set which of them are trained."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from finetune.decide.plan import Plan
 from finetune.decide.preprocessing import Preprocessing
 from finetune.errors import ModelError
 from finetune.network.co_tuning import add_source_head
+from finetune.network.head import find_head, give_head, has_head, recorded_features
 from finetune.network.weights import WeightsReport, create_pretrained
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -43,39 +44,95 @@ def create_network(
         name: any timm classifier.
         weights: `pretrained`, `random`, or the path of a file.
         num_classes: number of outputs of the new head.
-        image_size: side of the input in pixels, for networks that are built for one size (position embeddings).
+        image_size: side of the input in pixels, for networks that are built for one size (position embeddings); None:
+            the side of the pretraining.
         keeps_source_head: whether the pretrained classifier stays next to the new head, for co-tuning.
 
     Raises:
-        ModelError: the weights cannot be found or do not match the network, the network does not end in one linear
-            layer, or there is no pretrained classifier to keep.
+        ModelError: the weights cannot be found or do not match the network, the network does not end in a linear
+            layer, it cannot be built for this size, or there is no pretrained classifier to keep.
     """
-    arguments: dict[str, Any] = {"img_size": image_size} if image_size and takes_image_size(name) else {}
+    arguments = size_arguments(name, image_size)
     report: WeightsReport | None
-    source: Any
+    source: nn.Linear | None
     if weights == "random":
         network: Any = timm.create_model(name, num_classes=num_classes, **arguments)
         report, source = None, None
     else:
         network, report = create_pretrained(name, None if weights == "pretrained" else weights, **arguments)
-        source = network.get_classifier()
-        network.reset_classifier(num_classes)
-    head, _ = find_head(network)
+        source = find_head(network).single if has_head(network) else None
+        give_head(network, num_classes)
+    head = find_head(network)
     if keeps_source_head:
-        if weights == "random" or not isinstance(source, nn.Linear):
+        if source is None:
             raise ModelError(
-                f"co-tuning needs the classifier that {name} was pretrained with, which these weights do not have; "
-                f"leave it out: --set training.co_tuning=0"
+                f"co-tuning needs the linear classifier that {name} was pretrained with, which these weights do not "
+                f"have; leave it out: --set training.co_tuning=0"
             )
-        add_source_head(network, head, source)
+        add_source_head(network, head.names[0], source)
     made: nn.Module = network.to(memory_format=torch.channels_last)
     return made, report
 
 
-def takes_image_size(name: str) -> bool:
-    """Return whether the network is built for one image size."""
+def is_built_for_one_size(name: str) -> bool:
+    """Return whether the network takes images of one size only, that for which it is built."""
     config = timm.get_pretrained_cfg(name)
     return bool(config and config.fixed_input_size)
+
+
+def size_arguments(name: str, image_size: int | None) -> dict[str, Any]:
+    """Return the arguments of `timm.create_model` that build the network for a side of the image, in pixels.
+
+    Raises:
+        ModelError: the network can only be built for the size that it was pretrained on.
+    """
+    side = network_image_size(name)
+    if image_size in {None, side} or not is_built_for_one_size(name):
+        return {}
+    try:
+        with torch.device("meta"):  # the shapes alone, without any numbers
+            timm.create_model(name, img_size=image_size)
+    except TypeError:
+        raise ModelError(
+            f"{name} can only be built for images of {side} px, and {image_size} px were asked for; leave out "
+            f"--image-size, or choose another --model"
+        ) from None
+    except (AssertionError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{name} cannot be built for images of {image_size} px ({_first_line(error)})") from None
+    return {"img_size": image_size}
+
+
+def check_forward(network: nn.Module, name: str, image_size: int) -> None:
+    """Check that the network takes images of this side, in pixels, and that its head is the linear layer that was
+    found.
+
+    Raises:
+        ModelError: the forward pass fails, or its logits are not those of the head.
+    """
+    device = next(network.parameters()).device
+    images = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
+    network.eval()
+    try:
+        with torch.inference_mode(), recorded_features(network) as features:
+            logits, inputs = network(images), features(network, images).cpu().float()
+    except ModelError:
+        raise
+    except Exception as error:  # networks raise errors of many kinds
+        raise ModelError(
+            f"{name} cannot process images of {image_size} px ({_first_line(error)}); give another --image-size, such "
+            f"as {network_image_size(name)}, or choose another --model"
+        ) from error
+    weight, bias = find_head(network).classifier()
+    expected = inputs @ weight.float().T + bias.float()
+    if not isinstance(logits, Tensor) or logits.shape != expected.shape:
+        raise ModelError(f"{name} does not return one row of logits for each image; choose another --model")
+    if not torch.allclose(logits.cpu().float(), expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+        raise ModelError(f"{name} does not end in its linear layer: something follows it; choose another --model")
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:150] if text else type(error).__name__
 
 
 def network_image_size(name: str) -> int:
@@ -96,30 +153,16 @@ def native_preprocessing(network: nn.Module, image_size: int) -> Preprocessing:
     )
 
 
-def find_head(network: Any) -> tuple[str, nn.Linear]:  # noqa: ANN401  (timm's networks share methods, but no type)
-    """Return the name and the module of the head, the last linear layer.
-
-    Raises:
-        ModelError: the network ends in another kind of layer, or has several heads.
-    """
-    head = network.get_classifier()
-    if not isinstance(head, nn.Linear):
-        kind = type(head).__name__
-        raise ModelError(f"{type(network).__name__} ends in {kind}, not in one linear layer; choose another --model")
-    name = next(name for name, module in network.named_modules() if module is head)
-    return name, head
-
-
 def find_stages(network: nn.Module) -> tuple[Stage, ...]:
     """Return the stages from the stem upwards, without the head.
 
     They are timm's own groups of parameters (`group_matcher`), else the modules named in `feature_info`. Parameters
     above the last group (a last norm, a pooling) belong to the last stage.
     """
-    head, _ = find_head(network)
-    own = [name for name, _ in network.named_parameters() if not name.startswith(head + ".")]
+    head = find_head(network)
+    own = [name for name, _ in network.named_parameters() if not head.owns(name)]
     groups = _matched_groups(network) or _feature_groups(network, own)
-    below = [[name for name in group if not name.startswith(head + ".")] for group in groups]
+    below = [[name for name in group if not head.owns(name)] for group in groups]
     below = [group for group in below if group]
     stages = [_stage(network, group, "stem" if number == 0 else None) for number, group in enumerate(below)]
     # Norms and pooling after the last block, such as a norm before the head, are not a stage of their own.
@@ -179,7 +222,7 @@ def find_norms(network: nn.Module) -> dict[str, nn.Module]:
 
 def set_trainable(network: nn.Module, plan: Plan) -> dict[str, list[str]]:
     """Freeze the parameters that the plan does not train, and return the names of the trained parameters by stage."""
-    head, _ = find_head(network)
+    head = find_head(network)
     norms = {f"{name}.{part}" for name, norm in find_norms(network).items() for part, _ in norm.named_parameters()}
     trained: dict[str, list[str]] = {}
     rates = {stage.name: stage.learning_rate for stage in plan.stages}
@@ -188,7 +231,7 @@ def set_trainable(network: nn.Module, plan: Plan) -> dict[str, list[str]]:
         if plan.strategy == "norm_tuning":
             names = tuple(name for name in names if name in norms)
         trained[stage.name] = list(names)
-    trained["head"] = [name for name, _ in network.named_parameters() if name.startswith(head + ".")]
+    trained["head"] = [name for name, _ in network.named_parameters() if head.owns(name)]
     chosen = {name for names in trained.values() for name in names}
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in chosen)
@@ -228,14 +271,6 @@ def check_stages(network: nn.Module, plan: Plan) -> None:
     planned = [stage.name for stage in plan.stages]
     if found != planned:
         raise ModelError(f"the plan has the stages {', '.join(planned)}, but {plan.model} has {', '.join(found)}")
-
-
-def load_head(network: nn.Module, weight: Tensor, bias: Tensor) -> None:
-    """Copy a linear classifier, weight (num_classes, width) and bias (num_classes,), into the network's head."""
-    _, head = find_head(network)
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
 
 
 def _matched_groups(network: Any) -> list[list[str]]:  # noqa: ANN401

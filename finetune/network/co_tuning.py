@@ -42,12 +42,13 @@ def add_source_head(network: nn.Module, name: str, source: nn.Linear) -> None:
     _replace(network, name, CoTunedHead(head, source))
 
 
-def without_source(network: nn.Module, name: str) -> nn.Module:
-    """Return a copy of the network without the pretrained classifier in its head `name`, or the network itself if it
-    has none."""
-    head = network.get_submodule(name)
-    if not isinstance(head, CoTunedHead):
+def without_source(network: nn.Module) -> nn.Module:
+    """Return a copy of the network without the pretrained classifier in its head, or the network itself if it has
+    none."""
+    found = [(name, module) for name, module in network.named_modules() if isinstance(module, CoTunedHead)]
+    if not found:
         return network
+    ((name, head),) = found
     alone = nn.Linear(head.in_features, head.out_features)
     alone.load_state_dict({part: head.state_dict()[part] for part in alone.state_dict()})
     copied = copy.deepcopy(network)

@@ -20,12 +20,6 @@ Compute = Callable[[Any, Tensor], Tensor]
 """Function of a network and normalised images (n, 3, h, w) that returns one row for each image, (n, ...)."""
 
 
-def pooled(network: Any, inputs: Tensor) -> Tensor:  # noqa: ANN401  (timm's networks share methods, but no type)
-    """Return the features (n, width) of normalised images (n, 3, h, w): the input of a timm network's head."""
-    features: Tensor = network.forward_head(network.forward_features(inputs), pre_logits=True)
-    return features
-
-
 def logits(network: nn.Module, inputs: Tensor) -> Tensor:
     """Return the network's logits (n, num_classes) of normalised images (n, 3, h, w)."""
     output: Tensor = network(inputs)
@@ -49,7 +43,7 @@ def forward_batches(
         images: the images, as prediction or training reads them.
         preprocessing: preprocessing of the network's input.
         settings: precision, layout, batch size and threads.
-        compute: `pooled`, `logits`, or another function of the network and a batch.
+        compute: `logits`, the features of `recorded_features`, or another function of the network and a batch.
         keys: indices of images, or keys of views of them; all images by default.
     """
     device = next(network.parameters()).device
@@ -77,7 +71,7 @@ def forward_all(
     progress: Progress = no_progress,
     indices: Sequence[int] | None = None,
 ) -> NDArray[np.float32]:
-    """Return `compute` (`pooled` or `logits`) of all images (or of `indices`) in order, as float32 (n, ...)."""
+    """Return `compute` of all images (or of `indices`) in order, as float32 (n, ...)."""
     total = len(images) if indices is None else len(indices)
     results: list[NDArray[np.float32]] = []
     done = 0

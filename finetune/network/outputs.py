@@ -18,7 +18,8 @@ from finetune.data import Pixels
 from finetune.data.batches import PlainImages
 from finetune.decide.evidence import ForwardSettings
 from finetune.decide.preprocessing import Preprocessing
-from finetune.network.forward import forward_batches, pooled
+from finetune.network.forward import forward_batches
+from finetune.network.head import recorded_features
 from finetune.progress import Progress, no_progress
 from finetune.work import Work
 
@@ -97,10 +98,10 @@ def frozen_features(
     progress: Progress = no_progress,
     indices: Sequence[int] | None = None,
 ) -> Outputs:
-    """Return the pooled features of all images (or of `indices`), (n, width), computed once and then cached.
+    """Return the inputs of the head for all images (or `indices`), (n, width), computed once and then cached.
 
     Args:
-        network: a network with any head.
+        network: a network with a head of any number of classes.
         images: the images, as prediction reads them.
         preprocessing: preprocessing of the network's input.
         settings: precision, layout, batch size and threads.
@@ -108,14 +109,15 @@ def frozen_features(
         progress: hook that is called with the number of images done.
         indices: indices of images; all by default.
     """
-    return cached_outputs(
-        "features",
-        make_key(weights, images.describe(indices), settings.precision),
-        "computing features",
-        lambda: forward_batches(network, images, preprocessing, settings, pooled, indices),
-        len(images) if indices is None else len(indices),
-        progress,
-    )
+    with recorded_features(network) as features:
+        return cached_outputs(
+            "features",
+            make_key(weights, images.describe(indices), settings.precision),
+            "computing features",
+            lambda: forward_batches(network, images, preprocessing, settings, features, indices),
+            len(images) if indices is None else len(indices),
+            progress,
+        )
 
 
 def count_work(outputs: Outputs, pixels: Pixels, share: float = 1.0) -> Work:
@@ -133,12 +135,11 @@ def count_work(outputs: Outputs, pixels: Pixels, share: float = 1.0) -> Work:
     return work if pixels.is_cached else work + pixels.reading_work(count)
 
 
-def digest_weights(network: nn.Module, leave_out: str) -> str:
-    """Return a digest of a network's weights, without those of the module named `leave_out` ("": nothing is left
-    out)."""
+def digest_weights(network: nn.Module, leave_out: Sequence[str] = ()) -> str:
+    """Return a digest of a network's weights, without those of the modules named in `leave_out`."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in network.state_dict().items():
-        if not leave_out or not name.startswith(leave_out + "."):
+        if not any(name.startswith(module + ".") for module in leave_out):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

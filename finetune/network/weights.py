@@ -20,6 +20,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from finetune.errors import ModelError, nearest_names
+from finetune.network.head import has_head
 from finetune.value import FrozenModel
 
 EMBEDDED_DEFAULT = "tf_efficientnet_lite0"
@@ -74,7 +75,8 @@ def resolve_model(name: str, has_accelerator: bool) -> str:
 
 
 def create_pretrained(name: str, weights: str | None, **arguments: Any) -> tuple[nn.Module, WeightsReport]:  # noqa: ANN401
-    """Return the network with its original head and all of its pretrained weights, and a report of their source.
+    """Return the network with all of its pretrained weights, with its original head if they have one, and a report of
+    their source.
 
     The sources are, in this order: the file `weights`, the local hub cache, the hub, the embedded package.
 
@@ -84,7 +86,7 @@ def create_pretrained(name: str, weights: str | None, **arguments: Any) -> tuple
         arguments: further arguments of `timm.create_model`.
 
     Raises:
-        ModelError: the weights cannot be found, or do not fill every tensor of the network.
+        ModelError: the weights cannot be found, or do not fill every tensor of the network below its head.
     """
     if weights is not None:
         return _create(name, _read_state(Path(weights)), f"the file {weights}", arguments)
@@ -119,18 +121,26 @@ def create_embedded(**arguments: Any) -> tuple[nn.Module, WeightsReport]:  # noq
 def match_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """Return `state` under the names of `expected`, or None if it does not fill every tensor.
 
-    Tensors are matched by name if `state` has all names. The tensors of another code base's checkpoint are matched by
-    order, if both have the same number of tensors with the same shapes in the same order.
+    Tensors are matched by name if `state` has all names, perhaps behind a common prefix such as `backbone.`; further
+    tensors are ignored. The tensors of another code base's checkpoint are matched by order, if both have the same
+    number of tensors with the same shapes in the same order. Counters of batches (`num_batches_tracked`), which no
+    prediction uses, may be missing.
     """
-    if set(expected) <= set(state):
-        named = {key: state[key] for key in expected}
-        return named if all(named[key].shape == expected[key].shape for key in expected) else None
-    if len(state) != len(expected):
+    counters = {name for name in expected if name.endswith("num_batches_tracked")} - set(state)
+    needed = {name: tensor for name, tensor in expected.items() if name not in counters}
+    prefixes = ("", *sorted({f"{name.partition('.')[0]}." for name in state}))
+    for prefix in prefixes:
+        if needed and all(prefix + name in state for name in needed):
+            named = {name: state[prefix + name] for name in needed}
+            return named if all(named[name].shape == needed[name].shape for name in needed) else None
+    # Without names, the counters are either all there or all missing.
+    full = needed if len(state) == len(needed) else expected
+    if len(state) != len(full):
         return None
-    ordered = dict(zip(expected, state.values(), strict=True))
-    if any(name in expected and name != key for key, name in zip(expected, state, strict=True)):
+    ordered = dict(zip(full, state.values(), strict=True))
+    if any(name in full and name != key for key, name in zip(full, state, strict=True)):
         return None  # a shared name is at another position
-    return ordered if all(ordered[key].shape == expected[key].shape for key in expected) else None
+    return ordered if all(ordered[key].shape == full[key].shape for key in full) else None
 
 
 def _create(
@@ -140,18 +150,33 @@ def _create(
     head_rows = _head_rows(network, state)
     if head_rows is not None and head_rows != network.num_classes:
         network = timm.create_model(name, pretrained=False, num_classes=head_rows, **arguments)
-    expected = network.state_dict()
-    matched = match_state(state, expected)
+    matched = _fill(network, state)
+    if matched is None and has_head(network):
+        # Weights without a classifier, such as self-supervised ones, fill the rest: the head is replaced anyway.
+        bare = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+        matched = _fill(bare, state)
+        if matched is not None:
+            network, source = bare, f"{source}, which has no classifier"
     if matched is None:
-        matched = match_state(_converted(state, network), expected)
-    if matched is None:
+        expected = network.state_dict()
         filled = sum(key in state and state[key].shape == tensor.shape for key, tensor in expected.items())
         raise ModelError(
             f"{source} does not hold the weights of '{name}': {filled} of {len(expected)} tensors match; "
             f"give weights that were made for this network"
         )
-    network.load_state_dict(matched, strict=True)
-    return network, WeightsReport(source=source, matched=len(matched), total=len(expected))
+    return network, WeightsReport(source=source, matched=matched, total=matched)
+
+
+def _fill(network: nn.Module, state: dict[str, Tensor]) -> int | None:
+    """Load `state`, as it is or as timm converts it; return the number of tensors, or None if it does not fill all."""
+    expected = network.state_dict()
+    matched = match_state(state, expected)
+    if matched is None:
+        matched = match_state(_converted(state, network), expected)
+    if matched is None:
+        return None
+    network.load_state_dict({**expected, **matched}, strict=True)
+    return len(matched)
 
 
 def _converted(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
@@ -170,8 +195,9 @@ def _converted(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor
 def _head_rows(network: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     """Return the number of classes of the head in `state`, or None if `state` has no head of the network's name."""
     config: Any = network.pretrained_cfg
-    name = config.get("classifier")
-    weight = state.get(f"{name}.weight") if isinstance(name, str) else None
+    listed = config.get("classifier") or ()
+    names = [listed] if isinstance(listed, str) else list(listed)
+    weight = state.get(f"{names[0]}.weight") if names else None
     return None if weight is None else int(weight.shape[0])
 
 

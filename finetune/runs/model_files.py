@@ -4,7 +4,6 @@ import copy
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -14,7 +13,7 @@ from timm.models import save_for_hf
 from finetune.decide.plan import Plan
 from finetune.device import MEMORY_FORMATS, best_device
 from finetune.errors import RunFolderError
-from finetune.network.backbone import takes_image_size
+from finetune.network.backbone import size_arguments
 from finetune.predict.model import TrainedModel
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -34,7 +33,7 @@ def write_network(model: TrainedModel, folder: Path) -> None:
         network,
         str(folder),
         model_config={"label_names": list(model.class_names), "temperature": model.temperature},
-        model_args={"img_size": side} if takes_image_size(model.plan.model) else None,
+        model_args=size_arguments(model.plan.model, side) or None,
         safe_serialization=True,
         data_config={
             "input_size": (3, side, side),
@@ -67,7 +66,7 @@ def read_network(folder: Path, plan: Plan) -> TrainedModel:
         raise RunFolderError(
             f"the run in {folder} is not finished ({missing} is missing); continue it: finetune train --resume {folder}"
         ) from None
-    arguments: dict[str, Any] = {"img_size": plan.preprocessing.image_size} if takes_image_size(plan.model) else {}
+    arguments = size_arguments(plan.model, plan.preprocessing.image_size)
     network = timm.create_model(plan.model, num_classes=len(config["label_names"]), **arguments)
     network.load_state_dict(state, strict=True)
     return TrainedModel(

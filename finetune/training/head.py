@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.network.backbone import find_head, load_head
+from finetune.network.head import find_head
 from finetune.predict.linear_probe import LinearHead, fit_large_head
 from finetune.predict.metrics import softmax
 from finetune.training.material import Material
@@ -33,14 +33,14 @@ def start_head(material: Material, phase: Phase) -> LinearHead | None:
         balanced=plan.imbalance == "class_weights",
         exact=plan.steps == 0,  # a training moves the head anyway
     )
-    load_head(material.network, torch.from_numpy(head.weight), torch.from_numpy(head.bias))
+    find_head(material.network).load(torch.from_numpy(head.weight), torch.from_numpy(head.bias))
     return head
 
 
 def current_head(material: Material) -> LinearHead:
     """Return a copy of the network's head as it is now."""
-    _, layer = find_head(material.network)
-    return LinearHead(weight=layer.weight.detach().cpu().numpy(), bias=layer.bias.detach().cpu().numpy())
+    weight, bias = find_head(material.network).classifier()
+    return LinearHead(weight=weight.numpy(), bias=bias.numpy())
 
 
 def subtract_log_frequencies(material: Material, phase: Phase) -> None:
@@ -88,7 +88,7 @@ def source_relation(material: Material, phase: Phase, device: torch.device) -> T
     """
     if not material.plan.co_tuning or material.features is None:
         return None
-    name, _ = find_head(material.network)
+    (name,) = find_head(material.network).names  # co-tuning needs a head of one layer
     weight, bias = (material.start[f"{name}.source.{part}"].numpy() for part in ("weight", "bias"))
     source = LinearHead(weight=weight, bias=bias)
     indices, labels = phase.indices, material.labels
@@ -105,7 +105,5 @@ def _shift_bias(material: Material, phase: Phase, sign: float) -> None:
     """Add `sign` times the log class frequencies to the head's bias, in place."""
     if material.plan.imbalance != "logit_adjustment":
         return
-    _, head = find_head(material.network)
-    with torch.no_grad():
-        # sub_ with a signed factor, because `b - s * x` rounds the same way in both directions.
-        head.bias.sub_(torch.from_numpy(log_frequencies(material, phase)).to(head.bias.device), alpha=-sign)
+    values = torch.from_numpy(log_frequencies(material, phase))
+    find_head(material.network).subtract_from_bias(values, factor=-sign)

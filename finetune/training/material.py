@@ -15,7 +15,8 @@ from finetune.data.batches import PlainImages, VariedImages, make_loader, normal
 from finetune.decide.plan import Plan
 from finetune.decide.workload import tail_share
 from finetune.device import MEMORY_FORMATS, best_device
-from finetune.network.backbone import check_stages, create_network, find_head, profile_stages
+from finetune.network.backbone import check_stages, create_network, profile_stages
+from finetune.network.head import find_head
 from finetune.network.outputs import Outputs, count_work, digest_weights, frozen_features
 from finetune.processes import first_alone
 from finetune.progress import Progress, no_progress
@@ -71,7 +72,7 @@ class Material:
     @property
     def num_classes(self) -> int:
         """The number of outputs of the head."""
-        return int(find_head(self.network)[1].out_features)
+        return find_head(self.network).num_classes
 
     @property
     def tail_share(self) -> float:
@@ -116,7 +117,7 @@ def prepare(
     if plan.batch_norm_statistics == "re_estimated":
         work += _re_estimate_statistics(network, plain, plan)
     # AdaBN changes buffers below the head, so the digest is taken after it.
-    digest = digest_weights(network, leave_out=find_head(network)[0])
+    digest = digest_weights(network, leave_out=find_head(network).names)
     features = None if plan.strategy == "scratch" else _features(network, plain, plan, digest, progress)
     if features is not None:
         work += count_work(features, pixels)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from finetune.decide.plan import Plan
-from finetune.network.backbone import find_head
 from finetune.network.co_tuning import without_source
 from finetune.predict.metrics import score, softmax
 from finetune.predict.model import HeldOut, TrainedModel, fit_temperature, scores_of
@@ -35,7 +34,7 @@ def make_model(state: TrainingState, scores: NDArray[np.float32], labels: NDArra
     temperature = fit_temperature(scores, labels)
     held_out = HeldOut(labels=labels, probabilities=softmax(scores / temperature))
     return TrainedModel(
-        network=without_source(material.network, find_head(material.network)[0]).eval(),
+        network=without_source(material.network).eval(),
         plan=material.plan,
         class_names=material.class_names,
         temperature=temperature,
@@ -85,7 +84,7 @@ def network_with(material: Material, weights: Weights) -> nn.Module:
     """Return a copy of the network with other weights, in evaluation mode, without the head of co-tuning."""
     network = copy.deepcopy(material.network)
     network.load_state_dict(weights)
-    return without_source(network, find_head(network)[0]).eval()
+    return without_source(network).eval()
 
 
 def predict_with(

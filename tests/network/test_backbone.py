@@ -8,14 +8,13 @@ from finetune.errors import ModelError
 from finetune.network.backbone import (
     check_stages,
     create_network,
-    find_head,
     find_norms,
     find_stages,
-    load_head,
     profile_stages,
     set_trainable,
     set_training_mode,
 )
+from finetune.network.head import find_head
 
 
 def trained_names(network):
@@ -23,8 +22,8 @@ def trained_names(network):
 
 
 def head_names(network):
-    head = find_head(network)[0]
-    return {name for name, _ in network.named_parameters() if name.startswith(head + ".")}
+    head = find_head(network)
+    return {name for name, _ in network.named_parameters() if head.owns(name)}
 
 
 def step(network, seed=0):
@@ -200,30 +199,16 @@ def test_a_frozen_stage_computes_the_same_in_training_as_in_evaluation(small_pla
     assert torch.equal(network.forward_features(images), expected)
 
 
-def test_a_network_with_several_heads_is_refused_with_a_sentence():
-    with pytest.raises(ModelError, match="not in one linear layer; choose another --model"):
-        create_network("levit_128", "random", 3, None)
-
-
 def test_a_plan_of_other_stages_is_refused(small_network, small_plan):
     with pytest.raises(ModelError, match=r"the plan has the stages stem, blocks\.0\.0"):
         check_stages(small_network("test_resnet"), small_plan("test_efficientnet"))
-
-
-def test_a_loaded_head_gives_its_own_logits(small_network):
-    network = small_network(num_classes=3)
-    _, head = find_head(network)
-    weight, bias = torch.randn(head.weight.shape), torch.randn(3)
-    load_head(network, weight, bias)
-    features = network.forward_head(network.forward_features(torch.ones(1, 3, 64, 64)), pre_logits=True)
-    torch.testing.assert_close(network(torch.ones(1, 3, 64, 64)), features @ weight.T + bias)
 
 
 def test_a_created_network_has_the_weights_of_the_file_and_a_head_of_the_asked_size(weights_file):
     network, report = create_network("test_efficientnet", str(weights_file()), 5, None)
     torch.manual_seed(0)
     expected = timm.create_model("test_efficientnet").state_dict()
-    assert find_head(network)[1].out_features == 5
+    assert find_head(network).num_classes == 5
     assert torch.equal(network.state_dict()["conv_stem.weight"], expected["conv_stem.weight"])
     assert report.matched == report.total == len(expected)
 

@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from finetune.errors import ModelError
-from finetune.network.backbone import create_network, find_head
+from finetune.network.backbone import create_network
 from finetune.network.co_tuning import add_source_head, without_source
+from finetune.network.head import find_head
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -32,7 +33,7 @@ def test_while_it_is_trained_a_network_gives_the_logits_of_both_heads(small_netw
 
 def test_in_evaluation_the_pretrained_classifier_is_left_out(small_network, co_tuned):
     torch.testing.assert_close(co_tuned(IMAGES), small_network()(IMAGES))
-    assert find_head(co_tuned)[1].out_features == 3
+    assert find_head(co_tuned).num_classes == 3
 
 
 def test_the_pretrained_classifier_is_copied(co_tuned, source):
@@ -42,7 +43,7 @@ def test_the_pretrained_classifier_is_copied(co_tuned, source):
 
 
 def test_a_network_without_the_pretrained_classifier_is_a_plain_one_and_a_copy(small_network, co_tuned):
-    alone = without_source(co_tuned, "classifier")
+    alone = without_source(co_tuned)
     assert alone.state_dict().keys() == small_network().state_dict().keys()
     assert torch.equal(alone(IMAGES), co_tuned(IMAGES))
     assert hasattr(co_tuned.classifier, "source")
@@ -50,7 +51,7 @@ def test_a_network_without_the_pretrained_classifier_is_a_plain_one_and_a_copy(s
 
 def test_a_network_that_has_none_is_left_as_it_is(small_network):
     network = small_network()
-    assert without_source(network, "classifier") is network
+    assert without_source(network) is network
 
 
 def test_a_created_network_keeps_the_classifier_of_its_weights(weights_file, small_network):

@@ -6,7 +6,8 @@ from PIL import Image
 
 from finetune.data import Pixels, table_of_paths
 from finetune.data.batches import PlainImages, normaliser
-from finetune.network.forward import forward_all, forward_batches, logits, pooled
+from finetune.network.forward import forward_all, forward_batches, logits
+from finetune.network.head import recorded_features
 from finetune.network.outputs import cached_outputs, count_work, digest_weights, frozen_features
 from finetune.progress import no_progress
 from finetune.work import Work
@@ -39,9 +40,10 @@ def whole_batch(images, preprocessing):
     return normaliser(preprocessing, torch.device("cpu"), "channels_last")(pixels)
 
 
-def test_the_head_of_the_pooled_features_gives_the_networks_logits(small_network, small_plan, images):
+def test_the_head_of_the_features_gives_the_networks_logits(small_network, small_plan, images):
     network, preprocessing = small_network("test_convnext"), small_plan().preprocessing
-    features = forward_all(network, images, preprocessing, FORWARD, pooled)
+    with recorded_features(network) as compute:
+        features = forward_all(network, images, preprocessing, FORWARD, compute)
     made = network.get_classifier()(torch.from_numpy(features)).detach().numpy()
     expected = forward_all(network, images, preprocessing, FORWARD, logits)
     np.testing.assert_allclose(made, expected, atol=1e-5)
@@ -73,7 +75,7 @@ def test_half_precision_gives_nearly_the_same_in_float32(small_network, small_pl
 def test_the_network_is_in_evaluation_mode_and_not_changed(small_network, small_plan, images):
     network = small_network().train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    forward_all(network, images, small_plan().preprocessing, FORWARD, pooled)
+    forward_all(network, images, small_plan().preprocessing, FORWARD, logits)
     assert not network.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
@@ -81,7 +83,7 @@ def test_the_network_is_in_evaluation_mode_and_not_changed(small_network, small_
 def test_progress_is_reported_up_to_the_last_image(small_network, small_plan, images):
     reported = []
     forward_all(
-        small_network(), images, small_plan().preprocessing, FORWARD, pooled, lambda *now: reported.append(now[1:])
+        small_network(), images, small_plan().preprocessing, FORWARD, logits, lambda *now: reported.append(now[1:])
     )
     assert reported == [(64, 70), (70, 70)]
 
@@ -105,7 +107,7 @@ def test_every_thread_computes_in_the_given_precision_and_keeps_no_gradients(
     see = of_images(lambda *now: seen.append((str(now[2].dtype), now[2].requires_grad)))
     network.conv_stem.register_forward_hook(see)
     settings = SIDE_BY_SIDE.changed(precision=precision)
-    forward_all(network, images, small_plan().preprocessing, settings, pooled)
+    forward_all(network, images, small_plan().preprocessing, settings, logits)
     assert seen == [(f"torch.{precision}", False)] * 8
 
 
@@ -120,7 +122,7 @@ def test_the_layout_changes_nothing_but_rounding(small_network, small_plan, imag
 
 def test_batches_are_sent_forward_only_as_they_are_asked_for(forwarded, small_plan, images):
     network, sizes = forwarded
-    outputs = forward_batches(network, images, small_plan().preprocessing, FORWARD.changed(batch_size=10), pooled)
+    outputs = forward_batches(network, images, small_plan().preprocessing, FORWARD.changed(batch_size=10), logits)
     next(outputs)
     assert sizes == [10]
     outputs.close()
@@ -148,7 +150,8 @@ def test_frozen_features_are_computed_once_and_then_found_bit_for_bit(forwarded,
 @pytest.mark.usefixtures("empty_cache")
 def test_frozen_features_are_those_of_a_forward_pass_in_bfloat16(small_network, small_plan, images):
     network, plan = small_network(), small_plan()
-    exact = forward_all(network, images, plan.preprocessing, FORWARD, pooled)
+    with recorded_features(network) as compute:
+        exact = forward_all(network, images, plan.preprocessing, FORWARD, compute)
     kept = frozen(network, images, plan)
     assert kept[:2].dtype == torch.bfloat16
     assert kept.numpy().dtype == np.float32
@@ -265,24 +268,24 @@ def test_the_work_behind_features_is_counted_once(small_network, small_plan, ima
 
 def test_a_digest_of_weights_leaves_out_the_head_alone(small_network):
     network = small_network()
-    below, whole = digest_weights(network, "classifier"), digest_weights(network, "")
+    below, whole = digest_weights(network, ("classifier",)), digest_weights(network)
     assert below != whole
     with torch.no_grad():
         network.classifier.weight[0, 0] += 1
-    assert digest_weights(network, "classifier") == below
-    assert digest_weights(network, "") != whole
+    assert digest_weights(network, ("classifier",)) == below
+    assert digest_weights(network) != whole
 
 
 @pytest.mark.parametrize("name", ["conv_stem.weight", "bn2.bias", "bn1.running_mean", "bn1.num_batches_tracked"])
 def test_a_digest_of_weights_sees_each_number(small_network, name):
     network = small_network()
-    before = digest_weights(network, "classifier")
+    before = digest_weights(network, ("classifier",))
     with torch.no_grad():
         network.state_dict()[name].view(-1)[:1] += 1
-    assert digest_weights(network, "classifier") != before
+    assert digest_weights(network, ("classifier",)) != before
 
 
 def test_a_digest_of_weights_does_not_see_their_layout(small_network):
     network = small_network()
-    before = digest_weights(network, "")
+    before = digest_weights(network)
     assert digest_weights(network.to(memory_format=torch.channels_last), "") == before

@@ -17,8 +17,9 @@ from finetune.ensemble import averages
 from finetune.ensemble.averages import blend, soup, with_flips
 from finetune.errors import DivergenceError
 from finetune.network import outputs as forward_passes
-from finetune.network.backbone import create_network, find_head, find_norms, find_stages, profile_stages
-from finetune.network.forward import forward_all, logits, pooled
+from finetune.network.backbone import create_network, find_norms, find_stages, profile_stages
+from finetune.network.forward import forward_all, logits
+from finetune.network.head import find_head, recorded_features
 from finetune.predict.linear_probe import fit_head
 from finetune.predict.metrics import log_loss, softmax
 from finetune.progress import no_progress
@@ -98,22 +99,23 @@ def network_of(plan, num_classes=3):
 def features_of(plan, splits, table=None):
     images = PlainImages(Pixels(table or splits.train, plan.preprocessing.shorter_side), plan.preprocessing)
     network = network_of(plan, len(splits.class_names))
-    exact = forward_all(network, images, plan.preprocessing, plan.forward, pooled)
+    with recorded_features(network) as features:
+        exact = forward_all(network, images, plan.preprocessing, plan.forward, features)
     return torch.from_numpy(exact).bfloat16().float().numpy()  # as they are kept
 
 
 def head_of(network):
-    layer = find_head(network)[1]
-    return layer.weight.detach().numpy(), layer.bias.detach().numpy()
+    weight, bias = find_head(network).classifier()
+    return weight.numpy(), bias.numpy()
 
 
 def moved(plan, network):
     """The names of what differs from where the training began, without the head's."""
-    start, head = network_of(plan).state_dict(), find_head(network)[0]
+    start, head = network_of(plan).state_dict(), find_head(network)
     return {
         name
         for name, tensor in network.state_dict().items()
-        if not name.startswith(head + ".") and not torch.equal(tensor, start[name])
+        if not head.owns(name) and not torch.equal(tensor, start[name])
     }
 
 
@@ -349,8 +351,8 @@ def test_full_moves_every_parameter_and_no_statistics(make_plan, splits):
 def test_scratch_moves_every_parameter_and_the_statistics(make_plan, splits):
     plan = make_plan("scratch")
     network = train(plan, splits).network
-    head = find_head(network)[0]
-    assert moved(plan, network) == {name for name in network.state_dict() if not name.startswith(head + ".")}
+    head = find_head(network)
+    assert moved(plan, network) == {name for name in network.state_dict() if not head.owns(name)}
 
 
 def test_a_training_that_is_not_a_probe_moves_the_head(make_plan, splits):
@@ -497,7 +499,7 @@ def test_what_a_diverged_phase_took_counts_and_the_phases_before_it_stay(make_pl
 
 def test_activations_that_a_diverged_phase_cached_are_counted_and_kept(make_plan, splits):
     state = begin(make_plan("partial"), splits)
-    head = find_head(state.material.network)[1]
+    (head,) = find_head(state.material.network).layers
     head.register_forward_hook(lambda _module, _inputs, output: output * float("inf"))
     with pytest.raises(TrainingDivergedError) as raised:
         evaluate_at(state)
