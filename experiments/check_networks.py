@@ -27,8 +27,9 @@ from safetensors.torch import save_file
 from experiments.paths import PAGES, RESULTS
 from experiments.rows import Row, append_row, read_rows
 from finetune import Evidence, ImageSplits, Recipe, choose_strategy, load_images, make_plan, measure_evidence, train
-from finetune.errors import FinetuneError
-from finetune.network.backbone import is_built_for_one_size, network_image_size
+from finetune.errors import FinetuneError, ModelError
+from finetune.network.backbone import check_forward, network_image_size, size_arguments
+from finetune.network.head import give_head, has_head
 from finetune.recipe import Strategy
 from finetune.runs.model_files import read_network, write_network
 
@@ -54,8 +55,8 @@ FAMILIES = (
 STRATEGIES: tuple[Strategy, ...] = ("linear_probe", "norm_tuning", "partial", "full", "scratch")
 """Strategies that are trained."""
 
-SMALL = 96
-"""Side of the images for networks that take any size, in pixels."""
+SIDES = (96, 98, 128)
+"""Sides of the images to try before that of the pretraining, in pixels: the smaller, the quicker."""
 
 TOLERANCE = 1e-4
 """Largest difference between the probabilities of the trained and of a reloaded model."""
@@ -80,11 +81,10 @@ def write_images(folder: Path) -> ImageSplits:
 def check(name: str, splits: ImageSplits, folder: Path) -> Row:
     """Return the row of an architecture: what was run, or the sentence of its refusal, or a traceback."""
     start = time.perf_counter()
-    # A network that is built for one size gets its smallest multiple of 32 or 28 pixels by its own size.
-    side = network_image_size(name) if is_built_for_one_size(name) else SMALL
-    row: Row = {"model": name, "image_size": side, "date": str(date.today()), "timm": timm.__version__}
+    row: Row = {"model": name, "date": str(date.today()), "timm": timm.__version__}
     try:
         torch.manual_seed(0)
+        row["image_size"] = side = smallest_side(name)
         network = timm.create_model(name)
         row["parameters"] = sum(parameter.numel() for parameter in network.parameters())
         weights = folder / "weights.safetensors"
@@ -104,6 +104,20 @@ def check(name: str, splits: ImageSplits, folder: Path) -> Row:
         row["traceback"] = traceback.format_exc()[-1500:]
     row["seconds"] = round(time.perf_counter() - start, 1)
     return row
+
+
+def smallest_side(name: str) -> int:
+    """Return the first of `SIDES` for which the network can be built, or the side of its pretraining, in pixels."""
+    for side in SIDES:
+        try:
+            network = timm.create_model(name, **size_arguments(name, side))
+            if not has_head(network):
+                give_head(network, 3)
+            check_forward(network, name, side)
+        except ModelError:
+            continue
+        return side
+    return network_image_size(name)
 
 
 def _check_strategy(recipe: Recipe, evidence: Evidence, splits: ImageSplits, folder: Path) -> None:
@@ -153,7 +167,7 @@ def write_table(rows: Sequence[Row]) -> None:
     for row in sorted(rows, key=lambda row: str(row["model"])):
         size = f"{row['parameters'] / 1e6:.1f}" if "parameters" in row else ""
         result = row["result"] if row["result"] == "passed" else f"{row['result']}: {row['sentence']}"
-        lines.append(f"| `{row['model']}` | {size} | {row['image_size']} | {row.get('stages', '')} | {result} |")
+        lines.append(f"| `{row['model']}` | {size} | {row.get('image_size', '')} | {row.get('stages', '')} | {result} |")
     page.write_text("\n".join([before + MARKS[0], *lines, MARKS[1] + after]), "utf-8")
 
 
