@@ -38,7 +38,8 @@ FAMILIES = (
     "coatnet_nano_rw_224", "convformer_s18", "convit_tiny", "convmixer_768_32", "convnext_atto", "convnextv2_atto",
     "crossvit_9_240", "cspresnet50", "davit_tiny", "deit3_small_patch16_224", "deit_tiny_distilled_patch16_224",
     "densenet121", "dla34", "dpn68", "edgenext_xx_small", "efficientformer_l1", "efficientformerv2_s0",
-    "efficientnet_b0", "efficientvit_b0", "efficientvit_m0", "eva02_tiny_patch14_224", "fastvit_t8", "focalnet_tiny_srf",
+    "efficientnet_b0", "efficientvit_b0", "efficientvit_m0", "eva02_tiny_patch14_224", "fastvit_t8",
+    "focalnet_tiny_srf",
     "gcvit_xxtiny", "ghostnet_100", "hardcorenas_a", "hgnetv2_b0", "hiera_tiny_224", "hrnet_w18_small",
     "inception_next_atto", "inception_v3", "levit_128s", "maxvit_pico_rw_256", "mambaout_femto", "mixer_s32_224",
     "mobilenetv3_small_050", "mobilenetv4_conv_small", "mobileone_s0", "mobilevit_xxs", "mobilevitv2_050",
@@ -167,7 +168,9 @@ def write_table(rows: Sequence[Row]) -> None:
     for row in sorted(rows, key=lambda row: str(row["model"])):
         size = f"{row['parameters'] / 1e6:.1f}" if "parameters" in row else ""
         result = row["result"] if row["result"] == "passed" else f"{row['result']}: {row['sentence']}"
-        lines.append(f"| `{row['model']}` | {size} | {row.get('image_size', '')} | {row.get('stages', '')} | {result} |")
+        lines.append(
+            f"| `{row['model']}` | {size} | {row.get('image_size', '')} | {row.get('stages', '')} | {result} |"
+        )
     page.write_text("\n".join([before + MARKS[0], *lines, MARKS[1] + after]), "utf-8")
 
 

@@ -5,6 +5,7 @@ import math
 from typing import Literal, NamedTuple
 
 from finetune.decide.evidence import Evidence
+from finetune.decide.families import RATES, Family
 from finetune.decide.workload import (
     Workload,
     default_batch_size,
@@ -136,11 +137,19 @@ def list_candidates(evidence: Evidence, recipe: Recipe) -> tuple[Candidate, ...]
     return tuple(_candidate(name, evidence, recipe) for name in SPECS if _differs(name, evidence, recipe))
 
 
-def learning_rates(strategy: Strategy, similarity: float) -> tuple[float, float]:
+def learning_rates(
+    strategy: Strategy, similarity: float, family: Family = "cnn", highest: float | None = None
+) -> tuple[float, float]:
     """Return the peak rate of the last stage and the head, and the lowest trained stage's rate as a fraction of it.
 
     The farther the domain, the higher the best rate (Li et al. 2020 find rank correlations of -.7 to -.9), and the
     closer the rates of the lower stages are to the last stage's.
+
+    Args:
+        strategy: strategy that the rates are for.
+        similarity: domain similarity, 0 (far) .. 1 (near).
+        family: family of the network, whose rates are a multiple of those of `LEARNING_RATES`.
+        highest: highest rate at which the loss of all layers was seen to fall; None: not measured.
     """
     if strategy == "scratch":
         return 1e-3, 1.0
@@ -148,7 +157,16 @@ def learning_rates(strategy: Strategy, similarity: float) -> tuple[float, float]
     similarity = min(max(similarity, 0.0), 1.0)
     # log(rate) = s log(near) + (1 - s) log(far): linear in the similarity s.
     rate = math.exp(similarity * math.log(near) + (1.0 - similarity) * math.log(far))
-    return float(f"{rate:.2g}"), round(0.5 + 0.5 * (1.0 - similarity), 2)
+    lowest = round(0.5 + 0.5 * (1.0 - similarity), 2)
+    if strategy in {"full", "partial"}:
+        known = RATES[family]
+        factor = known.factor
+        if highest is not None:
+            # All rates of the table fall together, so that the higher one of `full` is at most the highest.
+            factor = min(factor, highest / LEARNING_RATES["full"][1])
+        rate *= factor
+        lowest = known.lowest_fraction or lowest
+    return float(f"{rate:.2g}"), lowest
 
 
 def rate_factor(optimizer: Optimizer, batch_size: int, usual: int) -> float:
@@ -179,9 +197,12 @@ def _candidate(name: str, evidence: Evidence, recipe: Recipe) -> Candidate:
     stages = half_stages(evidence.stages) if spec.is_shallow else None
     load = size_workload(recipe, evidence, spec.strategy, stages, spec.length)
     unhurried = size_workload(recipe.changed(time_budget=None), evidence, spec.strategy, stages, spec.length)
-    rate, lowest = learning_rates(
-        spec.strategy, evidence.domain_similarity if spec.similarity is None else spec.similarity
-    )
+    similarity = evidence.domain_similarity if spec.similarity is None else spec.similarity
+    rate, lowest = learning_rates(spec.strategy, similarity, evidence.family, evidence.highest_rate)
+    if spec.strategy == "partial" and RATES[evidence.family].lowest_fraction is not None:
+        # Layer-wise decay: with k of n stages trained, the lowest of them has fraction^((k - 1) / (n - 1)).
+        depth = (load.trainable_stages - 1) / max(len(evidence.stages) - 1, 1)
+        lowest = round(lowest**depth, 3)
     usual = default_batch_size(evidence.num_images)
     rate = float(f"{rate * rate_factor(recipe.training.optimizer or 'adamw', load.batch_size, usual):.2g}")
     # The contest knows what to expect of the others; random weights do not take part in it.

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, computed_field, model_validator
 
+from finetune.decide.families import Family
 from finetune.decide.preprocessing import Preprocessing
 from finetune.errors import RecipeError
 from finetune.recipe import Layout, Metric, Precision, Strategy
@@ -165,6 +166,13 @@ class Evidence(FrozenModel):
     """Whether the network can be trained on smaller images than those that it predicts from."""
     source_classes: int = 0
     """Number of classes of the pretrained classifier; 0: the weights do not include one."""
+    family: Family = "cnn"
+    """Family of the network, which sets its learning rates."""
+    highest_rate: float | None = None
+    """Highest learning rate of all layers at which the loss was seen to fall, in a range test of a few seconds; None:
+    the network's rates are calibrated, or no test was needed."""
+    licence: str = ""
+    """Licence of the pretrained weights, as timm states it; empty if it is not known."""
     num_images: int
     """Number of training images."""
     num_held: int

@@ -7,38 +7,35 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from finetune.cache import make_key, read_value, size_limit, write_value
-from finetune.data import ImageSplits, Pixels, even_sample, groups_of, labels_of, native_size, stratified_subset
+from finetune.data import ImageSplits, Pixels, even_sample, groups_of, labels_of, stratified_subset
 from finetune.data.batches import PlainImages, VariedImages, normaliser, read_in_turn
 from finetune.decide.evidence import Evidence, ForwardSettings, MachineSpeed, StageProfile
 from finetune.decide.plan import AugmentationPlan
-from finetune.decide.preprocessing import Preprocessing, choose_image_size
+from finetune.decide.preprocessing import Preprocessing
 from finetune.decide.workload import default_batch_size, default_trainable_stages, half_stages
-from finetune.device import MEMORY_FORMATS, autocast, best_device
-from finetune.errors import CacheError, ModelError, RecipeError
+from finetune.device import MEMORY_FORMATS, autocast
+from finetune.errors import CacheError
 from finetune.measure.domain import DomainProbe
 from finetune.measure.machine import is_busy, machine_name
+from finetune.measure.network import MeasuredNetwork, load_network
 from finetune.measure.probing import chirality, evaluate_probe
+from finetune.measure.rates import HighestRate, measure_highest_rate
 from finetune.measure.shift import find_groups, known_groups, measure_groups
 from finetune.measure.similarity import similarity
 from finetune.measure.speed import measure_speed
 from finetune.network.backbone import (
-    check_forward,
     is_built_for_one_size,
     native_preprocessing,
-    network_image_size,
     profile_stages,
-    size_arguments,
 )
 from finetune.network.cpu import ThreadTeam
-from finetune.network.head import find_head, give_head, has_head
+from finetune.network.head import find_head, give_head
 from finetune.network.outputs import count_work, digest_weights, frozen_features
-from finetune.network.weights import create_pretrained, resolve_model
 from finetune.processes import num_processes
 from finetune.progress import Progress, no_progress
 from finetune.recipe import Recipe
@@ -46,9 +43,6 @@ from finetune.work import Work
 
 IMBALANCED = 5.0
 """Least ratio of the largest class to the smallest at which strategies are compared by balanced accuracy."""
-
-SIZES_READ = 200
-"""Approximate number of images whose native size is read."""
 
 PROBE_SAMPLE = 5000
 """Largest number of images on which the linear probe is cross-validated; with that many, the standard error of its
@@ -87,28 +81,6 @@ class _Sample:
     """Number of training images of each class, before sampling, (num_classes,)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Network:
-    """The description of the network that is measured."""
-
-    name: str
-    """timm's name of the network."""
-    source: str
-    """Source of the network's weights, in words."""
-    source_classes: int
-    """Number of outputs of the pretrained classifier, one linear layer; 0 if there is none."""
-    has_source_head: bool
-    """Whether the weights include a pretrained head of any kind."""
-    takes_any_size: bool
-    """Whether the network can be trained on smaller images than those that it predicts from."""
-    preprocessing: Preprocessing
-    """Preprocessing at the image size of the training."""
-    size_reason: str
-    """Reason for the image size of the training, in words."""
-    native_side: int
-    """Median shorter side of the stored images, in pixels."""
-
-
 def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = no_progress) -> Evidence:
     """Return the measurements that the choice is based on, from the training images alone.
 
@@ -122,7 +94,7 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
         RecipeError: the recipe names several networks, which must be measured one at a time.
     """
     start = time.perf_counter()
-    network, about = _load_network(recipe, splits)
+    network, about = load_network(recipe, splits)
     sample = _draw_sample(splits, about.preprocessing, recipe.seed)
     metric = recipe.metric or ("balanced_accuracy" if _imbalance(sample) >= IMBALANCED else "top1")
     work = sample.pixels.cache(progress)
@@ -144,6 +116,10 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
     if grouping is not None:
         finding = measure_groups(features, sample.labels, grouping, probe.inverse_regularization, recipe.seed)
     progress("cross-validating the linear probe", 1, 1)
+    highest: HighestRate | None = None
+    if not domain.is_calibrated and _takes_rates_of_table(recipe):
+        images = PlainImages(sample.pixels, about.preprocessing)
+        highest = measure_highest_rate(network, images, features, sample.labels, about.preprocessing, recipe.seed)
     return Evidence(
         **_describe(about, sample, splits),
         metric=metric,
@@ -155,13 +131,19 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
         chirality=mirrored,
         stages=stages,
         speed=speed,
+        highest_rate=None if highest is None else highest.rate,
         cache_bytes=size_limit() // 2 if splits.stream is None else 0,
         seconds=round(time.perf_counter() - start, 2),
-        work=work + domain.work + own_work,
+        work=work + domain.work + own_work + (Work() if highest is None else highest.work),
     )
 
 
-def _describe(about: _Network, sample: _Sample, splits: ImageSplits) -> dict[str, Any]:
+def _takes_rates_of_table(recipe: Recipe) -> bool:
+    """Return whether layers may be trained at a rate that the recipe leaves open."""
+    return recipe.strategy in {"auto", "partial", "full"} and recipe.training.learning_rate is None
+
+
+def _describe(about: MeasuredNetwork, sample: _Sample, splits: ImageSplits) -> dict[str, Any]:
     """Return the entries of the evidence that describe the network and the images, and need no measurement."""
     num_images, num_held = splits.num_training_images, len(splits.train)
     counts = zip(splits.class_names, sample.counts, strict=True)
@@ -170,6 +152,8 @@ def _describe(about: _Network, sample: _Sample, splits: ImageSplits) -> dict[str
         "weights": about.source,
         "takes_any_size": about.takes_any_size,
         "source_classes": about.source_classes,
+        "family": about.family,
+        "licence": about.licence,
         "num_images": num_images,
         "num_held": num_held,
         "num_classes": len(sample.counts),
@@ -190,47 +174,6 @@ def _imbalance(sample: _Sample) -> float:
     return float(sample.counts.max() / sample.counts.min())
 
 
-def _load_network(recipe: Recipe, splits: ImageSplits) -> tuple[Any, _Network]:
-    """Return the recipe's network with its original head, on its device and in evaluation mode, and its description."""
-    device = best_device()
-    if len(recipe.models) > 1:
-        raise RecipeError(
-            f"networks are measured one at a time, and {len(recipe.models)} were given ({', '.join(recipe.models)}); "
-            f"finetune.run chooses one of them"
-        )
-    name = resolve_model(recipe.models[0], has_accelerator=device.type != "cpu")
-    native_side = _native_side(splits)
-    size, reason = _image_size(recipe, name, native_side, has_accelerator=device.type != "cpu")
-    network, report = _load(name, recipe, size)
-    has_source_head = recipe.strategy != "scratch" and has_head(network)
-    source = find_head(network).single if has_source_head else None
-    if not has_head(network):
-        give_head(network, len(splits.class_names))
-    network = network.to(device).eval()
-    # A network that cannot be trained is refused here, before any image is decoded.
-    check_forward(network, name, size)
-    preprocessing = native_preprocessing(network, size)
-    return network, _Network(
-        name=name,
-        source=str(report),
-        source_classes=source.out_features if source is not None else 0,
-        has_source_head=has_source_head,
-        takes_any_size=not is_built_for_one_size(name) and _takes(network, name, preprocessing.smaller().image_size),
-        preprocessing=preprocessing,
-        size_reason=reason,
-        native_side=native_side,
-    )
-
-
-def _takes(network: nn.Module, name: str, image_size: int) -> bool:
-    """Return whether the network takes images of this side, in pixels."""
-    try:
-        check_forward(network, name, image_size)
-    except ModelError:
-        return False
-    return True
-
-
 def _draw_sample(splits: ImageSplits, preprocessing: Preprocessing, seed: int) -> _Sample:
     """Return the training images to measure: at most `PROBE_SAMPLE`, or twice the number of classes if that is more."""
     labels, groups = labels_of(splits.train), groups_of(splits.train)
@@ -248,7 +191,7 @@ def _draw_sample(splits: ImageSplits, preprocessing: Preprocessing, seed: int) -
 
 def _compute_features(
     network: Any,  # noqa: ANN401  (timm's networks share methods, but no type)
-    about: _Network,
+    about: MeasuredNetwork,
     sample: _Sample,
     recipe: Recipe,
     settings: ForwardSettings,
@@ -273,32 +216,6 @@ def _compute_features(
     mirrored = frozen_features(network, flipped, about.preprocessing, settings, weights, indices=checked.tolist())
     work += count_work(mirrored, sample.pixels)
     return features, chirality(features[checked], mirrored.numpy(), recipe.seed), work
-
-
-def _image_size(recipe: Recipe, name: str, native_side: int, has_accelerator: bool) -> tuple[int, str]:
-    """Return the side of the network's input in pixels, and the reason for it."""
-    if recipe.image_size is not None:
-        return recipe.image_size, f"{recipe.image_size} px was asked for"
-    side = network_image_size(name)
-    if is_built_for_one_size(name):
-        return side, f"{side} px, the size that the network is built for"
-    return choose_image_size(native_side, side, has_accelerator)
-
-
-def _load(name: str, recipe: Recipe, size: int) -> tuple[Any, object]:
-    """Return the network with its original head, and the source of its weights."""
-    arguments = size_arguments(name, size)
-    if recipe.strategy == "scratch":
-        torch.manual_seed(recipe.seed)
-        return timm.create_model(name, **arguments), "random numbers: scratch was asked for"
-    return create_pretrained(name, recipe.weights, **arguments)
-
-
-def _native_side(splits: ImageSplits) -> int:
-    """Return the median shorter side of a sample of the training images, in pixels."""
-    count = len(splits.train)
-    rows = splits.train.select(range(0, count, max(1, count // SIZES_READ)))["image"]
-    return int(np.median([min(native_size(row)) for row in rows]))
 
 
 def _measure_machine(
@@ -361,7 +278,7 @@ class _Domain:
 
 def _measure_similarity(
     network: nn.Module,
-    about: _Network,
+    about: MeasuredNetwork,
     pixels: Pixels,
     labels: NDArray[np.int64],
     seed: int,

@@ -191,7 +191,8 @@ def profile_stages(network: nn.Module, image_size: int) -> tuple[StageProfile, .
     network.eval()
     counter = FlopCounterMode(display=False)
     device = next(network.parameters()).device
-    with torch.no_grad(), counter:
+    # With gradients: the counter's hooks need them in networks whose attention pools from a learned query.
+    with torch.enable_grad(), counter:
         network(torch.zeros(1, 3, image_size, image_size, device=device))
     for hook in hooks:
         hook.remove()
