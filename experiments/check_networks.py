@@ -30,6 +30,7 @@ from finetune import Evidence, ImageSplits, Recipe, choose_strategy, load_images
 from finetune.errors import FinetuneError, ModelError
 from finetune.network.backbone import check_forward, network_image_size, size_arguments
 from finetune.network.head import give_head, has_head
+from finetune.network.weights import create_pretrained
 from finetune.recipe import Strategy
 from finetune.runs.model_files import read_network, write_network
 
@@ -85,12 +86,12 @@ def check(name: str, splits: ImageSplits, folder: Path) -> Row:
     row: Row = {"model": name, "date": str(date.today()), "timm": timm.__version__}
     try:
         torch.manual_seed(0)
-        row["image_size"] = side = smallest_side(name)
         network = timm.create_model(name)
         row["parameters"] = sum(parameter.numel() for parameter in network.parameters())
         weights = folder / "weights.safetensors"
         state = network.state_dict()
         save_file({key: tensor.clone().contiguous() for key, tensor in state.items()}, weights)
+        row["image_size"] = side = smallest_side(name, weights)
         recipe = Recipe(data="images", model=name, weights=str(weights), image_size=side, steps=2, batch_size=8)
         evidence = measure_evidence(recipe, splits)
         row["stages"] = len(evidence.stages)
@@ -107,11 +108,11 @@ def check(name: str, splits: ImageSplits, folder: Path) -> Row:
     return row
 
 
-def smallest_side(name: str) -> int:
-    """Return the first of `SIDES` for which the network can be built, or the side of its pretraining, in pixels."""
+def smallest_side(name: str, weights: Path) -> int:
+    """Return the first of `SIDES` for which the network can be built with its weights, or the side of its pretraining, in pixels."""
     for side in SIDES:
         try:
-            network = timm.create_model(name, **size_arguments(name, side))
+            network, _ = create_pretrained(name, str(weights), **size_arguments(name, side))
             if not has_head(network):
                 give_head(network, 3)
             check_forward(network, name, side)

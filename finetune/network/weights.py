@@ -160,9 +160,11 @@ def _create(
     if matched is None:
         expected = network.state_dict()
         filled = sum(key in state and state[key].shape == tensor.shape for key, tensor in expected.items())
+        remedy = "give weights that were made for this network"
+        if "img_size" in arguments:
+            remedy = f"timm cannot resize them to {arguments['img_size']} px perhaps; leave out --image-size"
         raise ModelError(
-            f"{source} does not hold the weights of '{name}': {filled} of {len(expected)} tensors match; "
-            f"give weights that were made for this network"
+            f"{source} does not hold the weights of '{name}': {filled} of {len(expected)} tensors match; {remedy}"
         )
     return network, WeightsReport(source=source, matched=matched, total=matched)
 
