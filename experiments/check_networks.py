@@ -109,7 +109,7 @@ def check(name: str, splits: ImageSplits, folder: Path) -> Row:
 
 
 def smallest_side(name: str, weights: Path) -> int:
-    """Return the first of `SIDES` for which the network can be built with its weights, or the side of its pretraining, in pixels."""
+    """Return the first side of `SIDES` for which the network can be built with its weights, else its own, in pixels."""
     for side in SIDES:
         try:
             network, _ = create_pretrained(name, str(weights), **size_arguments(name, side))

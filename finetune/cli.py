@@ -35,7 +35,9 @@ RECIPE_OPTIONS: Mapping[str, Any] = {
     "recipe": Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; options given here override it.")],
     "model": Annotated[
         str | None,
-        typer.Option(help="Any timm classifier, or several to choose from (a,b or auto:small); auto by default."),
+        typer.Option(
+            help="Any timm classifier, or several to choose from (a,b, auto:small or auto:best); auto by default."
+        ),
     ],
     "strategy": Annotated[
         Literal["auto", Strategy] | None, typer.Option(help="How much of the network to train; auto by default.")

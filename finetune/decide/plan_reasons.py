@@ -2,6 +2,7 @@
 
 from finetune.decide.candidates import MOST_SCALED, SGD_RATE, rate_factor
 from finetune.decide.evidence import Evidence, ForwardSettings, GroupFinding
+from finetune.decide.families import RATES
 from finetune.decide.plan import Plan
 from finetune.decide.workload import MANY_IMAGES, Workload, default_batch_size, num_evaluated, small_cost
 from finetune.recipe import Recipe
@@ -26,6 +27,7 @@ def explain_plan(plan: Plan, load: Workload, evidence: Evidence, recipe: Recipe)
         *_about_metric(evidence),
         *_about_co_tuning(plan.co_tuning),
         *_about_rates(plan, evidence, recipe),
+        *_about_family(plan, evidence, recipe),
         *_about_stopping(plan, evidence, recipe),
     )
 
@@ -127,6 +129,23 @@ def _about_rates(plan: Plan, evidence: Evidence, recipe: Recipe) -> tuple[str, .
     rule = f"{SGD_RATE:.0f} for SGD, and linear in" if plan.optimizer == "sgd" else "the square root of"
     bound = f", up to {MOST_SCALED} x" if plan.batch_size > MOST_SCALED * usual else ""
     return (f"{images}: rates are {factor:.3g} x those of AdamW with {usual} ({rule} the batch{bound})",)
+
+
+def _about_family(plan: Plan, evidence: Evidence, recipe: Recipe) -> tuple[str, ...]:
+    """Return the source of the rates of networks other than those of the grid."""
+    if plan.strategy not in {"partial", "full"} or recipe.training.learning_rate is not None or not plan.steps:
+        return ()
+    found = []
+    if evidence.family != "cnn":
+        known = RATES[evidence.family]
+        kind = evidence.family.replace("_", " ")
+        found.append(f"rates for {kind}: {known.factor:g} x those of convolutional networks ({known.source})")
+    if evidence.highest_rate is not None:
+        found.append(
+            f"in a range test the loss of all layers fell up to a rate of {evidence.highest_rate:.1e}, which bounds the "
+            f"rates of the table"
+        )
+    return tuple(found)
 
 
 def _about_stopping(plan: Plan, evidence: Evidence, recipe: Recipe) -> tuple[str, ...]:

@@ -100,7 +100,7 @@ class DomainProbe:
         self._pass.inputs = []
         logits = self.network(images)
         inputs: list[Tensor] = self._pass.inputs
-        channels = torch.cat(inputs, dim=2).cpu().double() if inputs else torch.zeros(len(images), 2, 0)
+        channels = torch.cat(inputs, dim=2) if inputs else torch.zeros(len(images), 2, 0)
         return channels, _head_moments(logits) if self._has_source_head else None
 
     def collect(self, moments: tuple[Tensor, Tensor | None], groups: Tensor) -> None:
@@ -122,11 +122,12 @@ class DomainProbe:
         assert isinstance(epsilon, float)
         # Sums over pixels are several times faster with adjacent channels, the order of channels-last layout.
         pixels = arguments[0].permute(0, 2, 3, 1).flatten(1, 2).float()
-        first = pixels.mean(1).double()
-        second = pixels.square().mean(1).double()
+        # On the CPU, because MPS has no float64.
+        first = pixels.mean(1).cpu().double()
+        second = pixels.square().mean(1).cpu().double()
         # E[z] = (E[x] - mu) s and E[z^2] = (E[x^2] - 2 mu E[x] + mu^2) s^2, with s = 1 / sqrt(var + eps); in float64,
         # as differences of large squares lose digits.
-        mean, scale = mean.double(), (variance.double() + epsilon).rsqrt()
+        mean, scale = mean.cpu().double(), (variance.cpu().double() + epsilon).rsqrt()
         standardised = (second - 2.0 * mean * first + mean.square()) * scale.square()
         self._pass.inputs.append(torch.stack([(first - mean) * scale, standardised], dim=1))
 

@@ -23,6 +23,8 @@ def device_name(device: torch.device) -> str:
     """Return a short name of the hardware: that of the accelerator, or the processor's architecture and threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"{platform.machine()} GPU (MPS)"
     threads = torch.get_num_threads()
     return f"{platform.machine()} CPU, {threads} {'thread' if threads == 1 else 'threads'}"
 
@@ -50,6 +52,9 @@ def precisions(device: torch.device) -> tuple[Precision, ...]:
     """
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         return ("float16", "float32")
+    # Training in float16 needs a gradient scaler, which Accelerate has for CUDA alone.
+    if device.type == "mps":
+        return ("float32",)
     has_onednn = mkldnn.is_available()  # type: ignore[no-untyped-call]
     if device.type == "cpu" and not (has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return ("float32",)

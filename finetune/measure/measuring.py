@@ -149,6 +149,7 @@ def _describe(about: MeasuredNetwork, sample: _Sample, splits: ImageSplits) -> d
     counts = zip(splits.class_names, sample.counts, strict=True)
     return {
         "model": about.name,
+        "model_reason": about.reason,
         "weights": about.source,
         "takes_any_size": about.takes_any_size,
         "source_classes": about.source_classes,

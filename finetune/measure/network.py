@@ -22,7 +22,7 @@ from finetune.network.backbone import (
     size_arguments,
 )
 from finetune.network.head import find_head, give_head, has_head
-from finetune.network.weights import create_pretrained, resolve_model
+from finetune.network.weights import create_pretrained, explain_model, licence_of, resolve_model
 from finetune.recipe import Recipe
 
 SIZES_READ = 200
@@ -35,6 +35,8 @@ class MeasuredNetwork:
 
     name: str
     """timm's name of the network."""
+    reason: str
+    """Reason why `auto` stands for this network, in words; empty if the network was asked for."""
     source: str
     """Source of the network's weights, in words."""
     source_classes: int
@@ -63,9 +65,10 @@ def load_network(recipe: Recipe, splits: ImageSplits) -> tuple[Any, MeasuredNetw
             f"networks are measured one at a time, and {len(recipe.models)} were given ({', '.join(recipe.models)}); "
             f"finetune.run chooses one of them"
         )
-    name = resolve_model(recipe.models[0], has_accelerator=device.type != "cpu")
+    has_accelerator = device.type != "cpu"
+    name = resolve_model(recipe.models[0], has_accelerator)
     native_side = _native_side(splits)
-    size, reason = _image_size(recipe, name, native_side, has_accelerator=device.type != "cpu")
+    size, reason = _image_size(recipe, name, native_side, has_accelerator)
     network, report = _load(name, recipe, size)
     has_source_head = recipe.strategy != "scratch" and has_head(network)
     source = find_head(network).single if has_source_head else None
@@ -77,6 +80,7 @@ def load_network(recipe: Recipe, splits: ImageSplits) -> tuple[Any, MeasuredNetw
     preprocessing = native_preprocessing(network, size)
     return network, MeasuredNetwork(
         name=name,
+        reason=explain_model(recipe.models[0], name, has_accelerator),
         source=str(report),
         source_classes=source.out_features if source is not None else 0,
         has_source_head=has_source_head,
@@ -85,7 +89,7 @@ def load_network(recipe: Recipe, splits: ImageSplits) -> tuple[Any, MeasuredNetw
         size_reason=reason,
         native_side=native_side,
         family=_family(network, name, has_source_head, from_file=recipe.weights is not None),
-        licence=_licence(name) if recipe.weights is None and recipe.strategy != "scratch" else "",
+        licence=licence_of(name) if recipe.weights is None and recipe.strategy != "scratch" else "",
     )
 
 
@@ -95,12 +99,6 @@ def _family(network: nn.Module, name: str, has_source_head: bool, from_file: boo
     config = timm.get_pretrained_cfg(name)
     known = "" if from_file or config is None else (tag or config.tag or "")
     return family_of(architecture_of(network), base, known, has_source_head)
-
-
-def _licence(name: str) -> str:
-    """Return the licence of a network's weights on the hub, as timm states it; empty if timm does not know it."""
-    config = timm.get_pretrained_cfg(name)
-    return str(config.license or "") if config is not None else ""
 
 
 def _takes(network: nn.Module, name: str, image_size: int) -> bool:

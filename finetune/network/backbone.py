@@ -103,12 +103,16 @@ def size_arguments(name: str, image_size: int | None) -> dict[str, Any]:
 
 
 def check_forward(network: nn.Module, name: str, image_size: int) -> None:
-    """Check that the network takes images of this side, in pixels, and that its head is the linear layer that was
-    found.
+    """Check that the network takes images of this side, in pixels, and that its logits are those of its head.
 
     Raises:
-        ModelError: the forward pass fails, or its logits are not those of the head.
+        ModelError: layers share weights, the forward pass fails, or its logits are not those of the head.
     """
+    if len(list(network.named_parameters(remove_duplicate=False))) > len(list(network.named_parameters())):
+        raise ModelError(
+            f"{name} uses the same weights in several layers, which the files of a run cannot hold; choose another "
+            f"--model"
+        )
     device = next(network.parameters()).device
     images = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
     network.eval()

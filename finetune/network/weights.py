@@ -5,7 +5,7 @@ import importlib
 import pickle
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,6 +36,9 @@ EMBEDDED = {
 }
 """For each embedded network, by timm's name: the package with its weights, and the package's class that returns their
 path."""
+
+FREE_LICENCES = ("", "unknown", "apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0")
+"""Licences that do not restrict the use of the weights, and those that are not known."""
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of the weights files in the hub's repositories, the preferred one first."""
@@ -72,6 +75,38 @@ def resolve_model(name: str, has_accelerator: bool) -> str:
         known = list(timm.list_pretrained(f"{base}.*"))
         raise ModelError(f"timm has no weights '{tag}' for '{base}'{nearest_names(name, known)}")
     return name
+
+
+def explain_model(asked: str, name: str, has_accelerator: bool) -> str:
+    """Return why `auto` stands for the network `name` on this machine, in words; empty if the name was asked for."""
+    if asked != "auto":
+        return ""
+    if name == HUB_DEFAULT:
+        return "auto: the default with an accelerator and access to the hub"
+    if not has_accelerator:
+        return "auto: the default without an accelerator; its weights are installed"
+    return (
+        f"auto: the embedded network, because the weights of {HUB_DEFAULT}, the default with an accelerator, cannot be "
+        f"reached; connect once so that they are cached"
+    )
+
+
+def available_models(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the networks whose weights can be read or downloaded, or the embedded network if there are none."""
+    return tuple(name for name in names if _is_available(name)) or (EMBEDDED_DEFAULT,)
+
+
+def binding_licence(name: str) -> str:
+    """Return the licence of a network's weights on the hub, as timm states it, if it may restrict their use; empty for
+    free licences and where timm does not know it."""
+    licence = licence_of(name)
+    return "" if licence in FREE_LICENCES else licence
+
+
+def licence_of(name: str) -> str:
+    """Return the licence of a network's weights on the hub, as timm states it; empty if timm does not know it."""
+    config = get_pretrained_cfg(name)
+    return str(config.license or "") if config is not None else ""
 
 
 def create_pretrained(name: str, weights: str | None, **arguments: Any) -> tuple[nn.Module, WeightsReport]:  # noqa: ANN401
@@ -162,7 +197,7 @@ def _create(
         filled = sum(key in state and state[key].shape == tensor.shape for key, tensor in expected.items())
         remedy = "give weights that were made for this network"
         if "img_size" in arguments:
-            remedy = f"timm cannot resize them to {arguments['img_size']} px perhaps; leave out --image-size"
+            remedy = f"perhaps they cannot be resized to {arguments['img_size']} px: leave out --image-size"
         raise ModelError(
             f"{source} does not hold the weights of '{name}': {filled} of {len(expected)} tensors match; {remedy}"
         )

@@ -15,6 +15,7 @@ from finetune.ensemble.members import TrainedMember, recommend_members, train_me
 from finetune.ensemble.recommendation import Option
 from finetune.errors import RecipeError
 from finetune.measure import measure_evidence
+from finetune.network.weights import available_models
 from finetune.predict.model import TrainedModel
 from finetune.processes import from_main_process
 from finetune.progress import Progress, no_progress
@@ -70,7 +71,8 @@ def measure_networks(recipe: Recipe, splits: ImageSplits, progress: Progress = n
             f"backbones averages several networks, but model names {recipe.model} alone; list them: a,b,c"
         )
     shared = budgeted(recipe)
-    for name in recipe.models:
+    # Of `auto:best`, whatever can be reached is measured; networks that were named must all be there.
+    for name in available_models(recipe.models) if recipe.model == "auto:best" else recipe.models:
         yield from_main_process(partial(measure_evidence, shared.changed(model=name), splits, progress))
         if groups_of(splits.train) is None:  # the first network looked for groups
             shared = shared.changed(groups="none")

@@ -21,7 +21,7 @@ from finetune.decide.planned_run import PlannedRun
 from finetune.ensemble.members import TrainedMember
 from finetune.errors import DataError, DivergenceError, FinetuneError, RunFolderError
 from finetune.measure import measure_evidence
-from finetune.network.weights import resolve_model
+from finetune.network.weights import binding_licence, resolve_model
 from finetune.predict.metrics import score
 from finetune.predict.model import Ensemble, Predictor, TrainedModel, average
 from finetune.processes import divide_rows, from_main_process, is_main_process
@@ -155,6 +155,9 @@ def decide_all(
     """
     for name in recipe.models:
         resolve_model(name, has_accelerator=False)  # report a wrong name before all images are read
+        licence = binding_licence(name) if recipe.weights is None else ""
+        if licence:
+            report.say(f"The weights of {name} have the licence {licence}, which may restrict their use.")
     if splits is None:
         regroup = partial(load_images, recipe.data, recipe.columns, recipe.limit, recipe.seed)
         splits = regroup(recipe.groups)

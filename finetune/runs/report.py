@@ -113,6 +113,7 @@ class Report:
         size = f"{evidence.images_per_class:.0f} images per class"
         rows = [
             ("network", f"{evidence.model}, weights: {evidence.weights}"),
+            *([("", evidence.model_reason)] if evidence.model_reason else []),
             ("size", f"{size}; the largest class has {evidence.imbalance:.1f} x the images of the smallest"),
             ("resolution", f"{evidence.native_shorter_side} px stored; {evidence.image_size_reason}"),
             ("domain similarity", f"{evidence.domain_similarity:.2f} (0 far, 1 near){scale}"),
