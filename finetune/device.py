@@ -14,8 +14,7 @@ MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.cont
 
 
 def best_device() -> torch.device:
-    """Return the device on which this process runs networks: its CUDA device, the GPU of an Apple computer (MPS), or the
-    CPU where there is neither."""
+    """Return the device on which this process runs networks: its CUDA device, else an Apple GPU (MPS), else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     if torch.backends.mps.is_available():

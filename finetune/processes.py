@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 
+from finetune.device import best_device
 from finetune.errors import FinetuneError
 
 Made = TypeVar("Made")
@@ -109,4 +109,4 @@ def own_turns(count: int) -> range:
 
 
 def _state() -> PartialState:
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=best_device().type == "cpu")

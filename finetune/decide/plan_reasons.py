@@ -142,8 +142,7 @@ def _about_family(plan: Plan, evidence: Evidence, recipe: Recipe) -> tuple[str, 
         found.append(f"rates for {kind}: {known.factor:g} x those of convolutional networks ({known.source})")
     if evidence.highest_rate is not None:
         found.append(
-            f"in a range test the loss of all layers fell up to a rate of {evidence.highest_rate:.1e}, which bounds the "
-            f"rates of the table"
+            f"in a range test, rates of up to {evidence.highest_rate:.1e} were safe for all layers; no rate is higher"
         )
     return tuple(found)
 

@@ -162,7 +162,7 @@ def _fastest_forward(
         batch_size=batches[2],
         parallel_parts=counts[0],
         num_threads=threads // counts[0],
-        loader_workers=0 if device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1),
+        loader_workers=0 if device.type != "cuda" else min(MOST_WORKERS, os.cpu_count() or 1),
     )
     rate = NOTHING_YET
     # One setting is searched after another, instead of all combinations: precision, layout, batch size, parts.

@@ -47,9 +47,11 @@ def time_rate(work: Callable[[], object], count: int, device: torch.device, best
     def timed() -> float:
         start = time.perf_counter()
         work()
-        # CUDA calls return before the work is done.
+        # A GPU's calls return before the work is done.
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
         return time.perf_counter() - start
 
     timed()

@@ -15,7 +15,7 @@ PROJECTIONS = ("qkv", "q", "query", "q_proj", "qs", "to_q", "queries_keys_values
 none."""
 
 POOLING = ("head", "attn_pool", "global_pool", "fc_norm")
-"""Modules above the last stage, whose attention pools and is no stage's."""
+"""Modules above the last stage, whose attention only pools."""
 
 MANY_CONVOLUTIONS = 8
 """Number of spatial convolutions from which a network with attention has convolutional stages; patch embeddings and

@@ -92,13 +92,11 @@ def size_arguments(name: str, image_size: int | None) -> dict[str, Any]:
     try:
         with torch.device("meta"):  # the shapes alone, without any numbers
             timm.create_model(name, img_size=image_size)
-    except TypeError:
+    except Exception as error:  # networks raise errors of many kinds
         raise ModelError(
-            f"{name} can only be built for images of {side} px, and {image_size} px were asked for; leave out "
-            f"--image-size, or choose another --model"
-        ) from None
-    except (AssertionError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{name} cannot be built for images of {image_size} px ({_first_line(error)})") from None
+            f"{name} cannot be built for images of {image_size} px ({_first_line(error)}); leave out --image-size, "
+            f"which makes it {side} px, or choose another --model"
+        ) from error
     return {"img_size": image_size}
 
 

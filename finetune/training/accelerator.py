@@ -1,10 +1,10 @@
 """Make the accelerator of a training: Accelerate's handle of devices, precision and processes."""
 
-import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from finetune.decide.plan import Plan
+from finetune.device import best_device
 from finetune.errors import RecipeError
 from finetune.training.sharding import is_sharding_requested, set_up_sharding
 
@@ -24,7 +24,7 @@ def make_accelerator(plan: Plan) -> Accelerator:
     # Accelerate's state belongs to the process and keeps the precision of the first training.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
+    accelerator = Accelerator(cpu=best_device().type == "cpu", mixed_precision=precision)
     if sharded:
         set_up_sharding(accelerator)
     if plan.batch_size < accelerator.num_processes:
