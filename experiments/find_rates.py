@@ -78,7 +78,7 @@ def rescue(name: str, folder: Path, results: Path) -> None:
     evidence = measure_evidence(recipe, splits)
     high = 10 * learning_rates("full", evidence.domain_similarity)[0]
     found, _ = find(name, folder)
-    # One training, judged on the test images, which chose nothing.
+    # One training, evaluated on the test images, which chose nothing.
     for rate in (high, min(high, found.rate)):
         asked = recipe.changed(training={"learning_rate": float(f"{rate:.2g}")}, refit=False)
         plan = make_plan(asked, evidence, choose_strategy(evidence, asked)).changed(validation="held_out")

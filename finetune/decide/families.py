@@ -12,7 +12,7 @@ high rates however it was pretrained, so `cnn` includes self-supervised ones."""
 
 SAFE_FRACTION = 0.5
 """Largest default rate as a fraction of the rate at which the loss begins to rise (`finetune.measure.rates`): half of
-it lies within a factor of two of the tuned rates of three networks (docs/explanation/networks.md)."""
+it is within a factor of two of the tuned rates of three networks (docs/explanation/networks.md)."""
 
 
 class FamilyRates(NamedTuple):

@@ -29,7 +29,8 @@ def make_optimizer(plan: Plan, groups: list[dict[str, Any]]) -> torch.optim.Opti
 def parameter_groups(task: Task, plan: Plan, parameters: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
     """Return the optimizer's groups: one for each stage and kind of parameter, with its peak learning rate.
 
-    Weight decay applies to matrices and kernels alone, not to biases and norms (He et al. 2019, section 3.1).
+    Weight decay applies to matrices and kernels alone, not to biases and norms (He et al. 2019, section 3.1), and
+    not to parameters that timm excludes for the network, such as position embeddings.
 
     Args:
         task: the task, which names the parameters of each stage.
@@ -37,10 +38,17 @@ def parameter_groups(task: Task, plan: Plan, parameters: dict[str, nn.Parameter]
         parameters: parameters of the module to train, by name.
     """
     rates = {stage.name: stage.learning_rate for stage in plan.stages} | {"head": plan.head_learning_rate}
+    # A tail has its network inside, whose parameters have longer names in the tail.
+    network: Any = getattr(task.module, "network", task.module)
+    excluded = set(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else set()
+    decays = {
+        name: parameter.ndim > 1 and name.removeprefix("network.") not in excluded
+        for name, parameter in parameters.items()
+    }
     groups: list[dict[str, Any]] = []
     for stage, names in task.groups.items():
         for decayed in (True, False):
-            parameters_of_group = [parameters[name] for name in names if (parameters[name].ndim > 1) == decayed]
+            parameters_of_group = [parameters[name] for name in names if decays[name] == decayed]
             if parameters_of_group:
                 decay = plan.weight_decay if decayed else 0.0
                 groups.append(

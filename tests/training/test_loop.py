@@ -17,6 +17,7 @@ from finetune.network.backbone import find_stages, set_trainable
 from finetune.network.co_tuning import add_source_head
 from finetune.training.accelerator import make_accelerator
 from finetune.training.loop import train_steps
+from finetune.training.optimizer import parameter_groups
 from finetune.training.task import Task
 
 CPU = torch.device("cpu")
@@ -184,6 +185,15 @@ def test_sgd_steps_with_nesterovs_momentum_and_decays_matrices_alone(small_netwo
             rate = 1e-3 * learning_rate_factor(number, plan.steps, plan.warmup_steps)
             moved = before - rate * (gradient + 0.9 * momentum)
             torch.testing.assert_close(after, moved, rtol=1e-5, atol=1e-7)
+
+
+def test_position_embeddings_and_class_tokens_are_not_decayed(small_network, small_plan):
+    network, plan = small_network("test_vit"), small_plan("test_vit", strategy="full", weight_decay=0.5)
+    task = make_task(network, plan)
+    groups = parameter_groups(task, plan, dict(network.named_parameters()))
+    decays = {id(each): group["weight_decay"] for group in groups for each in group["params"]}
+    assert decays[id(network.pos_embed)] == decays[id(network.cls_token)] == 0.0
+    assert decays[id(network.blocks[0].attn.qkv.weight)] == 0.5
 
 
 def test_matrices_are_decayed_and_biases_and_norms_are_not(small_network, small_plan, optimizer_steps):
