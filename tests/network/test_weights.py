@@ -1,4 +1,5 @@
 import pickle
+import re
 
 import pytest
 import timm
@@ -10,11 +11,15 @@ from finetune.errors import ModelError
 from finetune.network.weights import (
     EMBEDDED_DEFAULT,
     HUB_DEFAULT,
+    available_models,
+    binding_licence,
     create_embedded,
     create_pretrained,
+    explain_model,
     match_state,
     resolve_model,
 )
+from finetune.recipe import BEST_MODELS
 
 NAME = "test_efficientnet"
 LITE0_TENSORS = 296
@@ -333,3 +338,43 @@ def test_weights_that_are_not_to_be_had_offline_say_what_to_do():
 def test_a_network_without_published_weights_says_so():
     with pytest.raises(ModelError, match="the weights of 'resnet50t' cannot be found: timm names no hub repository"):
         create_pretrained("resnet50t", None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "has_accelerator", "reason"),
+    [
+        ("resnet18", "resnet18", True, "^$"),
+        ("auto", HUB_DEFAULT, True, "the default with an accelerator and access to the hub"),
+        ("auto", EMBEDDED_DEFAULT, False, "the default without an accelerator"),
+        ("auto", EMBEDDED_DEFAULT, True, f"because the weights of {HUB_DEFAULT}, .+ cannot be reached; connect once"),
+    ],
+)
+def test_automatic_gives_its_reason(asked, name, has_accelerator, reason):
+    assert re.search(reason, explain_model(asked, name, has_accelerator))
+
+
+def test_of_several_networks_those_whose_weights_can_be_reached_are_available(hub):
+    hub("timm/test_efficientnet.r160_in1k", state_of())
+    assert available_models(["resnet18", "test_efficientnet.r160_in1k"]) == ("test_efficientnet.r160_in1k",)
+
+
+def test_where_no_weights_can_be_reached_the_embedded_network_is_available():
+    assert available_models(BEST_MODELS) == (EMBEDDED_DEFAULT,)
+
+
+@pytest.mark.parametrize("name", BEST_MODELS)
+def test_timm_knows_the_networks_of_the_best(name):
+    assert resolve_model(name, has_accelerator=False) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "licence"),
+    [
+        ("vit_small_patch16_dinov3.lvd1689m", "dinov3-license"),
+        ("convnextv2_atto.fcmae", "cc-by-nc-4.0"),
+        ("resnet18", ""),
+        (EMBEDDED_DEFAULT, ""),
+    ],
+)
+def test_a_licence_that_may_restrict_the_use_of_weights_is_named(name, licence):
+    assert binding_licence(name) == licence
