@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from finetune.errors import FinetuneError, RecipeError, RunFolderError
+from finetune.errors import FinetuneError, ModelError, RecipeError, RunFolderError
 from finetune.recipe import Preference, Recipe, Search, Strategy, load_recipe, parse_assignment
+from finetune.runs import places
 from finetune.system_settings import apply_system_settings
 
 if TYPE_CHECKING:
@@ -175,6 +176,13 @@ def train(
             raise RecipeError(
                 f"{option} trains a saved plan as it is, so {others[0]} cannot be given with it; edit the plan instead"
             )
+    if resume is not None:
+        _check_resumed(resume)
+        places.refuse_tuning(resume)
+    elif plan is not None:
+        _check_plan(plan)
+    else:
+        recipe = _checked(options.recipe(), output)
     from finetune.runs import pipeline
 
     with _resumable("train"):
@@ -183,9 +191,9 @@ def train(
         elif plan is not None:
             pipeline.run_plan(plan, output, _report())
         elif plan_only:
-            pipeline.plan_only(options.recipe(), output, _report())
+            pipeline.plan_only(recipe, output, _report())
         else:
-            pipeline.run(options.recipe(), output, _report())
+            pipeline.run(recipe, output, _report())
 
 
 @app.command()
@@ -198,9 +206,10 @@ def plan(
     ] = False,
 ) -> None:
     """Measure, choose and plan, then stop: the same as train --plan-only."""
+    recipe = _checked(options.recipe(), output)
     from finetune.runs import pipeline
 
-    pipeline.plan_only(options.recipe(), output, _report(), plot)
+    pipeline.plan_only(recipe, output, _report(), plot)
 
 
 @app.command()
@@ -224,13 +233,18 @@ def tune(
             raise RecipeError(
                 f"--resume continues the search as it was started, so {others[0]} cannot be given with it; leave it out"
             )
+    if resume is not None:
+        _check_resumed(resume)
+        places.refuse_without_tuning(resume)
+    else:
+        recipe = _checked(options.recipe(tuning), output)
     from finetune import tuning as searching
 
     with _resumable("tune"):
         if resume is not None:
             searching.resume_tuning(resume, _report())
         else:
-            searching.tune(options.recipe(tuning), output, _report())
+            searching.tune(recipe, output, _report())
 
 
 @app.command()
@@ -243,19 +257,23 @@ def predict(
     ] = 1,
 ) -> None:
     """Label new images with a trained run."""
-    if output is not None and output.exists():
-        raise RunFolderError(f"{output} exists and is not overwritten; give another --output")
-    from finetune.predict.labelling import label_images
+    _refuse_existing(output)
+    places.refuse_without_a_model(run)
+    from finetune.data import check_images
+
+    check_images(images)
+    from finetune.predict.labelling import label_images, write_columns
     from finetune.runs.folder import RunFolder
 
     table, unreadable = label_images(RunFolder(run).read_model(), images, top_k)
     _print_left_out(unreadable)
     if output is None:
-        typer.echo(table.to_csv(index=False), nl=False)
+        write_columns(table, sys.stdout)
         return
     output.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(output, index=False)
-    typer.echo(f"{len(table)} images labelled: {output}")
+    with output.open("w", encoding="utf-8", newline="") as file:
+        write_columns(table, file)
+    typer.echo(f"{len(table['path'])} images labelled: {output}")
 
 
 @app.command()
@@ -270,8 +288,11 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="JSON file to write the metrics to.")] = None,
 ) -> None:
     """Evaluate a trained run on labelled images."""
-    if output is not None and output.exists():
-        raise RunFolderError(f"{output} exists and is not overwritten; give another --output")
+    _refuse_existing(output)
+    places.refuse_without_a_model(run)
+    from finetune.data import check_data
+
+    check_data(data)
     from finetune.data import labels_of, load_scored_images
     from finetune.predict.metrics import score
     from finetune.runs.folder import RunFolder
@@ -293,6 +314,7 @@ def evaluate(
 @app.command()
 def diagnose(run: Annotated[Path, typer.Argument(help="A run folder whose training has ended or diverged.")]) -> None:
     """Diagnose a run's learning curve (too short, too fast, overfitted, ...) and say what to change."""
+    places.refuse_without_a_plan(run)
     from finetune.decide import diagnosis
     from finetune.runs.folder import RunFolder
 
@@ -344,6 +366,42 @@ def main(arguments: list[str] | None = None) -> None:
     except FinetuneError as error:
         _print_error(f"error: {error}")
         sys.exit(2)
+
+
+def _checked(recipe: Recipe, output: Path | None) -> Recipe:
+    """Return a recipe whose paths exist and whose run folder is free, so that a mistake in them is told at once.
+
+    Raises:
+        FinetuneError: there is no such data or no such file with weights, or the run folder is taken.
+    """
+    from finetune.data import check_data
+
+    check_data(recipe.data)
+    if recipe.weights is not None and not Path(recipe.weights).exists():
+        raise ModelError(f"there is no weights file {recipe.weights}")
+    # With several processes, another one may have begun to write there.
+    if output is not None and os.environ.get("WORLD_SIZE", "1") == "1":
+        places.refuse_if_taken(output)
+    return recipe
+
+
+def _check_plan(plan: Path) -> None:
+    """Check that a plan can be read, and that its data exists."""
+    from finetune.data import check_data
+    from finetune.decide.plan import Plan
+
+    check_data(Plan.load(plan).data)
+
+
+def _check_resumed(run: Path) -> None:
+    """Check that there is an unfinished run in a folder."""
+    places.refuse_without_a_plan(run)
+    places.refuse_if_finished(run)
+
+
+def _refuse_existing(output: Path | None) -> None:
+    if output is not None and output.exists():
+        raise RunFolderError(f"{output} exists and is not overwritten; give another --output")
 
 
 @contextmanager

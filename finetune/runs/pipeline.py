@@ -27,17 +27,14 @@ from finetune.predict.model import Ensemble, Predictor, TrainedModel, average
 from finetune.processes import divide_rows, from_main_process, is_main_process
 from finetune.recipe import Recipe, load_recipe
 from finetune.runs.execution import Outcome, Searched, carry_out, decide, measure_networks
-from finetune.runs.folder import (
+from finetune.runs.folder import RunFolder, RunMetrics, Seconds, read_members
+from finetune.runs.places import (
     SCHEDULE,
-    RunFolder,
-    RunMetrics,
-    Seconds,
     default_folder,
-    holds_tuning,
-    read_members,
     refuse_if_finished,
     refuse_if_raced,
     refuse_if_taken,
+    refuse_tuning,
 )
 from finetune.runs.report import Report, describe_groups
 
@@ -129,10 +126,9 @@ def resume(path: Path, report: Report | None = None) -> Predictor:
     start = time.perf_counter()
     folder = RunFolder(path)
     members = read_members(folder)
-    refuse_if_finished(folder)
-    refuse_if_raced(folder)
-    if holds_tuning(folder):
-        raise RunFolderError(f"{path} holds an interrupted search; continue it: finetune tune --resume {path}")
+    refuse_if_finished(path)
+    refuse_if_raced(path)
+    refuse_tuning(path)
     with reporting(report) as report:
         return _train(folder, members, report, start, None)
 
@@ -258,7 +254,7 @@ def claim_folder(output: Path | None, data: str) -> RunFolder:
 
     def claim() -> RunFolder:
         folder = RunFolder(output or default_folder(data))
-        refuse_if_taken(folder)
+        refuse_if_taken(folder.path)
         return folder
 
     return from_main_process(claim)

@@ -21,8 +21,9 @@ from finetune.predict.model import Predictor, fit_temperature
 from finetune.processes import num_processes
 from finetune.recipe import Recipe
 from finetune.runs.execution import Searched
-from finetune.runs.folder import RunFolder, holds_tuning, refuse_if_finished
+from finetune.runs.folder import RunFolder
 from finetune.runs.pipeline import claim_folder, decide_all, reporting, save_run
+from finetune.runs.places import refuse_if_finished, refuse_without_tuning
 from finetune.runs.report import Report
 from finetune.training import Checkpoints, TrainingDivergedError, TrainingState, begin, evaluate_at, history_so_far
 from finetune.tuning.checks import Checks
@@ -101,11 +102,8 @@ def resume_tuning(path: Path, report: Report | None = None) -> Predictor:
     _refuse_several_processes()
     folder = RunFolder(path)
     decisions = folder.read_decisions()
-    refuse_if_finished(folder)
-    if not holds_tuning(folder):
-        raise RunFolderError(
-            f"{path} holds no search for hyper-parameters; resume it with: finetune train --resume {path}"
-        )
+    refuse_if_finished(path)
+    refuse_without_tuning(path)
     with reporting(report) as report:
         plan = decisions.plan
         splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups)
