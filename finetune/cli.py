@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from finetune.errors import FinetuneError, ModelError, RecipeError, RunFolderError
+from finetune.checks import check_plan, check_prediction, check_resumed, checked
+from finetune.errors import FinetuneError, RecipeError
 from finetune.recipe import Preference, Recipe, Search, Strategy, load_recipe, parse_assignment
-from finetune.runs import places
+from finetune.runs.places import refuse_without_a_plan
 from finetune.system_settings import apply_system_settings
 
 if TYPE_CHECKING:
@@ -177,12 +178,11 @@ def train(
                 f"{option} trains a saved plan as it is, so {others[0]} cannot be given with it; edit the plan instead"
             )
     if resume is not None:
-        _check_resumed(resume)
-        places.refuse_tuning(resume)
+        check_resumed(resume, is_tuning=False)
     elif plan is not None:
-        _check_plan(plan)
+        check_plan(plan)
     else:
-        recipe = _checked(options.recipe(), output)
+        recipe = checked(options.recipe(), output)
     from finetune.runs import pipeline
 
     with _resumable("train"):
@@ -206,7 +206,7 @@ def plan(
     ] = False,
 ) -> None:
     """Measure, choose and plan, then stop: the same as train --plan-only."""
-    recipe = _checked(options.recipe(), output)
+    recipe = checked(options.recipe(), output)
     from finetune.runs import pipeline
 
     pipeline.plan_only(recipe, output, _report(), plot)
@@ -234,10 +234,9 @@ def tune(
                 f"--resume continues the search as it was started, so {others[0]} cannot be given with it; leave it out"
             )
     if resume is not None:
-        _check_resumed(resume)
-        places.refuse_without_tuning(resume)
+        check_resumed(resume, is_tuning=True)
     else:
-        recipe = _checked(options.recipe(tuning), output)
+        recipe = checked(options.recipe(tuning), output)
     from finetune import tuning as searching
 
     with _resumable("tune"):
@@ -257,11 +256,7 @@ def predict(
     ] = 1,
 ) -> None:
     """Label new images with a trained run."""
-    _refuse_existing(output)
-    places.refuse_without_a_model(run)
-    from finetune.data import check_images
-
-    check_images(images)
+    check_prediction(run, output, images=images)
     from finetune.predict.labelling import label_images, write_columns
     from finetune.runs.folder import RunFolder
 
@@ -288,11 +283,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="JSON file to write the metrics to.")] = None,
 ) -> None:
     """Evaluate a trained run on labelled images."""
-    _refuse_existing(output)
-    places.refuse_without_a_model(run)
-    from finetune.data import check_data
-
-    check_data(data)
+    check_prediction(run, output, data=data)
     from finetune.data import labels_of, load_scored_images
     from finetune.predict.metrics import score
     from finetune.runs.folder import RunFolder
@@ -314,7 +305,7 @@ def evaluate(
 @app.command()
 def diagnose(run: Annotated[Path, typer.Argument(help="A run folder whose training has ended or diverged.")]) -> None:
     """Diagnose a run's learning curve (too short, too fast, overfitted, ...) and say what to change."""
-    places.refuse_without_a_plan(run)
+    refuse_without_a_plan(run)
     from finetune.decide import diagnosis
     from finetune.runs.folder import RunFolder
 
@@ -366,42 +357,6 @@ def main(arguments: list[str] | None = None) -> None:
     except FinetuneError as error:
         _print_error(f"error: {error}")
         sys.exit(2)
-
-
-def _checked(recipe: Recipe, output: Path | None) -> Recipe:
-    """Return a recipe whose paths exist and whose run folder is free, so that a mistake in them is told at once.
-
-    Raises:
-        FinetuneError: there is no such data or no such file with weights, or the run folder is taken.
-    """
-    from finetune.data import check_data
-
-    check_data(recipe.data)
-    if recipe.weights is not None and not Path(recipe.weights).exists():
-        raise ModelError(f"there is no weights file {recipe.weights}")
-    # With several processes, another one may have begun to write there.
-    if output is not None and os.environ.get("WORLD_SIZE", "1") == "1":
-        places.refuse_if_taken(output)
-    return recipe
-
-
-def _check_plan(plan: Path) -> None:
-    """Check that a plan can be read, and that its data exists."""
-    from finetune.data import check_data
-    from finetune.decide.plan import Plan
-
-    check_data(Plan.load(plan).data)
-
-
-def _check_resumed(run: Path) -> None:
-    """Check that there is an unfinished run in a folder."""
-    places.refuse_without_a_plan(run)
-    places.refuse_if_finished(run)
-
-
-def _refuse_existing(output: Path | None) -> None:
-    if output is not None and output.exists():
-        raise RunFolderError(f"{output} exists and is not overwritten; give another --output")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Check run folders, and name new ones, without reading a model, so that a mistake in a path is told at once."""
+"""Check run folders, and name new ones, without reading a model, so that a mistake in a path is reported at once."""
 
 import json
 from datetime import datetime
