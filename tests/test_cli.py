@@ -192,7 +192,7 @@ def test_an_interruption_prints_the_command_that_continues(command, monkeypatch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("finetune.runs.pipeline.run", interrupted)
-    status, _, said = command("--data", "x")
+    status, _, said = command("--data", "demo:digits")
     assert status == 130
     assert "continue with: finetune train --resume RUN" in said
 

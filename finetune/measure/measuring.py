@@ -290,16 +290,19 @@ def _measure_machine(
 ) -> tuple[tuple[StageProfile, ...], MachineSpeed]:
     """Return the costs of the network's stages and the speeds of this machine, measured once and then cached.
 
-    Speeds of a busy machine are used, but not cached.
+    Speeds that were measured while the machine was busy are measured again by the first run that finds it idle.
     """
     device = next(network.parameters()).device
     processes = num_processes()
     batch_size = math.ceil((recipe.batch_size or default_batch_size(num_images)) / processes)
     asked = recipe.training.trainable_stages
-    # The key includes the schemas of the values, so that measurements of an older version are not found.
-    schemas = MachineSpeed.model_json_schema(), StageProfile.model_json_schema()
+    # A head that is trained alone is taken to be as fast as the norms.
+    with_norms = recipe.strategy in {"norm_tuning", "linear_probe"}
+    # The key includes the structure of the values, so that measurements of an older version are not found.
+    structure = MachineSpeed.structure(), StageProfile.structure()
+    depths_asked = asked or "usual and short"
     key = make_key(
-        name, preprocessing, batch_size, asked or "usual and short", pixels.is_cached, machine_name(device), schemas
+        name, preprocessing, batch_size, depths_asked, with_norms, pixels.is_cached, machine_name(device), structure
     )
 
     def measure() -> dict[str, Any]:
@@ -308,16 +311,19 @@ def _measure_machine(
         depths = {asked} if asked else {half_stages(stages), default_trainable_stages(stages)}
         depths = {min(depth, len(stages) - 1) for depth in depths}
         images = VariedImages(pixels, preprocessing, USUAL_AUGMENTATION, recipe.seed)
-        speed = measure_speed(network, preprocessing, batch_size, sorted(depths), images)
+        speed = measure_speed(network, preprocessing, batch_size, sorted(depths), images, with_norms)
         progress("timing this machine", 1, 1)
         return {"stages": [stage.model_dump() for stage in stages], "speed": speed.model_dump()}
 
     found = read_value("measurements", key)
     if found is None:
-        busy = is_busy()
-        found = measure()
-        if not busy:
-            write_value("measurements", key, f"speed of {name} at {preprocessing.image_size} px", found)
+        about = f"speed of {name} at {preprocessing.image_size} px"
+        if is_busy():
+            key, about = make_key(key, "busy"), f"{about} on a busy machine"
+            found = read_value("measurements", key)
+        if found is None:
+            found = measure()
+            write_value("measurements", key, about, found)
     origin = "a measurement in the cache is damaged (remove it with 'finetune cache --clear')"
     stages = tuple(StageProfile.parse(stage, origin, CacheError) for stage in found["stages"])
     return stages, MachineSpeed.parse(found["speed"], origin, CacheError).changed(num_processes=processes)
