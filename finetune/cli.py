@@ -6,6 +6,7 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 import inspect
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from finetune.checks import check_plan, check_prediction, check_resumed, checked
 from finetune.errors import FinetuneError, RecipeError
 from finetune.recipe import Preference, Recipe, Search, Strategy, load_recipe, parse_assignment
 from finetune.runs.places import refuse_without_a_plan
-from finetune.system_settings import apply_system_settings
+from finetune.system_settings import apply_system_settings, forget_imports
 
 if TYPE_CHECKING:
     from finetune.data import Unreadable
@@ -53,9 +54,7 @@ RECIPE_OPTIONS: Mapping[str, Any] = {
     "steps": Annotated[int | None, typer.Option(help="Optimizer steps; excludes --epochs.")],
     "batch_size": Annotated[int | None, typer.Option(help="Images per optimizer step, over all processes.")],
     "limit": Annotated[int | None, typer.Option(help="Largest number of training images to use, stratified by class.")],
-    "time_budget": Annotated[
-        str | None, typer.Option(help="Time limit of all trainings together, such as 90s, 10m, 1.5h.")
-    ],
+    "time_budget": Annotated[str | None, typer.Option(help="Time limit of the whole command, such as 90s, 10m, 1.5h.")],
     "prefer": Annotated[
         Preference | None, typer.Option(help="Preference between accuracy and training time; balanced by default.")
     ],
@@ -168,6 +167,7 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Continue the interrupted run in this folder.")] = None,
 ) -> None:
     """Measure the images, choose a strategy and say why, train, and write a run folder."""
+    start = time.perf_counter()
     if plan is not None or resume is not None:
         option = "--plan" if plan is not None else "--resume"
         others = [*options.typed, *(["--plan-only"] if plan_only else [])]
@@ -185,15 +185,16 @@ def train(
         recipe = checked(options.recipe(), output)
     from finetune.runs import pipeline
 
+    forget_imports()
     with _resumable("train"):
         if resume is not None:
             pipeline.resume(resume, _report())
         elif plan is not None:
             pipeline.run_plan(plan, output, _report())
         elif plan_only:
-            pipeline.plan_only(recipe, output, _report())
+            pipeline.plan_only(recipe, output, _report(), start=start)
         else:
-            pipeline.run(recipe, output, _report())
+            pipeline.run(recipe, output, _report(), start=start)
 
 
 @app.command()
@@ -206,10 +207,11 @@ def plan(
     ] = False,
 ) -> None:
     """Measure, choose and plan, then stop: the same as train --plan-only."""
+    start = time.perf_counter()
     recipe = checked(options.recipe(), output)
     from finetune.runs import pipeline
 
-    pipeline.plan_only(recipe, output, _report(), plot)
+    pipeline.plan_only(recipe, output, _report(), plot, start)
 
 
 @app.command()
@@ -225,6 +227,7 @@ def tune(
     resume: Annotated[Path | None, typer.Option(help="Continue the interrupted search in this folder.")] = None,
 ) -> None:
     """Search for hyper-parameters in six steps, train the best ones, and write a run folder."""
+    start = time.perf_counter()
     tuning = {"trials": trials, "search": search, "storage": storage}
     tuning = {name: value for name, value in tuning.items() if value is not None}
     if resume is not None:
@@ -239,11 +242,12 @@ def tune(
         recipe = checked(options.recipe(tuning), output)
     from finetune import tuning as searching
 
+    forget_imports()
     with _resumable("tune"):
         if resume is not None:
             searching.resume_tuning(resume, _report())
         else:
-            searching.tune(recipe, output, _report())
+            searching.tune(recipe, output, _report(), start=start)
 
 
 @app.command()

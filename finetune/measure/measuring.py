@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from finetune.cache import make_key, read_value, size_limit, write_value
 from finetune.data import ImageSplits, Pixels, even_sample, groups_of, labels_of, native_size, stratified_subset
 from finetune.data.batches import PlainImages, VariedImages, normaliser, read_in_turn
+from finetune.decide.budget import OVERHEAD_SECONDS, least_following, refuse_short_budget
 from finetune.decide.evidence import Evidence, ForwardSettings, MachineSpeed, StageProfile
 from finetune.decide.plan import AugmentationPlan
 from finetune.decide.preprocessing import Preprocessing, choose_image_size
@@ -103,19 +104,24 @@ class _Network:
     """Median shorter side of the stored images, in pixels."""
 
 
-def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = no_progress) -> Evidence:
+def measure_evidence(
+    recipe: Recipe, splits: ImageSplits, progress: Progress = no_progress, seconds_before: float = 0.0
+) -> Evidence:
     """Return the measurements that the choice is based on, from the training images alone.
 
     Args:
         recipe: the recipe, which names one network.
         splits: labelled images; the validation and the test split are not measured.
         progress: called with the work in progress.
+        seconds_before: time that the command took before, in seconds.
 
     Raises:
         ModelError: the network is unknown, or its weights cannot be found.
-        RecipeError: the recipe names several networks, which must be measured one at a time.
+        RecipeError: the recipe names several networks, which must be measured one at a time, or its time budget is too
+            short.
     """
     start = time.perf_counter()
+    refuse_short_budget(recipe.time_budget, seconds_before, OVERHEAD_SECONDS)
     network, about = _load_network(recipe, splits)
     sample = _draw_sample(splits, about.preprocessing, recipe.seed)
     metric = recipe.metric or ("balanced_accuracy" if _imbalance(sample) >= IMBALANCED else "top1")
@@ -125,6 +131,9 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
     stages, speed = _measure_machine(
         network, about.name, about.preprocessing, recipe, splits.num_training_images, sample.pixels, progress
     )
+    num_test = 0 if splits.test is None else len(splits.test)
+    passed = seconds_before + time.perf_counter() - start
+    refuse_short_budget(recipe.time_budget, passed, least_following(len(sample.pixels), num_test, speed))
     network.to(memory_format=MEMORY_FORMATS[speed.forward.layout])
     domain = _measure_similarity(network, about.name, sample.pixels, sample.labels, recipe.seed, speed.forward)
     features, mirrored, own_work = _compute_features(network, about, sample, recipe, speed.forward, progress)
@@ -150,6 +159,8 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
         stages=stages,
         speed=speed,
         cache_bytes=size_limit() // 2 if splits.stream is None else 0,
+        num_test=num_test,
+        seconds_before=round(seconds_before, 2),
         seconds=round(time.perf_counter() - start, 2),
         work=work + domain.work + own_work,
     )
