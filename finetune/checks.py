@@ -13,11 +13,14 @@ def checked(recipe: Recipe, output: Path | None) -> Recipe:
     """Return a recipe whose paths exist, for a run folder that is free.
 
     Raises:
-        FinetuneError: there is no such data or no such file with weights, or the run folder is taken.
+        FinetuneError: there is no such data or no such file with weights, the time budget is shorter than any run, or
+            the run folder is taken.
     """
     from finetune.data import check_data  # it imports numpy, which --help does not need
+    from finetune.decide.budget import refuse_hopeless_budget
 
     check_data(recipe.data)
+    refuse_hopeless_budget(recipe.time_budget)
     if recipe.weights is not None and not Path(recipe.weights).exists():
         raise ModelError(f"there is no weights file {recipe.weights}")
     # With several processes, another one may have begun to write there.

@@ -23,6 +23,7 @@ CASES = {
     "train --data images --epochs 3 --set epochs=5": "epochs is given twice",
     "train --data images --batch-size 0": "batch_size: input should be greater than or equal to 1",
     "train --data images --time-budget soon": "time_budget: expected a duration like 90s, 10m or 1.5h",
+    "train --data images --time-budget 1s": "a time budget of 1 s is too short: 0 s have passed",
     "train --data images --strategy half": "'half' is not one of",
     "train --data images --epochs many": "unable to parse string as a number",
     "train --data images --speed fast": "No such option",

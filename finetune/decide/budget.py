@@ -11,6 +11,9 @@ OVERHEAD_SECONDS = 2.0
 """Approximate time of a command that no measured rate predicts, in seconds: loading the network again, preparing its
 optimizer, and writing the run folder."""
 
+STARTING_SECONDS = 4.0
+"""Approximate time of imports on two idle cores, in seconds."""
+
 MARGIN = 1.1
 """Ratio of the budget that a refusal suggests to the least that is expected to be needed."""
 
@@ -50,6 +53,15 @@ def least_following(num_images: int, num_test: int, speed: MachineSpeed) -> floa
     return OVERHEAD_SECONDS + PROBE_SECONDS + (num_images + num_test) * seconds_per_image(speed)
 
 
+def refuse_hopeless_budget(budget: float | None) -> None:
+    """Refuse a time budget that is shorter than any run, before anything was imported or measured.
+
+    Raises:
+        RecipeError: the budget is too short even for a linear probe on few images.
+    """
+    refuse_short_budget(budget, 0.0, STARTING_SECONDS + PROBE_SECONDS + OVERHEAD_SECONDS)
+
+
 def refuse_short_budget(budget: float | None, passed: float, following: float) -> None:
     """Refuse a time budget that cannot be kept.
 
@@ -64,8 +76,8 @@ def refuse_short_budget(budget: float | None, passed: float, following: float) -
     if budget is None or passed + following <= budget:
         return
     raise RecipeError(
-        f"a time budget of {budget:.0f} s is too short: {passed:.0f} s have passed, and a linear probe and its "
-        f"evaluation would take about {following:.0f} s more; give --time-budget "
+        f"a time budget of {budget:.0f} s is too short: {passed:.0f} s have passed, and a linear probe with its "
+        f"evaluation takes about {following:.0f} s more; give --time-budget "
         f"{math.ceil(MARGIN * (passed + following))}s or more, or fewer images with --limit"
     )
 

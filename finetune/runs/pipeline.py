@@ -180,7 +180,8 @@ def decide_all(
     members = decide(recipe, measured, share)
     report.choice(members[0].choice)
     report.plan(members[0].plan)
-    report.say(f"  {describe_members(members)}")
+    if share == 1.0:  # a search has many trainings
+        report.say(f"  {describe_members(members)}")
     return splits, members
 
 
