@@ -6,6 +6,7 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 import inspect
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from finetune.errors import FinetuneError, RecipeError, RunFolderError
+from finetune.checks import check_plan, check_prediction, check_resumed, checked
+from finetune.errors import FinetuneError, RecipeError
 from finetune.recipe import Preference, Recipe, Search, Strategy, load_recipe, parse_assignment
-from finetune.system_settings import apply_system_settings
+from finetune.runs.places import refuse_without_a_plan
+from finetune.system_settings import apply_system_settings, forget_imports
 
 if TYPE_CHECKING:
     from finetune.data import Unreadable
@@ -53,9 +56,7 @@ RECIPE_OPTIONS: Mapping[str, Any] = {
     "steps": Annotated[int | None, typer.Option(help="Optimizer steps; excludes --epochs.")],
     "batch_size": Annotated[int | None, typer.Option(help="Images per optimizer step, over all processes.")],
     "limit": Annotated[int | None, typer.Option(help="Largest number of training images to use, stratified by class.")],
-    "time_budget": Annotated[
-        str | None, typer.Option(help="Time limit of all trainings together, such as 90s, 10m, 1.5h.")
-    ],
+    "time_budget": Annotated[str | None, typer.Option(help="Time limit of the whole command, such as 90s, 10m, 1.5h.")],
     "prefer": Annotated[
         Preference | None, typer.Option(help="Preference between accuracy and training time; balanced by default.")
     ],
@@ -168,6 +169,7 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Continue the interrupted run in this folder.")] = None,
 ) -> None:
     """Measure the images, choose a strategy and say why, train, and write a run folder."""
+    start = time.perf_counter()
     if plan is not None or resume is not None:
         option = "--plan" if plan is not None else "--resume"
         others = [*options.typed, *(["--plan-only"] if plan_only else [])]
@@ -177,17 +179,24 @@ def train(
             raise RecipeError(
                 f"{option} trains a saved plan as it is, so {others[0]} cannot be given with it; edit the plan instead"
             )
+    if resume is not None:
+        check_resumed(resume, is_tuning=False)
+    elif plan is not None:
+        check_plan(plan)
+    else:
+        recipe = checked(options.recipe(), output)
     from finetune.runs import pipeline
 
+    forget_imports()
     with _resumable("train"):
         if resume is not None:
             pipeline.resume(resume, _report())
         elif plan is not None:
             pipeline.run_plan(plan, output, _report())
         elif plan_only:
-            pipeline.plan_only(options.recipe(), output, _report())
+            pipeline.plan_only(recipe, output, _report(), start=start)
         else:
-            pipeline.run(options.recipe(), output, _report())
+            pipeline.run(recipe, output, _report(), start=start)
 
 
 @app.command()
@@ -200,9 +209,11 @@ def plan(
     ] = False,
 ) -> None:
     """Measure, choose and plan, then stop: the same as train --plan-only."""
+    start = time.perf_counter()
+    recipe = checked(options.recipe(), output)
     from finetune.runs import pipeline
 
-    pipeline.plan_only(options.recipe(), output, _report(), plot)
+    pipeline.plan_only(recipe, output, _report(), plot, start)
 
 
 @app.command()
@@ -218,6 +229,7 @@ def tune(
     resume: Annotated[Path | None, typer.Option(help="Continue the interrupted search in this folder.")] = None,
 ) -> None:
     """Search for hyper-parameters in six steps, train the best ones, and write a run folder."""
+    start = time.perf_counter()
     tuning = {"trials": trials, "search": search, "storage": storage}
     tuning = {name: value for name, value in tuning.items() if value is not None}
     if resume is not None:
@@ -226,13 +238,18 @@ def tune(
             raise RecipeError(
                 f"--resume continues the search as it was started, so {others[0]} cannot be given with it; leave it out"
             )
+    if resume is not None:
+        check_resumed(resume, is_tuning=True)
+    else:
+        recipe = checked(options.recipe(tuning), output)
     from finetune import tuning as searching
 
+    forget_imports()
     with _resumable("tune"):
         if resume is not None:
             searching.resume_tuning(resume, _report())
         else:
-            searching.tune(options.recipe(tuning), output, _report())
+            searching.tune(recipe, output, _report(), start=start)
 
 
 @app.command()
@@ -245,19 +262,19 @@ def predict(
     ] = 1,
 ) -> None:
     """Label new images with a trained run."""
-    if output is not None and output.exists():
-        raise RunFolderError(f"{output} exists and is not overwritten; give another --output")
-    from finetune.predict.labelling import label_images
+    check_prediction(run, output, images=images)
+    from finetune.predict.labelling import label_images, write_columns
     from finetune.runs.folder import RunFolder
 
     table, unreadable = label_images(RunFolder(run).read_model(), images, top_k)
     _print_left_out(unreadable)
     if output is None:
-        typer.echo(table.to_csv(index=False), nl=False)
+        write_columns(table, sys.stdout)
         return
     output.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(output, index=False)
-    typer.echo(f"{len(table)} images labelled: {output}")
+    with output.open("w", encoding="utf-8", newline="") as file:
+        write_columns(table, file)
+    typer.echo(f"{len(table['path'])} images labelled: {output}")
 
 
 @app.command()
@@ -272,8 +289,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="JSON file to write the metrics to.")] = None,
 ) -> None:
     """Evaluate a trained run on labelled images."""
-    if output is not None and output.exists():
-        raise RunFolderError(f"{output} exists and is not overwritten; give another --output")
+    check_prediction(run, output, data=data)
     from finetune.data import labels_of, load_scored_images
     from finetune.predict.metrics import score
     from finetune.runs.folder import RunFolder
@@ -295,6 +311,7 @@ def evaluate(
 @app.command()
 def diagnose(run: Annotated[Path, typer.Argument(help="A run folder whose training has ended or diverged.")]) -> None:
     """Diagnose a run's learning curve (too short, too fast, overfitted, ...) and say what to change."""
+    refuse_without_a_plan(run)
     from finetune.decide import diagnosis
     from finetune.runs.folder import RunFolder
 

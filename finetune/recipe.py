@@ -240,8 +240,8 @@ class Recipe(FrozenModel):
     limit: Annotated[int, Field(ge=1)] | None = None
     """Number of training images to use, stratified by class; by default all."""
     time_budget: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] | None = None
-    """Time limit of all trainings of a run together, in seconds or with a unit, such as 90s, 10m or 1.5h; by default
-    unlimited."""
+    """Time limit of the whole command, from its imports to the written run folder, in seconds or with a unit, such as
+    90s, 10m or 1.5h; by default unlimited."""
     refit: bool | None = None
     """Whether the final model is also trained on the held-out images after they have been used for evaluation; by
     default true below 1,000 training images."""

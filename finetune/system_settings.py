@@ -4,6 +4,7 @@ Both settings make training on a CPU faster. A setting that the user has made in
 """
 
 import ctypes
+import gc
 import os
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
@@ -19,6 +20,15 @@ def apply_system_settings() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if not any(name.startswith("MALLOC_") for name in os.environ):
         _keep_freed_memory()
+
+
+def forget_imports() -> None:
+    """Make the garbage collector leave out all objects that exist now, which are those of the imported libraries.
+
+    Accelerate collects garbage after each training. Searching all that torch, timm and others keep until the end took
+    0.3 to 0.6 s each time.
+    """
+    gc.freeze()
 
 
 def _keep_freed_memory() -> None:

@@ -50,6 +50,11 @@ class FrozenModel(BaseModel):
         computed = set(type(self).model_computed_fields)
         return self.parse({**self.model_dump(exclude=computed), **changes}, origin=type(self).__name__)
 
+    @classmethod
+    def structure(cls) -> str:
+        """Return the names and the types of all fields as a text, for cache keys; their documentation is left out."""
+        return json.dumps(_without_texts(cls.model_json_schema()), sort_keys=True)
+
     def save(self, path: Path) -> None:
         """Write the value as indented JSON; the file appears whole or not at all."""
         partial = path.with_name(path.name + ".partial")
@@ -91,6 +96,17 @@ class FrozenModel(BaseModel):
             raise kind(f"{origin}: {explain(cls, error)}") from None
         except RecipeError as error:  # from a class whose constructor explains its errors itself
             raise kind(f"{origin}: {error}") from None
+
+
+def _without_texts(schema: object) -> object:
+    """Return a JSON schema without titles and descriptions."""
+    if isinstance(schema, list):
+        return [_without_texts(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    # A field called `title` has a schema, which is not a text.
+    texts = {key for key in ("title", "description") if isinstance(schema.get(key), str)}
+    return {key: _without_texts(part) for key, part in schema.items() if key not in texts}
 
 
 def explain(cls: type[BaseModel], error: ValidationError) -> str:

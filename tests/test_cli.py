@@ -9,6 +9,7 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 
 from finetune.cache import list_entries, write_value
@@ -192,7 +193,7 @@ def test_an_interruption_prints_the_command_that_continues(command, monkeypatch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("finetune.runs.pipeline.run", interrupted)
-    status, _, said = command("--data", "x")
+    status, _, said = command("--data", "demo:digits")
     assert status == 130
     assert "continue with: finetune train --resume RUN" in said
 
@@ -317,14 +318,20 @@ def test_a_plans_learning_rates_are_plotted_on_request(command, image_folder, we
 
 def test_a_time_budget_is_planned_for(command, image_folder, quick, tmp_path):
     image_folder(tmp_path / "images")
-    trained = (*quick[:-1], "full", "--time-budget")
-    steps = {}
-    for budget in ("2s", "10m"):
-        assert command("plan", "--data", "images", "--output", budget, *trained, budget)[0] == 0
-        plan = json.loads((tmp_path / budget / "plan.json").read_text())
-        steps[plan["time_budget"]] = plan["steps"]
-    assert sorted(steps) == [2.0, 600.0]
-    assert 0 < steps[2.0] < steps[600.0]
+    trained = (*quick[:-1], "full", "--time-budget", "10m")
+    assert command("plan", "--data", "images", "--output", "out", *trained)[0] == 0
+    recipe, evidence, plan = (
+        yaml.safe_load((tmp_path / "out" / name).read_text()) for name in ("recipe.yaml", "evidence.json", "plan.json")
+    )
+    passed = evidence["seconds_before"] + evidence["seconds"]
+    assert recipe["time_budget"] == 600.0
+    assert 500.0 < plan["time_budget"] < 600.0 - passed
+
+
+def test_a_time_budget_that_cannot_be_kept_is_refused_with_the_least_that_is_needed(command, image_folder, quick):
+    image_folder(Path("images"))
+    said = mistake(command("--data", "images", *quick[:-1], "full", "--time-budget", "1s"))
+    assert re.search(r"a time budget of 1 s is too short: .* give --time-budget \d+s or more", said)
 
 
 def test_an_ensemble_lists_its_options_and_predicts(command, image_folder, weights_file, tmp_path):

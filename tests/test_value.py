@@ -273,3 +273,24 @@ def test_a_wrong_value_in_a_list_is_named_with_its_place_and_shown(tmp_path):
 def test_something_else_than_a_table_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="valid dictionary"):
         load(tmp_path, [1, 2])
+
+
+def test_the_structure_of_a_value_depends_on_its_fields_and_types_and_not_on_their_documentation():
+    def structure(number_type, documentation):
+        class Part(FrozenModel):
+            """A part."""
+
+            number: number_type
+
+        Part.__doc__ = documentation
+        Part.model_fields["number"].description = documentation
+
+        class Whole(FrozenModel):
+            part: Part
+
+        Whole.model_rebuild(force=True)
+        return Whole.structure()
+
+    assert structure(int, "one") == structure(int, "another")
+    assert structure(int, "one") != structure(float, "one")
+    assert '"number"' in structure(int, "one")

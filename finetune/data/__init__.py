@@ -7,24 +7,74 @@ The modules, in the order in which an image passes through them:
 - `known_groups`: gives each image the group that the recipe names; `grouping` reads groups from paths.
 - `image_splits`: makes train, validation and test splits; `splitting` chooses which images are held out.
 - `decoding`: decodes an image file; `pixels` caches decoded images.
+- `paths`: checks the given paths before anything is read, and makes a table of image files without labels.
 - `augmentation`: resizes, crops and varies an image; `batches` makes batches of images.
+
+A name is imported when it is first used, so that a prediction does not wait for what reads data sets.
 """
 
-from finetune.data.decoding import ImageSource, decode, in_threads, native_size, read_image, why_unreadable
-from finetune.data.folder import files_below
-from finetune.data.image_splits import ImageSplits, Unreadable, groups_of, labels_of, paths_of
-from finetune.data.known_groups import groups_by_rule
-from finetune.data.pixels import Pixels
-from finetune.data.sources import group_training_images, label_paths, load_images, load_scored_images, table_of_paths
-from finetune.data.splitting import even_sample, stratified_folds, stratified_holdout, stratified_subset
-from finetune.data.streaming import ImageStream
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from finetune.data.decoding import (
+        ImageSource,
+        Unreadable,
+        decode,
+        in_threads,
+        native_size,
+        read_image,
+        why_unreadable,
+    )
+    from finetune.data.folder import files_below
+    from finetune.data.image_splits import ImageSplits, groups_of, labels_of, paths_of
+    from finetune.data.known_groups import groups_by_rule
+    from finetune.data.paths import PathTable, check_data, check_images, table_of_paths
+    from finetune.data.pixels import Pixels
+    from finetune.data.sources import group_training_images, label_paths, load_images, load_scored_images
+    from finetune.data.splitting import even_sample, stratified_folds, stratified_holdout, stratified_subset
+    from finetune.data.streaming import ImageStream
+
+_HOMES = {
+    "ImageSource": "decoding",
+    "Unreadable": "decoding",
+    "decode": "decoding",
+    "in_threads": "decoding",
+    "native_size": "decoding",
+    "read_image": "decoding",
+    "why_unreadable": "decoding",
+    "files_below": "folder",
+    "ImageSplits": "image_splits",
+    "groups_of": "image_splits",
+    "labels_of": "image_splits",
+    "paths_of": "image_splits",
+    "groups_by_rule": "known_groups",
+    "PathTable": "paths",
+    "check_data": "paths",
+    "check_images": "paths",
+    "table_of_paths": "paths",
+    "Pixels": "pixels",
+    "group_training_images": "sources",
+    "label_paths": "sources",
+    "load_images": "sources",
+    "load_scored_images": "sources",
+    "even_sample": "splitting",
+    "stratified_folds": "splitting",
+    "stratified_holdout": "splitting",
+    "stratified_subset": "splitting",
+    "ImageStream": "streaming",
+}
+"""Module of the folder that defines each name."""
 
 __all__ = [
     "ImageSource",
     "ImageSplits",
     "ImageStream",
+    "PathTable",
     "Pixels",
     "Unreadable",
+    "check_data",
+    "check_images",
     "decode",
     "even_sample",
     "files_below",
@@ -45,3 +95,14 @@ __all__ = [
     "table_of_paths",
     "why_unreadable",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import a name from the module that defines it.
+
+    Raises:
+        AttributeError: the folder has no such name.
+    """
+    if name not in _HOMES:
+        raise AttributeError(f"module 'finetune.data' has no attribute '{name}'")
+    return getattr(import_module(f"finetune.data.{_HOMES[name]}"), name)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
-from finetune.data import ImageSource, ImageStream, Pixels, decode, in_threads
+from finetune.data import ImageSource, Pixels, decode, in_threads
 from finetune.data.augmentation import Key, Variation, plain_view
 from finetune.decide.plan import AugmentationPlan
 from finetune.decide.preprocessing import Preprocessing
 from finetune.device import MEMORY_FORMATS
 from finetune.errors import DataError
 from finetune.recipe import Layout
+
+if TYPE_CHECKING:
+    from finetune.data import ImageStream
 
 Item = TypeVar("Item")
 
@@ -116,7 +119,7 @@ class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(
-        self, stream: ImageStream, preprocessing: Preprocessing, plan: AugmentationPlan, share: BatchShare
+        self, stream: "ImageStream", preprocessing: Preprocessing, plan: AugmentationPlan, share: BatchShare
     ) -> None:
         """Read this process's part of the batches from `stream`."""
         self._stream = stream

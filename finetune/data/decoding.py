@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,16 @@ JPEG_END_WITHIN = 64
 
 ImageSource = str | Path | bytes | dict[str, Any]
 """Source of an image: a path, the bytes of an encoded file, or a row of `datasets` with `path` and `bytes`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """A file that was left out because it cannot be read, and the reason."""
+
+    path: str
+    """Path of the file, or `image N` if it has none."""
+    reason: str
+    """Reason why the file cannot be read."""
 
 
 def read_image(source: ImageSource, shorter_side: int | None = None) -> Image.Image:

@@ -12,14 +12,23 @@ GREY_LEVELS = 16
 """Largest value of a pixel in the scans, where high values are ink."""
 
 
-def demo_folder(name: str) -> Path:
-    """Return the folder of the demo `name`, which is written into the cache's folder on first use.
+def refuse_other_demos(name: str) -> None:
+    """Refuse a name that no demo has.
 
     Raises:
         DataError: there is no demo of this name.
     """
     if name != "digits":
         raise DataError(f"there is no demo '{name}'; the embedded demo is demo:digits")
+
+
+def demo_folder(name: str) -> Path:
+    """Return the folder of the demo `name`, which is written into the cache's folder on first use.
+
+    Raises:
+        DataError: there is no demo of this name.
+    """
+    refuse_other_demos(name)
     from PIL import Image
     from sklearn.datasets import load_digits
 

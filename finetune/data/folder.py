@@ -32,7 +32,7 @@ def load_folder(root: Path) -> LabelledTable:
             labels += [class_folder.name] * len(files)
             names += [split or ""] * len(files)
     if not sources:
-        raise DataError(_nothing_found(root))
+        raise _nothing_found(root)
     return LabelledTable(sources=sources, labels=labels, splits=names if splits else None)
 
 
@@ -86,12 +86,22 @@ def _is_class_folder(entry: Path) -> bool:
     return entry.is_dir() and not entry.name.startswith(".") and entry.name != "__MACOSX"
 
 
-def _nothing_found(root: Path) -> str:
-    """Return the sentence for a folder without images in class folders."""
+def refuse_without_class_folders(root: Path) -> None:
+    """Refuse a folder without subfolders.
+
+    Raises:
+        DataError: there is no class folder.
+    """
+    if not any(_is_class_folder(entry) for entry in root.iterdir()):
+        raise _nothing_found(root)
+
+
+def _nothing_found(root: Path) -> DataError:
+    """Return the error of a folder without images in class folders."""
     loose = [entry for entry in root.iterdir() if entry.is_file() and entry.suffix.lower() not in SIDE_FILES]
     if loose:
-        return (
+        return DataError(
             f"{root} holds {len(loose)} files but no class folders; "
             f"put the images of each class into a subfolder named after the class, or give a table with path and label"
         )
-    return f"{root} is empty; expected one subfolder of images for each class"
+    return DataError(f"{root} is empty; expected one subfolder of images for each class")

@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 from datasets import Image as ImageFeature
 from datasets.arrow_dataset import Column
 
-from finetune.data.decoding import why_unreadable
+from finetune.data.decoding import Unreadable, why_unreadable
 from finetune.data.splitting import stratified_holdout
 from finetune.data.streaming import ImageStream
 from finetune.data.table import LabelledTable
@@ -19,16 +19,6 @@ if TYPE_CHECKING:
 
 TEST_FRACTION = 0.15
 """Fraction of each class that becomes the test split, if the data has no splits."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unreadable:
-    """A file that was left out because it cannot be read, and the reason."""
-
-    path: str
-    """Path of the file, or `image N` if it has none."""
-    reason: str
-    """Reason why the file cannot be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

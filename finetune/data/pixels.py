@@ -4,17 +4,20 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
 from numpy.typing import NDArray
 from PIL import Image
 
 from finetune.cache import CachedRows, make_key, new_entry, read_arrays
 from finetune.data.decoding import ImageSource, decode, digest_of, encoded_bytes, in_threads
+from finetune.data.paths import PathTable
 from finetune.progress import Progress
 from finetune.work import Work
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 BLOCK = 256
 """Number of images that are decoded before they are written to the cache together."""
@@ -26,9 +29,9 @@ SAMPLED = 16
 class Pixels:
     """Upright RGB images of one table, or of several tables one after another, by index."""
 
-    def __init__(self, tables: Dataset | Sequence[Dataset], shorter_side: int) -> None:
+    def __init__(self, tables: "Dataset | PathTable | Sequence[Dataset | PathTable]", shorter_side: int) -> None:
         """Prepare to read images with a shorter side of at least `shorter_side` pixels, unless the file has fewer."""
-        listed = [tables] if isinstance(tables, Dataset) else list(tables)
+        listed = tables if isinstance(tables, (list, tuple)) else [tables]
         self._parts = [_TablePixels(table, shorter_side) for table in listed]
         self._starts = [0, *accumulate(len(part.sources) for part in self._parts)]
 
@@ -81,7 +84,7 @@ class Pixels:
 class _TablePixels:
     """Pixels of the images of one table."""
 
-    def __init__(self, table: Dataset, shorter_side: int) -> None:
+    def __init__(self, table: "Dataset | PathTable", shorter_side: int) -> None:
         """Prepare to read images as `Pixels` does."""
         self.sources = table["image"]
         self.cached: dict[str, CachedRows] | None = None

@@ -3,10 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-from datasets import Dataset, Features
-from datasets import Image as ImageFeature
-
-from finetune.data.decoding import why_unreadable
 from finetune.data.demo import demo_folder
 from finetune.data.folder import load_folder
 from finetune.data.hub import load_hub_table
@@ -21,6 +17,7 @@ from finetune.data.image_splits import (
     without_unreadable,
 )
 from finetune.data.known_groups import groups_by_rule, with_groups
+from finetune.data.paths import check_data
 from finetune.data.splitting import stratified_subset
 from finetune.data.streaming import ImageStream, load_stream
 from finetune.data.table import LabelledTable, load_table
@@ -119,19 +116,6 @@ def group_training_images(splits: ImageSplits, rule: str) -> ImageSplits:
     return replace(splits, train=splits.train.add_column("group", groups), group_rule=rule)
 
 
-def table_of_paths(paths: list[str]) -> Dataset:
-    """Return an unlabelled table of image files.
-
-    Raises:
-        DataError: a file is missing or cannot be read as an image.
-    """
-    for path, reason in zip(paths, why_unreadable(paths), strict=True):
-        if reason is not None:
-            raise DataError(f"{path} cannot be read as an image: {reason}")
-    rows = [{"path": path, "bytes": None} for path in paths]
-    return Dataset.from_dict({"image": rows}, features=Features({"image": ImageFeature(decode=False)}))
-
-
 def _num_shared(splits: ImageSplits) -> int:
     """Return the number of validation and test images whose group also has training images."""
     known = set() if (own := groups_of(splits.train)) is None else {*own.tolist()}
@@ -150,7 +134,6 @@ def _load_stored(data: str, columns: TableColumns) -> LabelledTable:
         return load_folder(demo_folder(data.removeprefix("demo:")))
     if data.startswith("hf:"):
         return load_hub_table(data.removeprefix("hf:"), columns)
+    check_data(data)
     path = Path(data).expanduser()
-    if not path.exists():
-        raise DataError(f"there is no folder or file {data}; give a folder with one subfolder of images for each class")
     return load_table(path, columns) if path.is_file() else load_folder(path)

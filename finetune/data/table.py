@@ -4,14 +4,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
-from datasets.arrow_dataset import Column
+from typing import TYPE_CHECKING, Any
 
 from finetune.data.decoding import ImageSource
 from finetune.errors import DataError, nearest_names
 from finetune.recipe import TableColumns
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PATH_COLUMNS = ("path", "image", "file", "file_name", "filename", "image_path", "filepath")
 """Usual names of the column with paths, in the order in which they are tried."""
@@ -53,6 +53,8 @@ class LabelledTable:
         )
 
     def _selected(self, rows: Sequence[int]) -> Sequence[ImageSource]:
+        from datasets.arrow_dataset import Column
+
         if isinstance(self.sources, Column):  # of a Hugging Face data set, which reads its images when they are needed
             selected: Sequence[ImageSource] = self.sources.source.select(rows)["image"]
             return selected
@@ -147,16 +149,27 @@ def name_split(name: str, origin: str) -> str:
     return split
 
 
-def _read(path: Path) -> pd.DataFrame:
+def refuse_other_files(path: Path) -> None:
+    """Refuse a file that is not a table.
+
+    Raises:
+        DataError: the file's name does not end like that of a table.
+    """
+    if path.suffix.lower() not in {".parquet", ".csv", ".tsv"}:
+        raise DataError(f"{path} is a file, but not a CSV, TSV or Parquet table; give a folder or a table")
+
+
+def _read(path: Path) -> "pd.DataFrame":
     """Return the content of a table."""
+    import pandas as pd
+
+    refuse_other_files(path)
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         try:
             return pd.read_parquet(path)
         except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
             raise DataError(f"{path} cannot be read as a table: {error}") from None
-    if suffix not in {".csv", ".tsv"}:
-        raise DataError(f"{path} is a file, but not a CSV, TSV or Parquet table; give a folder or a table")
     try:
         # Read everything as text, as a class may have the name "01" or "NA".
         return pd.read_csv(path, sep="\t" if suffix == ".tsv" else ",", dtype=str, keep_default_na=False)
@@ -170,6 +183,8 @@ def read_labels(values: list[Any], name: str) -> list[str]:
     Raises:
         DataError: an image has no label or several labels.
     """
+    import pandas as pd
+
     if any(not isinstance(value, (str, int, float, bool)) and hasattr(value, "__len__") for value in values):
         raise DataError(f"column '{name}' holds several labels per image; multi-label data is not supported")
     labels = ["" if pd.isna(value) else str(value).strip() for value in values]
@@ -206,7 +221,7 @@ def refuse_straddling_groups(groups: list[str], splits: list[str]) -> None:
             )
 
 
-def _optional_column(frame: pd.DataFrame, asked: str | None, usual: str, path: Path) -> str | None:
+def _optional_column(frame: "pd.DataFrame", asked: str | None, usual: str, path: Path) -> str | None:
     """Return the column that the recipe gives, or else the one with the usual name, or None if there is none."""
     if asked is None:
         return next((str(name) for name in frame.columns if str(name).lower() == usual), None)

@@ -120,6 +120,6 @@ def _refuse_too_short_a_budget(candidates: Sequence[Candidate], recipe: Recipe) 
     seconds = next(candidate.expected_seconds for candidate in candidates if candidate.name == "linear_probe")
     if recipe.time_budget is not None and seconds > recipe.time_budget:
         raise RecipeError(
-            f"a time budget of {recipe.time_budget:.0f} s is too short: the linear probe alone takes about "
-            f"{seconds:.0f} s here; give more time, or fewer images with --limit"
+            f"the time budget is too short: it leaves {recipe.time_budget:.0f} s for this training, and the linear "
+            f"probe alone takes about {seconds:.0f} s here; give more time, or fewer images with --limit"
         )

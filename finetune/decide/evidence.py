@@ -214,6 +214,11 @@ class Evidence(FrozenModel):
     """Speed of this machine with this network."""
     cache_bytes: int
     """Largest size of cached activations that the cache can hold, in bytes; 0 if images are streamed."""
+    num_test: int = 0
+    """Number of test images; they are counted, but not read."""
+    seconds_before: float = 0.0
+    """Wall time of the command before this measurement, in seconds: of imports, of listing the images, and of measuring
+    other networks."""
     seconds: float
     """Wall time of the measurement, in seconds."""
     work: Work

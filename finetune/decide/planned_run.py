@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from finetune.decide.budget import describe_command, training_budget
 from finetune.decide.choice import Choice
 from finetune.decide.decision import AUTO_ENSEMBLE
 from finetune.decide.evidence import Evidence
 from finetune.decide.plan import CYCLE_SHARE, Plan
 from finetune.decide.planning import make_plan
+from finetune.decide.workload import TRAINING_FOLDS
 from finetune.recipe import Recipe
 
 
@@ -47,15 +49,21 @@ class PlannedRun:
             yield f"fold {self.plan.fold}"
 
 
-def plan_choice(recipe: Recipe, evidence: Evidence, choice: Choice) -> PlannedRun:
+def plan_choice(recipe: Recipe, evidence: Evidence, choice: Choice, share: float = 1.0) -> PlannedRun:
     """Return a choice, its plan, and the recipe with the network, the image size and the metric filled in.
+
+    Args:
+        recipe: the recipe.
+        evidence: the measurements that the choice is based on.
+        choice: the choice.
+        share: fraction of the time that is left for trainings that this training may take.
 
     Raises:
         RecipeError: the recipe's fixed numbers do not fit together.
     """
     model = recipe.models if choice.ensemble == "backbones" else evidence.model
     resolved = recipe.changed(model=model, image_size=evidence.preprocessing.image_size, metric=evidence.metric)
-    plan = make_plan(budgeted(recipe), evidence, choice)
+    plan = make_plan(budgeted(recipe, evidence, share), evidence, choice)
     return PlannedRun(recipe=resolved, evidence=evidence, choice=choice, plan=plan)
 
 
@@ -84,21 +92,45 @@ def list_members(leading: PlannedRun, others: Sequence[PlannedRun]) -> tuple[Pla
     return (leading,)
 
 
-def budgeted(recipe: Recipe) -> Recipe:
-    """Return the recipe with the time budget of one member of its ensemble."""
-    if recipe.time_budget is None or recipe.ensemble is None:
+def budgeted(recipe: Recipe, evidence: Evidence, share: float = 1.0) -> Recipe:
+    """Return the recipe with the time budget of one training: of a member of its ensemble, if there is one.
+
+    Args:
+        recipe: the recipe, whose time budget is that of the whole command.
+        evidence: the measurements, with the time that has passed.
+        share: fraction of the time that is left for trainings that they may take.
+
+    Raises:
+        RecipeError: the time that is left is too short even for a linear probe.
+    """
+    if recipe.time_budget is None:
         return recipe
-    kind, _, count = (AUTO_ENSEMBLE if recipe.ensemble == "auto" else recipe.ensemble).partition(":")
+    kind, _, count = (AUTO_ENSEMBLE if recipe.ensemble == "auto" else recipe.ensemble or "").partition(":")
     # All snapshots except the first are shorter. Folds count as one training, because a single model is
     # cross-validated, too.
     trainings = {"snapshots": 1.0 + CYCLE_SHARE * (int(count or 1) - 1), "backbones": float(len(recipe.models))}
-    return recipe.changed(time_budget=recipe.time_budget / trainings.get(kind, float(count or 1)))
+    models = {"folds": TRAINING_FOLDS + 1, "backbones": len(recipe.models)}.get(kind, int(count or 1))
+    left = share * training_budget(recipe.time_budget, evidence, models)
+    return recipe.changed(time_budget=left / trainings.get(kind, float(count or 1)))
+
+
+def describe_members(members: Sequence[PlannedRun]) -> str:
+    """Return the expected time of the whole command that trains the members, in words."""
+    training = 0.0
+    for own in members:
+        if own.plan.fold:  # the training of a fold is a part of the cross-validation
+            continue
+        seconds = own.choice.chosen.expected_seconds * (CYCLE_SHARE if own.plan.cycle else 1.0)
+        training += min(seconds, own.plan.time_budget or seconds)
+    # The last evidence was measured after all others.
+    last = max((own.evidence for own in members), key=lambda evidence: evidence.seconds_before)
+    return describe_command(last, training, len(members))
 
 
 def _candidate(leading: PlannedRun, name: str) -> PlannedRun:
     """Return the training of another candidate, with its share of the time budget."""
     choice = leading.choice.led_by(name)
-    plan = make_plan(leading.recipe, leading.evidence, choice)
+    plan = make_plan(budgeted(leading.recipe, leading.evidence), leading.evidence, choice)
     seconds = {each.name: each.expected_seconds for each in choice.candidates if each.name in choice.members}
     plan = plan.changed(time_budget=plan.time_budget * seconds[name] / sum(seconds.values()))
     return replace(leading, choice=choice, plan=plan)

@@ -2,7 +2,7 @@
 
 import math
 
-from finetune.decide.evidence import Evidence, StageProfile, TrainingSpeed
+from finetune.decide.evidence import Evidence, MachineSpeed, StageProfile, TrainingSpeed
 from finetune.decide.preprocessing import Preprocessing
 from finetune.errors import RecipeError
 from finetune.recipe import Recipe, Strategy
@@ -56,6 +56,10 @@ REFIT_SET = 1000
 REFIT_SHARE = 0.25
 """Ratio of the number of steps of a refit that continues from the evaluated weights to that of the training
 (experiments/log.md, 2026-11-25)."""
+
+
+PROBE_SECONDS = 0.5
+"""Approximate time of fitting a linear probe to features, in seconds."""
 
 
 class Workload(FrozenModel):
@@ -271,6 +275,16 @@ def cost_per_image(strategy: Strategy, tail: float, cached: bool) -> float:
     return 3.0
 
 
+def seconds_per_image(speed: MachineSpeed) -> float:
+    """Return the time of reading an image and sending it forward, in seconds."""
+    return 1 / speed.forward_images_per_second + 1 / speed.reading_images_per_second
+
+
+def probe_seconds(evidence: Evidence) -> float:
+    """Return the expected time of a linear probe: of the features of all images, and of fitting it, in seconds."""
+    return evidence.num_held * seconds_per_image(evidence.speed) + PROBE_SECONDS
+
+
 def expected_seconds(strategy: Strategy, workload: Workload, evidence: Evidence) -> float:
     """Return the time of all trainings of a workload on the measured machine, in seconds.
 
@@ -279,9 +293,9 @@ def expected_seconds(strategy: Strategy, workload: Workload, evidence: Evidence)
     """
     speed = evidence.speed
     # 1) Features of the linear probe: every image is read and sent forward once.
-    features = evidence.num_held * (1 / speed.forward_images_per_second + 1 / speed.reading_images_per_second)
+    features = evidence.num_held * seconds_per_image(speed)
     if strategy == "linear_probe":
-        return features + 0.5
+        return probe_seconds(evidence)
     # 2) Frozen stages of `partial`: with a cache, each view of each image goes through them once. Without a cache,
     # every image of every step does, which adds to the time of a step.
     measured = speed.fastest(strategy, workload.trainable_stages)

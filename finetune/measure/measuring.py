@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from finetune.cache import make_key, read_value, size_limit, write_value
 from finetune.data import ImageSplits, Pixels, even_sample, groups_of, labels_of, stratified_subset
 from finetune.data.batches import PlainImages, VariedImages, normaliser, read_in_turn
+from finetune.decide.budget import OVERHEAD_SECONDS, least_following, refuse_short_budget
 from finetune.decide.evidence import Evidence, ForwardSettings, MachineSpeed, StageProfile
 from finetune.decide.plan import AugmentationPlan
 from finetune.decide.preprocessing import Preprocessing
@@ -25,7 +26,7 @@ from finetune.measure.machine import is_busy, machine_name
 from finetune.measure.network import MeasuredNetwork, load_network
 from finetune.measure.probing import chirality, evaluate_probe
 from finetune.measure.rates import HighestRate, measure_highest_rate
-from finetune.measure.shift import find_groups, known_groups, measure_groups
+from finetune.measure.shift import Grouping, find_groups, known_groups, measure_groups
 from finetune.measure.similarity import similarity
 from finetune.measure.speed import measure_speed
 from finetune.network.backbone import (
@@ -81,19 +82,24 @@ class _Sample:
     """Number of training images of each class, before sampling, (num_classes,)."""
 
 
-def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = no_progress) -> Evidence:
+def measure_evidence(
+    recipe: Recipe, splits: ImageSplits, progress: Progress = no_progress, seconds_before: float = 0.0
+) -> Evidence:
     """Return the measurements that the choice is based on, from the training images alone.
 
     Args:
         recipe: the recipe, which names one network.
         splits: labelled images; the validation and the test split are not measured.
         progress: called with the work in progress.
+        seconds_before: time that the command took before, in seconds.
 
     Raises:
         ModelError: the network is unknown, or its weights cannot be found.
-        RecipeError: the recipe names several networks, which must be measured one at a time.
+        RecipeError: the recipe names several networks, which must be measured one at a time, or its time budget is too
+            short.
     """
     start = time.perf_counter()
+    refuse_short_budget(recipe.time_budget, seconds_before, OVERHEAD_SECONDS)
     network, about = load_network(recipe, splits)
     sample = _draw_sample(splits, about.preprocessing, recipe.seed)
     metric = recipe.metric or ("balanced_accuracy" if _imbalance(sample) >= IMBALANCED else "top1")
@@ -103,23 +109,20 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
     stages, speed = _measure_machine(
         network, about.name, about.preprocessing, recipe, splits.num_training_images, sample.pixels, progress
     )
+    num_test = 0 if splits.test is None else len(splits.test)
+    passed = seconds_before + time.perf_counter() - start
+    refuse_short_budget(recipe.time_budget, passed, least_following(len(sample.pixels), num_test, speed))
     network.to(memory_format=MEMORY_FORMATS[speed.forward.layout])
     domain = _measure_similarity(network, about, sample.pixels, sample.labels, recipe.seed, speed.forward)
     features, mirrored, own_work = _compute_features(network, about, sample, recipe, speed.forward, progress)
     progress("cross-validating the linear probe", 0, 1)
-    grouping = known_groups(splits, sample.groups)
-    if grouping is None and recipe.groups == "auto" and splits.stream is None:
-        grouping = find_groups(features, splits, sample.indices, recipe.seed)
+    grouping = _grouping(splits, sample, features, recipe)
     groups = grouping.groups if grouping is not None and grouping.used else None
     probe = evaluate_probe(features, sample.labels, groups, len(sample.counts), metric, recipe.seed)
-    finding = None
-    if grouping is not None:
-        finding = measure_groups(features, sample.labels, grouping, probe.inverse_regularization, recipe.seed)
+    strength = probe.inverse_regularization
+    finding = grouping and measure_groups(features, sample.labels, grouping, strength, recipe.seed)
     progress("cross-validating the linear probe", 1, 1)
-    highest: HighestRate | None = None
-    if not domain.is_calibrated and _takes_rates_of_table(recipe):
-        images = PlainImages(sample.pixels, about.preprocessing)
-        highest = measure_highest_rate(network, images, features, sample.labels, about.preprocessing, recipe.seed)
+    highest = _find_highest_rate(network, about, sample, features, recipe) if not domain.is_calibrated else None
     return Evidence(
         **_describe(about, sample, splits),
         metric=metric,
@@ -133,14 +136,30 @@ def measure_evidence(recipe: Recipe, splits: ImageSplits, progress: Progress = n
         speed=speed,
         highest_rate=None if highest is None else highest.rate,
         cache_bytes=size_limit() // 2 if splits.stream is None else 0,
+        num_test=num_test,
+        seconds_before=round(seconds_before, 2),
         seconds=round(time.perf_counter() - start, 2),
         work=work + domain.work + own_work + (Work() if highest is None else highest.work),
     )
 
 
-def _takes_rates_of_table(recipe: Recipe) -> bool:
-    """Return whether layers may be trained at a rate that the recipe leaves open."""
-    return recipe.strategy in {"auto", "partial", "full"} and recipe.training.learning_rate is None
+def _grouping(splits: ImageSplits, sample: _Sample, features: NDArray[np.float32], recipe: Recipe) -> Grouping | None:
+    """Return the groups of the sample: those that are known, else those that are found, if they may be looked for."""
+    known = known_groups(splits, sample.groups)
+    if known is None and recipe.groups == "auto" and splits.stream is None:
+        return find_groups(features, splits, sample.indices, recipe.seed)
+    return known
+
+
+def _find_highest_rate(
+    network: nn.Module, about: MeasuredNetwork, sample: _Sample, features: NDArray[np.float32], recipe: Recipe
+) -> HighestRate | None:
+    """Return the highest rate at which the loss falls, if layers may be trained at a rate that the recipe leaves open;
+    the network's weights change."""
+    if recipe.strategy not in {"auto", "partial", "full"} or recipe.training.learning_rate is not None:
+        return None
+    images = PlainImages(sample.pixels, about.preprocessing)
+    return measure_highest_rate(network, images, features, sample.labels, about.preprocessing, recipe.seed)
 
 
 def _describe(about: MeasuredNetwork, sample: _Sample, splits: ImageSplits) -> dict[str, Any]:
@@ -230,16 +249,19 @@ def _measure_machine(
 ) -> tuple[tuple[StageProfile, ...], MachineSpeed]:
     """Return the costs of the network's stages and the speeds of this machine, measured once and then cached.
 
-    Speeds of a busy machine are used, but not cached.
+    Speeds that were measured while the machine was busy are measured again by the first run that finds it idle.
     """
     device = next(network.parameters()).device
     processes = num_processes()
     batch_size = math.ceil((recipe.batch_size or default_batch_size(num_images)) / processes)
     asked = recipe.training.trainable_stages
-    # The key includes the schemas of the values, so that measurements of an older version are not found.
-    schemas = MachineSpeed.model_json_schema(), StageProfile.model_json_schema()
+    # A head that is trained alone is taken to be as fast as the norms.
+    with_norms = recipe.strategy in {"norm_tuning", "linear_probe"}
+    # The key includes the structure of the values, so that measurements of an older version are not found.
+    structure = MachineSpeed.structure(), StageProfile.structure()
+    depths_asked = asked or "usual and short"
     key = make_key(
-        name, preprocessing, batch_size, asked or "usual and short", pixels.is_cached, machine_name(device), schemas
+        name, preprocessing, batch_size, depths_asked, with_norms, pixels.is_cached, machine_name(device), structure
     )
 
     def measure() -> dict[str, Any]:
@@ -248,16 +270,19 @@ def _measure_machine(
         depths = {asked} if asked else {half_stages(stages), default_trainable_stages(stages)}
         depths = {min(depth, len(stages) - 1) for depth in depths}
         images = VariedImages(pixels, preprocessing, USUAL_AUGMENTATION, recipe.seed)
-        speed = measure_speed(network, preprocessing, batch_size, sorted(depths), images)
+        speed = measure_speed(network, preprocessing, batch_size, sorted(depths), images, with_norms)
         progress("timing this machine", 1, 1)
         return {"stages": [stage.model_dump() for stage in stages], "speed": speed.model_dump()}
 
     found = read_value("measurements", key)
     if found is None:
-        busy = is_busy()
-        found = measure()
-        if not busy:
-            write_value("measurements", key, f"speed of {name} at {preprocessing.image_size} px", found)
+        about = f"speed of {name} at {preprocessing.image_size} px"
+        if is_busy():
+            key, about = make_key(key, "busy"), f"{about} on a busy machine"
+            found = read_value("measurements", key)
+        if found is None:
+            found = measure()
+            write_value("measurements", key, about, found)
     origin = "a measurement in the cache is damaged (remove it with 'finetune cache --clear')"
     stages = tuple(StageProfile.parse(stage, origin, CacheError) for stage in found["stages"])
     return stages, MachineSpeed.parse(found["speed"], origin, CacheError).changed(num_processes=processes)

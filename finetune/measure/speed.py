@@ -1,44 +1,40 @@
 """Measure the speed of a network on this machine, in images per second: of forward passes, and of each strategy."""
 
-import math
 import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from finetune.data.augmentation import Key
 from finetune.data.batches import VariedImages, make_loader, normaliser
-from finetune.decide.evidence import ForwardSettings, MachineSpeed, TrainingSpeed
+from finetune.decide.evidence import ForwardSettings, MachineSpeed
 from finetune.decide.preprocessing import Preprocessing
 from finetune.device import MEMORY_FORMATS, autocast
 from finetune.errors import ModelError
 from finetune.measure.machine import device_name, layouts, precisions
+from finetune.measure.step_speed import (
+    ERROR_IMAGES,
+    LARGEST_ERROR,
+    LEAD,
+    parallel_parts,
+    time_full,
+    time_norm_tuning,
+    time_partial,
+)
 from finetune.measure.timing import NOTHING_YET, Rate, time_rate
-from finetune.network.backbone import find_norms, find_stages
-from finetune.network.cpu import FoldedNorms, ThreadTeam, quick_gradients
+from finetune.network.cpu import FoldedNorms, ThreadTeam
 from finetune.network.forward import forward_batches, logits
-from finetune.network.head import find_head, recorded_features
-from finetune.network.tail import cut
-from finetune.recipe import Layout, Precision, Strategy
-
-LEAD = 1.15
-"""Ratio of speeds above which one part that all threads compute is preferred to several parallel parts, one on each
-thread. Parallel parts have advantages that are not timed: they overlap with reading images, and their threads do not
-wait for each other where another program uses a core."""
+from finetune.network.head import recorded_features
+from finetune.recipe import Layout, Precision
 
 OVERLAPPED = 1e9
 """Speed of reading, in images per second, that is recorded where reading adds no time to the computation."""
 
 MOST_WORKERS = 8
 """Largest number of processes that read images for an accelerator."""
-
-LARGEST_ERROR = 0.02
-"""Largest error of a precision against float32, as a share of the features' variance and as 1 - cosine of the
-gradients: the accuracy of a probe stays the same (experiments/log.md, 2026-11-25)."""
 
 FORWARD_BATCHES = (8, 16, 32, 64)
 """Batch sizes of forward passes that are timed, in images; those on an accelerator are four times as large."""
@@ -47,18 +43,35 @@ MICRO_BATCH = 32
 """Largest number of images of a training step that a CPU computes at once: larger numbers are not faster, but need more
 memory."""
 
-READ_BATCHES = 6
+READ_BATCHES = 4
 """Number of batches that are read and sent forward to measure the cost of reading."""
+
+TRAINING_SECONDS = 1.5
+"""Approximate time that a CPU may take to time all training steps, in seconds. A slow network is timed with fewer
+images at once: the rate of its steps hardly depends on their number."""
+
+TRAINING_PASSES = 32
+"""Approximate number of forward passes that take as long as all timed training steps: those of `full` with and without
+parallel parts, and those of `partial` at two depths."""
+
+LEAST_TIMED = 8
+"""Smallest number of images with which a training step is timed."""
 
 
 def measure_speed(
-    network: nn.Module, preprocessing: Preprocessing, batch_size: int, depths: Sequence[int], images: VariedImages
+    network: nn.Module,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    depths: Sequence[int],
+    images: VariedImages,
+    with_norms: bool = True,
 ) -> MachineSpeed:
     """Return the fastest settings for `network` on this machine, and median speeds in images per second.
 
     Precision, layout, batch size and parallel parts are tried one after another, each with the best of those before.
-    Settings far slower than the best are timed once; a precision that changes features or gradients is not used. A
-    batch that does not fit into an accelerator's memory is halved until it fits.
+    Settings far slower than the best are timed once; a precision that changes features or gradients is not used. The
+    precision and the parallel parts that are fastest for `full` are those of the other strategies. A batch that does
+    not fit into an accelerator's memory is halved until it fits.
 
     Args:
         network: the network, on its device; it is left in the fastest layout.
@@ -66,6 +79,7 @@ def measure_speed(
         batch_size: number of images of a training step.
         depths: numbers of trained last stages with which `partial` is timed.
         images: training images, to measure the cost of reading and the error of each precision.
+        with_norms: whether `norm_tuning` is timed; else it is taken to be as fast as `full`.
 
     Raises:
         ModelError: training on a single image does not fit into the accelerator's memory.
@@ -79,7 +93,7 @@ def measure_speed(
     with ThreadTeam(1, 1 if device.type == "cpu" else threads):
         while micro_batch:
             with suppress(torch.OutOfMemoryError):
-                measured = _measure_speed(network, preprocessing, micro_batch, depths, images, threads)
+                measured = _measure_speed(network, preprocessing, micro_batch, depths, images, threads, with_norms)
                 return measured.changed(device=name)
             torch.cuda.empty_cache()
             micro_batch //= 2
@@ -96,6 +110,7 @@ def _measure_speed(
     depths: Sequence[int],
     images: VariedImages,
     threads: int,
+    with_norms: bool,
 ) -> MachineSpeed:
     """Return the speeds of forward passes, of reading and of each strategy, with `micro_batch` images at once."""
     device = next(network.parameters()).device
@@ -104,16 +119,19 @@ def _measure_speed(
     real = _real_batch(images, micro_batch, preprocessing, device, allowed[0])
     settings, rate, error = _fastest_forward(network, preprocessing.image_size, real, threads, allowed)
     network.to(memory_format=MEMORY_FORMATS[settings.layout])
-    inputs = real.contiguous(memory_format=MEMORY_FORMATS[settings.layout])
+    count = micro_batch if device.type != "cpu" else _affordable_images(rate, micro_batch)
+    inputs = real[:count].contiguous(memory_format=MEMORY_FORMATS[settings.layout])
     reading = OVERLAPPED
     if device.type == "cpu":
         reading = _time_reading(network, images, preprocessing, settings, rate)
+    full = time_full(network, inputs, threads)
+    norms = time_norm_tuning(network, inputs, threads, full) if with_norms else full.changed(strategy="norm_tuning")
     training = [
-        _time_norm_tuning(network, inputs, threads),
-        *(_time_partial(network, inputs, stages, settings, threads) for stages in depths),
-        _time_full(network, inputs, threads),
+        norms,
+        *(time_partial(network, inputs, stages, settings, threads, full) for stages in depths),
+        full,
+        full.changed(strategy="scratch"),
     ]
-    training.append(training[-1].changed(strategy="scratch"))
     for parameter in network.parameters():
         parameter.requires_grad_(True)
         parameter.grad = None
@@ -138,9 +156,19 @@ def _real_batch(
     return normaliser(preprocessing, device, layout)(pixels)
 
 
-def _parallel_parts(device: torch.device, threads: int) -> tuple[int, ...]:
-    """Return the numbers of parallel parts worth timing: one for each thread, and one."""
-    return (threads, 1) if device.type == "cpu" and threads > 1 else (1,)
+def _affordable_images(rate: float, micro_batch: int) -> int:
+    """Return the number of images with which a CPU times its training steps: a power of two, or `micro_batch`.
+
+    >>> _affordable_images(400.0, 32), _affordable_images(50.0, 32), _affordable_images(9_000.0, 32)
+    (16, 8, 32)
+
+    Args:
+        rate: speed of forward passes, in images per second.
+        micro_batch: number of images that a training step computes at once.
+    """
+    # n images take TRAINING_PASSES * n / rate seconds.
+    affordable = int(TRAINING_SECONDS * rate / TRAINING_PASSES)
+    return min(micro_batch, max(LEAST_TIMED, 1 << max(affordable, 1).bit_length() - 1))
 
 
 def _fastest_forward(
@@ -152,36 +180,42 @@ def _fastest_forward(
     """
     device = real.device
     network.eval()
-    errors = {precision: _feature_error(network, real, precision) for precision in precisions(device)}
+    errors = {precision: _feature_error(network, real[:ERROR_IMAGES], precision) for precision in precisions(device)}
     allowed = [precision for precision in errors if errors[precision] <= LARGEST_ERROR]
     batches = [size if device.type == "cpu" else 4 * size for size in FORWARD_BATCHES]
-    counts = _parallel_parts(device, threads)
+    counts = parallel_parts(device, threads)
     best = ForwardSettings(
         precision=allowed[0],
         layout=allowed_layouts[0],
-        batch_size=batches[2],
+        batch_size=batches[0],
         parallel_parts=counts[0],
         num_threads=threads // counts[0],
         loader_workers=0 if device.type != "cuda" else min(MOST_WORKERS, os.cpu_count() or 1),
     )
     rate = NOTHING_YET
-    # One setting is searched after another, instead of all combinations: precision, layout, batch size, parts.
-    steps: list[list[dict[str, object]]] = [
-        [{"precision": precision} for precision in allowed],
-        [{"layout": layout} for layout in allowed_layouts[1:]],
-        [{"batch_size": size} for size in batches if size != best.batch_size],
-        [{"parallel_parts": count, "num_threads": threads // count} for count in counts[1:]],
-    ]
-    for step in steps:
-        start = best
-        for change in step:
-            settings = start.changed(**change)
-            measured = NOTHING_YET
-            with suppress(torch.OutOfMemoryError):  # a smaller batch may fit
-                measured = _time_forward(network, image_size, settings, device, rate)
-            lead = LEAD if settings.parallel_parts < start.parallel_parts else 1.0
-            if measured.fastest > lead * rate.fastest:
-                best, rate = settings, measured
+
+    def is_faster(**change: object) -> bool:
+        """Time the best settings with a change, and keep it if it is faster."""
+        nonlocal best, rate
+        settings, measured = best.changed(**change), NOTHING_YET
+        with suppress(torch.OutOfMemoryError):  # a smaller batch may fit
+            measured = _time_forward(network, image_size, settings, device, rate)
+        lead = LEAD if settings.parallel_parts < best.parallel_parts else 1.0
+        if measured.fastest <= lead * rate.fastest:
+            return False
+        best, rate = settings, measured
+        return True
+
+    # One setting is searched after another, instead of all combinations. The rate has one maximum along batch sizes.
+    for precision in allowed:
+        is_faster(precision=precision)
+    for layout in allowed_layouts[1:]:
+        is_faster(layout=layout)
+    for size in batches[1:]:
+        if not is_faster(batch_size=size):
+            break
+    for count in counts[1:]:
+        is_faster(parallel_parts=count, num_threads=threads // count)
     if rate is NOTHING_YET:
         raise torch.OutOfMemoryError
     return best, rate.usual, errors[best.precision]
@@ -212,6 +246,8 @@ def _time_forward(
 
 def _feature_error(network: nn.Module, images: Tensor, precision: Precision) -> float:
     """Return the error of features in a precision against float32, as a share of the features' variance over images."""
+    if precision == "float32":
+        return 0.0
     with torch.inference_mode(), recorded_features(network) as features:
         exact = features(network, images).float()
         with autocast(images.device, precision), FoldedNorms(lambda: network(images[:1])):
@@ -233,118 +269,3 @@ def _time_reading(
     # With n images in t seconds and a forward rate r, reading adds t - n / r seconds.
     added = time.perf_counter() - start - count / rate
     return round(count / added, 1) if added > 0 else OVERLAPPED
-
-
-def _time_training(module: nn.Module, inputs: Tensor, threads: int) -> tuple[Precision, int, float, float]:
-    """Return the fastest precision and number of parallel parts, their images per second, and the gradients' error.
-
-    The parameters that require a gradient are trained; batch norms stay frozen.
-    """
-    module.eval()
-    device = inputs.device
-    labels = torch.arange(len(inputs), device=device) % 2
-    folded = FoldedNorms(lambda: module(inputs[:1]))
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    # With a learning rate of 0 a step costs the usual time, but changes nothing.
-    optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0, fused=True)
-
-    def gradients(precision: Precision, leaves: Sequence[Tensor], part: tuple[Tensor, Tensor]) -> Sequence[Tensor]:
-        with quick_gradients(device), folded, autocast(device, precision):
-            loss = nn.functional.cross_entropy(module(part[0]).float(), part[1], reduction="sum") / len(inputs)
-        return torch.autograd.grad(loss, leaves, materialize_grads=True)
-
-    def step(precision: Precision, team: ThreadTeam) -> None:
-        parts = zip(inputs.chunk(team.count), labels.chunk(team.count), strict=True)
-        with autocast(device, precision), folded.once(trained, team) as weights:
-            for found in team.map(partial(gradients, precision, weights.leaves), parts):
-                weights.add(found)
-            for parameter, gradient in zip(trained, weights.gradients(), strict=True):
-                parameter.grad = gradient
-        optimizer.step()
-        optimizer.zero_grad()
-
-    exact = gradients("float32", trained, (inputs, labels))
-    best: tuple[Precision, int, float, float] = ("float32", 1, 0.0, 0.0)
-    best_rate = NOTHING_YET
-    for precision in precisions(device):
-        error = _direction_error(gradients(precision, trained, (inputs, labels)), exact)
-        if error > LARGEST_ERROR:
-            continue
-        for count in _parallel_parts(device, threads) if len(inputs) >= threads else (1,):
-            with ThreadTeam(count, threads // count) as team:
-                rate = time_rate(partial(step, precision, team), len(inputs), device, best_rate)
-            if rate.fastest > best_rate.fastest * (LEAD if best[0] == precision else 1.0):
-                best, best_rate = (precision, count, rate.usual, error), rate
-    return best
-
-
-def _direction_error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """Return 1 - cos(g, h) between two gradients g and h, each one tensor for each parameter."""
-    # cos(g, h) = g . h / (|g| |h|)
-    product = sum(float((one * other).sum()) for one, other in zip(found, exact, strict=True))
-    norms = [math.sqrt(sum(float(part.square().sum()) for part in parts)) for parts in (found, exact)]
-    return round(max(0.0, 1.0 - product / max(norms[0] * norms[1], 1e-30)), 4)
-
-
-def _speed(
-    strategy: Strategy, stages: int, measured: tuple[Precision, int, float, float], prefix: float | None
-) -> TrainingSpeed:
-    precision, parts, rate, error = measured
-    return TrainingSpeed(
-        strategy=strategy,
-        trainable_stages=stages,
-        precision=precision,
-        parallel_parts=parts,
-        images_per_second=rate,
-        prefix_images_per_second=prefix,
-        gradient_error=error,
-    )
-
-
-def _time_full(network: nn.Module, inputs: Tensor, threads: int) -> TrainingSpeed:
-    """Return the speed of training all parameters."""
-    for parameter in network.parameters():
-        parameter.requires_grad_(True)
-    return _speed("full", 0, _time_training(network, inputs, threads), None)
-
-
-def _time_norm_tuning(network: nn.Module, inputs: Tensor, threads: int) -> TrainingSpeed:
-    """Return the speed of training the norms and the head."""
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
-    for module in (*find_norms(network).values(), *find_head(network).layers):
-        for parameter in module.parameters():
-            parameter.requires_grad_(True)
-    return _speed("norm_tuning", 0, _time_training(network, inputs, threads), None)
-
-
-def _time_partial(
-    network: nn.Module, inputs: Tensor, stages: int, settings: ForwardSettings, threads: int
-) -> TrainingSpeed:
-    """Return the speed of training the last stages from cached activations.
-
-    Where the network cannot be cut, it is the speed of training all parameters.
-    """
-    device = inputs.device
-    tail = cut(network, stages, inputs.shape[-1])
-    if tail is None:
-        return _time_full(network, inputs, threads).changed(strategy="partial", trainable_stages=stages)
-
-    folded = FoldedNorms(lambda: tail.prefix(inputs[:1]))
-
-    def send(images: Tensor) -> Tensor:
-        with torch.inference_mode(), autocast(device, settings.precision), folded:
-            return tail.prefix(images)
-
-    def work() -> None:
-        for _ in team.map(send, [inputs] * settings.parallel_parts):
-            pass
-
-    frozen = {name for stage in find_stages(network)[:-stages] for name in stage.parameters}
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-    measured = _time_training(tail, send(inputs).float().clone(), threads)
-    with ThreadTeam(settings.parallel_parts, settings.num_threads) as team:
-        rate = time_rate(work, settings.parallel_parts * len(inputs), device)
-    tail.release()
-    return _speed("partial", stages, measured, rate.usual)

@@ -8,17 +8,18 @@ from typing import NamedTuple
 import torch
 
 REPETITIONS = 5
-"""Number of timed repetitions of short work, after an untimed one in which libraries select their kernels."""
+"""Largest number of timed repetitions of short work, after an untimed one in which libraries select their kernels."""
 
-LONG = 1.0
-"""Total time of the repetitions above which fewer of them are enough, in seconds: long work varies less, and timing a
-slow machine would take minutes."""
-
-LONG_REPETITIONS = 3
-"""Least number of timed repetitions of long work."""
+ENOUGH = 0.15
+"""Total time of the repetitions after which there are no more, in seconds: long work varies less, and timing a slow
+machine would take minutes."""
 
 HOPELESS = 1.5
 """Ratio of the work's time to that of the fastest so far above which the work is timed only once."""
+
+HOPELESS_AT_FIRST = 4.0
+"""Ratio above which not even the first, untimed repetition is followed by a timed one. Libraries select their kernels
+in it, which takes a CPU far less than that."""
 
 
 class Rate(NamedTuple):
@@ -41,7 +42,7 @@ def time_rate(work: Callable[[], object], count: int, device: torch.device, best
         work: a call that computes `count` images.
         count: number of images.
         device: the device that computes them.
-        best: rate of the fastest work so far; work that is far slower is timed once.
+        best: rate of the fastest work so far; work that is far slower is timed once or not at all.
     """
 
     def timed() -> float:
@@ -54,10 +55,12 @@ def time_rate(work: Callable[[], object], count: int, device: torch.device, best
             torch.mps.synchronize()
         return time.perf_counter() - start
 
-    timed()
-    seconds = [timed()]
     # Hopeless if count / seconds < best / HOPELESS.
+    first = timed()
+    if device.type == "cpu" and first * best.fastest > HOPELESS_AT_FIRST * count:
+        return Rate(round(count / first, 1), round(count / first, 1))
+    seconds = [timed()]
     if seconds[0] * best.fastest <= HOPELESS * count:
-        while len(seconds) < REPETITIONS and (len(seconds) < LONG_REPETITIONS or sum(seconds) < LONG):
+        while len(seconds) < REPETITIONS and sum(seconds) < ENOUGH:
             seconds.append(timed())
     return Rate(round(count / min(seconds), 1), round(count / statistics.median(seconds), 1))

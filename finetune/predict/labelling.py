@@ -1,17 +1,21 @@
-"""Label new images with a trained model, and return the labels as a table."""
+"""Label new images with a trained model, and write the labels as a table."""
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
-import pandas as pd
 
-from finetune.data import Unreadable, files_below, table_of_paths, why_unreadable
+from finetune.data import Unreadable, check_images, files_below, table_of_paths, why_unreadable
 from finetune.errors import DataError
 from finetune.predict.model import Predictor
 
+Columns = dict[str, list[str] | list[float]]
+"""Columns of a table, by name; each has one value for each image."""
 
-def label_images(model: Predictor, images: Sequence[Path], top_k: int = 1) -> tuple[pd.DataFrame, list[Unreadable]]:
+
+def label_images(model: Predictor, images: Sequence[Path], top_k: int = 1) -> tuple[Columns, list[Unreadable]]:
     """Return a table with one row for each readable image, and the files that were left out.
 
     Columns: path, label, probability, then `p_<class>` for each class; with `top_k` above 1 also label_1,
@@ -25,10 +29,9 @@ def label_images(model: Predictor, images: Sequence[Path], top_k: int = 1) -> tu
     Raises:
         DataError: a path does not exist, or no file can be read as an image.
     """
+    check_images(images)
     paths: list[str] = []
     for image in images:
-        if not image.exists():
-            raise DataError(f"there is no image or folder {image}")
         paths += files_below(image) if image.is_dir() else [str(image)]
     reasons = why_unreadable(paths)
     unreadable = [Unreadable(path=path, reason=reason) for path, reason in zip(paths, reasons, strict=True) if reason]
@@ -38,13 +41,20 @@ def label_images(model: Predictor, images: Sequence[Path], top_k: int = 1) -> tu
         raise DataError(f"none of the {len(paths)} files can be read as an image{found}")
     probabilities = model.probabilities(table_of_paths(readable))
     order = np.argsort(-probabilities, axis=1)
-    columns: dict[str, object] = {
+    columns: Columns = {
         "path": readable,
         "label": [model.class_names[best] for best in order[:, 0]],
-        "probability": probabilities.max(axis=1),
+        "probability": probabilities.max(axis=1).tolist(),
     }
-    columns |= {f"p_{name}": probabilities[:, number] for number, name in enumerate(model.class_names)}
+    columns |= {f"p_{name}": probabilities[:, number].tolist() for number, name in enumerate(model.class_names)}
     for rank in range(min(top_k, len(model.class_names)) if top_k > 1 else 0):
         columns[f"label_{rank + 1}"] = [model.class_names[best] for best in order[:, rank]]
-        columns[f"probability_{rank + 1}"] = np.take_along_axis(probabilities, order[:, rank : rank + 1], axis=1)[:, 0]
-    return pd.DataFrame(columns), unreadable
+        columns[f"probability_{rank + 1}"] = probabilities[np.arange(len(order)), order[:, rank]].tolist()
+    return columns, unreadable
+
+
+def write_columns(columns: Columns, file: TextIO) -> None:
+    """Write a table as CSV."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))

@@ -3,10 +3,8 @@
 import math
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy import special
-from scipy.stats import binomtest
-from sklearn.metrics import precision_recall_fscore_support
 
 from finetune.recipe import Metric
 from finetune.value import FrozenModel
@@ -58,6 +56,10 @@ def score(probabilities: NDArray[np.floating], labels: NDArray[np.integer], clas
     Raises:
         ValueError: there are no images, or the shapes do not match.
     """
+    # Both are slow to import, and a prediction without labels does not need them.
+    from scipy.stats import binomtest
+    from sklearn.metrics import precision_recall_fscore_support
+
     probabilities = np.asarray(probabilities, dtype=np.float64)
     labels = np.asarray(labels)
     if probabilities.shape != (len(labels), len(class_names)) or len(labels) == 0:
@@ -140,8 +142,8 @@ def _calibration_error(confidence: NDArray[np.floating], right: NDArray[np.bool_
 
 def softmax(scores: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return the probabilities (n, num_classes) of logits (n, num_classes), computed in float64."""
-    # scipy's result has the precision of its input, and logits are float32.
-    probabilities: NDArray[np.float64] = special.softmax(np.asarray(scores, dtype=np.float64), axis=1)
+    # The result has the precision of the input, and logits are float32.
+    probabilities: NDArray[np.float64] = torch.from_numpy(np.asarray(scores, dtype=np.float64)).softmax(dim=1).numpy()
     return probabilities
 
 

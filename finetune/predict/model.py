@@ -4,11 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset as ImageTable
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from torch import nn
 
 from finetune.data import Pixels, table_of_paths
@@ -19,6 +18,11 @@ from finetune.network.forward import forward_all, logits
 from finetune.predict.metrics import SMALLEST_PROBABILITY, Metrics, log_loss, score, softmax
 from finetune.progress import Progress, no_progress
 from finetune.work import Work
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from finetune.data import PathTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +61,7 @@ class Predictor(ABC):
     """Remark about the training, which is printed with the results; empty if there is nothing to remark."""
 
     @abstractmethod
-    def probabilities(self, table: ImageTable, progress: Progress = no_progress) -> NDArray[np.float64]:
+    def probabilities(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
 
     def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
@@ -86,7 +90,7 @@ class TrainedModel(Predictor):
     rejected: str = ""
     """Reason why the training was rejected, which makes `network` its linear probe; empty if it was not rejected."""
 
-    def probabilities(self, table: ImageTable, progress: Progress = no_progress) -> NDArray[np.float64]:
+    def probabilities(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
         scores = scores_of(self.network, Pixels(table, self.plan.preprocessing.shorter_side), self.plan, None, progress)
         return softmax(scores.reshape(len(table), len(self.class_names)) / self.temperature)
@@ -99,7 +103,7 @@ class Ensemble(Predictor):
     members: tuple[TrainedModel, ...]
     """Trained models whose probabilities are averaged."""
 
-    def probabilities(self, table: ImageTable, progress: Progress = no_progress) -> NDArray[np.float64]:
+    def probabilities(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
         return self.combined([member.probabilities(table, progress) for member in self.members])
 
@@ -193,6 +197,8 @@ def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> 
         scores: logits of the held-out images (n, num_classes).
         labels: right classes of the held-out images (n,).
     """
+    from scipy.optimize import minimize_scalar  # slow to import, and a prediction does not need it
+
     # Over log T, in which the range is symmetric about T = 1; exp(+-2.3) is 10 and 0.1.
     found = minimize_scalar(
         lambda log_t: log_loss(scores / np.exp(log_t), labels), bounds=(-2.3, 2.3), method="bounded"

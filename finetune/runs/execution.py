@@ -1,6 +1,7 @@
 """Carry out a choice: measure networks and decide, train the members, and reject any that ends worse than its
 linear probe."""
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -54,13 +55,16 @@ class Outcome:
     """Trainings that ended worse than their linear probe and are not part of the final model."""
 
 
-def measure_networks(recipe: Recipe, splits: ImageSplits, progress: Progress = no_progress) -> Iterator[Evidence]:
+def measure_networks(
+    recipe: Recipe, splits: ImageSplits, progress: Progress = no_progress, start: float | None = None
+) -> Iterator[Evidence]:
     """Yield the evidence of each network that the recipe names, on the same images.
 
     Args:
         recipe: recipe of the run.
         splits: labelled images; the test split is not used.
         progress: called with the work in progress.
+        start: value of `time.perf_counter()` when the command began; None: now.
 
     Raises:
         ModelError: a network is unknown, or its weights cannot be found.
@@ -70,35 +74,44 @@ def measure_networks(recipe: Recipe, splits: ImageSplits, progress: Progress = n
         raise RecipeError(
             f"backbones averages several networks, but model names {recipe.model} alone; list them: a,b,c"
         )
-    shared = budgeted(recipe)
+    shared = recipe
+    start = time.perf_counter() if start is None else start
     # Of `auto:best`, whatever can be reached is measured; networks that were named must all be there.
     for name in available_models(recipe.models) if recipe.model == "auto:best" else recipe.models:
-        yield from_main_process(partial(measure_evidence, shared.changed(model=name), splits, progress))
+        own, before = shared.changed(model=name), time.perf_counter() - start
+        yield from_main_process(partial(measure_evidence, own, splits, progress, before))
         if groups_of(splits.train) is None:  # the first network looked for groups
             shared = shared.changed(groups="none")
 
 
-def decide(recipe: Recipe, measured: Iterable[Evidence]) -> tuple[PlannedRun, ...]:
+def decide(recipe: Recipe, measured: Iterable[Evidence], share: float = 1.0) -> tuple[PlannedRun, ...]:
     """Return the planned runs to train: one, of the chosen network, or the members of an ensemble.
 
     Args:
         recipe: recipe of the run.
         measured: the evidence of each network that the recipe names.
+        share: fraction of the time that is left for trainings that they may take.
 
     Raises:
         RecipeError: an ensemble of folds has no cross-validation, or the time budget is too short.
     """
-    shared = budgeted(recipe)
-    choices = [(evidence, choose_strategy(evidence, shared.changed(model=evidence.model))) for evidence in measured]
+    found = list(measured)
+    # The time that all measurements took has passed, whichever network is chosen.
+    passed = max(evidence.seconds_before + evidence.seconds for evidence in found)
+    found = [evidence.changed(seconds_before=round(passed - evidence.seconds, 2)) for evidence in found]
+    choices = [
+        (evidence, choose_strategy(evidence, budgeted(recipe, evidence, share).changed(model=evidence.model)))
+        for evidence in found
+    ]
     chosen = choose_backbone(choices, recipe.prefer)
     others = [(evidence, choice) for evidence, choice in choices if evidence.model != chosen[0].model]
-    leading = plan_choice(recipe, *chosen)
+    leading = plan_choice(recipe, *chosen, share)
     if leading.choice.ensemble == "folds" and leading.plan.validation != "cross_validation":
         raise RecipeError(
             f"folds averages the trainings of a cross-validation, but here models are evaluated on "
             f"{leading.plan.evaluated_on}; ask for snapshots:3 or seeds:3"
         )
-    return list_members(leading, [plan_choice(recipe, *other) for other in others])
+    return list_members(leading, [plan_choice(recipe, *other, share) for other in others])
 
 
 def carry_out(
@@ -149,10 +162,10 @@ def carry_out(
 def _plan_fallback(leading: PlannedRun, spent: float) -> tuple[PlannedRun, ...]:
     """Return the planned runs of the fallback, within the time budget that is left after `spent` seconds."""
     choice = leading.choice.led_by(leading.choice.fallback).changed(members=())
-    plan = make_plan(budgeted(leading.recipe), leading.evidence, choice)
-    if leading.recipe.time_budget is not None:
-        left = 1.0 - spent / leading.recipe.time_budget
-        plan = plan.changed(time_budget=max(1.0, left * plan.time_budget))
+    recipe = budgeted(leading.recipe, leading.evidence)
+    plan = make_plan(recipe, leading.evidence, choice)
+    if recipe.time_budget is not None:
+        plan = plan.changed(time_budget=max(1.0, plan.time_budget - spent))
     return list_members(replace(leading, choice=choice, plan=plan), [])
 
 

@@ -1,17 +1,14 @@
 """Store a run on disk: its recipe, evidence, choice and plan, then its model and metrics."""
 
-import csv
 import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from finetune.data import ImageSplits, labels_of, paths_of
 from finetune.decide.choice import Choice
 from finetune.decide.diagnosis import Verdict, diagnose
 from finetune.decide.evidence import Evidence
@@ -26,15 +23,12 @@ from finetune.processes import from_main_process
 from finetune.recipe import load_recipe, save_recipe
 from finetune.runs.environment import describe_environment
 from finetune.runs.model_files import read_network, write_network
-from finetune.training import plan_phases
+from finetune.runs.places import SCHEDULE, holds_only_a_plan, is_finished, refuse_if_taken, refuse_without_a_plan
 from finetune.value import FrozenModel
 from finetune.work import Work
 
-SCHEDULE = "schedule.svg"
-"""Name of the file with the plot of the learning rates."""
-
-PLAN_FILES = frozenset({"recipe.yaml", "evidence.json", "choice.json", "plan.json", SCHEDULE})
-"""Names of the files of a run folder before its training starts."""
+if TYPE_CHECKING:
+    from finetune.data import ImageSplits
 
 
 class Seconds(FrozenModel):
@@ -109,12 +103,11 @@ class RunFolder:
 
     def holds_only_a_plan(self) -> bool:
         """Return whether there is a plan, but no training has started."""
-        names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
-        return "plan.json" in names and names <= PLAN_FILES
+        return holds_only_a_plan(self.path)
 
     def is_finished(self) -> bool:
         """Return whether there is a finished model."""
-        return (self.path / "metrics.json").exists()
+        return is_finished(self.path)
 
     def begin(self, members: Sequence[PlannedRun], plot: bool = False) -> None:
         """Write the recipe, evidence, choice and plan of a new run, and those of each member of an ensemble.
@@ -128,7 +121,7 @@ class RunFolder:
         """
 
         def write() -> None:
-            refuse_if_taken(self)
+            refuse_if_taken(self.path)
             _write_decisions(self.path, members[0])
             for number, member in enumerate(members if len(members) > 1 else (), start=1):
                 _write_decisions(_member_path(self.path, number), member)
@@ -152,7 +145,7 @@ class RunFolder:
         from_main_process(lambda: _write_history(self.path, history))
 
     def write_model(
-        self, model: Predictor, metrics: RunMetrics, splits: ImageSplits, members: Sequence[PlannedRun] = ()
+        self, model: Predictor, metrics: RunMetrics, splits: "ImageSplits", members: Sequence[PlannedRun] = ()
     ) -> None:
         """Write the model, its history and its metrics. The metrics come last, because they mark a finished run.
 
@@ -184,10 +177,7 @@ class RunFolder:
         Raises:
             RunFolderError: there is no run here.
         """
-        if not (self.path / "plan.json").exists():
-            raise RunFolderError(
-                f"there is no run in {self.path}; expected a folder with plan.json, made by 'finetune train'"
-            )
+        refuse_without_a_plan(self.path)
         return Plan.load(self.path / "plan.json")
 
     def read_metrics(self) -> RunMetrics:
@@ -227,64 +217,6 @@ class RunFolder:
         )
 
 
-def default_folder(data: str) -> Path:
-    """Return `runs/<data>-<time>`, which does not exist yet."""
-    stem = Path(data.rstrip("/")).stem if ":" not in data else data.replace(":", "-").replace("/", "-")
-    base = Path("runs") / f"{stem or 'images'}-{datetime.now():%Y%m%d-%H%M%S}"
-    path, number = base, 2
-    while path.exists():
-        path, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return path
-
-
-def refuse_if_taken(folder: RunFolder) -> None:
-    """Refuse a folder that is not new, not empty, and holds more than a plan.
-
-    Raises:
-        RunFolderError: the folder holds a run or other files.
-    """
-    path = folder.path
-    if not path.exists() or folder.holds_only_a_plan():
-        return
-    if not path.is_dir():
-        raise RunFolderError(f"{path} is a file; give a new folder with --output")
-    if folder.is_finished():
-        raise RunFolderError(f"{path} holds another run, which is not overwritten; give a new folder with --output")
-    if (path / "plan.json").exists():
-        raise RunFolderError(f"{path} holds an interrupted run, which is not overwritten; continue it: --resume {path}")
-    if any(path.iterdir()):
-        raise RunFolderError(f"{path} is neither empty nor a run folder; give a new folder with --output")
-
-
-def refuse_if_finished(folder: RunFolder) -> None:
-    """Refuse to resume a run that has a model.
-
-    Raises:
-        RunFolderError: the run is finished.
-    """
-    if folder.is_finished():
-        raise RunFolderError(f"the run in {folder.path} is finished; there is nothing to resume")
-
-
-def refuse_if_raced(folder: RunFolder) -> None:
-    """Refuse to resume a run of an earlier version that trained several candidates for a part of their steps first.
-
-    Raises:
-        RunFolderError: the choice has such a race, which no longer exists.
-    """
-    path = folder.path
-    if json.loads((path / "choice.json").read_text("utf-8")).get("racing"):
-        raise RunFolderError(
-            f"the run in {path} has a race between candidates, which an earlier version began and this one cannot "
-            f"resume; run it again: finetune train --recipe {path / 'recipe.yaml'}"
-        )
-
-
-def holds_tuning(folder: RunFolder) -> bool:
-    """Return whether the folder is that of a search for hyper-parameters."""
-    return (folder.path / "tuning.json").exists()
-
-
 def read_members(folder: RunFolder) -> tuple[PlannedRun, ...]:
     """Return the planned runs that `RunFolder.begin` wrote, the leading one first.
 
@@ -316,13 +248,15 @@ def _write_history(path: Path, history: Sequence[Row]) -> None:
 
 
 def _write_run(
-    path: Path, model: Predictor, metrics: RunMetrics, splits: ImageSplits, members: Sequence[PlannedRun]
+    path: Path, model: Predictor, metrics: RunMetrics, splits: "ImageSplits", members: Sequence[PlannedRun]
 ) -> None:
     if isinstance(model, Ensemble):
         _write_ensemble(path, model, metrics, splits, members)
     if isinstance(model, TrainedModel):
         write_network(model, path)
-    _write_splits(path / "splits.csv", model.plan, splits)
+    from finetune.runs.splits_file import write_splits  # it imports all trainings, which a prediction does not need
+
+    write_splits(path / "splits.csv", model.plan, splits)
     _write_history(path, model.history)
     (path / "environment.json").write_text(json.dumps(describe_environment(), indent=2) + "\n", "utf-8")
     metrics.save(path / "metrics.json")
@@ -332,7 +266,7 @@ def _write_run(
 
 
 def _write_ensemble(
-    path: Path, model: Ensemble, metrics: RunMetrics, splits: ImageSplits, members: Sequence[PlannedRun]
+    path: Path, model: Ensemble, metrics: RunMetrics, splits: "ImageSplits", members: Sequence[PlannedRun]
 ) -> None:
     """Write each member of an ensemble as a separate run, and the file that lists them."""
     for number, (own, member) in enumerate(zip(members, model.members, strict=True), start=1):
@@ -353,27 +287,6 @@ def _write_ensemble(
         _write_run(folder, member, alone, splits, ())
     names = [f"members/{number}" for number in range(1, len(model.members) + 1)]
     Averaged(members=names, temperature=model.temperature).save(path / "ensemble.json")
-
-
-def _write_splits(path: Path, plan: Plan, splits: ImageSplits) -> None:
-    """Write each image's path, label and split, and the phase that held it out, as a table that `--data` accepts."""
-    held_out_by: dict[int, str] = {}
-    for phase in plan_phases(plan, splits):
-        held_out_by |= {int(index): phase.name for index in phase.held_out}
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "split", "held_out_by"])
-        offset = 0
-        for name, table in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
-            if table is None:
-                continue
-            rows: Sequence[tuple[str, int]] = list(zip(paths_of(table), labels_of(table).tolist(), strict=True))
-            for number, (image, label) in enumerate(rows):
-                held = held_out_by.get(offset + number, "") if name != "test" else ""
-                # A relative path would be read relative to this file.
-                place = str(Path(image).absolute()) if Path(image).exists() else image
-                writer.writerow([place, splits.class_names[label], name, held])
-            offset += len(table) if name != "test" else 0
 
 
 def _read_trained(folder: RunFolder) -> TrainedModel:

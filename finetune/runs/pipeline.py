@@ -17,7 +17,7 @@ from finetune.decide.choice import choose_strategy
 from finetune.decide.diagnosis import Verdict, diagnose
 from finetune.decide.evidence import Evidence
 from finetune.decide.plan import Plan
-from finetune.decide.planned_run import PlannedRun
+from finetune.decide.planned_run import PlannedRun, describe_members
 from finetune.ensemble.members import TrainedMember
 from finetune.errors import DataError, DivergenceError, FinetuneError, RunFolderError
 from finetune.measure import measure_evidence
@@ -27,23 +27,24 @@ from finetune.predict.model import Ensemble, Predictor, TrainedModel, average
 from finetune.processes import divide_rows, from_main_process, is_main_process
 from finetune.recipe import Recipe, load_recipe
 from finetune.runs.execution import Outcome, Searched, carry_out, decide, measure_networks
-from finetune.runs.folder import (
+from finetune.runs.folder import RunFolder, RunMetrics, Seconds, read_members
+from finetune.runs.places import (
     SCHEDULE,
-    RunFolder,
-    RunMetrics,
-    Seconds,
     default_folder,
-    holds_tuning,
-    read_members,
     refuse_if_finished,
     refuse_if_raced,
     refuse_if_taken,
+    refuse_tuning,
 )
 from finetune.runs.report import Report, describe_groups
 
 
 def run(
-    recipe: Recipe, output: Path | None = None, report: Report | None = None, splits: ImageSplits | None = None
+    recipe: Recipe,
+    output: Path | None = None,
+    report: Report | None = None,
+    splits: ImageSplits | None = None,
+    start: float | None = None,
 ) -> Predictor:
     """Measure, choose, plan, train and score; write a run folder and return the model.
 
@@ -52,22 +53,29 @@ def run(
         output: the run folder; `runs/<data>-<time>` by default. If it holds only a plan, that plan is trained.
         report: the report to print on; nothing is printed by default.
         splits: the images, if they are loaded already.
+        start: value of `time.perf_counter()` when the command began, from which a time budget counts; now by default.
 
     Raises:
         FinetuneError: the recipe or the data has a mistake, which the error describes in one sentence.
     """
-    start = time.perf_counter()
+    start = time.perf_counter() if start is None else start
     folder = claim_folder(output, recipe.data)
     with reporting(report) as report:
         if folder.holds_only_a_plan():
             report.say(f"{folder.path} holds a plan, which is trained as it is")
             return _train(folder, (_adopt(folder.read_plan(), folder, folder),), report, start, splits)
-        splits, members = decide_all(recipe, report, splits)
+        splits, members = decide_all(recipe, report, splits, start)
         folder.begin(members)
         return _train(folder, members, report, start, splits)
 
 
-def plan_only(recipe: Recipe, output: Path | None = None, report: Report | None = None, plot: bool = False) -> Plan:
+def plan_only(
+    recipe: Recipe,
+    output: Path | None = None,
+    report: Report | None = None,
+    plot: bool = False,
+    start: float | None = None,
+) -> Plan:
     """Measure, choose and plan, then stop; write the plan to a run folder, to be edited and trained, and return it.
 
     Args:
@@ -75,15 +83,17 @@ def plan_only(recipe: Recipe, output: Path | None = None, report: Report | None 
         output: the run folder; `runs/<data>-<time>` by default.
         report: the report to print on; nothing is printed by default.
         plot: whether to plot the plan's learning rates.
+        start: value of `time.perf_counter()` when the command began; now by default.
 
     Raises:
         FinetuneError: the recipe or the data has a mistake, which the error describes in one sentence.
     """
+    start = time.perf_counter() if start is None else start
     folder = claim_folder(output, recipe.data)
     if folder.holds_only_a_plan():
         raise RunFolderError(f"{folder.path} holds a plan already; train it with --plan {folder.path / 'plan.json'}")
     with reporting(report) as report:
-        _, (decisions, *others) = decide_all(recipe, report, None)
+        _, (decisions, *others) = decide_all(recipe, report, None, start)
         folder.begin([decisions], plot)
         if others:
             report.say("\nA saved plan is trained alone. For averages, run without --plan-only.")
@@ -129,16 +139,15 @@ def resume(path: Path, report: Report | None = None) -> Predictor:
     start = time.perf_counter()
     folder = RunFolder(path)
     members = read_members(folder)
-    refuse_if_finished(folder)
-    refuse_if_raced(folder)
-    if holds_tuning(folder):
-        raise RunFolderError(f"{path} holds an interrupted search; continue it: finetune tune --resume {path}")
+    refuse_if_finished(path)
+    refuse_if_raced(path)
+    refuse_tuning(path)
     with reporting(report) as report:
         return _train(folder, members, report, start, None)
 
 
 def decide_all(
-    recipe: Recipe, report: Report, splits: ImageSplits | None
+    recipe: Recipe, report: Report, splits: ImageSplits | None, start: float, share: float = 1.0
 ) -> tuple[ImageSplits, tuple[PlannedRun, ...]]:
     """Load the images unless they are given, then measure, choose and plan; print each result.
 
@@ -146,6 +155,8 @@ def decide_all(
         recipe: the data, and every decision that is fixed.
         report: the report to print on.
         splits: the images, or None if they are not loaded yet.
+        start: value of `time.perf_counter()` when the command began.
+        share: fraction of the time that is left for trainings that the planned runs may take.
 
     Returns:
         The images, and the planned runs: one, or the members of an ensemble with the leading one first.
@@ -164,19 +175,25 @@ def decide_all(
     else:
         regroup = partial(group_training_images, splits)
     report.images(splits)
-    splits, networks = group_images(recipe, splits, regroup, report)
+    splits, networks = group_images(recipe, splits, regroup, report, start)
     measured = []
     for evidence in networks:
         report.evidence(evidence)
         measured.append(evidence)
-    members = decide(recipe, measured)
+    members = decide(recipe, measured, share)
     report.choice(members[0].choice)
     report.plan(members[0].plan)
+    if share == 1.0:  # a search has many trainings
+        report.say(f"  {describe_members(members)}")
     return splits, members
 
 
 def group_images(
-    recipe: Recipe, splits: ImageSplits, regroup: Callable[[str], ImageSplits], report: Report
+    recipe: Recipe,
+    splits: ImageSplits,
+    regroup: Callable[[str], ImageSplits],
+    report: Report,
+    start: float | None = None,
 ) -> tuple[ImageSplits, Iterable[Evidence]]:
     """Return the images with the groups that were found, if any, and the evidence of each network on them.
 
@@ -188,21 +205,22 @@ def group_images(
         splits: the images.
         regroup: function that returns the images with the groups of a rule.
         report: the report to print on.
+        start: value of `time.perf_counter()` when the command began; now by default.
     """
-    networks = measure_networks(recipe, splits, report.progress)
+    networks = measure_networks(recipe, splits, report.progress, start)
     first = next(networks)
     if first.groups is None or not first.groups.used or groups_of(splits.train) is not None:
         return splits, chain([first], networks)
     try:
         grouped = regroup(first.groups.rule)
     except DataError:  # images that were not measured do not fit the rule
-        return splits, measure_networks(recipe.changed(groups="none"), splits, report.progress)
+        return splits, measure_networks(recipe.changed(groups="none"), splits, report.progress, start)
     if len(recipe.models) == 1 and not grouped.test_was_made:
         if grouped.num_shared:
             report.say(f"  {describe_groups(grouped)}")
         return grouped, [first]
     report.images(grouped)
-    return grouped, measure_networks(recipe, grouped, report.progress)
+    return grouped, measure_networks(recipe, grouped, report.progress, start)
 
 
 def save_run(
@@ -261,7 +279,7 @@ def claim_folder(output: Path | None, data: str) -> RunFolder:
 
     def claim() -> RunFolder:
         folder = RunFolder(output or default_folder(data))
-        refuse_if_taken(folder)
+        refuse_if_taken(folder.path)
         return folder
 
     return from_main_process(claim)

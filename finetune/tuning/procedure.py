@@ -14,15 +14,16 @@ import optuna
 
 from finetune.data import ImageSplits, load_images
 from finetune.decide.plan import Plan
-from finetune.decide.planned_run import PlannedRun
+from finetune.decide.planned_run import PlannedRun, budgeted
 from finetune.errors import DivergenceError, RunFolderError, TuningError
 from finetune.predict.metrics import log_loss, metric_value
 from finetune.predict.model import Predictor, fit_temperature
 from finetune.processes import num_processes
 from finetune.recipe import Recipe
 from finetune.runs.execution import Searched
-from finetune.runs.folder import RunFolder, holds_tuning, refuse_if_finished
+from finetune.runs.folder import RunFolder
 from finetune.runs.pipeline import claim_folder, decide_all, reporting, save_run
+from finetune.runs.places import refuse_if_finished, refuse_without_tuning
 from finetune.runs.report import Report
 from finetune.training import Checkpoints, TrainingDivergedError, TrainingState, begin, evaluate_at, history_so_far
 from finetune.tuning.checks import Checks
@@ -33,18 +34,22 @@ from finetune.tuning.state import Finding, Tuning, begin_tuning, best_of
 from finetune.tuning.trials import RUNGS, Proposer, TrialSet, open_storage
 
 LONGEST_TRIAL = 0.25
-"""Share of the time budget that a single training may take."""
+"""Share of the time that is left of a budget after the measurement that a single training may take."""
 
 COARSE_STEPS = RUNGS[-1]
 """Share of the steps that a coarse trial takes. After the first rung, a third of the steps, high rates still look worse
 than they are (experiments/compare_searches.py)."""
 
 COARSE_TIME = 0.4
-"""Share of the time budget that the coarse trials may take."""
+"""Share of that time that the coarse trials may take."""
 
 
 def tune(
-    recipe: Recipe, output: Path | None = None, report: Report | None = None, splits: ImageSplits | None = None
+    recipe: Recipe,
+    output: Path | None = None,
+    report: Report | None = None,
+    splits: ImageSplits | None = None,
+    start: float | None = None,
 ) -> Predictor:
     """Search for hyper-parameters in six steps; save the trained winner in a run folder and return it.
 
@@ -60,12 +65,13 @@ def tune(
             same name.
         report: the report to print on; nothing is printed by default.
         splits: the images, if they are loaded already.
+        start: value of `time.perf_counter()` when the command began, from which a time budget counts; now by default.
 
     Raises:
         TuningError: a step failed, so that a search would be wasted, or the storage cannot be used.
         FinetuneError: the recipe or the data has another mistake, which the error describes in one sentence.
     """
-    start = time.perf_counter()
+    start = time.perf_counter() if start is None else start
     _refuse_several_processes()
     folder = claim_folder(output, recipe.data)
     if folder.path.exists() and folder.holds_only_a_plan():
@@ -73,11 +79,12 @@ def tune(
             f"{folder.path} holds a plan, which a search does not use; give a new folder with --output"
         )
     with reporting(report) as report:
-        splits, (decisions, *_) = decide_all(_sized(recipe).changed(ensemble=None), report, splits)
+        alone = recipe.changed(ensemble=None)
+        splits, (decisions, *_) = decide_all(alone, report, splits, start, LONGEST_TRIAL)
         # A single candidate is tuned: no average and no ensemble.
         choice = decisions.choice.changed(members=(), fallback="")
-        asked = decisions.recipe.changed(time_budget=recipe.time_budget)
-        decisions = replace(decisions, recipe=asked, choice=choice)
+        asked = decisions.recipe
+        decisions = replace(decisions, choice=choice)
         path = folder.path.resolve()  # the worker keeps this name even if its folder is moved before it resumes
         tuning = begin_tuning(asked, choice, decisions.plan, path.name, f"{socket.gethostname()}:{path}")
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -101,11 +108,8 @@ def resume_tuning(path: Path, report: Report | None = None) -> Predictor:
     _refuse_several_processes()
     folder = RunFolder(path)
     decisions = folder.read_decisions()
-    refuse_if_finished(folder)
-    if not holds_tuning(folder):
-        raise RunFolderError(
-            f"{path} holds no search for hyper-parameters; resume it with: finetune train --resume {path}"
-        )
+    refuse_if_finished(path)
+    refuse_without_tuning(path)
     with reporting(report) as report:
         plan = decisions.plan
         splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups)
@@ -229,7 +233,8 @@ class _Procedure:
 
     def _begin(self, trial_set: TrialSet, share: float) -> optuna.Trial | None:
         """Return a new trial, or None if there are enough trials or no time for another; one is always trained."""
-        budget, seconds = self._decisions.recipe.time_budget, self._decisions.choice.chosen.expected_seconds
+        recipe = budgeted(self._decisions.recipe, self._decisions.evidence)
+        budget, seconds = recipe.time_budget, self._decisions.choice.chosen.expected_seconds
         expected = seconds * (COARSE_STEPS if trial_set.name == "coarse" else 1.0)
         is_late = budget is not None and self._tuning.seconds + expected > share * budget
         return None if is_late and trial_set.trials() else trial_set.begin()
@@ -288,7 +293,8 @@ class _Procedure:
 
     def _plan(self, parameters: Parameters) -> Plan:
         decisions = self._decisions
-        return plan_of_trial(_sized(decisions.recipe), decisions.evidence, decisions.choice, parameters)
+        recipe = budgeted(decisions.recipe, decisions.evidence, LONGEST_TRIAL)
+        return plan_of_trial(recipe, decisions.evidence, decisions.choice, parameters)
 
     def _training(self, number: int, plan: Plan) -> TrainingState:
         checkpoints = Checkpoints(self._folder.trial(number) / "checkpoints")
@@ -318,13 +324,6 @@ def _evaluate_at(state: TrainingState, share: float) -> tuple[TrainingState, flo
     state, found = evaluate_at(state, share)
     loss = log_loss(found.logits / fit_temperature(found.logits, found.labels), found.labels)
     return state, loss, metric_value(state.plan.metric, found.logits.argmax(axis=1), found.labels)
-
-
-def _sized(recipe: Recipe) -> Recipe:
-    """Return the recipe of a single training, whose time budget is a share of the search's."""
-    if recipe.time_budget is None:
-        return recipe
-    return recipe.changed(time_budget=LONGEST_TRIAL * recipe.time_budget)
 
 
 def _refuse_divergence(trial_set: TrialSet) -> None:

@@ -1,8 +1,9 @@
 import pytest
 
+from finetune.decide.budget import training_budget
 from finetune.decide.choice import choose_strategy
 from finetune.decide.plan import CYCLE_SHARE
-from finetune.decide.planned_run import budgeted, list_members, plan_choice
+from finetune.decide.planned_run import budgeted, describe_members, list_members, plan_choice
 from finetune.recipe import Recipe
 
 
@@ -33,10 +34,11 @@ def test_snapshots_differ_in_the_cycle_alone(members):
     assert all(own.plan.changed(cycle=0) == first.plan for own in others)
 
 
-def test_snapshots_share_the_time_budget_by_their_steps(members):
+def test_snapshots_share_the_time_that_is_left_by_their_steps(members, evidence):
     first, *others = members(ensemble="snapshots:3", time_budget="90s")
-    assert first.plan.time_budget == pytest.approx(50.0)
-    assert [own.plan.time_budget for own in others] == pytest.approx([20.0, 20.0])
+    left = training_budget(90.0, evidence, 3)
+    assert first.plan.time_budget == pytest.approx(left * 5 / 9)
+    assert [own.plan.time_budget for own in others] == pytest.approx([left * 2 / 9] * 2)
 
 
 @pytest.mark.parametrize("ensemble", ["seeds:3", "snapshots:3"])
@@ -68,7 +70,18 @@ def test_an_ensemble_that_was_asked_for_replaces_averaged_candidates(members):
 @pytest.mark.parametrize(
     ("ensemble", "trainings"), [(None, 1), ("seeds:4", 4), ("snapshots:4", 1 + 3 * CYCLE_SHARE), ("backbones", 3)]
 )
-def test_members_share_the_time_budget(ensemble, trainings):
+def test_members_share_the_time_that_is_left(evidence, ensemble, trainings):
+    evidence = evidence.changed(num_test=0)
     recipe = Recipe(data="x", ensemble=ensemble, time_budget=600)
-    assert budgeted(recipe).time_budget == pytest.approx(600 / trainings)
-    assert budgeted(Recipe(data="x", ensemble=ensemble)).time_budget is None
+    left = training_budget(600.0, evidence)
+    assert budgeted(recipe, evidence).time_budget == pytest.approx(left / trainings)
+    assert budgeted(recipe, evidence, 0.25).time_budget == pytest.approx(0.25 * left / trainings)
+    assert budgeted(Recipe(data="x", ensemble=ensemble), evidence).time_budget is None
+
+
+def test_the_expected_time_of_the_command_is_that_of_all_members_with_what_was_before_and_what_follows(members):
+    alone, three = (describe_members(members(**keys)) for keys in ({}, {"ensemble": "seeds:3"}))
+    assert alone != three
+    for sentence in (alone, three):
+        assert sentence.startswith("expected time of the whole command: ")
+        assert " are for training, and " in sentence

@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from finetune.cache import list_entries
 from finetune.data import decoding, load_images
 from finetune.decide.evidence import MachineSpeed
 from finetune.errors import ModelError, RecipeError
@@ -206,14 +207,26 @@ def test_where_nothing_can_be_cached_each_pass_decodes_every_image(measured, mon
 
 
 @pytest.mark.usefixtures("empty_cache")
-@pytest.mark.parametrize(("busy", "times"), [(False, 1), (True, 2)])
-def test_the_machine_is_timed_once_unless_it_was_busy(measured, monkeypatch, busy, times):
-    timed, own = [], measuring.measure_speed
+@pytest.mark.parametrize(
+    ("busy", "times"), [([False, False], [1, 1]), ([True, True], [1, 1]), ([True, False, False], [1, 2, 2])]
+)
+def test_the_machine_is_timed_once_and_again_when_it_is_idle_after_it_was_busy(measured, monkeypatch, busy, times):
+    timed, own, found = [], measuring.measure_speed, []
     monkeypatch.setattr(measuring, "measure_speed", lambda *rest: timed.append(rest) or own(*rest))
-    monkeypatch.setattr(measuring, "is_busy", lambda: busy)
-    first, second = (measured({"train": {"a": 8, "b": 6}}) for _ in range(2))
-    assert len(timed) == times
-    assert (first.speed == second.speed) == (not busy)
+    for is_busy in busy:
+        monkeypatch.setattr(measuring, "is_busy", lambda is_busy=is_busy: is_busy)
+        measured({"train": {"a": 8, "b": 6}})
+        found.append(len(timed))
+    assert found == times
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_speeds_that_were_measured_on_a_busy_machine_are_marked_in_the_cache(measured, monkeypatch):
+    monkeypatch.setattr(measuring, "is_busy", lambda: True)
+    measured({"train": {"a": 8, "b": 6}})
+    assert [entry.about for entry in list_entries() if entry.kind == "measurements"] == [
+        "speed of test_efficientnet at 32 px on a busy machine"
+    ]
 
 
 @pytest.mark.usefixtures("empty_cache")

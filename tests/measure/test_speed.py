@@ -7,10 +7,10 @@ from finetune.data import Pixels, table_of_paths
 from finetune.data.batches import VariedImages
 from finetune.errors import ModelError
 from finetune.measure import speed as speed_module
-from finetune.measure import timing
+from finetune.measure import step_speed, timing
 from finetune.measure.machine import layouts, precisions
 from finetune.measure.speed import measure_speed
-from finetune.measure.timing import LONG_REPETITIONS, REPETITIONS, Rate, time_rate
+from finetune.measure.timing import REPETITIONS, Rate, time_rate
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +32,47 @@ def measured(request, small_network, small_plan, images):
 
 
 @pytest.mark.parametrize(
-    ("best", "times"), [(Rate(), 1 + REPETITIONS), (Rate(1e3, 1e3), 1 + REPETITIONS), (Rate(1e12, 1e12), 2)]
+    ("best", "times"), [(Rate(), 1 + REPETITIONS), (Rate(1e3, 1e3), 1 + REPETITIONS), (Rate(1e12, 1e12), 1)]
 )
-def test_the_first_way_is_timed_as_often_as_those_that_come_near_the_best_and_hopeless_ones_once(best, times):
+def test_the_first_way_is_timed_as_often_as_those_that_come_near_the_best_and_hopeless_ones_never(best, times):
     calls = []
     time_rate(lambda: calls.append(1), 1, torch.device("cpu"), best)
     assert len(calls) == times
 
 
 def test_what_takes_long_is_repeated_less_often(monkeypatch):
-    monkeypatch.setattr(timing, "LONG", 0.0)
+    monkeypatch.setattr(timing, "ENOUGH", 0.0)
     calls = []
     time_rate(lambda: calls.append(1), 1, torch.device("cpu"))
-    assert len(calls) == 1 + LONG_REPETITIONS
+    assert len(calls) == 2
+
+
+def test_a_slow_network_is_timed_with_fewer_images(small_network, small_plan, images, monkeypatch):
+    monkeypatch.setattr(speed_module, "TRAINING_SECONDS", 0.0)
+    seen = set()
+    own = step_speed._time_training
+    monkeypatch.setattr(
+        step_speed,
+        "_time_training",
+        lambda module, inputs, *rest: seen.add(len(inputs)) or own(module, inputs, *rest),
+    )
+    measured = measure_speed(small_network("test_efficientnet"), small_plan().preprocessing, 32, (4,), images)
+    assert seen == {speed_module.LEAST_TIMED}
+    assert measured.micro_batch == 32
+
+
+def test_norm_tuning_is_timed_only_where_it_is_asked_for(small_network, small_plan, images, monkeypatch):
+    monkeypatch.setattr(speed_module, "time_norm_tuning", lambda *_: pytest.fail("this takes time"))
+    network, preprocessing = small_network("test_efficientnet"), small_plan().preprocessing
+    speed = measure_speed(network, preprocessing, 4, (4,), images, with_norms=False)
+    assert speed.fastest("norm_tuning", 0).images_per_second == speed.fastest("full", 0).images_per_second
+
+
+def test_all_strategies_are_timed_with_the_settings_that_are_fastest_for_full(measured):
+    speed = measured[2]
+    full = speed.fastest("full", 0)
+    assert {own.parallel_parts for own in speed.training} == {full.parallel_parts}
+    assert {own.precision for own in speed.training} <= {full.precision, "float32"}
 
 
 def test_every_way_of_training_is_timed(measured):
@@ -57,12 +85,13 @@ def test_no_more_images_are_trained_on_at_once_than_memory_should_hold(
     small_network, small_plan, images, monkeypatch, batch_size, most
 ):
     seen = set()
-    own = speed_module._time_training
+    own = step_speed._time_training
     monkeypatch.setattr(
-        speed_module,
+        step_speed,
         "_time_training",
-        lambda module, inputs, threads: seen.add(len(inputs)) or own(module, inputs, threads),
+        lambda module, inputs, *rest: seen.add(len(inputs)) or own(module, inputs, *rest),
     )
+    monkeypatch.setattr(speed_module, "TRAINING_SECONDS", 60.0)
     measured = measure_speed(small_network("test_efficientnet"), small_plan().preprocessing, batch_size, (4,), images)
     assert seen == {most}
     assert measured.micro_batch == most
@@ -73,18 +102,18 @@ def small_memory(monkeypatch, small_network, small_plan, images):
     """Measure a network where no more than some images fit into memory, in training and in forward passes."""
 
     def measure(in_training, forward):
-        def holds(name, most, count):
-            own = getattr(speed_module, name)
+        def holds(module, name, most, count):
+            own = getattr(module, name)
 
             def guarded(*arguments):
                 if count(*arguments) > most:
                     raise torch.OutOfMemoryError
                 return own(*arguments)
 
-            monkeypatch.setattr(speed_module, name, guarded)
+            monkeypatch.setattr(module, name, guarded)
 
-        holds("_time_training", in_training, lambda _module, inputs, _threads: len(inputs))
-        holds("_time_forward", forward, lambda _network, _size, settings, *_: settings.batch_size)
+        holds(step_speed, "_time_training", in_training, lambda _module, inputs, *_: len(inputs))
+        holds(speed_module, "_time_forward", forward, lambda _network, _size, settings, *_: settings.batch_size)
         return measure_speed(small_network("test_efficientnet"), small_plan().preprocessing, 20, (4,), images)
 
     return measure

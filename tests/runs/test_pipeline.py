@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from finetune.data import labels_of
 from finetune.decide import candidates, contest, decision
 from finetune.decide.belief import DRAWS, Belief
 from finetune.decide.planned_run import list_members
-from finetune.errors import RunFolderError
+from finetune.errors import RecipeError, RunFolderError
 from finetune.runs import pipeline
 from finetune.runs.folder import RunFolder
 from finetune.runs.report import Report
@@ -178,6 +179,30 @@ def test_the_written_splits_of_a_relative_path_are_a_table_too(data, recipe, tmp
     monkeypatch.chdir(data.parent)
     finetune.run(recipe.changed(data=data.name, strategy="linear_probe", steps=None), tmp_path / "run")
     assert len(finetune.load_images(str(tmp_path / "run" / "splits.csv")).train) == 44
+
+
+def test_a_time_budget_that_is_too_short_is_refused_before_the_training_with_one_that_is_enough(recipe, tmp_path):
+    with pytest.raises(RecipeError, match=r"too short: .* have passed, .*; give --time-budget \d+s or more"):
+        finetune.run(recipe.changed(time_budget=0.01), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ensemble", [None, "snapshots:3"])
+def test_a_time_budget_is_that_of_the_whole_command(recipe, tmp_path, ensemble):
+    # The command began ten seconds ago. With more steps than there is time for, all of the budget is used.
+    asked = recipe.changed(strategy="full", steps=100_000, time_budget=40.0, ensemble=ensemble)
+    start = time.perf_counter() - 10.0
+    finetune.run(asked, tmp_path / "run", start=start)
+    passed = time.perf_counter() - start
+    folder = RunFolder(tmp_path / "run")
+    assert 0.6 * 40.0 < passed < 1.15 * 40.0  # a busy machine stalls
+    assert folder.read_metrics().seconds.total == pytest.approx(passed, abs=1.0)
+    assert folder.read_decisions().evidence.seconds_before >= 10.0
+
+
+def test_the_expected_time_of_the_whole_command_is_printed(finished):
+    assert "expected time of the whole command: " in finished[2]
 
 
 def test_a_folder_that_another_run_took_while_this_one_measured_is_not_written_to(recipe, tmp_path, monkeypatch):

@@ -7,7 +7,8 @@ from finetune.errors import RunFolderError
 from finetune.runs import environment
 from finetune.runs import folder as run_folder
 from finetune.runs.environment import describe_environment
-from finetune.runs.folder import RunFolder, default_folder, refuse_if_taken
+from finetune.runs.folder import RunFolder
+from finetune.runs.places import default_folder, refuse_if_taken
 
 
 @pytest.fixture
@@ -22,15 +23,15 @@ def write(folder, *names):
 
 
 def test_a_new_and_an_empty_folder_are_free(folder):
-    refuse_if_taken(folder)
+    refuse_if_taken(folder.path)
     folder.path.mkdir()
-    refuse_if_taken(folder)
+    refuse_if_taken(folder.path)
 
 
 def test_a_folder_with_a_plan_alone_is_free(folder):
     write(folder, "recipe.yaml", "evidence.json", "choice.json", "plan.json")
     assert folder.holds_only_a_plan()
-    refuse_if_taken(folder)
+    refuse_if_taken(folder.path)
 
 
 def test_a_begun_training_is_no_longer_a_plan_alone(folder):
@@ -50,13 +51,13 @@ def test_a_begun_training_is_no_longer_a_plan_alone(folder):
 def test_a_taken_folder_says_by_what_and_what_to_do(folder, names, said):
     write(folder, *names)
     with pytest.raises(RunFolderError, match=said):
-        refuse_if_taken(folder)
+        refuse_if_taken(folder.path)
 
 
 def test_a_file_is_not_a_folder(folder):
     folder.path.write_text("")
     with pytest.raises(RunFolderError, match="is a file; give a new folder with --output"):
-        refuse_if_taken(folder)
+        refuse_if_taken(folder.path)
 
 
 def test_a_model_of_an_unfinished_run_says_how_to_continue(folder, small_plan):

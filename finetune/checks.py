@@ -1,0 +1,71 @@
+"""Check the paths that a command was given before anything that takes long is imported."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune.errors import ModelError, RunFolderError
+from finetune.recipe import Recipe
+from finetune.runs import places
+
+
+def checked(recipe: Recipe, output: Path | None) -> Recipe:
+    """Return a recipe whose paths exist, for a run folder that is free.
+
+    Raises:
+        FinetuneError: there is no such data or no such file with weights, the time budget is shorter than any run, or
+            the run folder is taken.
+    """
+    from finetune.data import check_data  # it imports numpy, which --help does not need
+    from finetune.decide.budget import refuse_hopeless_budget
+
+    check_data(recipe.data)
+    refuse_hopeless_budget(recipe.time_budget)
+    if recipe.weights is not None and not Path(recipe.weights).exists():
+        raise ModelError(f"there is no weights file {recipe.weights}")
+    # With several processes, another one may have begun to write there.
+    if output is not None and os.environ.get("WORLD_SIZE", "1") == "1":
+        places.refuse_if_taken(output)
+    return recipe
+
+
+def check_plan(plan: Path) -> None:
+    """Check that a plan can be read, and that its data exists.
+
+    Raises:
+        FinetuneError: there is no such plan or no such data, or a value of the plan is wrong.
+    """
+    from finetune.data import check_data
+    from finetune.decide.plan import Plan
+
+    check_data(Plan.load(plan).data)
+
+
+def check_resumed(run: Path, is_tuning: bool) -> None:
+    """Check that a folder holds an interrupted search or, unless `is_tuning`, an interrupted training.
+
+    Raises:
+        RunFolderError: there is no run, it is finished, or it is of the other kind.
+    """
+    places.refuse_without_a_plan(run)
+    places.refuse_if_finished(run)
+    if is_tuning:
+        places.refuse_without_tuning(run)
+    else:
+        places.refuse_tuning(run)
+
+
+def check_prediction(run: Path, output: Path | None, images: Sequence[Path] = (), data: str | None = None) -> None:
+    """Check that there is a trained model, and something to predict, and that the output is a new file.
+
+    Raises:
+        FinetuneError: the model, an image or the data is missing, or the output exists.
+    """
+    from finetune.data import check_data, check_images
+
+    if output is not None and output.exists():
+        raise RunFolderError(f"{output} exists and is not overwritten; give another --output")
+    places.refuse_without_a_model(run)
+    check_images(images)
+    if data is not None:
+        check_data(data)
