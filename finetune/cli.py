@@ -17,6 +17,7 @@ import typer
 
 from finetune.errors import FinetuneError, RecipeError, RunFolderError
 from finetune.recipe import Preference, Recipe, Search, Strategy, load_recipe, parse_assignment
+from finetune.report_options import takes_report_options
 from finetune.system_settings import apply_system_settings
 
 if TYPE_CHECKING:
@@ -158,8 +159,10 @@ def about(
 
 @app.command()
 @takes_recipe_options()
+@takes_report_options
 def train(
     options: RecipeOptions,
+    report: "Report",
     output: Output = None,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Measure, choose and plan, then stop.")] = False,
     plan: Annotated[Path | None, typer.Option(help="Train this saved plan.json as it is.")] = None,
@@ -179,19 +182,21 @@ def train(
 
     with _resumable("train"):
         if resume is not None:
-            pipeline.resume(resume, _report())
+            pipeline.resume(resume, report)
         elif plan is not None:
-            pipeline.run_plan(plan, output, _report())
+            pipeline.run_plan(plan, output, report)
         elif plan_only:
-            pipeline.plan_only(options.recipe(), output, _report())
+            pipeline.plan_only(options.recipe(), output, report)
         else:
-            pipeline.run(options.recipe(), output, _report())
+            pipeline.run(options.recipe(), output, report)
 
 
 @app.command()
 @takes_recipe_options()
+@takes_report_options
 def plan(
     options: RecipeOptions,
+    report: "Report",
     output: Output = None,
     plot: Annotated[
         bool, typer.Option("--plot", help="Plot the learning rate of every stage at every step: schedule.svg.")
@@ -200,13 +205,15 @@ def plan(
     """Measure, choose and plan, then stop: the same as train --plan-only."""
     from finetune.runs import pipeline
 
-    pipeline.plan_only(options.recipe(), output, _report(), plot)
+    pipeline.plan_only(options.recipe(), output, report, plot)
 
 
 @app.command()
 @takes_recipe_options("ensemble")
+@takes_report_options
 def tune(
     options: RecipeOptions,
+    report: "Report",
     output: Output = None,
     trials: Annotated[int | None, typer.Option(help="Number of trials; 20 by default.")] = None,
     search: Annotated[Search | None, typer.Option(help="Search method; tpe by default.")] = None,
@@ -228,9 +235,9 @@ def tune(
 
     with _resumable("tune"):
         if resume is not None:
-            searching.resume_tuning(resume, _report())
+            searching.resume_tuning(resume, report)
         else:
-            searching.tune(options.recipe(tuning), output, _report())
+            searching.tune(options.recipe(tuning), output, report)
 
 
 @app.command()
@@ -239,27 +246,29 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     output: Annotated[Path | None, typer.Option(help="CSV file to write; printed by default.")] = None,
     top_k: Annotated[
-        int, typer.Option(min=1, help="Add the k most probable classes as label_1, probability_1, ...")
+        int, typer.Option(min=1, help="Also name the 2nd to k-th most probable class: label_2, probability_2, ...")
     ] = 1,
 ) -> None:
     """Label new images with a trained run."""
     if output is not None and output.exists():
         raise RunFolderError(f"{output} exists and is not overwritten; give another --output")
-    from finetune.predict.labelling import label_images
+    from finetune.predict.labelling import DIGITS, label_images
     from finetune.runs.folder import RunFolder
 
     table, unreadable = label_images(RunFolder(run).read_model(), images, top_k)
     _print_left_out(unreadable)
     if output is None:
-        typer.echo(table.to_csv(index=False), nl=False)
+        typer.echo(table.to_csv(index=False, float_format=DIGITS), nl=False)
         return
     output.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(output, index=False)
+    table.to_csv(output, index=False, float_format=DIGITS)
     typer.echo(f"{len(table)} images labelled: {output}")
 
 
 @app.command()
+@takes_report_options
 def evaluate(
+    report: "Report",
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     data: Annotated[
         str,
@@ -280,11 +289,11 @@ def evaluate(
     model = folder.read_model()
     splits = load_scored_images(data, model.class_names, model.plan.columns)
     assert splits.test is not None
-    report = _report()
     with report:
         probabilities = model.probabilities(splits.test, report.progress)
     _print_left_out(splits.unreadable)
     metrics = score(probabilities, labels_of(splits.test), list(model.class_names))
+    report.summary |= {"run": str(run), "data": data}
     report.evaluation(metrics)
     if output is not None:
         metrics.save(output)
@@ -293,10 +302,13 @@ def evaluate(
 @app.command()
 def diagnose(run: Annotated[Path, typer.Argument(help="A run folder whose training has ended or diverged.")]) -> None:
     """Diagnose a run's learning curve (too short, too fast, overfitted, ...) and say what to change."""
+    from rich.console import Console
+
     from finetune.decide import diagnosis
     from finetune.runs.folder import RunFolder
+    from finetune.runs.report import Report
 
-    report = _report()
+    report = Report(Console(highlight=False))
     for number, folder in enumerate(RunFolder(run).members, start=1):
         history = folder.read_history()
         decisions = folder.read_decisions()
@@ -366,11 +378,3 @@ def _print_left_out(files: Sequence["Unreadable"]) -> None:
     """Print on stderr which files were left out, and why."""
     for file in files:
         typer.echo(f"left out: {file.path} cannot be read: {file.reason}", err=True)
-
-
-def _report() -> "Report":
-    from rich.console import Console
-
-    from finetune.runs.report import Report
-
-    return Report(Console(highlight=False, soft_wrap=True))

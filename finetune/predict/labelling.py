@@ -10,12 +10,15 @@ from finetune.data import Unreadable, files_below, table_of_paths, why_unreadabl
 from finetune.errors import DataError
 from finetune.predict.model import Predictor
 
+DIGITS = "%.4g"
+"""Format of the probabilities in a CSV file: 4 significant digits."""
+
 
 def label_images(model: Predictor, images: Sequence[Path], top_k: int = 1) -> tuple[pd.DataFrame, list[Unreadable]]:
     """Return a table with one row for each readable image, and the files that were left out.
 
-    Columns: path, label, probability, then `p_<class>` for each class; with `top_k` above 1 also label_1,
-    probability_1, ... of the most probable classes.
+    Columns: path, label, probability; with `top_k` above 1 label_2, probability_2, ... up to label_k, probability_k of
+    the next most probable classes; then `p_<class>` for each class.
 
     Args:
         model: the model that predicts the labels.
@@ -43,8 +46,8 @@ def label_images(model: Predictor, images: Sequence[Path], top_k: int = 1) -> tu
         "label": [model.class_names[best] for best in order[:, 0]],
         "probability": probabilities.max(axis=1),
     }
-    columns |= {f"p_{name}": probabilities[:, number] for number, name in enumerate(model.class_names)}
-    for rank in range(min(top_k, len(model.class_names)) if top_k > 1 else 0):
+    for rank in range(1, min(top_k, len(model.class_names))):
         columns[f"label_{rank + 1}"] = [model.class_names[best] for best in order[:, rank]]
         columns[f"probability_{rank + 1}"] = np.take_along_axis(probabilities, order[:, rank : rank + 1], axis=1)[:, 0]
+    columns |= {f"p_{name}": probabilities[:, number] for number, name in enumerate(model.class_names)}
     return pd.DataFrame(columns), unreadable

@@ -39,7 +39,8 @@ from finetune.runs.folder import (
     refuse_if_raced,
     refuse_if_taken,
 )
-from finetune.runs.report import Report, describe_groups
+from finetune.runs.report import Report
+from finetune.runs.sentences import describe_groups
 
 
 def run(
@@ -86,11 +87,10 @@ def plan_only(recipe: Recipe, output: Path | None = None, report: Report | None 
         _, (decisions, *others) = decide_all(recipe, report, None)
         folder.begin([decisions], plot)
         if others:
-            report.say("\nA saved plan is trained alone. For averages, run without --plan-only.")
+            report.say("A saved plan is trained alone. For averages, run without --plan-only.")
         if plot:
-            report.say(f"\nIts learning rates are plotted in {folder.path / SCHEDULE}.")
-        report.say(f"\nThe plan is in {folder.path / 'plan.json'}. Edit it if you like, then train it:")
-        report.say(f"  finetune train --plan {folder.path / 'plan.json'}")
+            report.say(f"Its learning rates are plotted in {folder.path / SCHEDULE}.")
+        report.saved_plan(folder.path / "plan.json")
     return decisions.plan
 
 
@@ -167,7 +167,7 @@ def decide_all(
         report.evidence(evidence)
         measured.append(evidence)
     members = decide(recipe, measured)
-    report.choice(members[0].choice)
+    report.choice(members[0].choice, members[0].plan.model)
     report.plan(members[0].plan)
     return splits, members
 
@@ -196,7 +196,7 @@ def group_images(
         return splits, measure_networks(recipe.changed(groups="none"), splits, report.progress)
     if len(recipe.models) == 1 and not grouped.test_was_made:
         if grouped.num_shared:
-            report.say(f"  {describe_groups(grouped)}")
+            report.say(describe_groups(grouped))
         return grouped, [first]
     report.images(grouped)
     return grouped, measure_networks(recipe, grouped, report.progress)
@@ -223,6 +223,7 @@ def save_run(
     Raises:
         DivergenceError: a training diverged.
     """
+    report.begin(members)
     finished = carry_out(members, splits, folder.checkpoints, report.progress, searched)
     model = _scored(finished.models, splits, report)
     if finished.members[0] != members[0]:
@@ -280,7 +281,6 @@ def _train(
         splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups)
         report.images(splits)
         report.plan(plan)
-    report.say("")
     with _history_saved(folder):
         return save_run(folder, members, splits, report, start)
 

@@ -19,6 +19,7 @@ from finetune.errors import DivergenceError, RunFolderError, TuningError
 from finetune.predict.metrics import log_loss, metric_value
 from finetune.predict.model import Predictor, fit_temperature
 from finetune.processes import num_processes
+from finetune.progress import named_progress
 from finetune.recipe import Recipe
 from finetune.runs.execution import Searched
 from finetune.runs.folder import RunFolder, holds_tuning, refuse_if_finished
@@ -267,7 +268,7 @@ class _Procedure:
             raise TuningError(f"no trial was left for this worker to finish, so it has no model: {elsewhere}")
         winner = best_of(own)
         if winner != overall:
-            self._report.say(f"\n{elsewhere}")
+            self._report.say(elsewhere)
         findings = (*self._tuning.findings[:4], check_fine(fine.trials()), check_curves(winner, self._tuning.asked))
         for finding in findings[4:]:
             print_finding(self._report, finding)
@@ -293,8 +294,8 @@ class _Procedure:
     def _training(self, number: int, plan: Plan) -> TrainingState:
         checkpoints = Checkpoints(self._folder.trial(number) / "checkpoints")
         checkpoints.begin()
-        progress = self._report.progress
-        return begin(plan, self._splits, lambda task, *rest: progress(f"trial {number}: {task}", *rest), checkpoints)
+        progress = named_progress(self._report.progress, f"trial {number}")
+        return begin(plan, self._splits, progress, checkpoints)
 
     def _drop_checkpoints(self, but: set[int]) -> None:
         for folder in (self._folder.path / "trials").iterdir():
