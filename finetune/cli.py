@@ -61,6 +61,9 @@ RECIPE_OPTIONS: Mapping[str, Any] = {
     "ensemble": Annotated[
         str | None, typer.Option(help="Average several models: seeds:3, snapshots:4, folds, backbones or auto.")
     ],
+    "track": Annotated[
+        str | None, typer.Option(help="Experiment trackers that get the history: tensorboard, mlflow, wandb, ...")
+    ],
     "seed": Annotated[
         int | None, typer.Option(help="Seed of the splits, the order of the images, the augmentation and new weights.")
     ],
@@ -238,6 +241,17 @@ def tune(
             searching.resume_tuning(resume, report)
         else:
             searching.tune(options.recipe(tuning), output, report)
+
+
+@app.command()
+def watch(run: Annotated[Path, typer.Argument(help="The folder of a run in progress.")]) -> None:
+    """Follow a run from another shell until it ends; the exit status is 1 unless it finishes with a model."""
+    from rich.console import Console
+
+    from finetune.runs import watching
+
+    if not watching.watch(run, Console(highlight=False)):
+        raise typer.Exit(1)
 
 
 @app.command()

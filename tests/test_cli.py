@@ -262,6 +262,20 @@ def test_a_trained_run_predicts_and_scores_and_leaves_other_files_alone(command,
     assert scores["top1"] == pytest.approx(right.mean())
 
 
+def test_a_finished_run_that_is_watched_says_so_and_a_failed_one_ends_with_status_1(
+    command, image_folder, quick, tmp_path
+):
+    image_folder(tmp_path / "images")
+    command("--data", "images", "--output", "out", *quick)
+    state = json.loads((tmp_path / "out" / "state.json").read_text())
+    status, printed, _ = command("watch", "out")
+    assert (status, printed.count("\n")) == (0, 1)
+    assert re.fullmatch(r"finished: [\d.]+ % of \d+ validation images right\n", printed)
+    (tmp_path / "out" / "state.json").write_text(json.dumps(state | {"status": "failed", "error": "the disk is full"}))
+    assert command("watch", "out")[:2] == (1, f"failed in '{state['phase']}': the disk is full\n")
+    assert "no run to follow in nowhere" in mistake(command("watch", "nowhere"))
+
+
 def test_predictions_without_an_output_are_printed_as_a_table(command, image_folder, quick, tmp_path):
     image_folder(tmp_path / "images")
     command("--data", "images", "--output", "out", *quick)
@@ -521,7 +535,7 @@ def test_help_imports_nothing_heavy():
 def test_the_help_lists_the_commands_and_the_options_without_a_command(command):
     status, printed, _ = command("--help")
     assert status == 0
-    for name in ("train", "plan", "tune", "predict", "evaluate", "diagnose", "cache", "schema"):
+    for name in ("train", "plan", "tune", "watch", "predict", "evaluate", "diagnose", "cache", "schema"):
         assert re.search(rf"^│ {name} +[A-Z]", printed, re.MULTILINE), name
     for option in GENERAL_OPTIONS:
         assert option in printed
@@ -574,6 +588,7 @@ def test_options_are_frozen():
     recipe_options = [
         "--batch-size", "--data", "--ensemble", "--epochs", "--groups", "--image-size", "--limit", "--model",
         "--output", "--prefer", "--recipe", "--seed", "--set", "--steps", "--strategy", "--time-budget",
+        "--track",
     ]  # fmt: skip
     output = ["--json", "--quiet", "--verbose"]
     assert options == {
@@ -582,6 +597,7 @@ def test_options_are_frozen():
         "tune": sorted(
             [*set(recipe_options) - {"--ensemble"}, *output, "--trials", "--search", "--storage", "--resume"]
         ),
+        "watch": [],
         "predict": ["--output", "--top-k"],
         "evaluate": sorted(["--data", "--output", *output]),
         "diagnose": [],

@@ -25,6 +25,7 @@ from finetune.predict.model import Ensemble, Predictor, TrainedModel
 from finetune.processes import from_main_process
 from finetune.recipe import load_recipe, save_recipe
 from finetune.runs.environment import describe_environment
+from finetune.runs.live import HISTORY, STATE, read_rows, read_state, refuse_if_in_use
 from finetune.runs.model_files import read_network, write_network
 from finetune.training import plan_phases
 from finetune.value import FrozenModel
@@ -201,13 +202,15 @@ class RunFolder:
             RunFolderError: there is no history.
         """
         self.read_plan()
-        if not (self.path / "history.jsonl").exists():
+        rows, state = read_rows(self.path), read_state(self.path)
+        has_ended = self.is_finished() or state is None or any("diverged_in" in row for row in rows[-1:])
+        if not (self.path / HISTORY).exists() or not has_ended:
             raise RunFolderError(
-                f"there is no history in {self.path} yet; it is written when a training ends or diverges; train the "
+                f"there is no history in {self.path} yet; it is complete when a training ends or diverges; train the "
                 f"plan: finetune train --plan {self.path / 'plan.json'}, or, if it was interrupted, "
-                f"--resume {self.path}"
+                f"--resume {self.path}; follow a run in progress: finetune watch {self.path}"
             )
-        return tuple(json.loads(line) for line in (self.path / "history.jsonl").read_text("utf-8").splitlines())
+        return tuple(rows)
 
     def read_model(self) -> Predictor:
         """Return the trained model, or the ensemble of several, ready to predict.
@@ -244,6 +247,7 @@ def refuse_if_taken(folder: RunFolder) -> None:
         RunFolderError: the folder holds a run or other files.
     """
     path = folder.path
+    refuse_if_in_use(path)
     if not path.exists() or folder.holds_only_a_plan():
         return
     if not path.is_dir():
@@ -252,7 +256,7 @@ def refuse_if_taken(folder: RunFolder) -> None:
         raise RunFolderError(f"{path} holds another run, which is not overwritten; give a new folder with --output")
     if (path / "plan.json").exists():
         raise RunFolderError(f"{path} holds an interrupted run, which is not overwritten; continue it: --resume {path}")
-    if any(path.iterdir()):
+    if {entry.name for entry in path.iterdir()} - {STATE}:
         raise RunFolderError(f"{path} is neither empty nor a run folder; give a new folder with --output")
 
 
@@ -312,7 +316,7 @@ def _write_decisions(path: Path, decisions: PlannedRun) -> None:
 
 
 def _write_history(path: Path, history: Sequence[Row]) -> None:
-    (path / "history.jsonl").write_text("".join(json.dumps(dict(row)) + "\n" for row in history), "utf-8")
+    (path / HISTORY).write_text("".join(json.dumps(dict(row)) + "\n" for row in history), "utf-8")
 
 
 def _write_run(

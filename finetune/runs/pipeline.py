@@ -41,6 +41,7 @@ from finetune.runs.folder import (
 )
 from finetune.runs.report import Report
 from finetune.runs.sentences import describe_groups
+from finetune.runs.tracking import check_trackers
 
 
 def run(
@@ -60,6 +61,7 @@ def run(
     start = time.perf_counter()
     folder = claim_folder(output, recipe.data)
     with reporting(report) as report:
+        report.follow(folder)
         if folder.holds_only_a_plan():
             report.say(f"{folder.path} holds a plan, which is trained as it is")
             return _train(folder, (_adopt(folder.read_plan(), folder, folder),), report, start, splits)
@@ -113,6 +115,7 @@ def run_plan(plan_file: Path, output: Path | None = None, report: Report | None 
     else:
         folder = claim_folder(output, plan.data)
     with reporting(report) as report:
+        report.follow(folder)
         return _train(folder, (_adopt(plan, source, folder),), report, start, None)
 
 
@@ -134,6 +137,7 @@ def resume(path: Path, report: Report | None = None) -> Predictor:
     if holds_tuning(folder):
         raise RunFolderError(f"{path} holds an interrupted search; continue it: finetune tune --resume {path}")
     with reporting(report) as report:
+        report.follow(folder)
         return _train(folder, members, report, start, None)
 
 
@@ -153,6 +157,7 @@ def decide_all(
     Raises:
         FinetuneError: the recipe or the data has a mistake, which the error describes in one sentence.
     """
+    check_trackers(recipe.track or ())
     for name in recipe.models:
         resolve_model(name, has_accelerator=False)  # report a wrong name before all images are read
     if splits is None:
@@ -223,7 +228,7 @@ def save_run(
     Raises:
         DivergenceError: a training diverged.
     """
-    report.begin(members)
+    report.begin(members, folder)
     finished = carry_out(members, splits, folder.checkpoints, report.progress, searched)
     model = _scored(finished.models, splits, report)
     if finished.members[0] != members[0]:

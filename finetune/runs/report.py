@@ -19,10 +19,13 @@ from finetune.decide.planned_run import PlannedRun
 from finetune.history import Row
 from finetune.predict.metrics import Metrics
 from finetune.predict.model import Predictor
+from finetune.processes import is_main_process
 from finetune.runs import details, overview
 from finetune.runs.display import Display
-from finetune.runs.folder import RunMetrics
-from finetune.runs.layout import print_commands, print_text, print_title
+from finetune.runs.folder import RunFolder, RunMetrics
+from finetune.runs.layout import LABEL, print_commands, print_text, print_title
+from finetune.runs.live import read_rows
+from finetune.runs.recorder import Recorder
 from finetune.runs.sentences import describe_verdict, plain, summarise
 from finetune.runs.status import Status
 
@@ -44,6 +47,7 @@ class Report:
         self.verbose = verbose
         self.summary: dict[str, object] = {}
         """The results so far as plain values, for `--json`."""
+        self._recorder: Recorder | None = None
         self._display = Display(console)
         self._status = Status()
         self._began: dict[str, float] = {}
@@ -57,12 +61,19 @@ class Report:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End showing the task in progress."""
+        """End showing the task in progress, and write how the run ended."""
         self._display.stop()
+        problem = "" if self._recorder is None else self._recorder.end(self._status, error)
+        self._recorder = None
+        if problem:
+            self.say(f"Tracking stopped: {problem}")
 
     def progress(self, task: str, done: int, total: int, history: Sequence[Row] = ()) -> None:
         """Show how far a task is; a verbose report prints how long it took. The arguments are those of `Progress`."""
-        self._display.show(self._status.update(task, done, total, history))
+        state = self._status.update(task, done, total, history)
+        self._display.show(state)
+        if self._recorder is not None:
+            self._recorder.record(state, task, history)
         began = self._began.setdefault(task, time.perf_counter())
         if done >= total:
             del self._began[task]
@@ -70,13 +81,26 @@ class Report:
                 seconds = time.perf_counter() - began
                 print_text(self.console, f"[dim]{escape(task)}: {total} in {seconds:.1f} s[/dim]")
 
-    def begin(self, members: Sequence[PlannedRun]) -> None:
-        """Take note of the trainings to come.
+    def follow(self, folder: RunFolder) -> None:
+        """Keep the state of the run in its folder from now on, for `finetune watch`; the main process does so."""
+        if is_main_process():
+            self._recorder = Recorder(folder.path)
+
+    def begin(self, members: Sequence[PlannedRun], folder: RunFolder) -> None:
+        """Take note of the trainings to come, and keep their history in the run folder while it grows.
 
         Args:
             members: planned runs, the leading one first.
+            folder: the run folder.
+
+        Raises:
+            RecipeError: a tracker cannot be started.
         """
-        self._status.expect(members)
+        self._status.expect(members, read_rows(folder.path))
+        if self._recorder is not None:
+            self._recorder.begin(members[0])
+        watch = f"follow it from another shell: finetune watch {shlex.quote(str(folder.path))}"
+        print_text(self.console, escape(watch), "  " if self.verbose else "Training", 2 if self.verbose else LABEL)
 
     def images(self, splits: ImageSplits) -> None:
         """Print the number of images in each split, and the files that cannot be read."""
@@ -114,7 +138,7 @@ class Report:
         self.summary |= {"plan": str(path)}
         self.console.print()
         print_text(self.console, f"The plan is in {escape(str(path))}. Edit it if you like, then train it:", indent=0)
-        self._commands(f"finetune train --plan {shlex.quote(str(path))}")
+        print_commands(self.console, "Next", [f"finetune train --plan {shlex.quote(str(path))}"])
 
     def result(self, metrics: RunMetrics, folder: Path, members: Sequence[Predictor] = ()) -> None:
         """Print the metrics of the final model, its cost, its run folder, and the next two commands.
@@ -131,10 +155,11 @@ class Report:
             overview.print_result(self.console, metrics, folder)
         self.console.print()
         run = shlex.quote(str(folder))
-        self._commands(
+        commands = [
             f"finetune predict {run} IMAGES... --output predictions.csv",
             f"finetune evaluate {run} --data LABELLED_IMAGES",
-        )
+        ]
+        print_commands(self.console, "Next", commands)
 
     def evaluation(self, metrics: Metrics) -> None:
         """Print the metrics of a saved model on labelled images, then those of each class."""
@@ -155,6 +180,3 @@ class Report:
     def say(self, text: str) -> None:
         """Print a sentence."""
         print_text(self.console, escape(text), indent=0)
-
-    def _commands(self, *commands: str) -> None:
-        print_commands(self.console, "Next", commands)

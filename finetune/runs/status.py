@@ -47,6 +47,11 @@ class RunState(FrozenModel):
     error: str = ""
     """The error that ended the run; empty unless the status is `failed`."""
 
+    @property
+    def updated_seconds(self) -> float:
+        """Time of this state, in seconds since 1970."""
+        return datetime.fromisoformat(self.updated).timestamp()
+
 
 class Status:
     """Turn the progress of tasks into states of the run."""

@@ -74,6 +74,7 @@ def tune(
             f"{folder.path} holds a plan, which a search does not use; give a new folder with --output"
         )
     with reporting(report) as report:
+        report.follow(folder)
         splits, (decisions, *_) = decide_all(_sized(recipe).changed(ensemble=None), report, splits)
         # A single candidate is tuned: no average and no ensemble.
         choice = decisions.choice.changed(members=(), fallback="")
@@ -108,6 +109,7 @@ def resume_tuning(path: Path, report: Report | None = None) -> Predictor:
             f"{path} holds no search for hyper-parameters; resume it with: finetune train --resume {path}"
         )
     with reporting(report) as report:
+        report.follow(folder)
         plan = decisions.plan
         splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups)
         report.images(splits)

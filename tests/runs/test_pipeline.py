@@ -61,7 +61,7 @@ def finished(recipe, tmp_path_factory):
 def test_a_run_folder_holds_all_that_is_promised(finished):
     assert {path.name for path in finished[1].iterdir()} == {
         "recipe.yaml", "evidence.json", "choice.json", "plan.json", "splits.csv", "history.jsonl", "metrics.json",
-        "environment.json", "model.safetensors", "config.json",
+        "state.json", "environment.json", "model.safetensors", "config.json",
     }  # fmt: skip
 
 
@@ -187,7 +187,7 @@ def test_a_folder_that_another_run_took_while_this_one_measured_is_not_written_t
 
     def meanwhile(*arguments):
         decided = decide(*arguments)
-        (tmp_path / "run").mkdir()
+        (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / "plan.json").write_text("{}")
         (tmp_path / "run" / "history.jsonl").touch()
         return decided
