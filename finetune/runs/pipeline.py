@@ -228,7 +228,7 @@ def save_run(
     Raises:
         DivergenceError: a training diverged.
     """
-    report.begin(members, folder)
+    from_main_process(lambda: report.begin(members, folder))
     finished = carry_out(members, splits, folder.checkpoints, report.progress, searched)
     model = _scored(finished.models, splits, report)
     if finished.members[0] != members[0]:

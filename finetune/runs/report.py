@@ -24,7 +24,6 @@ from finetune.runs import details, overview
 from finetune.runs.display import Display
 from finetune.runs.folder import RunFolder, RunMetrics
 from finetune.runs.layout import LABEL, print_commands, print_text, print_title
-from finetune.runs.live import read_rows
 from finetune.runs.recorder import Recorder
 from finetune.runs.sentences import describe_verdict, plain, summarise
 from finetune.runs.status import Status
@@ -96,7 +95,7 @@ class Report:
         Raises:
             RecipeError: a tracker cannot be started.
         """
-        self._status.expect(members, read_rows(folder.path))
+        self._status.expect(members)
         if self._recorder is not None:
             self._recorder.begin(members[0])
         watch = f"follow it from another shell: finetune watch {shlex.quote(str(folder.path))}"

@@ -82,14 +82,35 @@ def test_the_time_left_of_an_ensemble_includes_the_other_members(clock, planned)
     assert train(own, clock, 8, name=f"{planned.name}: ").eta == pytest.approx((12 + 5 + 25) * 2.0)
 
 
-def test_the_steps_before_an_interruption_are_done(clock, planned):
+def test_the_phases_before_the_one_in_progress_are_done(clock, planned):
     own = Status()
-    own.expect([planned], [{"phase": "validation", "step": 20}])
-    clock.now += 1
-    own.update("training (refit)", 1, 5, [{"phase": "refit", "step": 1, "train_loss": 1.0}])
-    clock.now += 1
-    rows = [{"phase": "refit", "step": step, "train_loss": 1.0} for step in (1, 2)]
-    assert own.update("training (refit)", 2, 5, rows).eta == pytest.approx(3.0)
+    own.expect([planned])  # resumed after the phase `validation`
+    assert train(own, clock, 2, "refit", of=5).eta == pytest.approx(3 * 2.0)
+
+
+def test_the_time_left_of_a_cross_validation_includes_the_further_folds(clock, planned):
+    folds = replace(planned, plan=planned.plan.changed(validation="cross_validation", folds=3))
+    own = Status()
+    own.expect([folds])
+    assert train(own, clock, 5, "fold-2").eta == pytest.approx((15 + 20 + 20) * 2.0)
+
+
+def test_the_time_left_of_a_fallback_is_its_own(clock, planned):
+    own = Status()
+    own.expect([planned])
+    train(own, clock, 20)
+    assert train(own, clock, 5, name="full_near: ").eta == pytest.approx((15 + 5) * 2.0)
+
+
+def test_the_time_left_is_at_most_that_of_the_budget(clock, planned):
+    limited = replace(planned, plan=planned.plan.changed(time_budget=30.0))
+    own = Status()
+    own.expect([limited])
+    assert train(own, clock, 5).eta == pytest.approx(30 - 4 * 2.0)
+
+
+def test_the_time_left_without_a_plan_is_that_of_the_phase(clock):
+    assert train(Status(), clock, 5, name="trial 3: ").eta == pytest.approx(15 * 2.0)
 
 
 def test_the_loss_is_the_mean_of_the_last_ten_steps(clock, planned):
