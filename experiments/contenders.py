@@ -56,7 +56,7 @@ def run_finetune(
     """
     started: dict[str, float] = {}
 
-    def note(task: str, _done: int, _total: int) -> None:
+    def note(task: str, _done: int, _total: int, _history: object = ()) -> None:
         if task.startswith("training ("):
             started.setdefault("training", time.perf_counter())
 

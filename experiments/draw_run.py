@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--data", default="demo:digits", help="images to train on")
     parser.add_argument("--picture", type=Path, default=IMAGES / "run.svg", help="file of the picture")
     arguments = parser.parse_args()
-    console = Console(record=True, width=118, highlight=False)
+    console = Console(record=True, width=100, highlight=False)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "runs" / "digits"
         run(Recipe(data=arguments.data), output, Report(console))

@@ -122,12 +122,14 @@ def file_keys() -> list[str]:
     from finetune.decide.evidence import Evidence
     from finetune.decide.plan import Plan
     from finetune.runs.folder import Averaged, RunMetrics
+    from finetune.runs.run_state import RunState
 
     files: dict[str, type[BaseModel]] = {
         "evidence.json": Evidence,
         "choice.json": Choice,
         "plan.json": Plan,
         "metrics.json": RunMetrics,
+        "state.json": RunState,
         "ensemble.json": Averaged,
     }
     lines = []

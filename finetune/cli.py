@@ -19,6 +19,7 @@ import typer
 from finetune.checks import check_plan, check_prediction, check_resumed, checked
 from finetune.errors import FinetuneError, RecipeError
 from finetune.recipe import Preference, Recipe, Search, Strategy, load_recipe, parse_assignment
+from finetune.report_options import takes_report_options
 from finetune.runs.places import refuse_without_a_plan
 from finetune.system_settings import apply_system_settings, forget_imports
 
@@ -62,6 +63,9 @@ RECIPE_OPTIONS: Mapping[str, Any] = {
     ],
     "ensemble": Annotated[
         str | None, typer.Option(help="Average several models: seeds:3, snapshots:4, folds, backbones or auto.")
+    ],
+    "track": Annotated[
+        str | None, typer.Option(help="Experiment trackers that get the history: tensorboard, mlflow, wandb, ...")
     ],
     "seed": Annotated[
         int | None, typer.Option(help="Seed of the splits, the order of the images, the augmentation and new weights.")
@@ -161,8 +165,10 @@ def about(
 
 @app.command()
 @takes_recipe_options()
+@takes_report_options
 def train(
     options: RecipeOptions,
+    report: Callable[[], "Report"],
     output: Output = None,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Measure, choose and plan, then stop.")] = False,
     plan: Annotated[Path | None, typer.Option(help="Train this saved plan.json as it is.")] = None,
@@ -190,19 +196,21 @@ def train(
     forget_imports()
     with _resumable("train"):
         if resume is not None:
-            pipeline.resume(resume, _report())
+            pipeline.resume(resume, report())
         elif plan is not None:
-            pipeline.run_plan(plan, output, _report())
+            pipeline.run_plan(plan, output, report())
         elif plan_only:
-            pipeline.plan_only(recipe, output, _report(), start=start)
+            pipeline.plan_only(recipe, output, report(), start=start)
         else:
-            pipeline.run(recipe, output, _report(), start=start)
+            pipeline.run(recipe, output, report(), start=start)
 
 
 @app.command()
 @takes_recipe_options()
+@takes_report_options
 def plan(
     options: RecipeOptions,
+    report: Callable[[], "Report"],
     output: Output = None,
     plot: Annotated[
         bool, typer.Option("--plot", help="Plot the learning rate of every stage at every step: schedule.svg.")
@@ -213,13 +221,15 @@ def plan(
     recipe = checked(options.recipe(), output)
     from finetune.runs import pipeline
 
-    pipeline.plan_only(recipe, output, _report(), plot, start)
+    pipeline.plan_only(recipe, output, report(), plot, start)
 
 
 @app.command()
 @takes_recipe_options("ensemble")
+@takes_report_options
 def tune(
     options: RecipeOptions,
+    report: Callable[[], "Report"],
     output: Output = None,
     trials: Annotated[int | None, typer.Option(help="Number of trials; 20 by default.")] = None,
     search: Annotated[Search | None, typer.Option(help="Search method; tpe by default.")] = None,
@@ -247,9 +257,20 @@ def tune(
     forget_imports()
     with _resumable("tune"):
         if resume is not None:
-            searching.resume_tuning(resume, _report())
+            searching.resume_tuning(resume, report())
         else:
-            searching.tune(recipe, output, _report(), start=start)
+            searching.tune(recipe, output, report(), start=start)
+
+
+@app.command()
+def watch(run: Annotated[Path, typer.Argument(help="The folder of a run in progress.")]) -> None:
+    """Follow a run from another shell until it ends; the exit status is 1 unless it finishes with a model."""
+    from rich.console import Console
+
+    from finetune.runs import watching
+
+    if not watching.watch(run, Console(highlight=False)):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -258,7 +279,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     output: Annotated[Path | None, typer.Option(help="CSV file to write; printed by default.")] = None,
     top_k: Annotated[
-        int, typer.Option(min=1, help="Add the k most probable classes as label_1, probability_1, ...")
+        int, typer.Option(min=1, help="Also name the 2nd to k-th most probable class: label_2, probability_2, ...")
     ] = 1,
 ) -> None:
     """Label new images with a trained run."""
@@ -278,7 +299,9 @@ def predict(
 
 
 @app.command()
+@takes_report_options
 def evaluate(
+    report: Callable[[], "Report"],
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     data: Annotated[
         str,
@@ -298,12 +321,12 @@ def evaluate(
     model = folder.read_model()
     splits = load_scored_images(data, model.class_names, model.plan.columns)
     assert splits.test is not None
-    report = _report()
-    with report:
-        probabilities = model.probabilities(splits.test, report.progress)
+    with report() as printed:
+        probabilities = model.probabilities(splits.test, printed.progress)
     _print_left_out(splits.unreadable)
     metrics = score(probabilities, labels_of(splits.test), list(model.class_names))
-    report.evaluation(metrics)
+    printed.summary |= {"run": str(run), "data": data}
+    printed.evaluation(metrics)
     if output is not None:
         metrics.save(output)
 
@@ -312,10 +335,13 @@ def evaluate(
 def diagnose(run: Annotated[Path, typer.Argument(help="A run folder whose training has ended or diverged.")]) -> None:
     """Diagnose a run's learning curve (too short, too fast, overfitted, ...) and say what to change."""
     refuse_without_a_plan(run)
+    from rich.console import Console
+
     from finetune.decide import diagnosis
     from finetune.runs.folder import RunFolder
+    from finetune.runs.report import Report
 
-    report = _report()
+    report = Report(Console(highlight=False))
     for number, folder in enumerate(RunFolder(run).members, start=1):
         history = folder.read_history()
         decisions = folder.read_decisions()
@@ -385,11 +411,3 @@ def _print_left_out(files: Sequence["Unreadable"]) -> None:
     """Print on stderr which files were left out, and why."""
     for file in files:
         typer.echo(f"left out: {file.path} cannot be read: {file.reason}", err=True)
-
-
-def _report() -> "Report":
-    from rich.console import Console
-
-    from finetune.runs.report import Report
-
-    return Report(Console(highlight=False, soft_wrap=True))

@@ -12,7 +12,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from finetune.errors import RecipeError
-from finetune.recipe_texts import parse_duration, parse_ensemble, parse_groups, parse_model_names
+from finetune.recipe_texts import parse_duration, parse_ensemble, parse_groups, parse_model_names, parse_trackers
 from finetune.value import FrozenModel, explain
 
 Strategy = Literal["linear_probe", "norm_tuning", "partial", "full", "scratch"]
@@ -26,6 +26,7 @@ Mixing = Literal["none", "mixup", "cutmix"]
 Optimizer = Literal["adamw", "sgd"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Preference = Literal["accuracy", "balanced", "speed"]
+Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
 Schedule = Literal["cosine", "linear", "step", "inverse_sqrt", "constant"]
 
 SMALL_MODELS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
@@ -247,6 +248,9 @@ class Recipe(FrozenModel):
     default true below 1,000 training images."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the splits, the order of the images, the augmentation and new weights; by default 0."""
+    track: Annotated[tuple[Tracker, ...], BeforeValidator(parse_trackers)] | None = None
+    """Experiment trackers that get each row of the history, such as `tensorboard` or `tensorboard,mlflow`; their
+    packages must be installed. By default none."""
     training: TrainingRecipe = TrainingRecipe()
     """Settings of the training."""
     augmentation: AugmentationRecipe = AugmentationRecipe()

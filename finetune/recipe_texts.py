@@ -72,3 +72,14 @@ def parse_model_names(text: object) -> object:
     if isinstance(text, str) and "," in text:
         return tuple(name.strip() for name in text.split(",") if name.strip())
     return text
+
+
+def parse_trackers(text: object) -> object:
+    """Return the names in a text as a tuple; return any other object unchanged.
+
+    >>> parse_trackers("tensorboard,mlflow")
+    ('tensorboard', 'mlflow')
+    """
+    if isinstance(text, str):
+        return tuple(name.strip() for name in text.split(",") if name.strip())
+    return text

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pandas as pd
 import pytest
@@ -23,6 +24,7 @@ NETWORK = ("--model", "test_efficientnet", "--image-size", "32")
 @pytest.fixture(autouse=True)
 def working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
     return tmp_path
 
 
@@ -189,7 +191,7 @@ def test_what_was_planned_is_not_planned_again(command, option):
 
 
 def test_an_interruption_prints_the_command_that_continues(command, monkeypatch):
-    def interrupted(*_arguments):
+    def interrupted(*_arguments, **_named):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("finetune.runs.pipeline.run", interrupted)
@@ -240,14 +242,16 @@ def test_a_trained_run_predicts_and_scores_and_leaves_other_files_alone(command,
     image_folder(tmp_path / "images", {"a": 12, "b": 12})
     status, printed, _ = command("--data", "images", "--output", "out", *quick)
     assert status == 0
-    assert printed.rstrip().endswith("finetune predict out IMAGES... --output predictions.csv")
+    assert "Next      finetune predict out IMAGES... --output predictions.csv\n" in printed
 
     status, printed, _ = command("predict", "out", "images", "--output", "labels.csv", "--top-k", "2")
     assert (status, printed) == (0, "24 images labelled: labels.csv\n")
     labels = pd.read_csv(tmp_path / "labels.csv")
     assert list(labels.columns) == [
-        "path", "label", "probability", "p_a", "p_b", "label_1", "probability_1", "label_2", "probability_2",
+        "path", "label", "probability", "label_2", "probability_2", "p_a", "p_b",
     ]  # fmt: skip
+    assert (labels["label"] != labels["label_2"]).all()
+    assert np.allclose(labels["probability"] + labels["probability_2"], 1, atol=2e-4)
     assert "labels.csv exists and is not overwritten" in mistake(
         command("predict", "out", "images", "--output", "labels.csv")
     )
@@ -259,6 +263,20 @@ def test_a_trained_run_predicts_and_scores_and_leaves_other_files_alone(command,
     assert scores["top1"] == pytest.approx(right.mean())
 
 
+def test_a_finished_run_that_is_watched_says_so_and_a_failed_one_ends_with_status_1(
+    command, image_folder, quick, tmp_path
+):
+    image_folder(tmp_path / "images")
+    command("--data", "images", "--output", "out", *quick)
+    state = json.loads((tmp_path / "out" / "state.json").read_text())
+    status, printed, _ = command("watch", "out")
+    assert (status, printed.count("\n")) == (0, 1)
+    assert re.fullmatch(r"finished: [\d.]+ % of \d+ (validation|test) images right\n", printed)
+    (tmp_path / "out" / "state.json").write_text(json.dumps(state | {"status": "failed", "error": "the disk is full"}))
+    assert command("watch", "out")[:2] == (1, f"failed in '{state['phase']}': the disk is full\n")
+    assert "no run to follow in nowhere" in mistake(command("watch", "nowhere"))
+
+
 def test_predictions_without_an_output_are_printed_as_a_table(command, image_folder, quick, tmp_path):
     image_folder(tmp_path / "images")
     command("--data", "images", "--output", "out", *quick)
@@ -266,6 +284,44 @@ def test_predictions_without_an_output_are_printed_as_a_table(command, image_fol
     assert status == 0
     assert printed.splitlines()[0] == "path,label,probability,p_a,p_b"
     assert len(printed.splitlines()) == 2
+    assert all(figure == f"{float(figure):.4g}" for figure in printed.splitlines()[1].split(",")[2:])
+
+
+def test_one_line_of_json_is_all_that_is_printed_on_request(command, image_folder, quick, tmp_path):
+    image_folder(tmp_path / "images", {"a": 12, "b": 12})
+    status, printed, said = command("--data", "images", "--output", "out", "--json", *quick)
+    assert (status, said) == (0, "")
+    assert printed.count("\n") == 1
+    found = json.loads(printed)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (found["run"], found["strategy"]) == ("out", "linear_probe")
+    assert found["validation"]["top1"] == metrics["validation"]["top1"]
+    status, printed, _ = command("evaluate", "out", "--data", "images", "--json")
+    assert json.loads(printed)["num_images"] == 24
+    status, printed, _ = command("plan", "--data", "images", "--output", "planned", "--json", *quick)
+    assert json.loads(printed)["plan"] == "planned/plan.json"
+
+
+def test_a_quiet_command_prints_errors_alone(command, image_folder, quick, tmp_path):
+    image_folder(tmp_path / "images")
+    assert command("--data", "images", "--output", "out", "--quiet", *quick) == (0, "", "")
+    assert command("evaluate", "out", "--data", "images", "--quiet") == (0, "", "")
+    assert mistake(command("--data", "images", "--output", "out", "--quiet", *quick)).startswith("out holds another")
+
+
+def test_a_verbose_command_prints_every_candidate(command, image_folder, quick, tmp_path):
+    image_folder(tmp_path / "images")
+    brief, verbose = (command("plan", "--data", "images", "--output", name, *quick, *own)[1] for name, own in [
+        ("brief", ()), ("verbose", ("--verbose",)),
+    ])  # fmt: skip
+    assert "norm_tuning" not in brief
+    assert "norm_tuning" in verbose
+    assert len(brief.splitlines()) < 20 < len(verbose.splitlines())
+
+
+def test_two_kinds_of_output_contradict_each_other(command):
+    said = mistake(command("--data", "x", "--quiet", "--json"))
+    assert said == "--quiet and --json ask for different output; leave one of them out"
 
 
 def test_files_that_cannot_be_labelled_are_printed_and_left_out(command, image_folder, quick, tmp_path):
@@ -338,7 +394,8 @@ def test_an_ensemble_lists_its_options_and_predicts(command, image_folder, weigh
     image_folder(tmp_path / "images", splits={"train": {"a": 8, "b": 8}, "val": {"a": 6, "b": 6}, "test": {"a": 2}})
     options = (*NETWORK, "--strategy", "full", "--set", f"weights={weights_file()}", "--steps", "3")
     options = (*options, "--set", "training.learning_rate=1e-5")  # so low that neither member is rejected
-    status, printed, _ = command("--data", "images", "--output", "out", *options, "--ensemble", "seeds:2")
+    options = (*options, "--ensemble", "seeds:2", "--verbose")
+    status, printed, _ = command("--data", "images", "--output", "out", *options)
     assert status == 0
     options = json.loads((tmp_path / "out" / "metrics.json").read_text())["options"]
     assert {"mean of 2", "with test-time flips", "blend with the linear probe"} <= {each["name"] for each in options}
@@ -395,7 +452,8 @@ def test_unreadable_files_are_listed_once_and_counted(command, image_folder, qui
 
 def test_a_runs_learning_curve_is_diagnosed(command, image_folder, quick, tmp_path):
     image_folder(tmp_path / "images", splits={"train": {"a": 12, "b": 12}, "val": {"a": 3, "b": 3}})
-    _, printed, _ = command("--data", "images", "--output", "out", *quick, "--steps", "20", "--batch-size", "4")
+    options = (*quick, "--steps", "20", "--batch-size", "4", "--verbose")
+    _, printed, _ = command("--data", "images", "--output", "out", *options)
     status, diagnosed, _ = command("diagnose", "out")
     assert status == 0
     assert diagnosed.splitlines()[1] == "Learning curve of out"
@@ -484,7 +542,7 @@ def test_help_imports_nothing_heavy():
 def test_the_help_lists_the_commands_and_the_options_without_a_command(command):
     status, printed, _ = command("--help")
     assert status == 0
-    for name in ("train", "plan", "tune", "predict", "evaluate", "diagnose", "cache", "schema"):
+    for name in ("train", "plan", "tune", "watch", "predict", "evaluate", "diagnose", "cache", "schema"):
         assert re.search(rf"^│ {name} +[A-Z]", printed, re.MULTILINE), name
     for option in GENERAL_OPTIONS:
         assert option in printed
@@ -537,13 +595,18 @@ def test_options_are_frozen():
     recipe_options = [
         "--batch-size", "--data", "--ensemble", "--epochs", "--groups", "--image-size", "--limit", "--model",
         "--output", "--prefer", "--recipe", "--seed", "--set", "--steps", "--strategy", "--time-budget",
+        "--track",
     ]  # fmt: skip
+    output = ["--json", "--quiet", "--verbose"]
     assert options == {
-        "train": sorted([*recipe_options, "--plan", "--plan-only", "--resume"]),
-        "plan": sorted([*recipe_options, "--plot"]),
-        "tune": sorted([*set(recipe_options) - {"--ensemble"}, "--trials", "--search", "--storage", "--resume"]),
+        "train": sorted([*recipe_options, *output, "--plan", "--plan-only", "--resume"]),
+        "plan": sorted([*recipe_options, *output, "--plot"]),
+        "tune": sorted(
+            [*set(recipe_options) - {"--ensemble"}, *output, "--trials", "--search", "--storage", "--resume"]
+        ),
+        "watch": [],
         "predict": ["--output", "--top-k"],
-        "evaluate": ["--data", "--output"],
+        "evaluate": sorted(["--data", "--output", *output]),
         "diagnose": [],
         "cache": ["--clear"],
         "schema": [],

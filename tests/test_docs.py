@@ -18,7 +18,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 TOP = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "recipes" / "README.md"]
 ALL = [*TOP, *PAGES]
-TITLES = ("Images", "Evidence", "Choice: ", "Plan", "Result", "Learning curve of ")
+TITLES = ("Found", "Measured", "Chosen", "Expected", "Plan", "Result", "Next", "Learning curve of ")
 
 
 def name_of(path):

@@ -37,8 +37,8 @@ WINGS = (
 )
 """Folders from the lowest to the highest; each imports the ground and what stands before it."""
 
-FACES = ("checks", "classifier", "cli", "__init__")
-"""Modules that import everything: scikit-learn's manner, the command line, and the package."""
+FACES = ("checks", "classifier", "report_options", "cli", "__init__")
+"""Modules that import everything: scikit-learn's manner, the command line and its options, and the package."""
 
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "datasets"}
 """Libraries that decisions do without."""

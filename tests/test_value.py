@@ -20,6 +20,7 @@ from finetune.network.weights import WeightsReport
 from finetune.predict.metrics import score
 from finetune.recipe import AugmentationRecipe, Recipe, TableColumns, TrainingRecipe, TuningRecipe
 from finetune.runs.folder import Averaged, RunMetrics, Seconds
+from finetune.runs.run_state import RunState
 from finetune.tuning.findings import RateTrial
 from finetune.tuning.space import Dimension
 from finetune.tuning.state import Finding, Trial, Tuning
@@ -125,7 +126,11 @@ def one_of_each(evidence):
         Verdict(kind="flat_start", sentence="flat", numbers={"steps": 9.0}, changes=("training.learning_rate=1e-3",)),
         Averaged(members=("members/1", "members/2"), temperature=0.9),
         WeightsReport(source="a file", matched=3, total=3),
-    ]
+        RunState(
+            status="failed", phase="training (fold-1)", step=3, of=9, loss=0.5, accuracy=0.75, eta=12.5,
+            started="2026-11-29T07:00:00+00:00", updated="2026-11-29T07:01:00+00:00", pid=7, host="here", error="full",
+        ),
+    ]  # fmt: skip
     return {type(value).__name__: value for value in values}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from finetune.decide.candidates import Candidate
-from finetune.decide.contest import utility
+from finetune.decide.contest import RULES, utility
 from finetune.decide.decision import make_decision
 from finetune.decide.evidence import Evidence
 from finetune.decide.forecast import Forecast, forecast
@@ -56,6 +56,21 @@ class Choice(FrozenModel):
     def chosen(self) -> Candidate:
         """The candidate to train."""
         return self.candidates[0]
+
+    @property
+    def main_reason(self) -> str:
+        """The reason for training the chosen candidate, without its name and without the rule of the preference."""
+        reason = self.reasons[1 + bool(self.backbones)]
+        for rule in RULES.values():
+            reason = reason.removeprefix(f"{rule}: ")
+        return reason.removeprefix(f"{self.chosen.label} is ").removeprefix(f"{self.chosen.label} ")
+
+    @property
+    def further_reasons(self) -> tuple[str, ...]:
+        """The reasons for the network, and what a time budget or an average changes."""
+        # `explain` puts the images first and the expectation last; the reason for the network comes second.
+        first = 1 + bool(self.backbones)
+        return (*self.reasons[1:first], *self.reasons[first + 1 : -1])
 
     def led_by(self, name: str) -> "Choice":
         """Return the same choice with another candidate as the chosen one."""

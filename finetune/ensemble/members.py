@@ -11,7 +11,7 @@ from finetune.ensemble.averages import blend, fold_models, soup, with_flips
 from finetune.ensemble.recommendation import Offer, Option, recommend
 from finetune.predict.model import TrainedModel, average
 from finetune.processes import is_main_process
-from finetune.progress import Progress
+from finetune.progress import Progress, named_progress
 from finetune.training import Checkpoints, TrainingState, begin, finish
 
 FLIPPED, BLENDED, SOUP = "with test-time flips", "blend with the linear probe", "soup"
@@ -60,7 +60,7 @@ def train_members(
     finished: list[tuple[TrainingState, TrainedModel]] = []
     is_one_network = members[0].choice.ensemble.startswith(("seeds", "snapshots"))
     for planned in members:
-        named = _name_tasks(progress, planned.name) if len(members) > 1 else progress
+        named = named_progress(progress, planned.name) if len(members) > 1 else progress
         # Every further cycle continues from the finished first member.
         previous = finished[0][0] if planned.plan.cycle and finished else None
         state = begun or _begin_member(planned, splits, folder, named, previous, keeps_weights=is_one_network)
@@ -124,11 +124,6 @@ def _begin_member(
     checkpoints = Checkpoints(folder / planned.name, writes=is_main_process())
     checkpoints.begin()
     return begin(planned.plan, splits, progress, checkpoints, previous, keeps_weights)
-
-
-def _name_tasks(progress: Progress, name: str) -> Progress:
-    """Return a progress callback that puts the name of a training before each of its tasks."""
-    return lambda task, done, total: progress(f"{name}: {task}", done, total)
 
 
 def _train_folds(

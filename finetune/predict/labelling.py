@@ -14,12 +14,15 @@ from finetune.predict.model import Predictor
 Columns = dict[str, list[str] | list[float]]
 """Columns of a table, by name; each has one value for each image."""
 
+DIGITS = ".4g"
+"""Format of the probabilities in a CSV file: 4 significant digits."""
+
 
 def label_images(model: Predictor, images: Sequence[Path], top_k: int = 1) -> tuple[Columns, list[Unreadable]]:
     """Return a table with one row for each readable image, and the files that were left out.
 
-    Columns: path, label, probability, then `p_<class>` for each class; with `top_k` above 1 also label_1,
-    probability_1, ... of the most probable classes.
+    Columns: path, label, probability; with `top_k` above 1 label_2, probability_2, ... up to label_k, probability_k of
+    the next most probable classes; then `p_<class>` for each class.
 
     Args:
         model: the model that predicts the labels.
@@ -46,15 +49,16 @@ def label_images(model: Predictor, images: Sequence[Path], top_k: int = 1) -> tu
         "label": [model.class_names[best] for best in order[:, 0]],
         "probability": probabilities.max(axis=1).tolist(),
     }
-    columns |= {f"p_{name}": probabilities[:, number].tolist() for number, name in enumerate(model.class_names)}
-    for rank in range(min(top_k, len(model.class_names)) if top_k > 1 else 0):
+    for rank in range(1, min(top_k, len(model.class_names))):
         columns[f"label_{rank + 1}"] = [model.class_names[best] for best in order[:, rank]]
         columns[f"probability_{rank + 1}"] = probabilities[np.arange(len(order)), order[:, rank]].tolist()
+    columns |= {f"p_{name}": probabilities[:, number].tolist() for number, name in enumerate(model.class_names)}
     return columns, unreadable
 
 
 def write_columns(columns: Columns, file: TextIO) -> None:
-    """Write a table as CSV."""
+    """Write a table as CSV, with probabilities of 4 significant digits."""
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow([f"{value:{DIGITS}}" if isinstance(value, float) else value for value in row])

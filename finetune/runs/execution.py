@@ -19,7 +19,7 @@ from finetune.measure import measure_evidence
 from finetune.network.weights import available_models
 from finetune.predict.model import TrainedModel
 from finetune.processes import from_main_process
-from finetune.progress import Progress, no_progress
+from finetune.progress import Progress, named_progress, no_progress
 from finetune.recipe import Recipe
 from finetune.training import TrainingState
 from finetune.work import Work
@@ -143,7 +143,9 @@ def carry_out(
     names = {"", *(member.planned.choice.chosen.name for member in tried)}
     if all(member.model.rejected for member in tried) and leading.choice.fallback not in names:
         seconds = sum(member.model.seconds for member in tried)
-        tried, others = train_members(_plan_fallback(leading, seconds), None, splits, folder, progress)
+        planned = _plan_fallback(leading, seconds)
+        named = named_progress(progress, planned[0].name)
+        tried, others = train_members(planned, None, splits, folder, named)
         trained = [*trained, *tried]
     # If all were rejected, each model is a linear probe, and the first one is kept.
     kept, options = recommend_members([each for each in tried if not each.model.rejected] or tried[:1], others)

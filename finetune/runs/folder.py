@@ -22,6 +22,7 @@ from finetune.predict.model import Ensemble, Predictor, TrainedModel
 from finetune.processes import from_main_process
 from finetune.recipe import load_recipe, save_recipe
 from finetune.runs.environment import describe_environment
+from finetune.runs.live import HISTORY, read_rows, read_state
 from finetune.runs.model_files import read_network, write_network
 from finetune.runs.places import SCHEDULE, holds_only_a_plan, is_finished, refuse_if_taken, refuse_without_a_plan
 from finetune.value import FrozenModel
@@ -191,13 +192,15 @@ class RunFolder:
             RunFolderError: there is no history.
         """
         self.read_plan()
-        if not (self.path / "history.jsonl").exists():
+        rows, state = read_rows(self.path), read_state(self.path)
+        has_ended = self.is_finished() or state is None or any("diverged_in" in row for row in rows[-1:])
+        if not (self.path / HISTORY).exists() or not has_ended:
             raise RunFolderError(
-                f"there is no history in {self.path} yet; it is written when a training ends or diverges; train the "
+                f"there is no history in {self.path} yet; it is complete when a training ends or diverges; train the "
                 f"plan: finetune train --plan {self.path / 'plan.json'}, or, if it was interrupted, "
-                f"--resume {self.path}"
+                f"--resume {self.path}; follow a run in progress: finetune watch {self.path}"
             )
-        return tuple(json.loads(line) for line in (self.path / "history.jsonl").read_text("utf-8").splitlines())
+        return tuple(rows)
 
     def read_model(self) -> Predictor:
         """Return the trained model, or the ensemble of several, ready to predict.
@@ -244,7 +247,7 @@ def _write_decisions(path: Path, decisions: PlannedRun) -> None:
 
 
 def _write_history(path: Path, history: Sequence[Row]) -> None:
-    (path / "history.jsonl").write_text("".join(json.dumps(dict(row)) + "\n" for row in history), "utf-8")
+    (path / HISTORY).write_text("".join(json.dumps(dict(row)) + "\n" for row in history), "utf-8")
 
 
 def _write_run(

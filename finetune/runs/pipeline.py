@@ -36,7 +36,9 @@ from finetune.runs.places import (
     refuse_if_taken,
     refuse_tuning,
 )
-from finetune.runs.report import Report, describe_groups
+from finetune.runs.report import Report
+from finetune.runs.sentences import describe_groups
+from finetune.runs.tracking import check_trackers
 
 
 def run(
@@ -61,6 +63,7 @@ def run(
     start = time.perf_counter() if start is None else start
     folder = claim_folder(output, recipe.data)
     with reporting(report) as report:
+        report.follow(folder)
         if folder.holds_only_a_plan():
             report.say(f"{folder.path} holds a plan, which is trained as it is")
             return _train(folder, (_adopt(folder.read_plan(), folder, folder),), report, start, splits)
@@ -96,11 +99,10 @@ def plan_only(
         _, (decisions, *others) = decide_all(recipe, report, None, start)
         folder.begin([decisions], plot)
         if others:
-            report.say("\nA saved plan is trained alone. For averages, run without --plan-only.")
+            report.say("A saved plan is trained alone. For averages, run without --plan-only.")
         if plot:
-            report.say(f"\nIts learning rates are plotted in {folder.path / SCHEDULE}.")
-        report.say(f"\nThe plan is in {folder.path / 'plan.json'}. Edit it if you like, then train it:")
-        report.say(f"  finetune train --plan {folder.path / 'plan.json'}")
+            report.say(f"Its learning rates are plotted in {folder.path / SCHEDULE}.")
+        report.saved_plan(folder.path / "plan.json")
     return decisions.plan
 
 
@@ -123,6 +125,7 @@ def run_plan(plan_file: Path, output: Path | None = None, report: Report | None 
     else:
         folder = claim_folder(output, plan.data)
     with reporting(report) as report:
+        report.follow(folder)
         return _train(folder, (_adopt(plan, source, folder),), report, start, None)
 
 
@@ -143,6 +146,7 @@ def resume(path: Path, report: Report | None = None) -> Predictor:
     refuse_if_raced(path)
     refuse_tuning(path)
     with reporting(report) as report:
+        report.follow(folder)
         return _train(folder, members, report, start, None)
 
 
@@ -164,6 +168,7 @@ def decide_all(
     Raises:
         FinetuneError: the recipe or the data has a mistake, which the error describes in one sentence.
     """
+    check_trackers(recipe.track or ())
     for name in recipe.models:
         resolve_model(name, has_accelerator=False)  # report a wrong name before all images are read
         licence = binding_licence(name) if recipe.weights is None else ""
@@ -181,7 +186,7 @@ def decide_all(
         report.evidence(evidence)
         measured.append(evidence)
     members = decide(recipe, measured, share)
-    report.choice(members[0].choice)
+    report.choice(members[0].choice, members[0].plan.model)
     report.plan(members[0].plan)
     if share == 1.0:  # a search has many trainings
         report.say(f"  {describe_members(members)}")
@@ -217,7 +222,7 @@ def group_images(
         return splits, measure_networks(recipe.changed(groups="none"), splits, report.progress, start)
     if len(recipe.models) == 1 and not grouped.test_was_made:
         if grouped.num_shared:
-            report.say(f"  {describe_groups(grouped)}")
+            report.say(describe_groups(grouped))
         return grouped, [first]
     report.images(grouped)
     return grouped, measure_networks(recipe, grouped, report.progress, start)
@@ -244,6 +249,7 @@ def save_run(
     Raises:
         DivergenceError: a training diverged.
     """
+    from_main_process(lambda: report.begin(members, folder))
     finished = carry_out(members, splits, folder.checkpoints, report.progress, searched)
     model = _scored(finished.models, splits, report)
     if finished.members[0] != members[0]:
@@ -301,7 +307,6 @@ def _train(
         splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups)
         report.images(splits)
         report.plan(plan)
-    report.say("")
     with _history_saved(folder):
         return save_run(folder, members, splits, report, start)
 

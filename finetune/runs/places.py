@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 
 from finetune.errors import RunFolderError
+from finetune.runs.live import STATE, refuse_if_in_use
 
 SCHEDULE = "schedule.svg"
 """Name of the file with the plot of the learning rates."""
@@ -50,11 +51,12 @@ def refuse_without_a_plan(path: Path) -> None:
 
 
 def refuse_if_taken(path: Path) -> None:
-    """Refuse a folder that is not new, not empty, and holds more than a plan.
+    """Refuse a folder that is not new, not empty, and holds more than a plan, or that a running process uses.
 
     Raises:
         RunFolderError: the folder holds a run or other files.
     """
+    refuse_if_in_use(path)
     if not path.exists() or holds_only_a_plan(path):
         return
     if not path.is_dir():
@@ -63,7 +65,7 @@ def refuse_if_taken(path: Path) -> None:
         raise RunFolderError(f"{path} holds another run, which is not overwritten; give a new folder with --output")
     if (path / "plan.json").exists():
         raise RunFolderError(f"{path} holds an interrupted run, which is not overwritten; continue it: --resume {path}")
-    if any(path.iterdir()):
+    if {entry.name for entry in path.iterdir()} - {STATE}:
         raise RunFolderError(f"{path} is neither empty nor a run folder; give a new folder with --output")
 
 

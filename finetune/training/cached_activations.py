@@ -100,29 +100,29 @@ def cache_activations(
         weights: digest of the frozen weights, for the key of the cache.
         progress: called with the work in progress.
     """
+    total = num_views * len(trained) + len(evaluated)  # all views are one task
 
     def collect(
-        images: Images, described: str, keys: Sequence[int] | Sequence[Key], indices: NDArray[np.intp], name: str
+        images: Images, described: str, keys: Sequence[int] | Sequence[Key], indices: NDArray[np.intp], number: int
     ) -> Activations:
         # The key names everything that the activations depend on: boundary, weights, pixels, views and precision.
         outputs = cached_outputs(
             "activations",
             make_key(tail.boundary, weights, described, keys, settings.precision),
-            f"{name} through the frozen stages",
+            f"{'plain images' if number == num_views else f'view {number + 1}'} through the frozen stages",
             lambda: forward_batches(tail, images, preprocessing, settings, Tail.prefix, keys),
             len(indices),
-            progress,
+            lambda _about, done, *_: progress("caching activations", number * len(trained) + done, total),
         )
         return Activations(outputs, indices)
 
     def collect_view(number: int) -> Activations:
         if number == num_views:  # the plain view
             indices: list[int] = evaluated.tolist()
-            return collect(plain, plain.describe(indices), indices, evaluated, "plain images")
+            return collect(plain, plain.describe(indices), indices, evaluated, number)
         # A view depends on the seed of `varied`, the image and the view's number, and on nothing else of the training.
         keys = [Key(index, number, number < num_small) for index in trained.tolist()]
-        described = varied.describe(trained.tolist())
-        return collect(varied, described, keys, trained, f"view {number + 1} of {num_views}")
+        return collect(varied, varied.describe(trained.tolist()), keys, trained, number)
 
     # Views first, the plain images last; processes take turns: of P processes, process p computes p, p + P, p + 2P ...
     own = {number: collect_view(number) for number in own_turns(num_views + 1)}

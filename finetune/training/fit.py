@@ -128,11 +128,10 @@ def fit(
     predict = partial(divide_rows, _predictor(material, phase, module.tail, module.cached))
     history: list[Row] = []
     task = replace(
-        _make_task(material, phase, module, predict, accelerator),
+        _make_task(material, phase, module, predict, accelerator, history),
         resumed=resumed,
         until=until,
         seconds=seconds,
-        history=history,
     )
     # From here on the network is trained in place, up to `until` or the end of its time.
     reached = train_steps(task, plan, accelerator)
@@ -171,8 +170,9 @@ def _make_task(
     trained: TrainedModule,
     predict: Callable[[NDArray[np.intp]], NDArray[np.float32]],
     accelerator: Accelerator,
+    history: list[Row],
 ) -> Task:
-    """Return the task that describes a phase to the loop, from its first step to its last."""
+    """Return the task that describes a phase to the loop, from its first step to its last; it fills the history."""
     plan, device = phase.plan, accelerator.device
     evaluation = Evaluation(predict, material.labels, phase.held_out, training_sample(phase, material.plan.seed))
     return Task(
@@ -184,7 +184,8 @@ def _make_task(
         labels=torch.from_numpy(material.labels) if material.stream is None else torch.arange(material.num_classes),
         class_weights=class_weights(material, phase).to(device),
         relation=source_relation(material, phase, device),
-        on_step=lambda step: material.progress(f"training ({phase.name})", step, plan.steps),
+        on_step=lambda step: material.progress(f"training ({phase.name})", step, plan.steps, history),
+        history=history,
         # Of several folds only the first is evaluated during training, for its learning curve.
         evaluate=evaluation.evaluate if phase is material.phases[0] else None,
         details=evaluation.details,

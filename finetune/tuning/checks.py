@@ -12,7 +12,7 @@ from finetune.decide.plan import Plan, shortened
 from finetune.decide.workload import SCRATCH_FACTOR
 from finetune.errors import DivergenceError
 from finetune.predict.metrics import log_losses, softmax
-from finetune.progress import Progress
+from finetune.progress import Progress, named_progress
 from finetune.training import Checkpoints, TrainingState, begin, evaluate_at, history_so_far
 from finetune.tuning.findings import check_overfit, check_rates, check_start, rate_trial
 from finetune.tuning.space import Dimension, rates_of
@@ -105,7 +105,7 @@ class Checks:
     def _begin(self, name: str, plan: Plan, splits: ImageSplits) -> TrainingState:
         checkpoints = Checkpoints(self.folder / name)
         checkpoints.begin()
-        return begin(plan, splits, lambda task, *rest: self.progress(f"{name}: {task}", *rest), checkpoints)
+        return begin(plan, splits, named_progress(self.progress, name), checkpoints)
 
     def _end(self, name: str) -> None:
         shutil.rmtree(self.folder / name, ignore_errors=True)

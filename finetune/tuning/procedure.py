@@ -19,6 +19,7 @@ from finetune.errors import DivergenceError, RunFolderError, TuningError
 from finetune.predict.metrics import log_loss, metric_value
 from finetune.predict.model import Predictor, fit_temperature
 from finetune.processes import num_processes
+from finetune.progress import named_progress
 from finetune.recipe import Recipe
 from finetune.runs.execution import Searched
 from finetune.runs.folder import RunFolder
@@ -79,6 +80,7 @@ def tune(
             f"{folder.path} holds a plan, which a search does not use; give a new folder with --output"
         )
     with reporting(report) as report:
+        report.follow(folder)
         alone = recipe.changed(ensemble=None)
         splits, (decisions, *_) = decide_all(alone, report, splits, start, LONGEST_TRIAL)
         # A single candidate is tuned: no average and no ensemble.
@@ -111,6 +113,7 @@ def resume_tuning(path: Path, report: Report | None = None) -> Predictor:
     refuse_if_finished(path)
     refuse_without_tuning(path)
     with reporting(report) as report:
+        report.follow(folder)
         plan = decisions.plan
         splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups)
         report.images(splits)
@@ -272,7 +275,7 @@ class _Procedure:
             raise TuningError(f"no trial was left for this worker to finish, so it has no model: {elsewhere}")
         winner = best_of(own)
         if winner != overall:
-            self._report.say(f"\n{elsewhere}")
+            self._report.say(elsewhere)
         findings = (*self._tuning.findings[:4], check_fine(fine.trials()), check_curves(winner, self._tuning.asked))
         for finding in findings[4:]:
             print_finding(self._report, finding)
@@ -299,8 +302,8 @@ class _Procedure:
     def _training(self, number: int, plan: Plan) -> TrainingState:
         checkpoints = Checkpoints(self._folder.trial(number) / "checkpoints")
         checkpoints.begin()
-        progress = self._report.progress
-        return begin(plan, self._splits, lambda task, *rest: progress(f"trial {number}: {task}", *rest), checkpoints)
+        progress = named_progress(self._report.progress, f"trial {number}")
+        return begin(plan, self._splits, progress, checkpoints)
 
     def _drop_checkpoints(self, but: set[int]) -> None:
         for folder in (self._folder.path / "trials").iterdir():

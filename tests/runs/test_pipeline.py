@@ -55,14 +55,14 @@ def finished(recipe, tmp_path_factory):
     """A run, its folder, and what it printed."""
     printed = io.StringIO()
     folder = tmp_path_factory.mktemp("runs") / "run"
-    model = finetune.run(recipe, folder, Report(Console(file=printed, width=200)))
+    model = finetune.run(recipe, folder, Report(Console(file=printed, width=200), verbose=True))
     return model, folder, printed.getvalue()
 
 
 def test_a_run_folder_holds_all_that_is_promised(finished):
     assert {path.name for path in finished[1].iterdir()} == {
         "recipe.yaml", "evidence.json", "choice.json", "plan.json", "splits.csv", "history.jsonl", "metrics.json",
-        "environment.json", "model.safetensors", "config.json",
+        "state.json", "environment.json", "model.safetensors", "config.json",
     }  # fmt: skip
 
 
@@ -111,8 +111,10 @@ def test_the_saved_recipe_names_the_network_and_the_size(recipe, finished):
     assert saved == recipe.changed(metric="top1")
 
 
-def test_the_summary_ends_with_the_command_to_predict(finished):
-    assert finished[2].rstrip().endswith(f"finetune predict {finished[1]} IMAGES... --output predictions.csv")
+def test_the_output_ends_with_the_two_next_commands(finished):
+    *_, first, second = finished[2].splitlines()
+    assert first == f"Next      finetune predict {finished[1]} IMAGES... --output predictions.csv"
+    assert second == f"          finetune evaluate {finished[1]} --data LABELLED_IMAGES"
 
 
 def test_the_report_gives_the_reasons_and_the_test_accuracy(finished):
@@ -210,7 +212,7 @@ def test_a_folder_that_another_run_took_while_this_one_measured_is_not_written_t
 
     def meanwhile(*arguments):
         decided = decide(*arguments)
-        (tmp_path / "run").mkdir()
+        (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / "plan.json").write_text("{}")
         (tmp_path / "run" / "history.jsonl").touch()
         return decided
@@ -275,7 +277,7 @@ class StoppingReport(Report):
 
     stop = ("", 0)
 
-    def progress(self, task, done, _total):
+    def progress(self, task, done, _total, _history=()):
         if self.stop[0] in task and done == self.stop[1]:
             raise StopError
 
@@ -340,7 +342,7 @@ def averaged(recipe, recommend_place, tmp_path_factory):
         printed = io.StringIO()
         folder = tmp_path_factory.mktemp("runs") / "averaged"
         model = finetune.run(
-            recipe.changed(prefer="accuracy", seed=4), folder, Report(Console(file=printed, width=200))
+            recipe.changed(prefer="accuracy", seed=4), folder, Report(Console(file=printed, width=200), verbose=True)
         )
     return model, folder, printed.getvalue()
 
@@ -435,7 +437,7 @@ def test_an_ensemble_that_was_asked_for_is_compared_and_predicts_from_its_folder
     recipe, data, tmp_path, ensemble, changes
 ):
     printed = io.StringIO()
-    folder, report = tmp_path / "run", Report(Console(file=printed, width=200))
+    folder, report = tmp_path / "run", Report(Console(file=printed, width=200), verbose=True)
     model = finetune.run(recipe.changed(ensemble=ensemble, **changes), folder, report)
     options = RunFolder(folder).read_metrics().options
     names = [option.name for option in options]

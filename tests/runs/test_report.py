@@ -1,4 +1,5 @@
 import io
+import json
 
 import pytest
 from rich.console import Console
@@ -17,7 +18,7 @@ from finetune.work import Work
 
 @pytest.fixture
 def report():
-    return Report(Console(file=io.StringIO(), width=200))
+    return Report(Console(file=io.StringIO(), width=200), verbose=True)
 
 
 def printed(report):
@@ -63,7 +64,7 @@ def test_an_uncalibrated_similarity_says_so(report, evidence):
 
 def test_every_candidate_is_shown_with_accuracy_time_and_basis(report, evidence):
     choice = choose_strategy(evidence)
-    report.choice(choice)
+    report.choice(choice, evidence.model)
     rows = [line.strip() for line in printed(report).splitlines() if line.rstrip().endswith(("prior", "measured"))]
     assert all(map(str.startswith, rows, [candidate.label for candidate in choice.candidates]))
     assert len(rows) == len(choice.candidates)
@@ -71,7 +72,7 @@ def test_every_candidate_is_shown_with_accuracy_time_and_basis(report, evidence)
 
 def test_the_chance_of_each_candidate_is_shown_and_explained(report, evidence):
     choice = choose_strategy(evidence)
-    report.choice(choice)
+    report.choice(choice, evidence.model)
     lines = printed(report).splitlines()
     header = next(line for line in lines if line.lstrip().startswith("candidate"))
     assert " ".join(header.split()) == "candidate expected top-1 90 % interval expected time P(best) basis"
@@ -107,7 +108,8 @@ def test_the_result_has_accuracy_interval_hardest_class_and_the_next_command(rep
     assert "66.7 % of 3 images right (95 % interval: 20.8 to 93.9); balanced accuracy 50.0 %" in text
     assert "hardest class: dog, 0 % of 1 test image right\n" in text
     assert "1 min 5 s in all: evidence 1 s, training 1 min 1 s" in text
-    assert text.endswith(f"  finetune predict '{tmp_path / 'my run'}' IMAGES... --output predictions.csv\n")
+    assert f"\nNext      finetune predict '{tmp_path / 'my run'}' IMAGES... --output predictions.csv\n" in text
+    assert text.endswith(f"\n          finetune evaluate '{tmp_path / 'my run'}' --data LABELLED_IMAGES\n")
 
 
 def test_an_evaluation_has_a_row_for_each_class(report, metrics):
@@ -150,6 +152,85 @@ def test_a_finished_task_is_printed_with_its_time(report):
         assert printed(report) == ""
         report.progress("computing features", 2, 2)
     assert "computing features: 2 in 0.0 s" in printed(report)
+
+
+def splits_of(folder):
+    paths = [str(path) for path in sorted(folder.rglob("*.*"))]
+    return label_paths(paths, [path.split("/")[-2] for path in paths])
+
+
+@pytest.fixture
+def whole_run(evidence, metrics, image_folder, tmp_path):
+    """The function that reports everything of a run on a console of a width; returns its lines and the report."""
+
+    def run(width, **options):
+        report = Report(Console(file=io.StringIO(), width=width), **options)
+        choice = choose_strategy(evidence)
+        with report:
+            report.progress("computing features", 2, 2)
+            report.images(splits_of(image_folder(tmp_path / "images")))
+            report.evidence(evidence)
+            report.choice(choice, evidence.model)
+            report.plan(make_plan(Recipe(data="x"), evidence, choice))
+            report.result(metrics, tmp_path / "run")
+        return printed(report).splitlines(), report
+
+    return run
+
+
+def test_a_run_is_printed_in_about_15_lines(whole_run):
+    lines, _ = whole_run(100)
+    assert len(lines) <= 16
+    labels = [line.split()[0] for line in lines if line and not line.startswith(" ")]
+    assert labels == ["Found", "Measured", "Chosen", "Expected", "Plan", "Result", "Took", "Next"]
+
+
+def test_the_choice_has_one_reason_without_the_rule(whole_run, evidence):
+    text = " ".join(" ".join(whole_run(100)[0]).split())
+    choice = choose_strategy(evidence)
+    assert f"Chosen {choice.chosen.label}, " in text
+    assert f" of test_resnet: {choice.main_reason} Expected " in text
+    assert choice.main_reason in choice.reasons[1]
+    assert "five minutes are free" not in text
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_line_is_wider_than_the_console_and_no_word_is_broken(whole_run, width, verbose):
+    lines, _ = whole_run(width, verbose=verbose)
+    lines = [line for line in lines if str(line).find("finetune ") == -1 and "/" not in line]  # commands and paths
+    assert max(len(line.rstrip()) for line in lines) <= width
+    words = set(" ".join(whole_run(1000, verbose=verbose)[0]).split())
+    assert {word for line in lines for word in line.split()} <= words
+
+
+def test_the_summary_of_a_run_is_plain_and_has_what_a_script_needs(whole_run, metrics, tmp_path):
+    _, report = whole_run(80)
+    summary = json.loads(json.dumps(report.summary))
+    assert {"model", "strategy", "candidate", "expected_top1", "run", "validation", "test", "seconds"} <= summary.keys()
+    assert summary["run"] == str(tmp_path / "run")
+    assert summary["test"]["top1"] == metrics.test.top1
+    assert "per_class" not in summary["test"]
+
+
+def test_an_average_is_explained(evidence):
+    choice = choose_strategy(evidence, Recipe(data="x", strategy="full", ensemble="seeds:3"))
+    report = Report(Console(file=io.StringIO(), width=200))
+    report.choice(choice, evidence.model)
+    assert ": full was asked for\n" in printed(report)
+    assert "          3 trainings with different seeds are averaged, unless one" in printed(report)
+
+
+def test_of_many_classes_an_evaluation_lists_the_hardest_unless_verbose(metrics):
+    easy = metrics.test.per_class[0]
+    classes = [easy.changed(name=f"class {number}", f1=number / 20) for number in range(20)]
+    brief, verbose = (Report(Console(file=io.StringIO(), width=200), verbose=verbose) for verbose in (False, True))
+    for report in (brief, verbose):
+        report.evaluation(metrics.test.changed(per_class=classes))
+    assert "class 11 " in printed(brief)
+    assert "class 12 " not in printed(brief)
+    assert "and 8 classes with a higher f1; --verbose prints all" in printed(brief)
+    assert "class 19 " in printed(verbose)
 
 
 def test_a_quiet_report_prints_nothing(evidence):

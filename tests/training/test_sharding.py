@@ -109,7 +109,7 @@ def look_at_shards(optimizer, *_):
 
 
 def interrupted(phase, step):
-    def progress(task, done, _total):
+    def progress(task, done, _total, _history=()):
         if (task, done) == (f"training ({phase})", step):
             raise KeyboardInterrupt
 

@@ -136,7 +136,7 @@ def interrupter(phase, step):
     """A progress that a person interrupts, and the (task, done) that it was told."""
     told = []
 
-    def progress(task, done, _total):
+    def progress(task, done, _total, _history=()):
         told.append((task, done))
         if (task, done) == (f"training ({phase})", step):
             raise KeyboardInterrupt

@@ -9,7 +9,7 @@ from finetune.tuning.state import Trial, Tuning
 
 
 def test_the_table_of_trials_lists_the_best_one_last_and_marks_the_winner():
-    report = Report(Console(file=io.StringIO(), width=200))
+    report = Report(Console(file=io.StringIO(), width=200), verbose=True)
     space = (Dimension(name="learning_rate", low=1e-4, high=1e-2),)
     known = {"stage": "fine", "accuracy": 0.9, "seconds": 2.0}
     trials = (

@@ -42,7 +42,7 @@ class Stopping(Report):
         super().__init__(Console(quiet=True))
         self.task, self.at = task, step
 
-    def progress(self, task, done, _total):
+    def progress(self, task, done, _total, _history=()):
         if done == self.at and re.fullmatch(self.task, task):
             raise StopError
 
