@@ -21,6 +21,7 @@ from finetune.system_settings import apply_system_settings
 
 if TYPE_CHECKING:
     from finetune.data import Unreadable
+    from finetune.predict.labelling import Labeller
     from finetune.runs.report import Report
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -235,20 +236,19 @@ def tune(
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[Path, typer.Argument(help="A run folder, or an ONNX file that export wrote.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     output: Annotated[Path | None, typer.Option(help="CSV file to write; printed by default.")] = None,
     top_k: Annotated[
         int, typer.Option(min=1, help="Add the k most probable classes as label_1, probability_1, ...")
     ] = 1,
 ) -> None:
-    """Label new images with a trained run."""
+    """Label new images with a trained run, or with an exported one."""
     if output is not None and output.exists():
         raise RunFolderError(f"{output} exists and is not overwritten; give another --output")
     from finetune.predict.labelling import label_images
-    from finetune.runs.folder import RunFolder
 
-    table, unreadable = label_images(RunFolder(run).read_model(), images, top_k)
+    table, unreadable = label_images(_read_labeller(run), images, top_k)
     _print_left_out(unreadable)
     if output is None:
         typer.echo(table.to_csv(index=False), nl=False)
@@ -256,6 +256,28 @@ def predict(
     output.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(output, index=False)
     typer.echo(f"{len(table)} images labelled: {output}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    file_format: Annotated[
+        Literal["onnx", "torch-export"], typer.Option("--format", help="Format of the file; onnx by default.")
+    ] = "onnx",
+    output: Annotated[
+        Path | None, typer.Option(help="File to write; model.onnx or model.pt2 in the run folder by default.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Images to compare on; the run's test and held-out images by default.")
+    ] = None,
+) -> None:
+    """Export a trained run as one file, which is kept only if it agrees with the run on at least 200 images."""
+    from finetune.export import export_run
+
+    path, agreement = export_run(run, file_format, output, images)
+    for line in agreement.lines():
+        typer.echo(line)
+    typer.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 @app.command()
@@ -366,6 +388,17 @@ def _print_left_out(files: Sequence["Unreadable"]) -> None:
     """Print on stderr which files were left out, and why."""
     for file in files:
         typer.echo(f"left out: {file.path} cannot be read: {file.reason}", err=True)
+
+
+def _read_labeller(path: Path) -> "Labeller":
+    """Return the model of a run folder, or that of an ONNX file, which is read without PyTorch."""
+    if path.suffix == ".onnx":
+        from finetune.predict.onnx_model import OnnxModel
+
+        return OnnxModel(path)
+    from finetune.runs.folder import RunFolder
+
+    return RunFolder(path).read_model()
 
 
 def _report() -> "Report":

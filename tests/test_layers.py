@@ -33,6 +33,8 @@ WINGS = (
     "training",
     "ensemble",
     "runs",
+    "export",
+    "publish",
     "tuning",
 )
 """Folders from the lowest to the highest; each imports the ground and what stands before it."""
