@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from finetune import cli_sharing
 from finetune.errors import FinetuneError, RecipeError, RunFolderError
 from finetune.recipe import Preference, Recipe, Search, Strategy, load_recipe, parse_assignment
 from finetune.system_settings import apply_system_settings
@@ -258,26 +259,8 @@ def predict(
     typer.echo(f"{len(table)} images labelled: {output}")
 
 
-@app.command()
-def export(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    file_format: Annotated[
-        Literal["onnx", "torch-export"], typer.Option("--format", help="Format of the file; onnx by default.")
-    ] = "onnx",
-    output: Annotated[
-        Path | None, typer.Option(help="File to write; model.onnx or model.pt2 in the run folder by default.")
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Images to compare on; the run's test and held-out images by default.")
-    ] = None,
-) -> None:
-    """Export a trained run as one file, which is kept only if it agrees with the run on at least 200 images."""
-    from finetune.export import export_run
-
-    path, agreement = export_run(run, file_format, output, images)
-    for line in agreement.lines():
-        typer.echo(line)
-    typer.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+app.command()(cli_sharing.export)
+app.command()(cli_sharing.push)
 
 
 @app.command()

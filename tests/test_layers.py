@@ -39,7 +39,7 @@ WINGS = (
 )
 """Folders from the lowest to the highest; each imports the ground and what stands before it."""
 
-FACES = ("classifier", "cli", "__init__")
+FACES = ("classifier", "cli_sharing", "cli", "__init__")
 """Modules that import everything: scikit-learn's manner, the command line, and the package."""
 
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "datasets"}

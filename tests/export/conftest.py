@@ -1,23 +1,11 @@
 import csv
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from finetune.export import images
 from finetune.predict.model import Ensemble, TrainedModel
 from finetune.runs.folder import Averaged
 from finetune.runs.model_files import write_network
-
-SHAPES = ((300, 200), (97, 40), (40, 97), (32, 32), (37, 250), (3, 5))
-"""Heights and widths: larger and smaller than the square, and elongated ones."""
-
-
-def smooth_image(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """An image (height, width, 3) with structure at several scales."""
-    generator = np.random.default_rng([seed, height, width])
-    coarse = generator.integers(0, 256, (max(2, height // 4), max(2, width // 4), 3), dtype=np.uint8)
-    return np.array(Image.fromarray(coarse).resize((width, height)))
 
 
 @pytest.fixture(scope="session")

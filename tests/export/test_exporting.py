@@ -13,15 +13,14 @@ from finetune.export import agreement, export_run
 from finetune.predict.labelling import label_images
 from finetune.predict.onnx_model import OnnxModel
 from finetune.runs.folder import RunFolder
-from tests.conftest import make_image_folder
-from tests.export.conftest import SHAPES, smooth_image
+from tests.export.pictures import SHAPES, smooth_image, write_pictures
 
 needs_onnx = [pytest.importorskip(name) for name in ("onnx", "onnxscript", "onnxruntime")]
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return make_image_folder(tmp_path_factory.mktemp("images"), {"a": 3, "b": 3}, size=(70, 50))
+    return write_pictures(tmp_path_factory.mktemp("images"), 6)
 
 
 @pytest.fixture(autouse=True)

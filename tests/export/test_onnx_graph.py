@@ -3,7 +3,7 @@ import pytest
 
 from finetune.data.augmentation import plain_view
 from finetune.decide.preprocessing import Preprocessing
-from tests.export.conftest import SHAPES, smooth_image
+from tests.export.pictures import SHAPES, smooth_image
 
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx_graph = pytest.importorskip("finetune.export.onnx_graph", exc_type=ImportError)

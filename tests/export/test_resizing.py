@@ -5,7 +5,7 @@ import torch
 from finetune.data.augmentation import plain_view
 from finetune.decide.preprocessing import Preprocessing
 from finetune.export.resizing import ResizedSquare, cubic, linear
-from tests.export.conftest import SHAPES, smooth_image
+from tests.export.pictures import SHAPES, smooth_image
 
 
 def preprocessing(size=32, crop_fraction=0.875, interpolation="bicubic"):
