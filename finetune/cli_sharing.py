@@ -8,7 +8,7 @@ import typer
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    file_format: Annotated[
+    format_: Annotated[
         Literal["onnx", "torch-export"], typer.Option("--format", help="Format of the file; onnx by default.")
     ] = "onnx",
     output: Annotated[
@@ -21,7 +21,7 @@ def export(
     """Export a trained run as one file, which is kept only if it agrees with the run on at least 200 images."""
     from finetune.export import export_run
 
-    path, agreement = export_run(run, file_format, output, images)
+    path, agreement = export_run(run, format_, output, images)
     for line in agreement.lines():
         typer.echo(line)
     typer.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")

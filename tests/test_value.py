@@ -28,7 +28,6 @@ from finetune.tuning.state import Finding, Trial, Tuning
 from finetune.value import FrozenModel
 from finetune.work import Work
 
-
 DIFFERENCE = Difference(equal_labels=0.995, percentile95=0.002, largest=0.01)
 
 
