@@ -65,7 +65,8 @@ def check_prediction(run: Path, output: Path | None, images: Sequence[Path] = ()
 
     if output is not None and output.exists():
         raise RunFolderError(f"{output} exists and is not overwritten; give another --output")
-    places.refuse_without_a_model(run)
+    if run.suffix != ".onnx":  # an exported model is a file, which is checked as it is read
+        places.refuse_without_a_model(run)
     check_images(images)
     if data is not None:
         check_data(data)

@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from finetune.checks import check_plan, check_prediction, check_resumed, checked
+from finetune import cli_models, cli_sharing
+from finetune.checks import check_plan, check_resumed, checked
 from finetune.errors import FinetuneError, RecipeError
 from finetune.recipe import Preference, Recipe, Search, Strategy, load_recipe, parse_assignment
 from finetune.report_options import takes_report_options
-from finetune.runs.places import refuse_without_a_plan
 from finetune.system_settings import apply_system_settings, forget_imports
 
 if TYPE_CHECKING:
-    from finetune.data import Unreadable
     from finetune.runs.report import Report
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -262,92 +261,15 @@ def tune(
             searching.tune(recipe, output, report(), start=start)
 
 
-@app.command()
-def watch(run: Annotated[Path, typer.Argument(help="The folder of a run in progress.")]) -> None:
-    """Follow a run from another shell until it ends; the exit status is 1 unless it finishes with a model."""
-    from rich.console import Console
-
-    from finetune.runs import watching
-
-    if not watching.watch(run, Console(highlight=False)):
-        raise typer.Exit(1)
-
-
-@app.command()
-def predict(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    output: Annotated[Path | None, typer.Option(help="CSV file to write; printed by default.")] = None,
-    top_k: Annotated[
-        int, typer.Option(min=1, help="Also name the 2nd to k-th most probable class: label_2, probability_2, ...")
-    ] = 1,
-) -> None:
-    """Label new images with a trained run."""
-    check_prediction(run, output, images=images)
-    from finetune.predict.labelling import label_images, write_columns
-    from finetune.runs.folder import RunFolder
-
-    table, unreadable = label_images(RunFolder(run).read_model(), images, top_k)
-    _print_left_out(unreadable)
-    if output is None:
-        write_columns(table, sys.stdout)
-        return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", encoding="utf-8", newline="") as file:
-        write_columns(table, file)
-    typer.echo(f"{len(table['path'])} images labelled: {output}")
-
-
-@app.command()
-@takes_report_options
-def evaluate(
-    report: Callable[[], "Report"],
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    data: Annotated[
-        str,
-        typer.Option(
-            help="Labelled images, in any form that train accepts: their test split if they have one, else all of them."
-        ),
-    ],
-    output: Annotated[Path | None, typer.Option(help="JSON file to write the metrics to.")] = None,
-) -> None:
-    """Evaluate a trained run on labelled images."""
-    check_prediction(run, output, data=data)
-    from finetune.data import labels_of, load_scored_images
-    from finetune.predict.metrics import score
-    from finetune.runs.folder import RunFolder
-
-    folder = RunFolder(run)
-    model = folder.read_model()
-    splits = load_scored_images(data, model.class_names, model.plan.columns)
-    assert splits.test is not None
-    with report() as printed:
-        probabilities = model.probabilities(splits.test, printed.progress)
-    _print_left_out(splits.unreadable)
-    metrics = score(probabilities, labels_of(splits.test), list(model.class_names))
-    printed.summary |= {"run": str(run), "data": data}
-    printed.evaluation(metrics)
-    if output is not None:
-        metrics.save(output)
-
-
-@app.command()
-def diagnose(run: Annotated[Path, typer.Argument(help="A run folder whose training has ended or diverged.")]) -> None:
-    """Diagnose a run's learning curve (too short, too fast, overfitted, ...) and say what to change."""
-    refuse_without_a_plan(run)
-    from rich.console import Console
-
-    from finetune.decide import diagnosis
-    from finetune.runs.folder import RunFolder
-    from finetune.runs.report import Report
-
-    report = Report(Console(highlight=False))
-    for number, folder in enumerate(RunFolder(run).members, start=1):
-        history = folder.read_history()
-        decisions = folder.read_decisions()
-        verdicts = diagnosis.diagnose(history, decisions.plan, decisions.evidence)
-        member = f", member {number}" if folder.path != run else ""
-        report.diagnosis(f"Learning curve of {run}{member}", verdicts, history)
+for command in (
+    cli_models.predict,
+    cli_models.evaluate,
+    cli_models.diagnose,
+    cli_models.watch,
+    cli_sharing.export,
+    cli_sharing.push,
+):
+    app.command()(command)
 
 
 @app.command()
@@ -405,9 +327,3 @@ def _print_error(sentence: str) -> None:
     """Print a sentence on stderr, from the main process only."""
     if os.environ.get("RANK", "0") == "0":
         typer.echo(sentence, err=True)
-
-
-def _print_left_out(files: Sequence["Unreadable"]) -> None:
-    """Print on stderr which files were left out, and why."""
-    for file in files:
-        typer.echo(f"left out: {file.path} cannot be read: {file.reason}", err=True)

@@ -7,6 +7,8 @@ FinetuneError            the input is wrong: one sentence that says what to do; 
 ├── DivergenceError      the loss or a gradient of a training became infinite or NaN
 ├── TuningError          a hyper-parameter search would be wasted, or does not match the one in the run folder
 ├── RunFolderError       a run folder is missing, incomplete or already in use
+├── ExportError          a model cannot be exported or read, or the exported one does not agree with its run
+├── PublishError         a model cannot be published, or the hub refuses it
 └── CacheError           the cache cannot be written to, or one of its settings has an impossible value
 
 Any other exception is a defect of this library.
@@ -54,6 +56,14 @@ class TuningError(FinetuneError):
 
 class RunFolderError(FinetuneError):
     """A run folder is missing, incomplete or already in use."""
+
+
+class ExportError(FinetuneError):
+    """A model cannot be exported or read, or the exported one does not agree with its run."""
+
+
+class PublishError(FinetuneError):
+    """A model cannot be published, or the hub refuses it."""
 
 
 class CacheError(FinetuneError):

@@ -606,6 +606,8 @@ def test_options_are_frozen():
         ),
         "watch": [],
         "predict": ["--output", "--top-k"],
+        "export": ["--format", "--images", "--output"],
+        "push": ["--dry-run"],
         "evaluate": sorted(["--data", "--output", *output]),
         "diagnose": [],
         "cache": ["--clear"],

@@ -11,7 +11,7 @@ import pytest
 import finetune
 from experiments.write_reference import pages as generated_pages
 from experiments.write_reference import run_tutorial
-from finetune.cli import app
+from finetune.cli import app, main
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -205,6 +205,47 @@ def test_the_python_examples_of_the_guide_run(finished_run, tmp_path):
     names = {"paths": paths, "labels": [Path(path).parent.name for path in paths], "new_paths": paths[:2]}
     names = run_python(DOCS / "guides" / "from-python.md", names, finished_run)
     assert names["tuned"].class_names == ("a", "b")
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Publishing is tried as a dry run alone."""
+    monkeypatch.setattr("finetune.publish.push", lambda publication: f"https://hub/{publication.repository}")
+
+
+def commands_of(page):
+    """Return the words of each `finetune` command on a page that uses the run of `finished_run`."""
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    return [
+        shlex.split(line, comments=True)[1:] for line in lines if line.startswith("finetune") and "runs/mine" in line
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("finished_run")
+def test_the_examples_of_exporting_run(capsys):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    page = DOCS / "guides" / "export.md"
+    for arguments in commands_of(page):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0, arguments
+    assert Path("predictions.csv").exists()
+    capsys.readouterr()
+    run_python(page, {}, {})
+    assert [line.split()[0] in {"a", "b"} for line in capsys.readouterr().out.splitlines()] == [True, True]
+
+
+@pytest.mark.usefixtures("finished_run", "no_network")
+def test_the_commands_of_publishing_run(capsys):
+    for arguments in commands_of(DOCS / "guides" / "publishing.md"):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0, arguments
+    printed = capsys.readouterr().out
+    assert "# flowers" in printed
+    assert printed.endswith("published: https://hub/user/flowers\n")
 
 
 def test_the_examples_of_moving_a_model_run(finished_run, capsys):

@@ -16,8 +16,10 @@ from finetune.decide.prior import Prior
 from finetune.decide.workload import size_workload
 from finetune.ensemble.recommendation import Option
 from finetune.errors import CacheError, RecipeError
+from finetune.export.agreement import Agreement, Difference
 from finetune.network.weights import WeightsReport
 from finetune.predict.metrics import score
+from finetune.publish.licence import Base
 from finetune.recipe import AugmentationRecipe, Recipe, TableColumns, TrainingRecipe, TuningRecipe
 from finetune.runs.folder import Averaged, RunMetrics, Seconds
 from finetune.runs.run_state import RunState
@@ -26,6 +28,8 @@ from finetune.tuning.space import Dimension
 from finetune.tuning.state import Finding, Trial, Tuning
 from finetune.value import FrozenModel
 from finetune.work import Work
+
+DIFFERENCE = Difference(equal_labels=0.995, percentile95=0.002, largest=0.01)
 
 
 class Inner(FrozenModel):
@@ -125,6 +129,16 @@ def one_of_each(evidence):
         RunMetrics(validation=metrics, validation_source="3 folds", test=None, seconds=seconds, work=work),
         Verdict(kind="flat_start", sentence="flat", numbers={"steps": 9.0}, changes=("training.learning_rate=1e-3",)),
         Averaged(members=("members/1", "members/2"), temperature=0.9),
+        DIFFERENCE,
+        Agreement(
+            origin="200 of 372 test images",
+            num_images=200,
+            num_shapes=45,
+            exported=DIFFERENCE,
+            decoded_in_full=DIFFERENCE.changed(largest=0.2),
+            own_precision=None,
+        ),
+        Base(name="timm/resnet18.a1_in1k", repository="timm/resnet18.a1_in1k", licence="apache-2.0"),
         WeightsReport(source="a file", matched=3, total=3),
         RunState(
             status="failed", phase="training (fold-1)", step=3, of=9, loss=0.5, accuracy=0.75, eta=12.5,

@@ -3,13 +3,13 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 
-from finetune.data import Unreadable, check_images, files_below, table_of_paths, why_unreadable
+from finetune.data import Unreadable, check_images, files_below, why_unreadable
 from finetune.errors import DataError
-from finetune.predict.model import Predictor
 
 Columns = dict[str, list[str] | list[float]]
 """Columns of a table, by name; each has one value for each image."""
@@ -18,7 +18,20 @@ DIGITS = ".4g"
 """Format of the probabilities in a CSV file: 4 significant digits."""
 
 
-def label_images(model: Predictor, images: Sequence[Path], top_k: int = 1) -> tuple[Columns, list[Unreadable]]:
+class Labeller(Protocol):
+    """A model that labels image files: that of a run, or an exported one."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the probabilities."""
+        ...
+
+    def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
+        """Return the class probabilities (n_paths, n_classes) of image files."""
+        ...
+
+
+def label_images(model: Labeller, images: Sequence[Path], top_k: int = 1) -> tuple[Columns, list[Unreadable]]:
     """Return a table with one row for each readable image, and the files that were left out.
 
     Columns: path, label, probability; with `top_k` above 1 label_2, probability_2, ... up to label_k, probability_k of
@@ -42,7 +55,7 @@ def label_images(model: Predictor, images: Sequence[Path], top_k: int = 1) -> tu
     if not readable:
         found = f"; the first is {unreadable[0].path}: {unreadable[0].reason}" if unreadable else ""
         raise DataError(f"none of the {len(paths)} files can be read as an image{found}")
-    probabilities = model.probabilities(table_of_paths(readable))
+    probabilities = model.predict_proba(readable)
     order = np.argsort(-probabilities, axis=1)
     columns: Columns = {
         "path": readable,

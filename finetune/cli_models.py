@@ -1,0 +1,117 @@
+"""Define the commands that use a run: predict, evaluate, diagnose and watch."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from finetune.checks import check_prediction
+from finetune.report_options import takes_report_options
+from finetune.runs.places import refuse_without_a_plan
+
+if TYPE_CHECKING:
+    from finetune.data import Unreadable
+    from finetune.predict.labelling import Labeller
+    from finetune.runs.report import Report
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run folder, or an ONNX file that export wrote.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    output: Annotated[Path | None, typer.Option(help="CSV file to write; printed by default.")] = None,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="Also name the 2nd to k-th most probable class: label_2, probability_2, ...")
+    ] = 1,
+) -> None:
+    """Label new images with a trained run, or with an exported one."""
+    check_prediction(run, output, images=images)
+    from finetune.predict.labelling import label_images, write_columns
+
+    table, unreadable = label_images(_read_labeller(run), images, top_k)
+    _print_left_out(unreadable)
+    if output is None:
+        write_columns(table, sys.stdout)
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w", encoding="utf-8", newline="") as file:
+        write_columns(table, file)
+    typer.echo(f"{len(table['path'])} images labelled: {output}")
+
+
+@takes_report_options
+def evaluate(
+    report: Callable[[], "Report"],
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Labelled images, in any form that train accepts: their test split if they have one, else all of them."
+        ),
+    ],
+    output: Annotated[Path | None, typer.Option(help="JSON file to write the metrics to.")] = None,
+) -> None:
+    """Evaluate a trained run on labelled images."""
+    check_prediction(run, output, data=data)
+    from finetune.data import labels_of, load_scored_images
+    from finetune.predict.metrics import score
+    from finetune.runs.folder import RunFolder
+
+    folder = RunFolder(run)
+    model = folder.read_model()
+    splits = load_scored_images(data, model.class_names, model.plan.columns)
+    assert splits.test is not None
+    with report() as printed:
+        probabilities = model.probabilities(splits.test, printed.progress)
+    _print_left_out(splits.unreadable)
+    metrics = score(probabilities, labels_of(splits.test), list(model.class_names))
+    printed.summary |= {"run": str(run), "data": data}
+    printed.evaluation(metrics)
+    if output is not None:
+        metrics.save(output)
+
+
+def diagnose(run: Annotated[Path, typer.Argument(help="A run folder whose training has ended or diverged.")]) -> None:
+    """Diagnose a run's learning curve (too short, too fast, overfitted, ...) and say what to change."""
+    refuse_without_a_plan(run)
+    from rich.console import Console
+
+    from finetune.decide import diagnosis
+    from finetune.runs.folder import RunFolder
+    from finetune.runs.report import Report
+
+    report = Report(Console(highlight=False))
+    for number, folder in enumerate(RunFolder(run).members, start=1):
+        history = folder.read_history()
+        decisions = folder.read_decisions()
+        verdicts = diagnosis.diagnose(history, decisions.plan, decisions.evidence)
+        member = f", member {number}" if folder.path != run else ""
+        report.diagnosis(f"Learning curve of {run}{member}", verdicts, history)
+
+
+def watch(run: Annotated[Path, typer.Argument(help="The folder of a run in progress.")]) -> None:
+    """Follow a run from another shell until it ends; the exit status is 1 unless it finishes with a model."""
+    from rich.console import Console
+
+    from finetune.runs import watching
+
+    if not watching.watch(run, Console(highlight=False)):
+        raise typer.Exit(1)
+
+
+def _print_left_out(files: Sequence["Unreadable"]) -> None:
+    """Print on stderr which files were left out, and why."""
+    for file in files:
+        typer.echo(f"left out: {file.path} cannot be read: {file.reason}", err=True)
+
+
+def _read_labeller(path: Path) -> "Labeller":
+    """Return the model of a run folder, or that of an ONNX file, which is read without PyTorch."""
+    if path.suffix == ".onnx":
+        from finetune.predict.onnx_model import OnnxModel
+
+        return OnnxModel(path)
+    from finetune.runs.folder import RunFolder
+
+    return RunFolder(path).read_model()

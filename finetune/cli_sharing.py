@@ -1,0 +1,48 @@
+"""Define the commands that take a trained model elsewhere: export it as one file, and publish it on the hub."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from finetune.runs.places import refuse_without_a_model
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    format_: Annotated[
+        Literal["onnx", "torch-export"], typer.Option("--format", help="Format of the file; onnx by default.")
+    ] = "onnx",
+    output: Annotated[
+        Path | None, typer.Option(help="File to write; model.onnx or model.pt2 in the run folder by default.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Images to compare on; the run's test and held-out images by default.")
+    ] = None,
+) -> None:
+    """Export a trained run as one file, which is kept only if it agrees with the run on at least 200 images."""
+    refuse_without_a_model(run)
+    from finetune.export import export_run
+
+    path, agreement = export_run(run, format_, output, images)
+    for line in agreement.lines():
+        typer.echo(line)
+    typer.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def push(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    repository: Annotated[str, typer.Argument(help="Name on the Hugging Face hub: user/name.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be uploaded, and stop.")] = False,
+) -> None:
+    """Publish a trained run on the Hugging Face hub, in timm's format and with a model card."""
+    refuse_without_a_model(run)
+    from finetune import publish
+
+    publication = publish.prepare(run, repository)
+    if dry_run:
+        for name in publication.files:
+            typer.echo(f"{publication.size_of(name) / 1e3:12,.1f} kB  {name}")
+        typer.echo(f"\n{publication.card}", nl=False)
+        return
+    typer.echo(f"published: {publish.push(publication)}")

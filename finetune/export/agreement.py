@@ -1,0 +1,145 @@
+"""Compare the predictions of an exported model with those of its run, and refuse a model that differs."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.data import read_image
+from finetune.errors import ExportError
+from finetune.export.images import CheckImages
+from finetune.predict.model import Ensemble, Predictor, TrainedModel
+from finetune.value import FrozenModel
+
+LEAST_EQUAL_LABELS = 0.99
+"""Smallest share of images for which an exported model must name the same class."""
+
+MOST_DIFFERENCE = 0.02
+"""Largest difference between probabilities, except for one image in twenty."""
+
+Predict = Callable[[NDArray[np.uint8]], NDArray[np.float64]]
+"""Function that returns the probabilities (num_classes) of an image (height, width, 3)."""
+
+
+class Difference(FrozenModel):
+    """Differences between two predictions of the same images."""
+
+    equal_labels: float
+    """Share of images for which both predict the same class."""
+    percentile95: float
+    """95th percentile, over the images, of the largest difference between the two probabilities of a class."""
+    largest: float
+    """Largest difference between the two probabilities of a class, over all images."""
+
+    def is_small(self) -> bool:
+        """Return whether the two predictions agree."""
+        return self.equal_labels >= LEAST_EQUAL_LABELS and self.percentile95 <= MOST_DIFFERENCE
+
+    def __str__(self) -> str:
+        """Return the figures as a text."""
+        return (
+            f"{self.equal_labels:.1%} of labels equal, 95th percentile of |dp| {self.percentile95:.5f}, "
+            f"largest {self.largest:.5f}"
+        )
+
+
+class Agreement(FrozenModel):
+    """Agreement of an exported model with its run, which predicts in float32."""
+
+    origin: str
+    """Description of the compared images."""
+    num_images: int
+    """Number of compared images."""
+    num_shapes: int
+    """Number of different heights and widths."""
+    exported: Difference
+    """Difference if files are decoded as for a prediction of the run: large ones at a reduced size."""
+    decoded_in_full: Difference
+    """Difference if the exported model gets every file at its full size."""
+    own_precision: Difference | None
+    """Difference between the run in its own number format and in float32; None if its own is float32."""
+
+    def lines(self) -> list[str]:
+        """Return the figures as lines to print."""
+        lines = [
+            f"compared with the run in float32 on {self.num_images} images of {self.num_shapes} shapes "
+            f"({self.origin}):",
+            f"  files decoded as by finetune predict: {self.exported}",
+            f"  files decoded at their full size:     {self.decoded_in_full}",
+        ]
+        if self.own_precision is not None:
+            lines.append(f"  the run itself, in its own precision: {self.own_precision}")
+        return lines
+
+
+def compare(model: Predictor, predict: Predict, shorter_side: int, images: CheckImages) -> Agreement:
+    """Return how an exported model agrees with the model that it was made from.
+
+    Args:
+        model: the model of the run.
+        predict: the exported model.
+        shorter_side: shorter side from which large files may be reduced when they are decoded, in pixels.
+        images: images to compare on.
+    """
+    table = images.table()
+    expected = in_float32(model).probabilities(table)
+
+    def exported(side: int | None) -> Difference:
+        return difference(
+            np.stack([predict(np.array(read_image(source, side))) for source in images.sources]), expected
+        )
+
+    is_float32 = all(member.plan.forward.precision == "float32" for member in _members(model))
+    return Agreement(
+        origin=images.origin,
+        num_images=len(images.sources),
+        num_shapes=images.num_shapes,
+        exported=exported(shorter_side),
+        decoded_in_full=exported(None),
+        own_precision=None if is_float32 else difference(model.probabilities(table), expected),
+    )
+
+
+def difference(first: NDArray[np.float64], second: NDArray[np.float64]) -> Difference:
+    """Return the differences between two predictions (n_images, n_classes)."""
+    gaps = np.abs(first - second).max(axis=1)
+    return Difference(
+        equal_labels=float((first.argmax(axis=1) == second.argmax(axis=1)).mean()),
+        percentile95=float(np.percentile(gaps, 95)),
+        largest=float(gaps.max()),
+    )
+
+
+def refuse_if_different(agreement: Agreement) -> None:
+    """Refuse an exported model that does not agree with its run.
+
+    Raises:
+        ExportError: too many labels differ, or the probabilities differ too much.
+    """
+    if agreement.exported.is_small():
+        return
+    raise ExportError(
+        f"the exported model does not agree with the run on {agreement.num_images} images ({agreement.exported}; "
+        f"expected at least {LEAST_EQUAL_LABELS:.0%} and at most {MOST_DIFFERENCE}), so nothing was written; predict "
+        f"with the run instead, or export a run of another network"
+    )
+
+
+def in_float32(model: Predictor) -> Predictor:
+    """Return a model that predicts in float32, whatever the number format of its run is."""
+    if isinstance(model, Ensemble):
+        return replace(model, members=tuple(_member_in_float32(member) for member in model.members))
+    assert isinstance(model, TrainedModel)
+    return _member_in_float32(model)
+
+
+def _member_in_float32(model: TrainedModel) -> TrainedModel:
+    return replace(model, plan=model.plan.changed(forward=model.plan.forward.changed(precision="float32")))
+
+
+def _members(model: Predictor) -> tuple[TrainedModel, ...]:
+    if isinstance(model, Ensemble):
+        return model.members
+    assert isinstance(model, TrainedModel)
+    return (model,)

@@ -1,0 +1,129 @@
+"""Choose the images on which an exported model is compared with its run."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from finetune.data import ImageSource, files_below, native_size, read_image, why_unreadable
+from finetune.errors import DataError
+
+LEAST_IMAGES = 200
+"""Number of images to compare at least."""
+
+LEAST_SHAPES = 20
+"""Number of different heights and widths to compare at least."""
+
+DERIVED_SHAPES = 40
+"""Number of derived images that are added to images of fewer shapes than `LEAST_SHAPES`."""
+
+SIDES = (48, 400)
+"""Shortest and longest side of a derived image, in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckImages:
+    """Images to compare an exported model on, and a description of where they come from."""
+
+    sources: tuple[ImageSource, ...]
+    """Sources of the images: paths, or the bytes of PNG files."""
+    num_shapes: int
+    """Number of different heights and widths."""
+    origin: str
+    """Description of the images, such as `200 of 372 test images`."""
+
+    def table(self) -> Dataset:
+        """Return a table of the images, as predictions read it."""
+        rows = [
+            {"path": None, "bytes": source} if isinstance(source, bytes) else {"path": str(source), "bytes": None}
+            for source in self.sources
+        ]
+        return Dataset.from_dict({"image": rows}, features=Features({"image": ImageFeature(decode=False)}))
+
+
+def choose_images(run: Path, given: Path | None) -> CheckImages:
+    """Return at least 200 images of at least 20 shapes: given ones, or the run's own test and held-out images.
+
+    If there are fewer images or shapes, images are derived from the real ones: random parts, resized to random shapes.
+    Without any real image, smooth noise takes their place.
+
+    Args:
+        run: a run folder.
+        given: an image or a folder of images, or None.
+
+    Raises:
+        DataError: nothing that was given can be read as an image.
+    """
+    found, name = (_given_images(given), "given images") if given is not None else _own_images(run)
+    count = min(len(found), LEAST_IMAGES)
+    # Evenly over the list, in which one class follows another.
+    real = [found[number * len(found) // count] for number in range(count)]
+    shapes = {native_size(path) for path in real}
+    origin = f"{len(real)} of {len(found)} {name}" if real else f"no image ({name})"
+    missing = max(LEAST_IMAGES - len(real), DERIVED_SHAPES if len(shapes) < LEAST_SHAPES else 0)
+    derived = derive_images(real, missing)
+    if derived:
+        shapes |= {native_size(image) for image in derived}
+        kind = "parts of them, resized" if real else "images of smooth noise"
+        origin += f", and {len(derived)} {kind}"
+    return CheckImages(sources=(*real, *derived), num_shapes=len(shapes), origin=origin)
+
+
+def derive_images(real: Sequence[str], count: int) -> list[bytes]:
+    """Return `count` PNG files of different shapes: random parts of real images, resized; without any, smooth noise."""
+    generator = np.random.default_rng(0)
+    derived = []
+    for number in range(count):
+        width, height = np.exp(generator.uniform(math.log(SIDES[0]), math.log(SIDES[1]), size=2)).astype(int).tolist()
+        if real:
+            image = read_image(real[number % len(real)])
+            # The part has between half and all of each side.
+            wide, tall = (max(1, round(side * generator.uniform(0.5, 1.0))) for side in image.size)
+            left = int(generator.integers(image.width - wide + 1))
+            top = int(generator.integers(image.height - tall + 1))
+            image = image.crop((left, top, left + wide, top + tall))
+        else:
+            image = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        encoded = io.BytesIO()
+        image.resize((width, height), Image.Resampling.BICUBIC).save(encoded, "PNG", compress_level=1)
+        derived.append(encoded.getvalue())
+    return derived
+
+
+def _given_images(given: Path) -> list[str]:
+    """Return the readable image files of a path."""
+    if not given.exists():
+        raise DataError(f"there is no image or folder {given}")
+    paths = _readable(files_below(given) if given.is_dir() else [str(given)])
+    if not paths:
+        raise DataError(f"nothing in {given} can be read as an image; give a folder of images like those of the run")
+    return paths
+
+
+def _own_images(run: Path) -> tuple[list[str], str]:
+    """Return the run's test images that still exist, with its held-out ones if these are few, and their name."""
+    try:
+        with (run / "splits.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        return [], "the run has no splits.csv"
+    parts = {"test": _readable([row["path"] for row in rows if row["split"] == "test"])}
+    if len(parts["test"]) < LEAST_IMAGES:
+        held_out = [row["path"] for row in rows if row["held_out_by"] or row["split"] == "validation"]
+        parts["held-out"] = _readable(held_out)
+    names = [name for name, paths in parts.items() if paths]
+    found = [path for paths in parts.values() for path in paths]
+    return found, f"{' and '.join(names)} images" if names else "the run's images are gone"
+
+
+def _readable(paths: Sequence[str]) -> list[str]:
+    """Return the paths of existing files that can be read as images."""
+    there = [path for path in paths if Path(path).is_file()]
+    return [path for path, reason in zip(there, why_unreadable(there), strict=True) if not reason]
