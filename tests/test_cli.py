@@ -270,7 +270,7 @@ def test_a_finished_run_that_is_watched_says_so_and_a_failed_one_ends_with_statu
     state = json.loads((tmp_path / "out" / "state.json").read_text())
     status, printed, _ = command("watch", "out")
     assert (status, printed.count("\n")) == (0, 1)
-    assert re.fullmatch(r"finished: [\d.]+ % of \d+ validation images right\n", printed)
+    assert re.fullmatch(r"finished: [\d.]+ % of \d+ test images right\n", printed)
     (tmp_path / "out" / "state.json").write_text(json.dumps(state | {"status": "failed", "error": "the disk is full"}))
     assert command("watch", "out")[:2] == (1, f"failed in '{state['phase']}': the disk is full\n")
     assert "no run to follow in nowhere" in mistake(command("watch", "nowhere"))
