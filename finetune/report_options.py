@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 REPORT_OPTIONS = {
     "verbose": Annotated[bool, typer.Option("--verbose", help="Print every detail.")],
     "quiet": Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")],
-    "as_json": Annotated[
+    "json_": Annotated[
         bool, typer.Option("--json", help="Print nothing but one line of JSON with the result, at the end.")
     ],
 }
@@ -35,12 +35,12 @@ def takes_report_options(command: Callable[..., None]) -> Callable[..., None]:
     ]
 
     @wraps(command)
-    def called(*arguments: Any, verbose: bool, quiet: bool, as_json: bool, **values: Any) -> None:  # noqa: ANN401
-        _refuse_several(verbose, quiet, as_json)
-        report = cache(partial(_make_report, verbose, quiet or as_json))
+    def called(*arguments: Any, verbose: bool, quiet: bool, json_: bool, **values: Any) -> None:  # noqa: ANN401
+        _refuse_several(verbose, quiet, json_)
+        report = cache(partial(_make_report, verbose, quiet or json_))
         command(*arguments, report=report, **values)
         # A process other than the main one has no results.
-        if as_json and report().summary:
+        if json_ and report().summary:
             typer.echo(json.dumps(report().summary))
 
     # Typer reads the options from the signature.
@@ -50,13 +50,13 @@ def takes_report_options(command: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
-def _refuse_several(verbose: bool, quiet: bool, as_json: bool) -> None:
+def _refuse_several(verbose: bool, quiet: bool, json_: bool) -> None:
     """Refuse options that contradict each other.
 
     Raises:
         RecipeError: two of them are given.
     """
-    given = [name for name, value in (("--verbose", verbose), ("--quiet", quiet), ("--json", as_json)) if value]
+    given = [name for name, value in (("--verbose", verbose), ("--quiet", quiet), ("--json", json_)) if value]
     if len(given) > 1:
         raise RecipeError(f"{given[0]} and {given[1]} ask for different output; leave one of them out")
 
