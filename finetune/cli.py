@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -21,7 +22,7 @@ from finetune.checks import check_plan, check_resumed, checked
 from finetune.errors import FinetuneError, RecipeError
 from finetune.recipe import Preference, Recipe, Search, Strategy, load_recipe, parse_assignment
 from finetune.report_options import takes_report_options
-from finetune.system_settings import apply_system_settings, forget_imports
+from finetune.system_settings import apply_system_settings, forget_imports, process_start
 
 if TYPE_CHECKING:
     from finetune.runs.report import Report
@@ -77,6 +78,9 @@ RECIPE_OPTIONS: Mapping[str, Any] = {
 
 GENERAL_OPTIONS = ("--help", "--version", "--install-completion", "--show-completion")
 """Options of the program itself. Any other option without a command belongs to `train`."""
+
+START: ContextVar[float] = ContextVar("start")
+"""Value of `time.perf_counter()` when the command began, from which a time budget counts."""
 
 Output = Annotated[Path | None, typer.Option(help="Run folder; runs/<data>-<time> by default.")]
 
@@ -174,7 +178,6 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Continue the interrupted run in this folder.")] = None,
 ) -> None:
     """Measure the images, choose a strategy and say why, train, and write a run folder."""
-    start = time.perf_counter()
     if plan is not None or resume is not None:
         option = "--plan" if plan is not None else "--resume"
         others = [*options.typed, *(["--plan-only"] if plan_only else [])]
@@ -199,9 +202,9 @@ def train(
         elif plan is not None:
             pipeline.run_plan(plan, output, report())
         elif plan_only:
-            pipeline.plan_only(recipe, output, report(), start=start)
+            pipeline.plan_only(recipe, output, report(), start=START.get())
         else:
-            pipeline.run(recipe, output, report(), start=start)
+            pipeline.run(recipe, output, report(), start=START.get())
 
 
 @app.command()
@@ -216,11 +219,10 @@ def plan(
     ] = False,
 ) -> None:
     """Measure, choose and plan, then stop: the same as train --plan-only."""
-    start = time.perf_counter()
     recipe = checked(options.recipe(), output)
     from finetune.runs import pipeline
 
-    pipeline.plan_only(recipe, output, report(), plot, start)
+    pipeline.plan_only(recipe, output, report(), plot, START.get())
 
 
 @app.command()
@@ -238,7 +240,6 @@ def tune(
     resume: Annotated[Path | None, typer.Option(help="Continue the interrupted search in this folder.")] = None,
 ) -> None:
     """Search for hyper-parameters in six steps, train the best ones, and write a run folder."""
-    start = time.perf_counter()
     tuning = {"trials": trials, "search": search, "storage": storage}
     tuning = {name: value for name, value in tuning.items() if value is not None}
     if resume is not None:
@@ -258,7 +259,7 @@ def tune(
         if resume is not None:
             searching.resume_tuning(resume, report())
         else:
-            searching.tune(recipe, output, report(), start=start)
+            searching.tune(recipe, output, report(), start=START.get())
 
 
 for command in (
@@ -303,6 +304,7 @@ def schema() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; options without a command mean `train`."""
     apply_system_settings()
+    START.set(process_start() if arguments is None else time.perf_counter())
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0].startswith("-") and arguments[0] not in GENERAL_OPTIONS:
         arguments = ["train", *arguments]

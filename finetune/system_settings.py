@@ -1,11 +1,15 @@
-"""Set how this process waits for its threads and keeps freed memory, before torch is imported.
+"""Set how this process waits for its threads and keeps memory, and find when it started.
 
-Both settings make training on a CPU faster. A setting that the user has made in the environment stays as it is.
+Both settings are made before torch is imported, and make training on a CPU faster. A setting that the user has made in
+the environment stays as it is.
 """
 
 import ctypes
 import gc
 import os
+import time
+
+import psutil
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 """Parameters of glibc's `mallopt` (malloc.h): the free memory that a heap keeps, the number of blocks outside of heaps,
@@ -29,6 +33,12 @@ def forget_imports() -> None:
     0.3 to 0.6 s each time.
     """
     gc.freeze()
+
+
+def process_start() -> float:
+    """Return the value that `time.perf_counter()` had when this process started, to about a second."""
+    # Linux reports the start of a process relative to that of the system, which it gives in whole seconds.
+    return time.perf_counter() - (time.time() - psutil.Process().create_time())
 
 
 def _keep_freed_memory() -> None:

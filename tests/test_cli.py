@@ -4,6 +4,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -527,6 +528,16 @@ def test_the_version_of_a_checkout_that_is_not_installed_says_so(command, monkey
 
     monkeypatch.setattr(metadata, "version", missing)
     assert command("--version") == (0, "finetune (a checkout that is not installed)\n", "")
+
+
+def test_the_time_of_a_command_counts_from_the_start_of_its_process():
+    code = (
+        "import time; time.sleep(0.3); from finetune.system_settings import process_start; "
+        "print(time.perf_counter() - process_start())"
+    )
+    began = time.perf_counter()
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0.3 <= float(ended.stdout) <= time.perf_counter() - began + 1.1
 
 
 def test_help_imports_nothing_heavy():
