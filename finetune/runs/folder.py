@@ -1,6 +1,5 @@
 """Store a run on disk: its recipe, evidence, choice and plan, then its model and metrics."""
 
-import csv
 import json
 import shutil
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from finetune.data import ImageSplits, labels_of, paths_of
+from finetune.data import ImageSplits
 from finetune.decide.choice import Choice
 from finetune.decide.diagnosis import Verdict, diagnose
 from finetune.decide.evidence import Evidence
@@ -25,8 +24,8 @@ from finetune.predict.model import Ensemble, Predictor, TrainedModel
 from finetune.processes import from_main_process
 from finetune.recipe import load_recipe, save_recipe
 from finetune.runs.environment import describe_environment
+from finetune.runs.image_tables import write_image_tables
 from finetune.runs.model_files import read_network, write_network
-from finetune.training import plan_phases
 from finetune.value import FrozenModel
 from finetune.work import Work
 
@@ -159,7 +158,7 @@ class RunFolder:
         Args:
             model: the final model of the run.
             metrics: the quality of the model and its cost.
-            splits: the images; the file `splits.csv` lists them with the training that held each one out.
+            splits: the images; `splits.csv` lists them, and `predictions.parquet` those that were held out or tested.
             members: the planned runs of an ensemble's members, in the order of `model.members`.
         """
         from_main_process(lambda: _write_run(self.path, model, metrics, splits, members))
@@ -322,7 +321,7 @@ def _write_run(
         _write_ensemble(path, model, metrics, splits, members)
     if isinstance(model, TrainedModel):
         write_network(model, path)
-    _write_splits(path / "splits.csv", model.plan, splits)
+    write_image_tables(path, model, splits)
     _write_history(path, model.history)
     (path / "environment.json").write_text(json.dumps(describe_environment(), indent=2) + "\n", "utf-8")
     metrics.save(path / "metrics.json")
@@ -353,27 +352,6 @@ def _write_ensemble(
         _write_run(folder, member, alone, splits, ())
     names = [f"members/{number}" for number in range(1, len(model.members) + 1)]
     Averaged(members=names, temperature=model.temperature).save(path / "ensemble.json")
-
-
-def _write_splits(path: Path, plan: Plan, splits: ImageSplits) -> None:
-    """Write each image's path, label and split, and the phase that held it out, as a table that `--data` accepts."""
-    held_out_by: dict[int, str] = {}
-    for phase in plan_phases(plan, splits):
-        held_out_by |= {int(index): phase.name for index in phase.held_out}
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "split", "held_out_by"])
-        offset = 0
-        for name, table in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
-            if table is None:
-                continue
-            rows: Sequence[tuple[str, int]] = list(zip(paths_of(table), labels_of(table).tolist(), strict=True))
-            for number, (image, label) in enumerate(rows):
-                held = held_out_by.get(offset + number, "") if name != "test" else ""
-                # A relative path would be read relative to this file.
-                place = str(Path(image).absolute()) if Path(image).exists() else image
-                writer.writerow([place, splits.class_names[label], name, held])
-            offset += len(table) if name != "test" else 0
 
 
 def _read_trained(folder: RunFolder) -> TrainedModel:

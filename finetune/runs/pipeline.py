@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from finetune.errors import DataError, DivergenceError, FinetuneError, RunFolder
 from finetune.measure import measure_evidence
 from finetune.network.weights import resolve_model
 from finetune.predict.metrics import score
-from finetune.predict.model import Ensemble, Predictor, TrainedModel, average
+from finetune.predict.model import Ensemble, HeldOut, Predictor, TrainedModel, average
 from finetune.processes import divide_rows, from_main_process, is_main_process
 from finetune.recipe import Recipe, load_recipe
 from finetune.runs.execution import Outcome, Searched, carry_out, decide, measure_networks
@@ -40,6 +41,8 @@ from finetune.runs.folder import (
     refuse_if_taken,
 )
 from finetune.runs.report import Report, describe_groups
+
+Model = TypeVar("Model", bound=Predictor)
 
 
 def run(
@@ -329,11 +332,14 @@ def _scored(members: Sequence[TrainedModel], splits: ImageSplits, report: Report
         return divide_rows(lambda rows: member.probabilities(test.select(rows), report.progress), range(len(test)))
 
     parts = [probabilities_of(member) for member in members]
-    members = [replace(member, test=score(part, labels, names)) for member, part in zip(members, parts, strict=True)]
+
+    def tested(model: Model, part: NDArray[np.float64]) -> Model:
+        """Return a model with its probabilities of the test images, (n_test_images, n_classes), and their metrics."""
+        return replace(model, test=score(part, labels, names), tested=HeldOut(labels=labels, probabilities=part))
+
+    members = [tested(member, part) for member, part in zip(members, parts, strict=True)]
     model = average(members)
-    if isinstance(model, Ensemble):
-        return replace(model, test=score(model.combined(parts), labels, names))
-    return model
+    return tested(model, model.combined(parts)) if isinstance(model, Ensemble) else model
 
 
 def _adopt(plan: Plan, source: RunFolder, folder: RunFolder) -> PlannedRun:
