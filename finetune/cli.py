@@ -306,6 +306,18 @@ def diagnose(run: Annotated[Path, typer.Argument(help="A run folder whose traini
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="A run folder, or several, which are compared with the first.")],
+    output: Annotated[Path | None, typer.Option(help="HTML file of a comparison; comparison.html by default.")] = None,
+) -> None:
+    """Write the report of a run anew (RUN/report.html), or compare runs on the images that all were evaluated on."""
+    from finetune.runs.page.writing import write_pages
+
+    for line in write_pages(runs, output):
+        typer.echo(line)
+
+
+@app.command()
 def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove everything from the cache.")] = False) -> None:
     """List the cache (decoded images, features, activations, the machine's speed), or clear it."""
     from finetune import cache as disk_cache

@@ -1,5 +1,6 @@
 """Write and read the tables of a run's images: their splits, their predictions, and the files that were left out."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -139,22 +140,26 @@ def metrics_of(predictions: pd.DataFrame, split: str, class_names: list[str]) ->
         class_names: names of all classes, in their order.
     """
     rows = predictions[predictions["split"] == split]
-    position = {name: number for number, name in enumerate(class_names)}
-    return score(probabilities_of(rows, class_names), rows["label"].map(position).to_numpy(np.int64), class_names)
+    return score(probabilities_of(rows, class_names), indices_of(rows["label"], class_names), class_names)
 
 
-def probabilities_of(predictions: pd.DataFrame, class_names: list[str]) -> NDArray[np.float64]:
+def probabilities_of(predictions: pd.DataFrame, class_names: Sequence[str]) -> NDArray[np.float64]:
     """Return the probabilities (n_images, n_classes) of predictions; those that are not listed are 0."""
     if f"p_{class_names[0]}" in predictions:
         return predictions[[f"p_{name}" for name in class_names]].to_numpy(np.float64)
-    position = {name: number for number, name in enumerate(class_names)}
     found = np.zeros((len(predictions), len(class_names)))
     rows = np.arange(len(predictions))
     listed = [("label", "label_probability")]
     listed += [(f"label_{rank}", f"probability_{rank}") for rank in range(1, TOP + 1)]
     for name, probability in listed:
-        found[rows, predictions[name].map(position).to_numpy(np.int64)] = predictions[probability]
+        found[rows, indices_of(predictions[name], class_names)] = predictions[probability]
     return found
+
+
+def indices_of(names: "pd.Series[str]", class_names: Sequence[str]) -> NDArray[np.int64]:
+    """Return the index of each class in a column of a table, (n_images,)."""
+    place = {name: number for number, name in enumerate(class_names)}
+    return np.asarray([place[name] for name in names], dtype=np.int64)
 
 
 def _rows(

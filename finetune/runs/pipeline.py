@@ -40,6 +40,7 @@ from finetune.runs.folder import (
     refuse_if_raced,
     refuse_if_taken,
 )
+from finetune.runs.page.writing import write_report
 from finetune.runs.report import Report, describe_groups
 
 Model = TypeVar("Model", bound=Predictor)
@@ -248,6 +249,7 @@ def save_run(
         verdicts=_verdicts(finished),
     )
     folder.write_model(model, metrics, splits, finished.members)
+    from_main_process(lambda: write_report(folder, model, splits))
     report.result(metrics, folder.path, model.members if isinstance(model, Ensemble) else ())
     return model
 

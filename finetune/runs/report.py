@@ -318,7 +318,7 @@ def _lines_of_verdicts(verdicts: Sequence[Verdict]) -> list[str]:
     lines = []
     for verdict in verdicts:
         name = verdict.kind.replace("_", " ")
-        changes = ", or ".join(map(_how_to, verdict.changes))
+        changes = ", or ".join(map(how_to, verdict.changes))
         lines += [f"  [yellow]{name}[/yellow]: {escape(verdict.sentence)}", f"    try {escape(changes)}"]
     return lines
 
@@ -332,10 +332,10 @@ def _line_of_seconds(metrics: RunMetrics) -> str:
     )
 
 
-def _how_to(change: str) -> str:
+def how_to(change: str) -> str:
     """Return the words that say where to make a change: in the recipe or in the plan.
 
-    >>> _how_to("plan.validation=cross_validation")
+    >>> how_to("plan.validation=cross_validation")
     'validation=cross_validation in plan.json (train it with --plan)'
     """
     if change.startswith("plan."):
