@@ -137,6 +137,7 @@ def _environment() -> Environment:
         "version": _version(),
         "columns": _columns,
         "table_rows": _table_rows,
+        "orders": _orders,
     }
     return environment
 
@@ -150,6 +151,12 @@ def _table_rows(matrix: ConfusionMatrix) -> list[tuple[str, list[Cell]]]:
     """Return the rows of a matrix in its first order, each with its name and its cells."""
     order = _first_order(matrix)
     return [(matrix.names[row], [_cell(matrix, row, column) for column in order]) for row in order]
+
+
+def _orders(matrix: ConfusionMatrix) -> dict[str, list[int]]:
+    """Return for each order of a matrix the position of each class, with the classes in the first order."""
+    first = _first_order(matrix)
+    return {name: [positions[place] for place in first] for name, positions in matrix.orders.items()}
 
 
 def _first_order(matrix: ConfusionMatrix) -> list[int]:
