@@ -183,6 +183,7 @@ class Report:
             *_lines_of_verdicts(metrics.verdicts),
             _line_of_seconds(metrics),
             f"  run folder: {escape(str(folder))}",
+            f"  report: {escape(str(folder / 'report.html'))}",
         ]
         lines.append("\nLabel new images:")
         lines.append(f"  finetune predict {escape(shlex.quote(str(folder)))} IMAGES... --output predictions.csv")
