@@ -18,6 +18,7 @@ from finetune.predict.model import HeldOut, TrainedModel
 from finetune.runs import image_tables
 from finetune.runs.folder import RunFolder
 from finetune.runs.image_tables import PREDICTIONS, list_predictions, metrics_of, read_predictions
+from finetune.runs.page.writing import write_report
 from finetune.training import evaluation
 
 SPLITS = {"train": {"a": 10, "b": 10, "c": 8}, "test": {"a": 3, "b": 4, "c": 2}}
@@ -109,6 +110,9 @@ def test_images_of_a_stream_that_are_not_files_are_listed_by_name(recipe, tmp_pa
     predictions = check(tmp_path / "run")
     assert predictions["path"].str.len().min() > 0
     assert not predictions.duplicated(["split", "path"]).any()
+    said = write_report(RunFolder(tmp_path / "run")).read_text("utf-8")
+    assert "not found any more" not in said
+    assert "data:image/jpeg" in said
 
 
 @pytest.mark.slow

@@ -4,7 +4,11 @@ import html
 import json
 import re
 import shutil
+import subprocess
+import sys
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -266,3 +270,15 @@ def test_the_report_takes_the_numbers_of_the_files_and_computes_none_of_its_own(
     metrics["test"]["top1"] = 0.1234
     (copied / "metrics.json").write_text(json.dumps(metrics))
     assert "12.3" in text_of(write_report(RunFolder(copied)).read_text("utf-8"))
+
+
+@pytest.mark.slow
+def test_a_wheel_contains_the_templates(tmp_path):
+    root = Path(finetune.__file__).parent.parent
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(root)]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    folder = Path("finetune/runs/page/templates")
+    expected = {str(folder / path.name) for path in (root / folder).iterdir()}
+    assert len(expected) >= 6
+    assert expected <= {*zipfile.ZipFile(wheel).namelist()}

@@ -127,7 +127,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": duration, "how_to": how_to}
+    environment.filters |= {"duration": _unbroken_duration, "how_to": how_to}
     script = environment.get_template("page.js").render()
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     # The browser runs this script alone: any other, and everything from the network, is refused by the page's policy.
@@ -171,6 +171,11 @@ def _cell(matrix: ConfusionMatrix, row: int, column: int) -> Cell:
     kind = "hit" if row == column else f"miss{' deep' if share >= DEEP else ''}"
     about = f"{count} of {total} images of {matrix.names[row]} predicted as {matrix.names[column]}"
     return Cell(count, round(share, 2), kind, about)
+
+
+def _unbroken_duration(seconds: float) -> str:
+    """Return a duration in words that stay on one line."""
+    return duration(seconds).replace(" ", "\u00a0")
 
 
 def _version() -> str:
