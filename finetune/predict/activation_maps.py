@@ -38,16 +38,15 @@ def class_activation_maps(network: Any, inputs: Tensor, classes: NDArray[np.int6
         classes: class of each image whose logit is explained, (n,).
     """
     below = _Features(network)
-    # A head that reads the class token alone has no gradient at the other tokens of the last map; the input of the last
-    # attention has one.
-    reads_token = getattr(network, "num_prefix_tokens", 0) > 0 and getattr(network, "global_pool", "") == "token"
-    layer = network.blocks[-1].norm1 if reads_token else below
+    layer = _find_layer(network, below)
+    if layer is None:
+        return None
     method = LayerGradientXActivation(lambda images: network.forward_head(below(images)), layer)
     parts = []
     for start in range(0, len(inputs), BATCH):
         targets = torch.from_numpy(classes[start : start + BATCH]).to(inputs.device)
         found = method.attribute(inputs[start : start + BATCH], target=targets)
-        grid = _to_grid(found.detach().float().cpu(), network)
+        grid = _to_grid(found.detach().float().cpu(), network) if isinstance(found, Tensor) else None
         if grid is None:
             return None
         parts.append(grid)
@@ -55,6 +54,18 @@ def class_activation_maps(network: Any, inputs: Tensor, classes: NDArray[np.int6
     # is a mean over places and a linear layer, this is Grad-CAM (Selvaraju et al. 2017).
     maps = torch.cat(parts).clamp(min=0.0)
     return (maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)).numpy()
+
+
+def _find_layer(network: Any, below: nn.Module) -> nn.Module | None:  # noqa: ANN401
+    """Return the layer at whose output gradients are taken, or None if the network has none that is known.
+
+    It is the last feature map, except where the head reads the class token alone: the other tokens of the last map then
+    have no gradient, but those at the input of the last attention have one.
+    """
+    if getattr(network, "num_prefix_tokens", 0) == 0 or getattr(network, "global_pool", "") != "token":
+        return below
+    found: nn.Module | None = getattr(network.blocks[-1], "norm1", None)
+    return found
 
 
 def _to_grid(products: Tensor, network: Any) -> Tensor | None:  # noqa: ANN401
