@@ -113,6 +113,8 @@ def test_the_report_has_every_section_and_the_held_out_images(page):
         "What the learning curve says", "Use the model", "finetune predict", "3 test images", "24 held-out images",
     ):  # fmt: skip
         assert title in said
+    # The maps of held-out images are those of the last training, which has seen them.
+    assert said.count("(a class activation map, of the final model)") == 1
     assert page.count("data:image/jpeg") > 4
     assert "data:image/png" in page
 

@@ -91,7 +91,7 @@ def write_report(folder: RunFolder, model: Predictor | None = None, splits: Imag
             numbers=numbers,
             headline_bar=interval_bar(first.top1, first.top1_interval, width=260.0),
             is_ensemble=isinstance(model, Ensemble),
-            is_refit=content.plan.refit,
+            is_refit=content.plan.refit or content.plan.validation == "cross_validation",
         )
     )
     path.write_text(text, "utf-8")
