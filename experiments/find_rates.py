@@ -64,7 +64,7 @@ def find(name: str, folder: Path) -> tuple[HighestRate, float]:
         features = forward_all(network, images, preprocessing, FORWARD, compute)
     start = time.process_time()
     labels = labels_of(splits.train)[members]
-    found = measure_highest_rate(network, images, features, labels, preprocessing, 0)
+    found = measure_highest_rate(network, images, features, labels, preprocessing, "channels_last", 0)
     if found is None:
         raise ValueError(f"{folder} has too few images")
     return found, round(time.process_time() - start, 1)

@@ -266,6 +266,7 @@ for command in (
     cli_models.predict,
     cli_models.evaluate,
     cli_models.diagnose,
+    cli_models.report,
     cli_models.watch,
     cli_sharing.export,
     cli_sharing.push,

@@ -1,4 +1,4 @@
-"""Define the commands that use a run: predict, evaluate, diagnose and watch."""
+"""Define the commands that use a run: predict, evaluate, diagnose, report and watch."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -88,6 +88,19 @@ def diagnose(run: Annotated[Path, typer.Argument(help="A run folder whose traini
         verdicts = diagnosis.diagnose(history, decisions.plan, decisions.evidence)
         member = f", member {number}" if folder.path != run else ""
         report.diagnosis(f"Learning curve of {run}{member}", verdicts, history)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="A run folder, or several, which are compared with the first.")],
+    output: Annotated[Path | None, typer.Option(help="HTML file of a comparison; comparison.html by default.")] = None,
+) -> None:
+    """Write the report of a run anew (RUN/report.html), or compare runs on the images that all were evaluated on."""
+    for run in runs:
+        refuse_without_a_plan(run)
+    from finetune.runs.page.writing import write_pages
+
+    for line in write_pages(runs, output):
+        typer.echo(line)
 
 
 def watch(run: Annotated[Path, typer.Argument(help="The folder of a run in progress.")]) -> None:

@@ -89,7 +89,7 @@ class DomainProbe:
             for handle in handles:
                 handle.remove()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def measure(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the moments of normalised images (n, 3, h, w), one row for each image.
 

@@ -15,6 +15,9 @@ from finetune.recipe import Layout, Precision
 BUSY = 25.0
 """Processor load above which a machine counts as busy, in percent."""
 
+FEW_CHANNELS = 8
+"""Number of input channels from which a strided 1 x 1 convolution is safe in channels-last layout on a CPU."""
+
 WATCHED_SECONDS = 0.2
 """Time for which the processor load is observed, in seconds."""
 
@@ -68,7 +71,14 @@ def layouts(network: nn.Module, device: torch.device) -> tuple[Layout, ...]:
     layer, batch size and direction, and in every process. That takes 2 to 14 s for each network, more than most
     trainings gain (experiments/log.md, 2026-11-26).
     """
-    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    # On a CPU, PyTorch 2.14 writes outside of its memory in the backward pass of strided 1 x 1 convolutions of few
+    # channels in channels-last layout (FastViT's stem): the process dies.
+    if device.type == "cpu" and any(
+        found.kernel_size == (1, 1) and max(found.stride) > 1 and found.in_channels < FEW_CHANNELS
+        for found in convolutions
+    ):
+        return ("contiguous",)
     if device.type == "cuda" and any(found.groups == found.in_channels > 1 for found in convolutions):
         return ("contiguous",)
     return ("channels_last", "contiguous")

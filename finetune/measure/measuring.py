@@ -39,7 +39,7 @@ from finetune.network.head import find_head, give_head
 from finetune.network.outputs import count_work, digest_weights, frozen_features
 from finetune.processes import num_processes
 from finetune.progress import Progress, no_progress
-from finetune.recipe import Recipe
+from finetune.recipe import Layout, Recipe
 from finetune.work import Work
 
 IMBALANCED = 5.0
@@ -122,7 +122,8 @@ def measure_evidence(
     strength = probe.inverse_regularization
     finding = grouping and measure_groups(features, sample.labels, grouping, strength, recipe.seed)
     progress("cross-validating the linear probe", 1, 1)
-    highest = _find_highest_rate(network, about, sample, features, recipe) if not domain.is_calibrated else None
+    layout = None if domain.is_calibrated else speed.forward.layout
+    highest = layout and _find_highest_rate(network, about, sample, features, layout, recipe)
     return Evidence(
         **_describe(about, sample, splits),
         metric=metric,
@@ -152,14 +153,19 @@ def _grouping(splits: ImageSplits, sample: _Sample, features: NDArray[np.float32
 
 
 def _find_highest_rate(
-    network: nn.Module, about: MeasuredNetwork, sample: _Sample, features: NDArray[np.float32], recipe: Recipe
+    network: nn.Module,
+    about: MeasuredNetwork,
+    sample: _Sample,
+    features: NDArray[np.float32],
+    layout: Layout,
+    recipe: Recipe,
 ) -> HighestRate | None:
     """Return the highest rate at which the loss falls, if layers may be trained at a rate that the recipe leaves open;
     the network's weights change."""
     if recipe.strategy not in {"auto", "partial", "full"} or recipe.training.learning_rate is not None:
         return None
     images = PlainImages(sample.pixels, about.preprocessing)
-    return measure_highest_rate(network, images, features, sample.labels, about.preprocessing, recipe.seed)
+    return measure_highest_rate(network, images, features, sample.labels, about.preprocessing, layout, recipe.seed)
 
 
 def _describe(about: MeasuredNetwork, sample: _Sample, splits: ImageSplits) -> dict[str, Any]:

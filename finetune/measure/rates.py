@@ -21,6 +21,7 @@ from finetune.decide.preprocessing import Preprocessing
 from finetune.network.head import find_head
 from finetune.network.outputs import digest_weights
 from finetune.predict.linear_probe import fit_head
+from finetune.recipe import Layout
 from finetune.work import Work
 
 LOWEST, HIGHEST = 1e-6, 0.3
@@ -58,6 +59,7 @@ def measure_highest_rate(
     features: NDArray[np.float32],
     labels: NDArray[np.int64],
     preprocessing: Preprocessing,
+    layout: Layout,
     seed: int,
 ) -> HighestRate | None:
     """Return the highest rate at which the loss of all layers falls, from two ramps; None with too few images.
@@ -70,6 +72,7 @@ def measure_highest_rate(
         features: inputs of the head for the images, (n, width).
         labels: classes of the images, (n,).
         preprocessing: preprocessing of the network's input.
+        layout: memory layout of the network.
         seed: seed of the draw of the kept images.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
@@ -91,7 +94,7 @@ def measure_highest_rate(
     find_head(network).load(torch.from_numpy(head.weight), torch.from_numpy(head.bias))
     start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     device = next(network.parameters()).device
-    normalise = normaliser(preprocessing, device, "channels_last")
+    normalise = normaliser(preprocessing, device, layout)
     rates, steps = [], 0
     for turned in (kept, kept[::-1].copy()):
         network.load_state_dict(start)

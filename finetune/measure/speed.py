@@ -233,7 +233,7 @@ def _time_forward(
     folded = FoldedNorms(lambda: network(inputs[:1]))
 
     def send(batch: Tensor) -> None:
-        with torch.inference_mode(), autocast(device, settings.precision), folded:
+        with torch.no_grad(), autocast(device, settings.precision), folded:
             network(batch)
 
     def work() -> None:
@@ -248,7 +248,7 @@ def _feature_error(network: nn.Module, images: Tensor, precision: Precision) -> 
     """Return the error of features in a precision against float32, as a share of the features' variance over images."""
     if precision == "float32":
         return 0.0
-    with torch.inference_mode(), recorded_features(network) as features:
+    with torch.no_grad(), recorded_features(network) as features:
         exact = features(network, images).float()
         with autocast(images.device, precision), FoldedNorms(lambda: network(images[:1])):
             change = features(network, images).float() - exact

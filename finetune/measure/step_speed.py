@@ -149,7 +149,7 @@ def time_partial(
     folded = FoldedNorms(lambda: tail.prefix(inputs[:1]))
 
     def send(images: Tensor) -> Tensor:
-        with torch.inference_mode(), autocast(device, settings.precision), folded:
+        with torch.no_grad(), autocast(device, settings.precision), folded:
             return tail.prefix(images)
 
     def work() -> None:

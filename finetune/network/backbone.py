@@ -115,7 +115,7 @@ def check_forward(network: nn.Module, name: str, image_size: int) -> None:
     images = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
     network.eval()
     try:
-        with torch.inference_mode(), recorded_features(network) as features:
+        with torch.no_grad(), recorded_features(network) as features:
             logits, inputs = network(images), features(network, images).cpu().float()
     except ModelError:
         raise

@@ -56,7 +56,8 @@ def forward_batches(
 
         def send(read: Callable[[], tuple[Tensor, Tensor]]) -> Tensor:
             pixels, _ = read()
-            with torch.inference_mode(), autocast(device, settings.precision), folded:
+            # Not inference mode: what a network keeps between passes (ConViT's positions) must serve its training.
+            with torch.no_grad(), autocast(device, settings.precision), folded:
                 return compute(network, normalise(pixels)).cpu()
 
         yield from team.map(send, batches)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """Labels and predictions of the held-out images that a model was evaluated on."""
+    """Labels and predictions of images that a model was evaluated on and that its training did not see."""
 
     labels: NDArray[np.int64]
     """Right class of each image, (n_images,)."""
@@ -53,6 +53,8 @@ class Predictor(ABC):
     """Predictions of the held-out images, made before any refit."""
     test: Metrics | None = None
     """Metrics on the test split; None if there is no test split."""
+    tested: HeldOut | None = None
+    """Predictions of the test images; None if there is no test split."""
     work: Work = field(default_factory=Work)
     """Images sent forward and backward during the training."""
     seconds: float = 0.0

@@ -127,7 +127,7 @@ def print_result(console: Console, metrics: RunMetrics, folder: Path, members: S
         print_text(console, finding)
         print_text(console, changes, indent=4)
     print_text(console, describe_seconds(metrics.seconds))
-    print_text(console, f"run folder: {escape(str(folder))}")
+    print_text(console, f"run folder: {escape(str(folder))}; report: {escape(str(folder / 'report.html'))}")
 
 
 def print_evaluation(console: Console, metrics: Metrics, most: int | None = None) -> None:

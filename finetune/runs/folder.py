@@ -153,7 +153,7 @@ class RunFolder:
         Args:
             model: the final model of the run.
             metrics: the quality of the model and its cost.
-            splits: the images; the file `splits.csv` lists them with the training that held each one out.
+            splits: the images; `splits.csv` lists them, and `predictions.parquet` those that were held out or tested.
             members: the planned runs of an ensemble's members, in the order of `model.members`.
         """
         from_main_process(lambda: _write_run(self.path, model, metrics, splits, members))
@@ -257,9 +257,9 @@ def _write_run(
         _write_ensemble(path, model, metrics, splits, members)
     if isinstance(model, TrainedModel):
         write_network(model, path)
-    from finetune.runs.splits_file import write_splits  # it imports all trainings, which a prediction does not need
+    from finetune.runs.image_tables import write_image_tables  # it imports all trainings, which a prediction needs not
 
-    write_splits(path / "splits.csv", model.plan, splits)
+    write_image_tables(path, model, splits)
     _write_history(path, model.history)
     (path / "environment.json").write_text(json.dumps(describe_environment(), indent=2) + "\n", "utf-8")
     metrics.save(path / "metrics.json")

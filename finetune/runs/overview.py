@@ -98,7 +98,7 @@ def print_plan(console: Console, plan: Plan) -> None:
 
 
 def print_result(console: Console, metrics: RunMetrics, folder: Path) -> None:
-    """Print the accuracy of the final model, what stands out, the cost and the run folder."""
+    """Print the accuracy of the final model, what stands out, the cost and the report."""
     kept = next((option.name for option in metrics.options if option.recommended), "")
     if kept:
         compared = f"of {len(metrics.options)} models and averages that were compared (metrics.json)"
@@ -114,7 +114,7 @@ def print_result(console: Console, metrics: RunMetrics, folder: Path) -> None:
     print_some(console, "Note", f"[yellow]{escape(metrics.note)}[/yellow]" if metrics.note else "")
     for verdict in metrics.verdicts:
         print_entry(console, "Advice", "; ".join(describe_verdict(verdict)))
-    print_entry(console, "Took", f"{duration(metrics.seconds.total)}; run folder: {escape(str(folder))}")
+    print_entry(console, "Took", f"{duration(metrics.seconds.total)}; report: {escape(str(folder / 'report.html'))}")
 
 
 def print_some(console: Console, label: str, text: str) -> None:

@@ -3,31 +3,25 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
-from finetune.data import ImageSplits, group_training_images, groups_of, labels_of, load_images
+from finetune.data import ImageSplits, group_training_images, groups_of, load_images
 from finetune.decide.choice import choose_strategy
-from finetune.decide.diagnosis import Verdict, diagnose
 from finetune.decide.evidence import Evidence
 from finetune.decide.plan import Plan
 from finetune.decide.planned_run import PlannedRun, describe_members
-from finetune.ensemble.members import TrainedMember
 from finetune.errors import DataError, DivergenceError, FinetuneError, RunFolderError
 from finetune.measure import measure_evidence
 from finetune.network.weights import binding_licence, resolve_model
-from finetune.predict.metrics import score
-from finetune.predict.model import Ensemble, Predictor, TrainedModel, average
-from finetune.processes import divide_rows, from_main_process, is_main_process
+from finetune.predict.model import Predictor
+from finetune.processes import from_main_process, is_main_process
 from finetune.recipe import Recipe, load_recipe
-from finetune.runs.execution import Outcome, Searched, carry_out, decide, measure_networks
-from finetune.runs.folder import RunFolder, RunMetrics, Seconds, read_members
+from finetune.runs.execution import decide, measure_networks
+from finetune.runs.folder import RunFolder, read_members
 from finetune.runs.places import (
     SCHEDULE,
     default_folder,
@@ -37,6 +31,7 @@ from finetune.runs.places import (
     refuse_tuning,
 )
 from finetune.runs.report import Report
+from finetune.runs.saving import save_run
 from finetune.runs.sentences import describe_groups
 from finetune.runs.tracking import check_trackers
 
@@ -228,54 +223,6 @@ def group_images(
     return grouped, measure_networks(recipe, grouped, report.progress, start)
 
 
-def save_run(
-    folder: RunFolder,
-    members: Sequence[PlannedRun],
-    splits: ImageSplits,
-    report: Report,
-    start: float,
-    searched: Searched | None = None,
-) -> Predictor:
-    """Train the members, score the model on the test split, and save it in its run folder; return the model.
-
-    Args:
-        folder: the run folder; it holds the decisions already.
-        members: planned runs to train, the leading one first.
-        splits: the images.
-        report: the report to print on.
-        start: value of `time.perf_counter()` when the run began.
-        searched: the search that began the training of the only member; None: there was no search.
-
-    Raises:
-        DivergenceError: a training diverged.
-    """
-    from_main_process(lambda: report.begin(members, folder))
-    finished = carry_out(members, splits, folder.checkpoints, report.progress, searched)
-    model = _scored(finished.models, splits, report)
-    if finished.members[0] != members[0]:
-        folder.write_decisions(finished.members[0])
-    curves = _keep_rejected(folder, finished.rejected)
-    metrics = RunMetrics(
-        validation=model.validation,
-        validation_source=model.plan.evaluated_on,
-        test=model.test,
-        seconds=Seconds(
-            # Each network is measured once, however many members use it.
-            evidence=sum({own.evidence.model: own.evidence.seconds for own in members}.values()),
-            search=round(searched.seconds, 2) if searched else 0.0,
-            train=round(finished.seconds, 2),
-            total=round(time.perf_counter() - start, 2),
-        ),
-        work=finished.work,
-        options=finished.options,
-        note="; ".join(filter(None, (model.note, curves))),
-        verdicts=_verdicts(finished),
-    )
-    folder.write_model(model, metrics, splits, finished.members)
-    report.result(metrics, folder.path, model.members if isinstance(model, Ensemble) else ())
-    return model
-
-
 def claim_folder(output: Path | None, data: str) -> RunFolder:
     """Return the folder of a run: a new one, or one that holds only a plan.
 
@@ -319,47 +266,6 @@ def _history_saved(folder: RunFolder) -> Iterator[None]:
     except DivergenceError as error:
         folder.write_history(error.history)
         raise DivergenceError(f"{error}; more: finetune diagnose {folder.path}", error.history) from None
-
-
-def _keep_rejected(folder: RunFolder, rejected: Sequence[TrainedMember]) -> str:
-    """Save the decisions and histories of rejected trainings; return a remark with the commands that diagnose them.
-
-    The remark is empty if no training was rejected.
-    """
-    commands = []
-    for own, model in rejected:
-        place = RunFolder(folder.path / "rejected" / own.name)
-        place.write_decisions(own)
-        place.write_history(model.history)
-        commands.append(f"finetune diagnose {place.path}")
-    return f"learning curve: {'; '.join(commands)}" if commands else ""
-
-
-def _verdicts(finished: Outcome) -> list[Verdict]:
-    """Return the diagnosis of each final model's history."""
-    return [
-        verdict
-        for own, model in zip(finished.members, finished.models, strict=True)
-        for verdict in diagnose(model.history, model.plan, own.evidence)
-    ]
-
-
-def _scored(members: Sequence[TrainedModel], splits: ImageSplits, report: Report) -> Predictor:
-    """Return the final model, the only one or the average of several, with its metrics on the test split."""
-    if splits.test is None:
-        return average(members)
-    test, labels, names = splits.test, labels_of(splits.test), list(splits.class_names)
-
-    def probabilities_of(member: TrainedModel) -> NDArray[np.float64]:
-        """Return the class probabilities (n_test_images, n_classes); each process computes a part of the rows."""
-        return divide_rows(lambda rows: member.probabilities(test.select(rows), report.progress), range(len(test)))
-
-    parts = [probabilities_of(member) for member in members]
-    members = [replace(member, test=score(part, labels, names)) for member, part in zip(members, parts, strict=True)]
-    model = average(members)
-    if isinstance(model, Ensemble):
-        return replace(model, test=score(model.combined(parts), labels, names))
-    return model
 
 
 def _adopt(plan: Plan, source: RunFolder, folder: RunFolder) -> PlannedRun:

@@ -142,7 +142,7 @@ def describe_seconds(seconds: Seconds) -> str:
 def describe_verdict(verdict: Verdict) -> tuple[str, str]:
     """Return the verdict, and the changes to try."""
     name = verdict.kind.replace("_", " ")
-    changes = ", or ".join(map(_how_to, verdict.changes))
+    changes = ", or ".join(map(how_to, verdict.changes))
     return f"[yellow]{name}[/yellow]: {escape(verdict.sentence)}", f"try {escape(changes)}"
 
 
@@ -224,10 +224,10 @@ def rows_of_classes(classes: Sequence[ClassMetrics]) -> list[TableRow]:
     ]
 
 
-def _how_to(change: str) -> str:
+def how_to(change: str) -> str:
     """Return the words that say where to make a change: in the recipe or in the plan.
 
-    >>> _how_to("plan.validation=cross_validation")
+    >>> how_to("plan.validation=cross_validation")
     'validation=cross_validation in plan.json (train it with --plan)'
     """
     if change.startswith("plan."):

@@ -280,7 +280,7 @@ def _tail_logits(tail: Tail, plain: Activations, indices: list[int], plan: Plan)
         folded = FoldedNorms(lambda: tail(plain.of(indices[:1]).to(device, torch.float32)))
 
         def send(part: NDArray[np.intp]) -> NDArray[np.float32]:
-            with torch.inference_mode(), autocast(device, plan.forward.precision), folded:
+            with torch.no_grad(), autocast(device, plan.forward.precision), folded:
                 scores: NDArray[np.float32] = tail(plain.of(part).to(device, torch.float32)).float().cpu().numpy()
                 return scores
 

@@ -23,9 +23,10 @@ from finetune.progress import named_progress
 from finetune.recipe import Recipe
 from finetune.runs.execution import Searched
 from finetune.runs.folder import RunFolder
-from finetune.runs.pipeline import claim_folder, decide_all, reporting, save_run
+from finetune.runs.pipeline import claim_folder, decide_all, reporting
 from finetune.runs.places import refuse_if_finished, refuse_without_tuning
 from finetune.runs.report import Report
+from finetune.runs.saving import save_run
 from finetune.training import Checkpoints, TrainingDivergedError, TrainingState, begin, evaluate_at, history_so_far
 from finetune.tuning.checks import Checks
 from finetune.tuning.findings import check_coarse, check_curves, check_fine
