@@ -1,8 +1,10 @@
+import csv
 import gc
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -39,7 +41,11 @@ from finetune.ensemble import members
 from finetune.ensemble.recommendation import Offer, Option
 from finetune.measure import machine, timing
 from finetune.network.backbone import find_stages, size_arguments
-from finetune.recipe import TableColumns
+from finetune.predict.model import Ensemble, TrainedModel
+from finetune.recipe import Recipe, TableColumns
+from finetune.runs.folder import Averaged, RunFolder
+from finetune.runs.model_files import write_network
+from finetune.runs.pipeline import run
 from finetune.work import Work
 
 FORWARD = ForwardSettings(
@@ -349,3 +355,98 @@ def recommend_place() -> Callable[[pytest.MonkeyPatch, int], None]:
         patch.setattr(members, "recommend", recommend)
 
     return patched
+
+
+@pytest.fixture(scope="session")
+def trained(small_network, small_plan):
+    """The factory of a model that was not trained, with squares of 32 px and changes of its preprocessing."""
+
+    def make(name="test_resnet", temperature=0.5, flips=False, **preprocessing):
+        plan = small_plan(name, test_time_flips=flips)
+        plan = plan.changed(preprocessing=plan.preprocessing.changed(**{"crop_fraction": 0.875, **preprocessing}))
+        return TrainedModel(
+            network=small_network(name), plan=plan, class_names=("a", "b", "ü"), temperature=temperature
+        )
+
+    return make
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    """Exported models are compared on 30 images instead of 200."""
+    from finetune.export import images
+
+    monkeypatch.setattr(images, "LEAST_IMAGES", 30)
+    monkeypatch.setattr(images, "DERIVED_SHAPES", 24)
+
+
+@pytest.fixture(scope="session")
+def averaged(trained):
+    """The factory of an ensemble of two networks that resize in different ways."""
+
+    def make():
+        members = (
+            trained("test_resnet", flips=True),
+            trained("test_efficientnet", temperature=1.5, image_size=64, interpolation="bilinear"),
+        )
+        return Ensemble(members=members, plan=members[0].plan, class_names=members[0].class_names, temperature=0.7)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_run():
+    """The function that writes a model into a run folder, with the paths of its test images."""
+
+    def write(model, folder, images=()):
+        members = model.members if isinstance(model, Ensemble) else (model,)
+        names = [f"members/{number}" for number in range(1, len(members) + 1)]
+        places = [folder / name for name in names] if len(members) > 1 else [folder]
+        for member, place in zip(members, places, strict=True):
+            place.mkdir(parents=True, exist_ok=True)
+            member.plan.save(place / "plan.json")
+            write_network(member, place)
+        if len(members) > 1:
+            Averaged(members=names, temperature=model.temperature).save(folder / "ensemble.json")
+        with (folder / "splits.csv").open("w", encoding="utf-8", newline="") as file:
+            rows = [["path", "label", "split", "held_out_by"], *([str(path), "a", "test", ""] for path in images)]
+            csv.writer(file).writerows(rows)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def server():
+    """A hub that answers on this machine until the test ends."""
+    from tests.publish.hub import Hub
+
+    with Hub() as made:
+        thread = threading.Thread(target=made.serve_forever)
+        thread.start()
+        yield made
+        made.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def finished_run(weights, tmp_path_factory):
+    """The folder of a finished run with a test split, from weights in a file."""
+    root = tmp_path_factory.mktemp("published")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 5)):
+        for name, colour in (("a", 60), ("b|<img>", 180)):
+            folder = root / "secret" / "imgs" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                noise = generator.integers(-50, 50, (32, 40, 3))
+                Image.fromarray((colour + noise).astype(np.uint8)).save(folder / f"{number}.png")
+    recipe = Recipe(
+        data=str(root / "secret" / "imgs"),
+        model="test_efficientnet",
+        weights=str(weights),
+        strategy="linear_probe",
+        image_size=32,
+    )
+    run(recipe, root / "run")
+    return RunFolder(root / "run")

@@ -621,6 +621,7 @@ def test_options_are_frozen():
         "push": ["--dry-run"],
         "evaluate": sorted(["--data", "--output", *output]),
         "diagnose": [],
+        "report": ["--output"],
         "cache": ["--clear"],
         "schema": [],
     }

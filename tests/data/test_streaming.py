@@ -195,7 +195,7 @@ def test_an_interrupted_training_on_a_stream_goes_on_to_the_same_model(
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.begin()
 
-    def interrupt(task, done, _total):
+    def interrupt(task, done, *_):
         if task.startswith("training") and done == 3:
             raise KeyboardInterrupt
 

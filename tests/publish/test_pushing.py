@@ -20,11 +20,11 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
-def command(hub, tmp_path):
+def command(server, tmp_path):
     """The function that runs Python with the stand-in as the hub, in a process of its own."""
 
     def run(*arguments, **environment):
-        variables = {**os.environ, **hub.environment(tmp_path / "home"), **environment}
+        variables = {**os.environ, **server.environment(tmp_path / "home"), **environment}
         return subprocess.run(
             [sys.executable, *map(str, arguments)], env=variables, cwd=tmp_path, capture_output=True, text=True,
             check=False,
@@ -33,12 +33,12 @@ def command(hub, tmp_path):
     return run
 
 
-def test_a_published_model_is_the_same_when_timm_downloads_it(hub, command, finished_run, tmp_path, image_folder):
+def test_a_published_model_is_the_same_when_timm_downloads_it(server, command, finished_run, tmp_path, image_folder):
     done = command(ROOT / "scripts" / "finetune.py", "push", finished_run.path, "user/pets")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"published: {hub.endpoint}/user/pets\n"
-    assert len(hub.commits) == 1
-    files = hub.repositories["user/pets"]
+    assert done.stdout == f"published: {server.endpoint}/user/pets\n"
+    assert len(server.commits) == 1
+    files = server.repositories["user/pets"]
     assert sorted(files) == ["README.md", "config.json", "model.safetensors", "plan.json"]
 
     # The card's own example, on an image whose size needs no resizing, in which timm differs.
@@ -71,11 +71,11 @@ def test_a_published_model_is_the_same_when_timm_downloads_it(hub, command, fini
         pytest.param("other/pets", TOKEN, "your token may not write there", marks=pytest.mark.slow),
     ],
 )
-def test_a_refusal_of_the_hub_says_what_to_do(hub, command, finished_run, repository, token, said):
+def test_a_refusal_of_the_hub_says_what_to_do(server, command, finished_run, repository, token, said):
     done = command(ROOT / "scripts" / "finetune.py", "push", finished_run.path, repository, HF_TOKEN=token)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {repository} could not be published on {hub.endpoint}: {said}")
-    assert hub.commits == []
+    assert done.stderr.startswith(f"error: {repository} could not be published on {server.endpoint}: {said}")
+    assert server.commits == []
 
 
 def test_a_dry_run_prints_what_would_go_and_sends_nothing(finished_run, capsys):
