@@ -14,8 +14,8 @@ from finetune.work import Work
 
 
 def of_images(hook):
-    """Leave out the pass that only looks for what can be folded."""
-    return lambda *arguments: hook(*arguments) if torch.is_inference_mode_enabled() else None
+    """Leave out the pass of one blank image that only looks for what can be folded."""
+    return lambda *arguments: hook(*arguments) if len(arguments[1][0]) > 1 else None
 
 
 @pytest.fixture
