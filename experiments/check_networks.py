@@ -6,7 +6,8 @@
 The weights are random numbers, saved to a file that is read as pretrained weights. For each architecture: the evidence
 is measured on 24 small images, each strategy is planned and trained for two steps, the model is saved, reloaded through
 timm and through this library, and both must predict what the trained model predicts. Rows are appended to FILE, and
-networks that are already in it are not checked again. The second form writes the table of docs/explanation/networks.md.
+networks that are already in it are not checked again. With --quick, fixed speeds stand in for the timing of the
+machine, which takes most of the time. The second form writes the table of docs/explanation/networks.md.
 """
 
 import argparse
@@ -23,16 +24,25 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 from experiments.paths import PAGES, RESULTS
 from experiments.rows import Row, append_row, read_rows
 from finetune import Evidence, ImageSplits, Recipe, choose_strategy, load_images, make_plan, measure_evidence, train
+from finetune.decide.evidence import ForwardSettings, MachineSpeed, StageProfile, TrainingSpeed
+from finetune.decide.preprocessing import Preprocessing
+from finetune.decide.workload import default_trainable_stages, half_stages
 from finetune.errors import FinetuneError, ModelError
-from finetune.network.backbone import check_forward, network_image_size, size_arguments
+from finetune.measure import measuring
+from finetune.measure.machine import layouts
+from finetune.network.backbone import check_forward, network_image_size, profile_stages, size_arguments
 from finetune.network.head import give_head, has_head
 from finetune.network.weights import create_pretrained
 from finetune.recipe import Strategy
 from finetune.runs.model_files import read_network, write_network
+
+Measured = tuple[tuple[StageProfile, ...], MachineSpeed]
+"""Costs of a network's stages, and speeds of the machine."""
 
 FAMILIES = (
     "aimv2_large_patch14_224", "beit_base_patch16_224", "caformer_s18", "cait_xxs24_224", "coat_lite_tiny",
@@ -65,6 +75,44 @@ TOLERANCE = 1e-4
 
 MARKS = ("<!-- begins: written by experiments.check_networks -->", "<!-- ends -->")
 """Marks around the table in the page."""
+
+
+def fixed_speeds(network: nn.Module, _name: str, preprocessing: Preprocessing, *_: object) -> Measured:
+    """Return the costs of the network's stages, measured, and fixed speeds instead of those of this machine."""
+    stages = profile_stages(network, preprocessing.image_size)
+    depths = {min(depth, len(stages) - 1) for depth in (half_stages(stages), default_trainable_stages(stages))}
+    timed = [("full", 0), ("scratch", 0), ("norm_tuning", 0), *(("partial", depth) for depth in depths)]
+    forward = ForwardSettings(
+        precision="float32",
+        layout=layouts(network, torch.device("cpu"))[0],
+        batch_size=16,
+        parallel_parts=1,
+        num_threads=1,
+        loader_workers=0,
+    )
+    training = [
+        TrainingSpeed(
+            strategy=strategy,
+            trainable_stages=depth,
+            precision="float32",
+            parallel_parts=1,
+            images_per_second=50.0,
+            prefix_images_per_second=100.0 if strategy == "partial" else None,
+            gradient_error=0.0,
+        )
+        for strategy, depth in timed
+    ]
+    speed = MachineSpeed(
+        device="not timed",
+        num_threads=1,
+        forward=forward,
+        forward_images_per_second=100.0,
+        forward_error=0.0,
+        reading_images_per_second=1000.0,
+        micro_batch=8,
+        training=tuple(training),
+    )
+    return stages, speed
 
 
 def write_images(folder: Path) -> ImageSplits:
@@ -183,12 +231,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     parser.add_argument("--largest", type=float, default=30.0, help="most parameters of a drawn network, in millions")
     parser.add_argument("--results", type=Path, default=RESULTS / "networks.jsonl", help="file of the rows")
+    parser.add_argument("--quick", action="store_true", help="do not time the machine; use fixed speeds")
     parser.add_argument("--write", action="store_true", help="write the table of the page; nothing is checked")
     asked = parser.parse_args()
     rows = read_rows(asked.results)
     if asked.write:
         write_table(rows)
         return
+    if asked.quick:
+        setattr(measuring, "_measure_machine", fixed_speeds)  # noqa: B010  (mypy compares the names of arguments)
     known = {row["model"] for row in rows}
     for name in draw_names(asked.sample, asked.seed, asked.largest) if asked.sample else asked.models:
         if name in known:
