@@ -44,8 +44,8 @@ def plain_run(trained, write_run, tmp_path):
 
 
 def test_the_file_labels_images_like_the_run(run, images):
-    expected, _ = label_images(RunFolder(run).read_model(), [images], top_k=2)
-    found, _ = label_images(OnnxModel(run / "model.onnx"), [images], top_k=2)
+    expected, _ = label_images(RunFolder(run).read_model(), sorted(images.rglob("*.*")), top_k=2)
+    found, _ = label_images(OnnxModel(run / "model.onnx"), sorted(images.rglob("*.*")), top_k=2)
     pd.testing.assert_frame_equal(pd.DataFrame(found), pd.DataFrame(expected), atol=1e-3)
 
 
