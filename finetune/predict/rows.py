@@ -57,8 +57,10 @@ class RowState(FrozenModel):
 class Rows(Protocol):
     """A place for the rows of a table."""
 
-    num_rows: int
-    """Number of rows that are written."""
+    @property
+    def num_rows(self) -> int:
+        """Number of rows that are written."""
+        ...
 
     def skip(self, paths: Iterator[str]) -> None:
         """Consume the images that are done already."""
