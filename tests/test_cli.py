@@ -659,6 +659,7 @@ def test_options_are_frozen():
         "predict": ["--output", "--resume", "--top-k"],
         "export": ["--format", "--images", "--output"],
         "push": ["--dry-run"],
+        "report": ["--output"],
         "evaluate": sorted(["--data", "--output", *output]),
         "diagnose": [],
         "cache": ["--clear"],

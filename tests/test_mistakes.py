@@ -48,7 +48,7 @@ CASES = {
     "predict run images --top-k 0": "should be greater than or equal to 1",
     "predict run images/*.gif": "no file matches images/*.gif",
     "predict run images --resume": "--resume continues a file, and none is given; name the interrupted one with",
-    "predict run images --output begun.csv": "begun.csv.part is the beginning of an interrupted prediction; ",
+    "predict run images --output begun.csv": "begun.csv.part is the beginning of an interrupted prediction",
     "evaluate nowhere --data images": "there is no run in nowhere",
     "diagnose nowhere": "there is no run in nowhere",
 }
