@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.errors import ModelError, RunFolderError
+from finetune.errors import ModelError, RecipeError, RunFolderError
 from finetune.recipe import Recipe
 from finetune.runs import places
 
@@ -55,16 +55,37 @@ def check_resumed(run: Path, is_tuning: bool) -> None:
         places.refuse_tuning(run)
 
 
-def check_prediction(run: Path, output: Path | None, images: Sequence[Path] = (), data: str | None = None) -> None:
+def check_prediction(
+    run: Path,
+    output: Path | None,
+    images: Sequence[Path] = (),
+    data: str | None = None,
+    resume: bool = False,
+) -> None:
     """Check that there is a trained model, and something to predict, and that the output is a new file.
 
+    Args:
+        run: run folder, or exported model.
+        output: file to write, or None.
+        images: images to predict.
+        data: labelled images to predict, or None.
+        resume: whether an interrupted prediction may be continued.
+
     Raises:
-        FinetuneError: the model, an image or the data is missing, or the output exists.
+        FinetuneError: the model, an image or the data is missing, the output exists, or it is incomplete and is not
+            continued.
     """
     from finetune.data import check_data, check_images
 
+    if resume and output is None:
+        raise RecipeError("--resume continues a file, and none is given; name the interrupted one with --output")
     if output is not None and output.exists():
         raise RunFolderError(f"{output} exists and is not overwritten; give another --output")
+    part = output.with_name(f"{output.name}.part") if output is not None and images else None
+    if part is not None and part.exists() and not resume:
+        raise RunFolderError(
+            f"{part} is the beginning of an interrupted prediction; continue it with --resume, or delete it"
+        )
     if run.suffix != ".onnx":  # an exported model is a file, which is checked as it is read
         places.refuse_without_a_model(run)
     check_images(images)

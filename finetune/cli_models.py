@@ -1,43 +1,82 @@
 """Define the commands that use a run: predict, evaluate, diagnose, report and watch."""
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from finetune.checks import check_prediction
+from finetune.errors import FinetuneError
 from finetune.report_options import takes_report_options
 from finetune.runs.places import refuse_without_a_plan
 
 if TYPE_CHECKING:
     from finetune.data import Unreadable
     from finetune.predict.labelling import Labeller
+    from finetune.predict.rows import Columns
     from finetune.runs.report import Report
+
+
+IMAGES_HELP = "Image files, folders, quoted globs, tables with a column of paths, or - for paths from stdin."
 
 
 def predict(
     run: Annotated[Path, typer.Argument(help="A run folder, or an ONNX file that export wrote.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    output: Annotated[Path | None, typer.Option(help="CSV file to write; printed by default.")] = None,
+    images: Annotated[list[Path], typer.Argument(help=IMAGES_HELP)],
+    output: Annotated[
+        Path | None, typer.Option(help="CSV or .parquet file to write; CSV is printed by default.")
+    ] = None,
     top_k: Annotated[
         int, typer.Option(min=1, help="Also name the 2nd to k-th most probable class: label_2, probability_2, ...")
     ] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted prediction to the same file.")
+    ] = False,
 ) -> None:
     """Label new images with a trained run, or with an exported one."""
-    check_prediction(run, output, images=images)
-    from finetune.predict.labelling import label_images, write_columns
+    check_prediction(run, output, images=images, resume=resume)
+    from finetune.data import list_images
+    from finetune.predict.labelling import label_images
 
-    table, unreadable = label_images(_read_labeller(run), images, top_k)
-    _print_left_out(unreadable)
+    paths = list_images(images)
+    model = _read_labeller(run)
+    _write_rows(paths, lambda chunk: label_images(model, chunk, top_k), output, (run, "predict", top_k), resume)
+
+
+def _write_rows(
+    paths: Iterator[str],
+    make: Callable[[list[str]], "tuple[Columns, list[Unreadable]]"],
+    output: Path | None,
+    task: tuple[Path, str, int],
+    resume: bool,
+) -> None:
+    """Write the rows of images to a file, or print them.
+
+    Args:
+        paths: image files.
+        make: function of some files that returns their rows, and the files that were left out.
+        output: file to write, or None.
+        task: the model, the command and its option, which a continued file must have in common.
+        resume: whether to continue an interrupted command.
+    """
+    from finetune.predict.rows import PrintedRows, RowFile, task_of, write_chunks
+
     if output is None:
-        write_columns(table, sys.stdout)
+        write_chunks(paths, make, PrintedRows(), _print_left_out)
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", encoding="utf-8", newline="") as file:
-        write_columns(table, file)
-    typer.echo(f"{len(table['path'])} images labelled: {output}")
+    file = RowFile(output, task_of(*task), resume)
+    try:
+        count = write_chunks(paths, make, file, _print_left_out)
+    except KeyboardInterrupt:
+        typer.echo("\ninterrupted; continue with the same command and --resume", err=True)
+        raise typer.Exit(130) from None
+    except FinetuneError:
+        if not file.num_rows:
+            file.discard()
+        raise
+    file.finish()
+    typer.echo(f"{count} images {'labelled' if task[1] == 'predict' else 'embedded'}: {output}")
 
 
 @takes_report_options

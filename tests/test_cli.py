@@ -16,7 +16,9 @@ from PIL import Image
 
 from finetune.cache import list_entries, write_value
 from finetune.cli import GENERAL_OPTIONS, main
+from finetune.predict.labelling import label_images
 from finetune.training import Checkpoints
+from tests.predict.damage import damaged_png
 
 ROOT = Path(__file__).parent.parent
 NETWORK = ("--model", "test_efficientnet", "--image-size", "32")
@@ -335,6 +337,44 @@ def test_files_that_cannot_be_labelled_are_printed_and_left_out(command, image_f
     assert said == "left out: images/a/broken.jpg cannot be read: not an image of a known format\n"
 
 
+def test_an_interrupted_prediction_is_continued_to_the_same_bytes(command, image_folder, quick, monkeypatch, tmp_path):
+    image_folder(tmp_path / "images")
+    command("--data", "images", "--output", "out", *quick)
+    (tmp_path / "images" / "a" / "bad.png").write_bytes(damaged_png())
+    monkeypatch.setattr("finetune.predict.rows.CHUNK", 5)
+    status, printed, said = command("predict", "out", "images/**/*.*", "--output", "whole.csv")
+    assert (status, printed) == (0, "12 images labelled: whole.csv\n")
+    assert said.startswith("left out: images/a/bad.png cannot be read: ")
+
+    calls = []
+
+    def interrupted(model, paths, top_k):
+        calls.append(paths)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return label_images(model, paths, top_k)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune.predict.labelling.label_images", interrupted)
+        status, _, said = command("predict", "out", "images/**/*.*", "--output", "part.csv")
+    assert (status, said.splitlines()[-1]) == (130, "interrupted; continue with the same command and --resume")
+    assert "other options" in mistake(
+        command("predict", "out", "images/**/*.*", "--output", "part.csv", "--top-k", "2", "--resume")
+    )
+    assert command("predict", "out", "images/**/*.*", "--output", "part.csv", "--resume")[0] == 0
+    assert (tmp_path / "part.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_a_prediction_of_which_no_file_can_be_read_leaves_nothing(command, image_folder, quick, tmp_path):
+    image_folder(tmp_path / "images")
+    command("--data", "images", "--output", "out", *quick)
+    (tmp_path / "bad.png").write_bytes(damaged_png())
+    status, printed, said = command("predict", "out", "bad.png", "--output", "labels.parquet")
+    assert (status, printed) == (2, "")
+    assert "error: none of the 1 files can be read as an image; the first is bad.png: " in said
+    assert list(tmp_path.glob("labels*")) == []
+
+
 def test_an_evaluation_on_unknown_classes_is_refused(command, image_folder, quick, tmp_path):
     image_folder(tmp_path / "images")
     image_folder(tmp_path / "others", {"a": 2, "zebra": 2})
@@ -616,9 +656,10 @@ def test_options_are_frozen():
             [*set(recipe_options) - {"--ensemble"}, *output, "--trials", "--search", "--storage", "--resume"]
         ),
         "watch": [],
-        "predict": ["--output", "--top-k"],
+        "predict": ["--output", "--resume", "--top-k"],
         "export": ["--format", "--images", "--output"],
         "push": ["--dry-run"],
+        "report": ["--output"],
         "evaluate": sorted(["--data", "--output", *output]),
         "diagnose": [],
         "report": ["--output"],

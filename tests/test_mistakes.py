@@ -46,6 +46,9 @@ CASES = {
     "predict run nowhere.jpg": "there is no image or folder nowhere.jpg",
     "predict run images --output notes.txt": "notes.txt exists and is not overwritten",
     "predict run images --top-k 0": "should be greater than or equal to 1",
+    "predict run images/*.gif": "no file matches images/*.gif",
+    "predict run images --resume": "--resume continues a file, and none is given; name the interrupted one with",
+    "predict run images --output begun.csv": "begun.csv.part is the beginning of an interrupted prediction",
     "evaluate nowhere --data images": "there is no run in nowhere",
     "diagnose nowhere": "there is no run in nowhere",
 }
@@ -83,7 +86,8 @@ def outcomes(tmp_path_factory):
         (place / folder).mkdir()
         for name in names:
             (place / folder / name).write_text("{}")
-    (place / "notes.txt").write_text("")
+    for name in ("notes.txt", "begun.csv.part"):
+        (place / name).write_text("")
     arguments = [json.dumps([*CASES]), json.dumps(HEAVY)]
     ended = subprocess.run(
         [sys.executable, "-c", PROGRAM, *arguments], cwd=place, capture_output=True, text=True, check=True

@@ -7,7 +7,8 @@ The modules, in the order in which an image passes through them:
 - `known_groups`: gives each image the group that the recipe names; `grouping` reads groups from paths.
 - `image_splits`: makes train, validation and test splits; `splitting` chooses which images are held out.
 - `decoding`: decodes an image file; `pixels` caches decoded images.
-- `paths`: checks the given paths before anything is read, and makes a table of image files without labels.
+- `paths`: checks the given data before anything is read, and makes a table of image files without labels; `listing`
+  lists the image files to predict.
 - `augmentation`: resizes, crops and varies an image; `batches` makes batches of images.
 
 A name is imported when it is first used, so that a prediction does not wait for what reads data sets.
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
         in_threads,
         native_size,
         read_image,
+        why_undecodable,
         why_unreadable,
     )
     from finetune.data.folder import files_below
     from finetune.data.image_splits import ImageSplits, groups_of, labels_of, paths_of
     from finetune.data.known_groups import groups_by_rule
-    from finetune.data.paths import PathTable, check_data, check_images, table_of_paths
+    from finetune.data.listing import check_images, list_images
+    from finetune.data.paths import PathTable, check_data, table_of_paths
     from finetune.data.pixels import Pixels
     from finetune.data.sources import group_training_images, label_paths, load_images, load_scored_images
     from finetune.data.splitting import even_sample, stratified_folds, stratified_holdout, stratified_subset
@@ -42,6 +45,7 @@ _HOMES = {
     "in_threads": "decoding",
     "native_size": "decoding",
     "read_image": "decoding",
+    "why_undecodable": "decoding",
     "why_unreadable": "decoding",
     "files_below": "folder",
     "ImageSplits": "image_splits",
@@ -49,9 +53,10 @@ _HOMES = {
     "labels_of": "image_splits",
     "paths_of": "image_splits",
     "groups_by_rule": "known_groups",
+    "check_images": "listing",
+    "list_images": "listing",
     "PathTable": "paths",
     "check_data": "paths",
-    "check_images": "paths",
     "table_of_paths": "paths",
     "Pixels": "pixels",
     "group_training_images": "sources",
@@ -84,6 +89,7 @@ __all__ = [
     "in_threads",
     "label_paths",
     "labels_of",
+    "list_images",
     "load_images",
     "load_scored_images",
     "native_size",
@@ -93,6 +99,7 @@ __all__ = [
     "stratified_holdout",
     "stratified_subset",
     "table_of_paths",
+    "why_undecodable",
     "why_unreadable",
 ]
 

@@ -114,12 +114,33 @@ def why_unreadable(sources: Sequence[ImageSource]) -> list[str | None]:
     would take a hundred times as long. All other files are decoded.
     """
 
+    def check(source: ImageSource) -> None:
+        if not _is_whole(source):
+            read_image(source, shorter_side=32)
+
+    return _reasons(check, sources)
+
+
+def why_undecodable(sources: Sequence[ImageSource], shorter_side: int) -> list[str | None]:
+    """Return, for each image, the reason why it cannot be decoded, or None. All images are decoded, as for a network.
+
+    This finds the files that pass `why_unreadable` because their pixels are damaged.
+
+    Args:
+        sources: the images.
+        shorter_side: smallest shorter side to decode, in pixels.
+    """
+    return _reasons(lambda source: read_image(source, shorter_side), sources)
+
+
+def _reasons(check: Callable[[ImageSource], object], sources: Sequence[ImageSource]) -> list[str | None]:
+    """Return, for each image, the reason why a check failed, or None."""
+
     def attempt(source: ImageSource | None) -> str | None:
         if source is None or (isinstance(source, dict) and source.get("bytes") is None and not source.get("path")):
             return "there is no image in this row"
         try:
-            if not _is_whole(source):
-                read_image(source, shorter_side=32)
+            check(source)
         except UnidentifiedImageError:  # its message repeats the path
             return "not an image of a known format"
         except Exception as error:  # decoders raise exceptions of any type (AVIF: RuntimeError)

@@ -1,6 +1,7 @@
 """Scan a folder of images: one subfolder for each class, with or without train, validation and test folders."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from finetune.data.table import SPLIT_NAMES, LabelledTable
@@ -9,6 +10,7 @@ from finetune.errors import DataError, quoted_names
 SIDE_FILES = frozenset({
     ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf", ".py", ".ipynb",
     ".zip", ".tar", ".gz", ".db", ".ini", ".log", ".npy", ".npz", ".mat", ".parquet", ".xlsx",
+    ".part",
 })  # fmt: skip
 """Endings of files that are not images; every other file in a class folder counts as an image."""
 
@@ -38,15 +40,21 @@ def load_folder(root: Path) -> LabelledTable:
 
 def files_below(folder: Path) -> list[str]:
     """Return the sorted paths of all files in a folder and its subfolders, except hidden ones and `SIDE_FILES`."""
-    files: list[str] = []
+    return list(walk_files(folder))
+
+
+def walk_files(folder: Path) -> Iterator[str]:
+    """Yield the paths of `files_below` in their order, while the folders are read."""
     for parent, directories, names in os.walk(folder, followlinks=True):
         directories[:] = sorted(name for name in directories if not name.startswith("."))
-        files += [
-            os.path.join(parent, name)  # noqa: PTH118  (with many files, a Path for each would take most of the time)
-            for name in sorted(names)
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() not in SIDE_FILES  # noqa: PTH122
-        ]
-    return files
+        for name in sorted(names):
+            if not name.startswith(".") and not is_side_file(name):
+                yield os.path.join(parent, name)  # noqa: PTH118  (with many files, a Path would take most of the time)
+
+
+def is_side_file(name: str) -> bool:
+    """Return whether a file is not an image, by its ending."""
+    return os.path.splitext(name)[1].lower() in SIDE_FILES  # noqa: PTH122  (as in `walk_files`)
 
 
 def _split_folders(root: Path) -> dict[str, Path]:

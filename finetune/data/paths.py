@@ -1,4 +1,4 @@
-"""Check the paths that a user gives before anything is read, and make a table of image files without labels."""
+"""Check the data that a user gives before anything is read, and make a table of image files without labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,14 +73,3 @@ def check_data(data: str) -> None:
         refuse_other_files(path)
     else:
         refuse_without_class_folders(path)
-
-
-def check_images(images: Sequence[Path]) -> None:
-    """Check that there is a file or a folder at each path.
-
-    Raises:
-        DataError: a path does not exist.
-    """
-    for image in images:
-        if not image.exists():
-            raise DataError(f"there is no image or folder {image}")

@@ -124,13 +124,18 @@ def find_column(names: list[str], asked: str | None, usual: tuple[str, ...], wha
         raise DataError(
             f"{origin} has no column '{asked}'{nearest_names(asked, names)}; the columns are {', '.join(names)}"
         )
-    by_lower_case = {name.lower(): name for name in names}
-    for name in usual:
-        if name in by_lower_case:
-            return by_lower_case[name]
+    found = usual_column(names, usual)
+    if found is not None:
+        return found
     raise DataError(
         f"{origin} has no {what} column; the columns are {', '.join(names)}: name it with --set columns.{what}=NAME"
     )
+
+
+def usual_column(names: Sequence[str], usual: Sequence[str]) -> str | None:
+    """Return the first column with a usual name, which are in lower case and in the order in which they are tried."""
+    by_lower_case = {name.lower(): name for name in names}
+    return next((by_lower_case[name] for name in usual if name in by_lower_case), None)
 
 
 def name_split(name: str, origin: str) -> str:

@@ -1,21 +1,15 @@
-"""Label new images with a trained model, and write the labels as a table."""
+"""Label new images with a trained model."""
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.data import Unreadable, check_images, files_below, why_unreadable
+from finetune.data import Unreadable, why_undecodable, why_unreadable
 from finetune.errors import DataError
-
-Columns = dict[str, list[str] | list[float]]
-"""Columns of a table, by name; each has one value for each image."""
-
-DIGITS = ".4g"
-"""Format of the probabilities in a CSV file: 4 significant digits."""
+from finetune.predict.rows import Columns
 
 
 class Labeller(Protocol):
@@ -26,52 +20,59 @@ class Labeller(Protocol):
         """Names of the classes, in the order of the probabilities."""
         ...
 
+    @property
+    def shorter_side(self) -> int:
+        """Smallest shorter side to which images are decoded, in pixels."""
+        ...
+
     def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
         """Return the class probabilities (n_paths, n_classes) of image files."""
         ...
 
 
-def label_images(model: Labeller, images: Sequence[Path], top_k: int = 1) -> tuple[Columns, list[Unreadable]]:
-    """Return a table with one row for each readable image, and the files that were left out.
+def label_images(model: Labeller, paths: Sequence[str | Path], top_k: int = 1) -> tuple[Columns, list[Unreadable]]:
+    """Return a table with one row for each image that can be decoded, and the files that were left out.
 
     Columns: path, label, probability; with `top_k` above 1 label_2, probability_2, ... up to label_k, probability_k of
     the next most probable classes; then `p_<class>` for each class.
 
     Args:
         model: the model that predicts the labels.
-        images: image files, and folders, which are searched with all their subfolders.
+        paths: image files.
         top_k: number of classes to name for each image.
-
-    Raises:
-        DataError: a path does not exist, or no file can be read as an image.
     """
-    check_images(images)
-    paths: list[str] = []
-    for image in images:
-        paths += files_below(image) if image.is_dir() else [str(image)]
-    reasons = why_unreadable(paths)
-    unreadable = [Unreadable(path=path, reason=reason) for path, reason in zip(paths, reasons, strict=True) if reason]
-    readable = [path for path, reason in zip(paths, reasons, strict=True) if not reason]
-    if not readable:
-        found = f"; the first is {unreadable[0].path}: {unreadable[0].reason}" if unreadable else ""
-        raise DataError(f"none of the {len(paths)} files can be read as an image{found}")
-    probabilities = model.predict_proba(readable)
+    left, unreadable = _without([str(path) for path in paths], why_unreadable)
+    try:
+        probabilities = _predict(model, left)
+    except DataError:
+        # A file may pass the scan and still have damaged pixels. Only now is it worth decoding all files to find it.
+        left, damaged = _without(left, lambda listed: why_undecodable(listed, model.shorter_side))
+        if not damaged:
+            raise
+        unreadable += damaged
+        probabilities = _predict(model, left)
+    return _table(model.class_names, left, probabilities, top_k), unreadable
+
+
+def _predict(model: Labeller, paths: list[str]) -> NDArray[np.float64]:
+    """Return the class probabilities (n_paths, n_classes) of image files, of which there may be none."""
+    return model.predict_proba(paths) if paths else np.zeros((0, len(model.class_names)))
+
+
+def _without(paths: list[str], why: Callable[[list[str]], list[str | None]]) -> tuple[list[str], list[Unreadable]]:
+    """Return the files for which `why` gives no reason against them, and the others with their reasons."""
+    reasons = why(paths)
+    found = [Unreadable(path=path, reason=reason) for path, reason in zip(paths, reasons, strict=True) if reason]
+    return [path for path, reason in zip(paths, reasons, strict=True) if not reason], found
+
+
+def _table(class_names: Sequence[str], paths: list[str], probabilities: NDArray[np.float64], top_k: int) -> Columns:
+    """Return the columns of `label_images` for probabilities (n_paths, n_classes)."""
     order = np.argsort(-probabilities, axis=1)
-    columns: Columns = {
-        "path": readable,
-        "label": [model.class_names[best] for best in order[:, 0]],
-        "probability": probabilities.max(axis=1).tolist(),
-    }
-    for rank in range(1, min(top_k, len(model.class_names))):
-        columns[f"label_{rank + 1}"] = [model.class_names[best] for best in order[:, rank]]
-        columns[f"probability_{rank + 1}"] = probabilities[np.arange(len(order)), order[:, rank]].tolist()
-    columns |= {f"p_{name}": probabilities[:, number].tolist() for number, name in enumerate(model.class_names)}
-    return columns, unreadable
-
-
-def write_columns(columns: Columns, file: TextIO) -> None:
-    """Write a table as CSV, with probabilities of 4 significant digits."""
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
-    for row in zip(*columns.values(), strict=True):
-        writer.writerow([f"{value:{DIGITS}}" if isinstance(value, float) else value for value in row])
+    rows = np.arange(len(paths))
+    columns: Columns = {"path": paths}
+    for rank in range(min(max(top_k, 1), len(class_names))):
+        ending = f"_{rank + 1}" if rank else ""
+        columns[f"label{ending}"] = [class_names[best] for best in order[:, rank]]
+        columns[f"probability{ending}"] = probabilities[rows, order[:, rank]].tolist()
+    return columns | {f"p_{name}": probabilities[:, number].tolist() for number, name in enumerate(class_names)}

@@ -62,6 +62,11 @@ class Predictor(ABC):
     note: str = ""
     """Remark about the training, which is printed with the results; empty if there is nothing to remark."""
 
+    @property
+    def shorter_side(self) -> int:
+        """Smallest shorter side to which images are decoded, in pixels."""
+        return self.plan.preprocessing.shorter_side
+
     @abstractmethod
     def probabilities(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
@@ -104,6 +109,11 @@ class Ensemble(Predictor):
 
     members: tuple[TrainedModel, ...]
     """Trained models whose probabilities are averaged."""
+
+    @property
+    def shorter_side(self) -> int:
+        """Smallest shorter side to which images are decoded, in pixels: the largest one of the members."""
+        return max(member.shorter_side for member in self.members)
 
     def probabilities(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""

@@ -37,7 +37,7 @@ class OnnxModel:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             stored = self._session.get_modelmeta().custom_metadata_map
             self.class_names: tuple[str, ...] = tuple(json.loads(stored["labels"]))
-            self._shorter_side = int(stored["shorter_side"])
+            self.shorter_side = int(stored["shorter_side"])
         except Exception as error:  # onnxruntime raises exceptions of many types
             reason = " ".join(str(error).split())[:200]
             raise ExportError(
@@ -59,7 +59,7 @@ class OnnxModel:
         """
 
         def read(path: str | Path) -> NDArray[np.uint8]:
-            return np.array(decode(path, self._shorter_side, str(path)))
+            return np.array(decode(path, self.shorter_side, str(path)))
 
         blocks = (paths[start : start + BLOCK] for start in range(0, len(paths), BLOCK))
         return np.stack([self.predict_image(image) for block in blocks for image in in_threads(read, block)])

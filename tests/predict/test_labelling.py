@@ -1,12 +1,11 @@
-import io
-
 import numpy as np
-import pandas as pd
 import pytest
 
+from finetune.data import files_below, why_unreadable
 from finetune.errors import DataError
-from finetune.predict.labelling import label_images, write_columns
+from finetune.predict.labelling import label_images
 from finetune.predict.model import TrainedModel
+from tests.predict.damage import damaged_jpeg, damaged_png
 
 
 @pytest.fixture
@@ -32,17 +31,11 @@ def test_the_probabilities_are_the_models(model, image_folder, tmp_path):
     )
 
 
-def test_a_folder_stands_for_the_files_in_and_below_it(model, image_folder, tmp_path):
-    image_folder(tmp_path)
-    table, _ = label_images(model, [tmp_path])
-    assert table["path"] == sorted(str(path) for path in tmp_path.rglob("*.*"))
-
-
 @pytest.mark.parametrize(("asked", "given"), [(1, 1), (2, 2), (3, 3), (9, 3)])
 def test_the_most_probable_classes_come_in_order_and_no_more_than_there_are(
     model, image_folder, tmp_path, asked, given
 ):
-    table, _ = label_images(model, [image_folder(tmp_path)], top_k=asked)
+    table, _ = label_images(model, files_below(image_folder(tmp_path)), top_k=asked)
     ranks = [column for column in table if column.startswith("label_")]
     assert ranks == [f"label_{rank}" for rank in range(2, given + 1)]
     shares = [table["probability"], *(table[f"probability_{rank}"] for rank in range(2, given + 1))]
@@ -52,30 +45,43 @@ def test_the_most_probable_classes_come_in_order_and_no_more_than_there_are(
 def test_unreadable_files_are_left_out_with_a_reason(model, image_folder, tmp_path):
     image_folder(tmp_path)
     (tmp_path / "a" / "broken.png").write_bytes(b"no image")
-    table, unreadable = label_images(model, [tmp_path])
+    table, unreadable = label_images(model, files_below(tmp_path))
     assert len(table["path"]) == 12
     assert [(file.path, file.reason) for file in unreadable] == [
         (str(tmp_path / "a" / "broken.png"), "not an image of a known format")
     ]
 
 
-def test_nothing_readable_is_refused_with_the_first_reason(model, tmp_path):
+@pytest.mark.parametrize("damaged", [damaged_jpeg, damaged_png])
+def test_a_file_with_whole_ends_and_damaged_pixels_is_left_out_and_the_others_are_predicted(
+    model, image_folder, tmp_path, damaged
+):
+    paths = files_below(image_folder(tmp_path))
+    expected = model.predict_proba(paths)
+    bad = tmp_path / "a" / "bad"
+    bad.write_bytes(damaged())
+    assert why_unreadable([str(bad)]) == [None]
+    table, unreadable = label_images(model, [*paths[:3], str(bad), *paths[3:]])
+    assert [file.path for file in unreadable] == [str(bad)]
+    assert unreadable[0].reason
+    assert table["path"] == paths
+    np.testing.assert_allclose(np.array([table[f"p_{name}"] for name in "abc"]).T, expected, atol=1e-7)
+
+
+def test_files_that_cannot_be_read_give_a_table_without_rows(model, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"none of the 1 files can be read as an image; the first is .*broken\.png"):
-        label_images(model, [tmp_path])
+    table, unreadable = label_images(model, [tmp_path / "broken.png", tmp_path / "nowhere.png"])
+    assert table["path"] == []
+    assert len(unreadable) == 2
 
 
-def test_a_missing_file_is_named(model, tmp_path):
-    with pytest.raises(DataError, match="there is no image or folder"):
-        label_images(model, [tmp_path / "nowhere.png"])
+def test_an_error_of_the_model_that_no_file_explains_is_raised(image_folder, tmp_path, model):
+    class Failing:
+        class_names = model.class_names
+        shorter_side = model.shorter_side
 
+        def predict_proba(self, paths):  # noqa: ARG002
+            raise DataError("no reason")
 
-def test_a_written_table_reads_back_to_the_same_numbers_of_4_digits(model, image_folder, tmp_path):
-    table, _ = label_images(model, [image_folder(tmp_path)])
-    file = io.StringIO()
-    write_columns(table, file)
-    file.seek(0)
-    read = pd.read_csv(file).to_dict("list")
-    assert list(read) == list(table)
-    assert (read["path"], read["label"]) == (table["path"], table["label"])
-    assert all(read[f"p_{name}"] == [float(f"{value:.4g}") for value in table[f"p_{name}"]] for name in "abc")
+    with pytest.raises(DataError, match="no reason"):
+        label_images(Failing(), files_below(image_folder(tmp_path)))
