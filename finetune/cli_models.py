@@ -65,6 +65,8 @@ def evaluate(
     with report() as printed:
         probabilities = model.probabilities(splits.test, printed.progress)
     _print_left_out(splits.unreadable)
+    for note in splits.notes:
+        typer.echo(note, err=True)
     metrics = score(probabilities, labels_of(splits.test), list(model.class_names))
     printed.summary |= {"run": str(run), "data": data}
     printed.evaluation(metrics)

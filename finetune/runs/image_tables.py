@@ -41,8 +41,8 @@ def write_image_tables(folder: Path, model: Predictor, splits: ImageSplits) -> N
     """
     list_splits(model.plan, splits).to_csv(folder / SPLITS, index=False)
     list_predictions(model, splits).to_parquet(folder / PREDICTIONS, index=False)
-    if splits.unreadable:
-        pd.DataFrame(splits.unreadable).to_csv(folder / LEFT_OUT, index=False)
+    if left_out := [*splits.unreadable, *splits.left_out]:
+        pd.DataFrame(left_out).to_csv(folder / LEFT_OUT, index=False)
 
 
 def list_splits(plan: Plan, splits: ImageSplits) -> pd.DataFrame:
