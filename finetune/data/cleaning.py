@@ -164,7 +164,7 @@ def _without_copies(
 def same_content(sources: Sequence[ImageSource]) -> list[list[int]]:
     """Return the rows of each picture that has several rows. Files are read only where their sizes are equal."""
     by_size: dict[object, list[int]] = defaultdict(list)
-    for row, size in enumerate(in_threads(_size, sources)):
+    for row, size in enumerate(in_threads(size_of, sources)):
         by_size[size].append(row)
     rows = sorted(row for same in by_size.values() if len(same) > 1 for row in same)
     by_content: dict[bytes, list[int]] = defaultdict(list)
@@ -173,9 +173,10 @@ def same_content(sources: Sequence[ImageSource]) -> list[list[int]]:
     return [same for same in by_content.values() if len(same) > 1]
 
 
-def _size(source: Any) -> int:  # noqa: ANN401  (a source, or a row of a data set)
+def size_of(source: Any) -> int:  # noqa: ANN401  (a source, or a row of a data set)
+    """Return the size of an encoded image, in bytes."""
     if isinstance(source, dict):
-        return _size(source["bytes"] if source.get("bytes") is not None else source["path"])
+        return size_of(source["bytes"] if source.get("bytes") is not None else source["path"])
     return len(source) if isinstance(source, bytes) else os.stat(source).st_size  # noqa: PTH116  (called for each file)
 
 

@@ -117,7 +117,10 @@ def read_predictions(folder: Path) -> pd.DataFrame:
         RunFolderError: there are no predictions; the sentence says how to get them.
     """
     if (folder / PREDICTIONS).exists():
-        return pd.read_parquet(folder / PREDICTIONS)
+        try:
+            return pd.read_parquet(folder / PREDICTIONS)
+        except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+            raise RunFolderError(f"{folder / PREDICTIONS} is damaged: {' '.join(str(error).split())[:200]}") from None
     if not (folder / "plan.json").exists():
         raise RunFolderError(f"there is no run in {folder}; expected a folder that 'finetune train' made")
     if not (folder / "metrics.json").exists():

@@ -254,6 +254,7 @@ def _train(
         splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups)
         report.images(splits)
         report.plan(plan)
+    folder.keep_identity(splits)
     with _history_saved(folder):
         return save_run(folder, members, splits, report, start)
 

@@ -27,9 +27,7 @@ def test_training_images_that_are_copies_of_test_images_are_left_out_of_the_trai
     splits = load_images(str(root))
     assert (len(splits.train), len(splits.test)) == (12, 6)
     assert not [name for name in names_of(splits.train) if name.startswith("copy")]
-    assert (
-        "4 train images are copies of images of the test split and are left out of the train split" in splits.notes[0]
-    )
+    assert "4 train images are copies of images of the test split and are left out of the" in splits.notes[0]
     assert len(splits.left_out) == 4
 
 
@@ -44,7 +42,7 @@ def test_a_training_image_of_another_class_than_its_copy_in_the_test_is_left_out
 def test_a_training_split_of_test_images_alone_is_refused(image_folder, tmp_path):
     root = image_folder(tmp_path, splits={"train": {"a": 6, "b": 6}})
     shutil.copytree(root / "train", root / "test")
-    with pytest.raises(DataError, match="every training image of .* is also an image of its test or validation split"):
+    with pytest.raises(DataError, match=r"every training image of .* is also an image of its test or validation split"):
         load_images(str(root))
 
 
@@ -108,9 +106,7 @@ def test_a_link_to_a_folder_of_images_elsewhere_is_followed(root, image_folder, 
 @pytest.mark.parametrize("names", [("train", "test1"), ("train", "val", "test"), ("Training", "test_2")])
 def test_splits_without_class_folders_do_not_become_classes(image_folder, tmp_path, names):
     root = image_folder(tmp_path, dict.fromkeys(names, 4))
-    with pytest.raises(
-        DataError, match=r"has the splits .* but no class folders in them; put the images of each class"
-    ):
+    with pytest.raises(DataError, match=r"has the splits .* but no class folders in them; put"):
         load_images(str(root))
 
 
