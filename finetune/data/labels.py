@@ -1,4 +1,4 @@
-"""Read class names: missing ones are missing, and spellings that look alike are one class."""
+"""Read class names: missing ones are missing, and spellings that look the same are one class."""
 
 import re
 import unicodedata

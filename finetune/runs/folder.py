@@ -141,14 +141,6 @@ class RunFolder:
         """Write the recipe, evidence, choice and plan."""
         from_main_process(lambda: _write_decisions(self.path, decisions))
 
-    def keep_identity(self, splits: "ImageSplits") -> None:
-        """Write what identifies the images, or compare it with what was written when the run began.
-
-        Raises:
-            RunFolderError: the images have changed since then.
-        """
-        from_main_process(lambda: _keep_identity(self.path, splits))
-
     def write_choice(self, choice: Choice) -> None:
         """Write the choice alone."""
         from_main_process(lambda: choice.save(self.path / "choice.json"))
@@ -243,6 +235,15 @@ def read_members(folder: RunFolder) -> tuple[PlannedRun, ...]:
     numbers = sorted(int(path.name) for path in (folder.path / "members").glob("[0-9]*") if path.name.isdecimal())
     stored = tuple(RunFolder(_member_path(folder.path, number)).read_decisions() for number in numbers)
     return stored or list_members(folder.read_decisions(), [])
+
+
+def keep_identity(folder: RunFolder, splits: "ImageSplits") -> None:
+    """Write what identifies the images of a run, or compare it with what was written when the run began.
+
+    Raises:
+        RunFolderError: the images have changed since then.
+    """
+    from_main_process(lambda: _keep_identity(folder.path, splits))
 
 
 def _keep_identity(path: Path, splits: "ImageSplits") -> None:

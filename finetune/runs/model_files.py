@@ -125,8 +125,7 @@ class StoredConfig:
             )
         if len(set(names)) < len(names):
             raise RunFolderError(f"{path}: label_names has a class twice")
-        is_number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
-        if not (is_number and 0 < temperature < math.inf):
+        if not isinstance(temperature, (int, float)) or temperature is True or not 0 < temperature < math.inf:
             raise RunFolderError(f"{path}: temperature must be a positive number, but is {temperature!r:.100}")
         return cls(label_names=tuple(names), temperature=float(temperature))
 
@@ -135,7 +134,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a file.
 
     Raises:
-        RunFolderError: the file is damaged, or a tensor has a value that is no number.
+        RunFolderError: the file is damaged, or a tensor has infinite values or NaN.
     """
     try:
         state: dict[str, torch.Tensor] = load_file(path)
@@ -143,7 +142,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise RunFolderError(f"{path} is damaged: {_one_line(error)}") from None
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
-            raise RunFolderError(f"{path} is damaged: the tensor {name} has values that are infinite or no numbers")
+            raise RunFolderError(f"{path} is damaged: the tensor {name} has infinite values or NaN")
     return state
 
 
