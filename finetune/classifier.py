@@ -12,6 +12,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
 from finetune.data import group_training_images, label_paths
+from finetune.data.labels import label_text
+from finetune.data.table import read_groups
 from finetune.errors import RecipeError
 from finetune.predict.model import Predictor, average
 from finetune.recipe import load_recipe
@@ -53,7 +55,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Args:
             paths: (n_images) image files.
-            labels: (n_images) class of each image, of any type that can be sorted.
+            labels: (n_images) class of each image, of any type that can be sorted; images whose class is missing
+                (None, NaN, an empty text) are left out.
             groups: (n_images) group of each image, or None; images of one group stay on one side of every split.
 
         Raises:
@@ -61,7 +64,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         for name in {"data", "model", "strategy", "prefer", "seed"} & (self.settings or {}).keys():
             raise RecipeError(f"{name} is not one of the settings; give it as a parameter of its own")
-        names = {str(label): label for label in labels}
+        # Texts are without white space around them; other types stay as they are given.
+        names = {label_text(label): label_text(label) if isinstance(label, str) else label for label in labels}
         recipe = load_recipe(
             data="the given paths",
             model=self.model,
@@ -72,8 +76,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         splits = label_paths(
             [str(path) for path in paths],
-            [str(label) for label in labels],
-            None if groups is None else [str(group) for group in groups],
+            [label_text(label) for label in labels],
+            None if groups is None else read_groups(list(groups)),
             self.seed,
         )
         with TemporaryDirectory(prefix="finetune-") as folder:

@@ -104,6 +104,8 @@ def evaluate(
     with report() as printed:
         probabilities = model.probabilities(splits.test, printed.progress)
     _print_left_out(splits.unreadable)
+    for note in splits.notes:
+        typer.echo(note, err=True)
     metrics = score(probabilities, labels_of(splits.test), list(model.class_names))
     printed.summary |= {"run": str(run), "data": data}
     printed.evaluation(metrics)
@@ -117,14 +119,21 @@ def diagnose(run: Annotated[Path, typer.Argument(help="A run folder whose traini
     from rich.console import Console
 
     from finetune.decide import diagnosis
+    from finetune.errors import RunFolderError
     from finetune.runs.folder import RunFolder
+    from finetune.runs.live import HISTORY
     from finetune.runs.report import Report
 
     report = Report(Console(highlight=False))
     for number, folder in enumerate(RunFolder(run).members, start=1):
         history = folder.read_history()
         decisions = folder.read_decisions()
-        verdicts = diagnosis.diagnose(history, decisions.plan, decisions.evidence)
+        try:
+            verdicts = diagnosis.diagnose(history, decisions.plan, decisions.evidence)
+        except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+            raise RunFolderError(
+                f"the rows of {folder.path / HISTORY} are not those of a training of plan.json: {error!r}"
+            ) from None
         member = f", member {number}" if folder.path != run else ""
         report.diagnosis(f"Learning curve of {run}{member}", verdicts, history)
 

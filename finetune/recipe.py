@@ -323,7 +323,7 @@ def load_recipe(path: Path | None = None, /, **overrides: Any) -> Recipe:  # noq
             loaded = yaml.safe_load(path.read_text("utf-8"))
         except FileNotFoundError:
             raise RecipeError(f"there is no recipe {path}; give the path of a YAML file") from None
-        except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
             raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(loaded, dict):
             raise RecipeError(f"{path} holds no recipe; expected lines like 'data: ./imgs'")

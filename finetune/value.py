@@ -70,12 +70,9 @@ class FrozenModel(BaseModel):
         Raises:
             RecipeError: there is no such file, it is not JSON, or a key is unknown or has a wrong value.
         """
-        try:
-            content = json.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
-            raise RecipeError(f"there is no file {path}; expected the {cls.__name__.lower()} of a run") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path} is not valid JSON: {error}") from None
+        if not path.exists():
+            raise RecipeError(f"there is no file {path}; expected the {cls.__name__.lower()} of a run")
+        content = read_json(path)
         return cls.parse(content, origin=str(path))
 
     @classmethod
@@ -96,6 +93,29 @@ class FrozenModel(BaseModel):
             raise kind(f"{origin}: {explain(cls, error)}") from None
         except RecipeError as error:  # from a class whose constructor explains its errors itself
             raise kind(f"{origin}: {error}") from None
+
+
+def read_json(path: Path, kind: type[FinetuneError] = RecipeError) -> Any:  # noqa: ANN401  (JSON holds anything)
+    """Return the content of a JSON file.
+
+    Args:
+        path: the file.
+        kind: type of the error.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FinetuneError: the file cannot be read or is not JSON; of the given kind.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(path) from None
+    except RecursionError:
+        raise kind(f"{path} is not valid JSON: it is nested too deeply") from None
+    except ValueError as error:  # also of bytes that are not UTF-8, and of numbers that are too long
+        raise kind(f"{path} is not valid JSON: {error}") from None
+    except OSError as error:
+        raise kind(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _without_texts(schema: object) -> object:

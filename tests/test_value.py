@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pydantic import Field, ValidationError
 
+from finetune.data import DataIdentity
 from finetune.decide.choice import Backbone, Choice, choose_strategy
 from finetune.decide.diagnosis import Verdict
 from finetune.decide.evidence import Evidence, GroupFinding
@@ -130,6 +131,7 @@ def one_of_each(evidence):
         seconds,
         RunMetrics(validation=metrics, validation_source="3 folds", test=None, seconds=seconds, work=work),
         Verdict(kind="flat_start", sentence="flat", numbers={"steps": 9.0}, changes=("training.learning_rate=1e-3",)),
+        DataIdentity(digest="00ff", counts={"train/cat": 3}),
         Averaged(members=("members/1", "members/2"), temperature=0.9),
         DIFFERENCE,
         Agreement(

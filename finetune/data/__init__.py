@@ -4,8 +4,10 @@ The modules, in the order in which an image passes through them:
 
 - `sources`: loads labelled images from anywhere; `folder` scans a folder, `table` reads a table, `hub` and `streaming`
   read Hugging Face data sets, `demo` writes the embedded demo.
+- `labels`: reads class names; `cleaning` leaves out what must not count: missing labels, unreadable files, copies.
 - `known_groups`: gives each image the group that the recipe names; `grouping` reads groups from paths.
 - `image_splits`: makes train, validation and test splits; `splitting` chooses which images are held out.
+- `identity`: identifies the images of a run, so that it is not continued on other data.
 - `decoding`: decodes an image file; `pixels` caches decoded images.
 - `paths`: checks the given data before anything is read, and makes a table of image files without labels; `listing`
   lists the image files to predict.
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
         why_unreadable,
     )
     from finetune.data.folder import files_below
+    from finetune.data.identity import DataIdentity, identify
     from finetune.data.image_splits import ImageSplits, groups_of, labels_of, paths_of
     from finetune.data.known_groups import groups_by_rule
     from finetune.data.listing import check_images, list_images
@@ -48,6 +51,8 @@ _HOMES = {
     "why_undecodable": "decoding",
     "why_unreadable": "decoding",
     "files_below": "folder",
+    "DataIdentity": "identity",
+    "identify": "identity",
     "ImageSplits": "image_splits",
     "groups_of": "image_splits",
     "labels_of": "image_splits",
@@ -72,6 +77,7 @@ _HOMES = {
 """Module of the folder that defines each name."""
 
 __all__ = [
+    "DataIdentity",
     "ImageSource",
     "ImageSplits",
     "ImageStream",
@@ -86,6 +92,7 @@ __all__ = [
     "group_training_images",
     "groups_by_rule",
     "groups_of",
+    "identify",
     "in_threads",
     "label_paths",
     "labels_of",

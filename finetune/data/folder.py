@@ -23,6 +23,11 @@ def load_folder(root: Path) -> LabelledTable:
         DataError: there is no image, or the folders do not show what is a split and what is a class.
     """
     splits = _split_folders(root)
+    if not splits:
+        inverted = _inverted(root)
+        if inverted is not None:
+            return inverted
+        _refuse_splits_as_classes(root)
     folders = [(split, folder) for split, folder in splits.items()] if splits else [(None, root)]
     sources: list[str] = []
     labels: list[str] = []
@@ -44,9 +49,18 @@ def files_below(folder: Path) -> list[str]:
 
 
 def walk_files(folder: Path) -> Iterator[str]:
-    """Yield the paths of `files_below` in their order, while the folders are read."""
+    """Yield the paths of `files_below` in their order, while the folders are read.
+
+    Each folder is read once: links to folders are followed, but not upwards or to where the walk has been.
+    """
+    seen = {os.path.realpath(place) for place in (folder, *folder.absolute().parents)}
+    seen |= {str(place) for place in Path(os.path.realpath(folder)).parents}
     for parent, directories, names in os.walk(folder, followlinks=True):
-        directories[:] = sorted(name for name in directories if not name.startswith("."))
+        directories[:] = [
+            name
+            for name in sorted(directories)
+            if not name.startswith(".") and _is_new(os.path.join(parent, name), seen)  # noqa: PTH118
+        ]
         for name in sorted(names):
             if not name.startswith(".") and not is_side_file(name):
                 yield os.path.join(parent, name)  # noqa: PTH118  (with many files, a Path would take most of the time)
@@ -55,6 +69,14 @@ def walk_files(folder: Path) -> Iterator[str]:
 def is_side_file(name: str) -> bool:
     """Return whether a file is not an image, by its ending."""
     return os.path.splitext(name)[1].lower() in SIDE_FILES  # noqa: PTH122  (as in `walk_files`)
+
+
+def _is_new(folder: str, seen: set[str]) -> bool:
+    """Return whether a folder has not been seen, and remember it."""
+    place = os.path.realpath(folder)
+    is_new = place not in seen
+    seen.add(place)
+    return is_new
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -77,6 +99,41 @@ def _split_folders(root: Path) -> dict[str, Path]:
         (only,) = found.values()
         _refuse_other_classes(root, only)
     return found
+
+
+def _inverted(root: Path) -> LabelledTable | None:
+    """Return the images of a tree with a train folder and other splits in each class folder; None if it is none."""
+    class_folders = [entry for entry in sorted(root.iterdir()) if _is_class_folder(entry)]
+    below = [
+        [child for child in sorted(folder.iterdir()) if not child.name.startswith(".")] for folder in class_folders
+    ]
+    names = [{SPLIT_NAMES.get(child.name.lower(), "") if child.is_dir() else "" for child in own} for own in below]
+    if not names or any("" in own or "train" not in own for own in names) or set().union(*names) == {"train"}:
+        return None
+    found = [
+        (file, folder.name, SPLIT_NAMES[child.name.lower()])
+        for folder, children in zip(class_folders, below, strict=True)
+        for child in children
+        for file in files_below(child)
+    ]
+    return LabelledTable(
+        sources=[file for file, _, _ in found],
+        labels=[label for _, label, _ in found],
+        splits=[split for _, _, split in found],
+        notes=("the splits are read from the folders below each class folder",),
+    )
+
+
+def _refuse_splits_as_classes(root: Path) -> None:
+    """Raise a DataError if all class folders have names of splits, such as train and test1, and hold images."""
+    folders = [entry.name for entry in sorted(root.iterdir()) if _is_class_folder(entry) and files_below(entry)]
+    splits = [SPLIT_NAMES.get(name.lower().rstrip("0123456789_- ")) for name in folders]
+    if len(folders) > 1 and "train" in splits and None not in splits:
+        raise DataError(
+            f"{root} has the splits {quoted_names(folders)} but no class folders in them; put the images of each class "
+            f"into a subfolder named after the class ({root / folders[splits.index('train')] / 'CLASS'}), or give a "
+            f"table with path, label and split"
+        )
 
 
 def _refuse_other_classes(root: Path, only: Path) -> None:

@@ -6,13 +6,14 @@ from typing import Any
 
 import datasets
 
+from finetune.data.labels import read_labels
 from finetune.data.table import (
     LABEL_COLUMNS,
     SPLIT_NAMES,
     LabelledTable,
     find_column,
     name_split,
-    read_labels,
+    read_groups,
     refuse_straddling_groups,
 )
 from finetune.errors import DataError
@@ -47,10 +48,10 @@ def load_hub_table(name: str, columns: TableColumns) -> LabelledTable:
         if isinstance(feature, datasets.ClassLabel):
             class_names = class_names or []
             class_names += [known for known in feature.names if known not in class_names]
-            if any(value is None or value < 0 for value in values):
+            if all(value is None or value < 0 for value in values):
                 raise DataError(f"{name}: images of the split '{split}' have no label; remove the split")
-            values = [feature.names[value] for value in values]
-        labels += read_labels(values, label_column)
+            values = ["" if value is None or value < 0 else feature.names[value] for value in values]
+        labels += read_labels(values, label_column, declared=isinstance(feature, datasets.ClassLabel))
         splits += [name_split(str(split), name)] * len(values)
         group_column = "group" if "group" in dataset.column_names else None
         if columns.group is not None:
@@ -60,7 +61,7 @@ def load_hub_table(name: str, columns: TableColumns) -> LabelledTable:
         groups += (
             [f"{split} {row}" for row in range(len(values))]
             if group_column is None
-            else [str(group) for group in dataset[group_column]]
+            else read_groups(list(dataset[group_column]), f"{split} row")
         )
     if grouped:
         refuse_straddling_groups(groups, splits)

@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 from datasets import Image as ImageFeature
 from datasets.arrow_dataset import Column
 
-from finetune.data.decoding import Unreadable, why_unreadable
+from finetune.data.decoding import Unreadable
 from finetune.data.splitting import stratified_holdout
 from finetune.data.streaming import ImageStream
 from finetune.data.table import LabelledTable
@@ -40,6 +40,10 @@ class ImageSplits:
     """Names of the classes, in the order of their indices."""
     unreadable: tuple[Unreadable, ...] = ()
     """Files that cannot be read as images and were left out."""
+    left_out: tuple[Unreadable, ...] = ()
+    """Images that were left out because they have no label or are copies."""
+    notes: tuple[str, ...] = ()
+    """Sentences about what was changed or left out when the data was read."""
     test_was_made: bool = False
     """Whether `test` was split off from the training images because the data has no test split."""
     group_rule: str = ""
@@ -68,34 +72,6 @@ def groups_of(dataset: Dataset) -> "NDArray[np.str_] | None":
 def paths_of(dataset: Dataset) -> list[str]:
     """Return the path of each image, or `image N` where it has none."""
     return [row["path"] or f"image {number}" for number, row in enumerate(dataset["image"])]
-
-
-def without_unreadable(table: LabelledTable, data: str) -> tuple[LabelledTable, tuple[Unreadable, ...]]:
-    """Return the readable rows of a table, and the files that cannot be read.
-
-    Args:
-        table: labelled images.
-        data: name of the data in errors.
-
-    Raises:
-        DataError: there is no row, or no image can be read.
-    """
-    if not table.labels:
-        raise DataError(f"{data} has no rows; give at least two labelled images of each class")
-    reasons = why_unreadable(table.sources)
-    unreadable = tuple(
-        Unreadable(path=table.name(number), reason=reason)
-        for number, reason in enumerate(reasons)
-        if reason is not None
-    )
-    if not unreadable:
-        return table, unreadable
-    if len(unreadable) == len(reasons):
-        raise DataError(
-            f"none of the {len(reasons)} files of {data} can be read as an image; the first is {unreadable[0].path}: "
-            f"{unreadable[0].reason}"
-        )
-    return table.select([number for number, reason in enumerate(reasons) if reason is None]), unreadable
 
 
 def to_splits(table: LabelledTable, seed: int) -> ImageSplits:

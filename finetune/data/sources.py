@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from finetune.data.cleaning import Cleaned, clean
 from finetune.data.demo import demo_folder
 from finetune.data.folder import load_folder
 from finetune.data.hub import load_hub_table
@@ -14,13 +15,13 @@ from finetune.data.image_splits import (
     paths_of,
     to_dataset,
     to_splits,
-    without_unreadable,
 )
 from finetune.data.known_groups import groups_by_rule, with_groups
+from finetune.data.labels import label_text
 from finetune.data.paths import check_data
 from finetune.data.splitting import stratified_subset
 from finetune.data.streaming import ImageStream, load_stream
-from finetune.data.table import LabelledTable, load_table
+from finetune.data.table import LabelledTable, load_table, refuse_several_labels
 from finetune.errors import DataError, quoted_names
 from finetune.recipe import TableColumns
 
@@ -46,11 +47,11 @@ def load_images(
         DataError: the data cannot be found, or has no images, only one class, a class with one image, ...
     """
     loaded, stream = _load_any(data, columns or TableColumns(), seed)
-    table, unreadable = without_unreadable(loaded, data)
+    cleaned = clean(loaded, data, copies=stream is None)
     if stream is not None and groups not in {"auto", "none"}:
         raise DataError(f"a stream has no groups; leave groups out, or store {data} by writing hf: in its name")
-    table, rule = with_groups(table, groups, data)
-    splits = replace(to_splits(table, seed), unreadable=unreadable, stream=stream, group_rule=rule)
+    table, rule = with_groups(cleaned.table, groups, data)
+    splits = _noted(replace(to_splits(table, seed), stream=stream, group_rule=rule), cleaned)
     splits = replace(splits, num_shared=_num_shared(splits))
     if limit is not None and stream is not None:
         raise DataError(f"a stream is read as a whole; leave --limit out, or store {data} by writing hf: in its name")
@@ -71,7 +72,9 @@ def load_scored_images(data: str, class_names: tuple[str, ...], columns: TableCo
         DataError: the data cannot be loaded, or has a class that the model does not know.
     """
     loaded, _ = _load_any(data, columns or TableColumns(), 0)
-    table, unreadable = without_unreadable(loaded, data)
+    cleaned = clean(loaded, data)
+    known = {label_text(name): name for name in class_names}
+    table = replace(cleaned.table, labels=[known.get(label, label) for label in cleaned.table.labels])
     if table.splits is not None and "test" in table.splits:
         table = table.select([number for number, split in enumerate(table.splits) if split == "test"])
     unknown = sorted(set(table.labels) - set(class_names))
@@ -81,13 +84,8 @@ def load_scored_images(data: str, class_names: tuple[str, ...], columns: TableCo
             f"{quoted_names(list(class_names))}"
         )
     everything = to_dataset(table, class_names)
-    return ImageSplits(
-        train=everything.select([]),
-        validation=None,
-        test=everything,
-        class_names=class_names,
-        unreadable=unreadable,
-    )
+    splits = ImageSplits(train=everything.select([]), validation=None, test=everything, class_names=class_names)
+    return _noted(splits, cleaned)
 
 
 def label_paths(paths: list[str], labels: list[str], groups: list[str] | None = None, seed: int = 0) -> ImageSplits:
@@ -103,8 +101,10 @@ def label_paths(paths: list[str], labels: list[str], groups: list[str] | None = 
     table = LabelledTable(sources=list(paths), labels=list(labels), groups=groups, splits=["train"] * len(paths))
     if not paths:
         raise DataError("no paths were given; give the image files and their labels")
-    readable, unreadable = without_unreadable(table, "the given paths")
-    splits = replace(to_splits(readable, seed), unreadable=unreadable, group_rule="" if groups is None else "column")
+    refuse_several_labels(paths, labels)
+    cleaned = clean(table, "the given paths")
+    splits = replace(to_splits(cleaned.table, seed), group_rule="" if groups is None else "column")
+    splits = _noted(splits, cleaned)
     check_counts(splits)
     return splits
 
@@ -114,6 +114,11 @@ def group_training_images(splits: ImageSplits, rule: str) -> ImageSplits:
     names = [splits.class_names[label] for label in labels_of(splits.train)]
     groups = groups_by_rule(rule, paths_of(splits.train), names)
     return replace(splits, train=splits.train.add_column("group", groups), group_rule=rule)
+
+
+def _noted(splits: ImageSplits, cleaned: Cleaned) -> ImageSplits:
+    """Return splits that list what was left out."""
+    return replace(splits, unreadable=cleaned.unreadable, left_out=cleaned.left_out, notes=cleaned.notes)
 
 
 def _num_shared(splits: ImageSplits) -> int:

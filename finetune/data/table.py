@@ -1,12 +1,13 @@
 """Read a table of images: a CSV, TSV or Parquet file with a path and a label, and optionally a split and a group."""
 
-import re
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.decoding import ImageSource
+from finetune.data.labels import label_text, read_labels
 from finetune.errors import DataError, nearest_names
 from finetune.recipe import TableColumns
 
@@ -18,6 +19,12 @@ PATH_COLUMNS = ("path", "image", "file", "file_name", "filename", "image_path", 
 
 LABEL_COLUMNS = ("label", "class", "target", "labels", "class_name", "category")
 """Usual names of the column with classes, in the order in which they are tried."""
+
+VALIDATION_COLUMN = "is_valid"
+"""Column of fastai's tables that is true for validation images; it is read where there is no split column."""
+
+SEPARATORS = (",", ";", "\t", "|")
+"""Separators of a table's columns, in the order in which they are tried where the usual one separates nothing."""
 
 SPLIT_NAMES = {
     "train": "train", "training": "train",
@@ -34,13 +41,15 @@ class LabelledTable:
     sources: Sequence[ImageSource]
     """Source of each image."""
     labels: Sequence[str]
-    """Name of each image's class."""
+    """Name of each image's class; "" where it is missing."""
     splits: Sequence[str] | None = None
     """Split of each image: `train`, `validation` or `test`; None: the data has no splits."""
     groups: Sequence[str] | None = None
     """Group of each image; None: the data has no groups."""
     class_names: Sequence[str] | None = None
     """Names of the classes, in the order that the data set gives; None: the order of the sorted names."""
+    notes: tuple[str, ...] = ()
+    """Sentences about how the data was read."""
 
     def select(self, rows: Sequence[int]) -> "LabelledTable":
         """Return a table of some rows."""
@@ -50,6 +59,7 @@ class LabelledTable:
             splits=None if self.splits is None else [self.splits[row] for row in rows],
             groups=None if self.groups is None else [self.groups[row] for row in rows],
             class_names=self.class_names,
+            notes=self.notes,
         )
 
     def _selected(self, rows: Sequence[int]) -> Sequence[ImageSource]:
@@ -72,7 +82,7 @@ def load_table(path: Path, columns: TableColumns) -> LabelledTable:
     """Return the images that a CSV, TSV or Parquet file lists; relative paths are relative to the folder of the file.
 
     Raises:
-        DataError: the file is not a table, a column is missing, or an image has no label or several labels.
+        DataError: the file is not a table, a column is missing, or an image has several labels.
     """
     frame = _read(path)
     path_column = find_column(list(frame.columns), columns.path, PATH_COLUMNS, "path", str(path))
@@ -82,16 +92,52 @@ def load_table(path: Path, columns: TableColumns) -> LabelledTable:
     if any(isinstance(image, str) and not image for image in images):
         raise DataError(f"{path}: {sum(not image for image in images)} rows have no {path_column}")
     sources = [image if isinstance(image, dict) else str(path.parent / str(image)) for image in images]
-    _refuse_several_labels([image if isinstance(image, str) else str(row) for row, image in enumerate(images)], labels)
+    refuse_several_labels([image if isinstance(image, str) else str(row) for row, image in enumerate(images)], labels)
     split_column = _optional_column(frame, columns.split, "split", path)
     group_column = _optional_column(frame, columns.group, "group", path)
     splits = None
     if split_column is not None:
         splits = [name_split(str(name), f"{path}, column '{split_column}'") for name in frame[split_column]]
-    groups = None if group_column is None else [str(group) for group in frame[group_column]]
+    elif VALIDATION_COLUMN in frame.columns:
+        splits = _splits_of_marks(frame[VALIDATION_COLUMN].tolist(), path)
+    groups = None if group_column is None else read_groups(frame[group_column].tolist())
     if splits is not None and groups is not None:
         refuse_straddling_groups(groups, splits)
     return LabelledTable(sources=sources, labels=labels, splits=splits, groups=groups)
+
+
+def read_groups(values: Sequence[Any], of: str = "row") -> list[str]:
+    """Return the group of each image; an image without one is a group of its own.
+
+    Args:
+        values: a column of groups.
+        of: name of the rows, which distinguishes those of several splits.
+    """
+    texts = map(label_text, values)
+    return [
+        str(value) if text else f"no group: {of} {row}"
+        for row, (value, text) in enumerate(zip(values, texts, strict=True))
+    ]
+
+
+def _splits_of_marks(values: list[Any], path: Path) -> list[str]:
+    """Return the split of each image from fastai's column that marks validation images.
+
+    Raises:
+        DataError: a value is neither true nor false.
+    """
+    marks = {
+        "true": "validation",
+        "1": "validation",
+        "1.0": "validation",
+        "false": "train",
+        "0": "train",
+        "0.0": "train",
+    }
+    for value in values:
+        if str(value).strip().lower() not in marks:
+            raise DataError(f"{path}, column '{VALIDATION_COLUMN}': {value!r} is neither True nor False")
+    return [marks[str(value).strip().lower()] for value in values]
 
 
 def read_columns(path: Path, *names: str) -> list[list[str]]:
@@ -176,43 +222,33 @@ def _read(path: Path) -> "pd.DataFrame":
         except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
             raise DataError(f"{path} cannot be read as a table: {error}") from None
     try:
+        separator = _separator(path, "\t" if suffix == ".tsv" else ",")
         # Read everything as text, as a class may have the name "01" or "NA".
-        return pd.read_csv(path, sep="\t" if suffix == ".tsv" else ",", dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, skipinitialspace=separator != "\t")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from None
+    return frame.rename(columns=lambda name: str(name).strip())
 
 
-def read_labels(values: list[Any], name: str) -> list[str]:
-    """Return the class names of a column called `name`.
+def _separator(path: Path, usual: str) -> str:
+    """Return the separator of a table's columns: the usual one, or another if only that separates the first line."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = file.readline()
+    return next((separator for separator in (usual, *SEPARATORS) if separator in header), usual)
+
+
+def refuse_several_labels(images: list[str], labels: list[str]) -> None:
+    """Refuse images that have several labels.
 
     Raises:
-        DataError: an image has no label or several labels.
+        DataError: an image is in two rows with different labels.
     """
-    import pandas as pd
-
-    if any(not isinstance(value, (str, int, float, bool)) and hasattr(value, "__len__") for value in values):
-        raise DataError(f"column '{name}' holds several labels per image; multi-label data is not supported")
-    labels = ["" if pd.isna(value) else str(value).strip() for value in values]
-    missing = sum(not label for label in labels)
-    if missing:
-        raise DataError(f"{missing} rows have no value in column '{name}'; fill them in or take them out")
-    known = set(labels)
-    for label in sorted(known):
-        parts = [part.strip() for part in re.split(r"[|;,]", label)]
-        if len(parts) > 1 and any(part in known for part in parts):
-            raise DataError(
-                f"column '{name}' holds several labels per image ({label!r}); multi-label data is not supported"
-            )
-    return labels
-
-
-def _refuse_several_labels(images: list[str], labels: list[str]) -> None:
-    """Raise a DataError if an image is in two rows with different labels."""
     first: dict[str, str] = {}
-    for image, label in zip(images, labels, strict=True):
-        if first.setdefault(image, label) != label:
+    for given, label in zip(images, map(label_text, labels), strict=True):
+        image = os.path.normpath(given)
+        if label and first.setdefault(image, label) != label:
             raise DataError(
-                f"{image} is listed as '{first[image]}' and as '{label}'; several labels per image are not supported"
+                f"{given} is listed as '{first[image]}' and as '{label}'; several labels per image are not supported"
             )
 
 

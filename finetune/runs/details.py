@@ -28,7 +28,7 @@ from finetune.runs.sentences import (
     describe_similarity,
     describe_stream,
     describe_verdict,
-    lines_of_unreadable,
+    lines_of_left_out,
     rows_of_backbones,
     rows_of_candidates,
     rows_of_classes,
@@ -45,14 +45,14 @@ TEXTS = ("network", "best candidate", "candidate", "basis")
 
 
 def print_images(console: Console, splits: ImageSplits) -> None:
-    """Print the number of images in each split, and the files that cannot be read."""
+    """Print the number of images in each split, and what was left out."""
     print_title(console, "Images")
     print_text(console, describe_images(splits))
     if splits.stream is not None:
         print_text(console, describe_stream(splits))
     if splits.group_rule:
         print_text(console, escape(describe_groups(splits)))
-    for line in lines_of_unreadable(splits):
+    for line in lines_of_left_out(splits):
         print_text(console, line)
 
 

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from finetune.data import ImageSplits
 
 
+IDENTITY = "data.json"
+"""Name of the file that identifies the images of a run."""
+
+
 class Seconds(FrozenModel):
     """Wall time of the parts of a run, in seconds."""
 
@@ -70,9 +74,9 @@ class RunMetrics(FrozenModel):
 class Averaged(FrozenModel):
     """The members of an ensemble, and the temperature of their averaged probabilities."""
 
-    members: tuple[str, ...]
+    members: Annotated[tuple[Annotated[str, Field(pattern=r"^members/[0-9]+$")], ...], Field(min_length=1)]
     """Run folders of the members, relative to that of the ensemble."""
-    temperature: float
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """Divisor of the logarithms of the mean probabilities before the softmax."""
 
 
@@ -228,9 +232,31 @@ def read_members(folder: RunFolder) -> tuple[PlannedRun, ...]:
     Raises:
         RunFolderError: there is no plan here.
     """
-    numbers = sorted(int(path.name) for path in (folder.path / "members").glob("[0-9]*"))
+    numbers = sorted(int(path.name) for path in (folder.path / "members").glob("[0-9]*") if path.name.isdecimal())
     stored = tuple(RunFolder(_member_path(folder.path, number)).read_decisions() for number in numbers)
     return stored or list_members(folder.read_decisions(), [])
+
+
+def keep_identity(folder: RunFolder, splits: "ImageSplits") -> None:
+    """Write what identifies the images of a run, or compare it with what was written when the run began.
+
+    Raises:
+        RunFolderError: the images have changed since then.
+    """
+    from_main_process(lambda: _keep_identity(folder.path, splits))
+
+
+def _keep_identity(path: Path, splits: "ImageSplits") -> None:
+    from finetune.data import DataIdentity, identify  # reading data sets takes long to import
+
+    found = identify(splits)
+    if not (path / IDENTITY).exists():
+        found.save(path / IDENTITY)
+    elif difference := DataIdentity.load(path / IDENTITY).difference(found):
+        raise RunFolderError(
+            f"the data has changed since the run in {path} began: {difference}; restore the data, or train anew: "
+            f"finetune train --recipe {path / 'recipe.yaml'}"
+        )
 
 
 def _member_path(path: Path, number: int) -> Path:

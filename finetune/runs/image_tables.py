@@ -41,8 +41,8 @@ def write_image_tables(folder: Path, model: Predictor, splits: ImageSplits) -> N
     """
     list_splits(model.plan, splits).to_csv(folder / SPLITS, index=False)
     list_predictions(model, splits).to_parquet(folder / PREDICTIONS, index=False)
-    if splits.unreadable:
-        pd.DataFrame(splits.unreadable).to_csv(folder / LEFT_OUT, index=False)
+    if left_out := [*splits.unreadable, *splits.left_out]:
+        pd.DataFrame(left_out).to_csv(folder / LEFT_OUT, index=False)
 
 
 def list_splits(plan: Plan, splits: ImageSplits) -> pd.DataFrame:
@@ -117,7 +117,10 @@ def read_predictions(folder: Path) -> pd.DataFrame:
         RunFolderError: there are no predictions; the sentence says how to get them.
     """
     if (folder / PREDICTIONS).exists():
-        return pd.read_parquet(folder / PREDICTIONS)
+        try:
+            return pd.read_parquet(folder / PREDICTIONS)
+        except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+            raise RunFolderError(f"{folder / PREDICTIONS} is damaged: {' '.join(str(error).split())[:200]}") from None
     if not (folder / "plan.json").exists():
         raise RunFolderError(f"there is no run in {folder}; expected a folder that 'finetune train' made")
     if not (folder / "metrics.json").exists():

@@ -13,6 +13,7 @@ import psutil
 from finetune.errors import RunFolderError
 from finetune.history import Row
 from finetune.runs.run_state import RunState
+from finetune.value import read_json
 
 STATE = "state.json"
 """Name of the file with the state of a run."""
@@ -100,10 +101,36 @@ class HistoryFile:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """Return the rows of a history that may be growing; a last line that is not whole yet is left out."""
+    """Return the rows of a history that may be growing; a last line that is not whole yet is left out.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
     path = folder / HISTORY
-    lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
+    except (UnicodeDecodeError, OSError) as error:
+        raise RunFolderError(f"{path} cannot be read: {error}") from None
+    return [_read_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.endswith("\n")]
+
+
+def _read_row(line: str, origin: str) -> Row:
+    """Return a row of a history.
+
+    Raises:
+        RunFolderError: the line is not a row.
+    """
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RunFolderError(f"{origin}, is not valid JSON: {error}") from None
+    if not isinstance(row, dict) or not isinstance(row.get("phase"), str):
+        raise RunFolderError(f"{origin}, is not a row of a history: it has no phase")
+    for key, value in row.items():
+        is_quantity = key in {"step", "seconds", "learning_rate"} or key.startswith(("train_", "validation_"))
+        if is_quantity and (not isinstance(value, (int, float)) or isinstance(value, bool)):
+            raise RunFolderError(f"{origin}: {key} must be a number, but is {value!r:.100}")
+    return row
 
 
 def read_state(folder: Path) -> RunState | None:
@@ -113,11 +140,9 @@ def read_state(folder: Path) -> RunState | None:
         RunFolderError: the file is not a state.
     """
     try:
-        content = json.loads((folder / STATE).read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        content = read_json(folder / STATE, RunFolderError)
+    except FileNotFoundError:
         return None
-    except json.JSONDecodeError as error:
-        raise RunFolderError(f"{folder / STATE} is not valid JSON: {error}") from None
     return RunState.parse(content, str(folder / STATE), RunFolderError)
 
 

@@ -1,8 +1,9 @@
 """Write and read a trained network: the files `model.safetensors` and `config.json`, in timm's format."""
 
 import copy
-import json
+import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import timm
@@ -15,9 +16,13 @@ from finetune.device import MEMORY_FORMATS, best_device
 from finetune.errors import RunFolderError
 from finetune.network.backbone import size_arguments
 from finetune.predict.model import TrainedModel
+from finetune.value import read_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 """Names that timm gives to its two files."""
+
+LARGEST_SIDE = 4096
+"""Largest image size of a network that is read, in pixels: larger position embeddings would fill the memory."""
 
 
 def write_network(model: TrainedModel, folder: Path) -> None:
@@ -56,22 +61,90 @@ def read_network(folder: Path, plan: Plan) -> TrainedModel:
         plan: the plan of the run.
 
     Raises:
-        RunFolderError: a file is missing, because the run is not finished.
+        RunFolderError: a file is missing, because the run is not finished, or damaged.
     """
-    try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
-        state = load_file(folder / WEIGHTS)
-    except FileNotFoundError as error:
-        missing = Path(str(error.filename or WEIGHTS)).name
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).exists():
+            raise RunFolderError(
+                f"the run in {folder} is not finished ({name} is missing); continue it: finetune train --resume "
+                f"{folder}"
+            )
+    config = StoredConfig.read(folder / CONFIG)
+    state = _read_weights(folder / WEIGHTS)
+    if not 0 < plan.preprocessing.image_size <= LARGEST_SIDE:
         raise RunFolderError(
-            f"the run in {folder} is not finished ({missing} is missing); continue it: finetune train --resume {folder}"
+            f"{folder / 'plan.json'}: preprocessing.image_size must be 1 to {LARGEST_SIDE} px, but is "
+            f"{plan.preprocessing.image_size}"
+        )
+    try:
+        arguments = size_arguments(plan.model, plan.preprocessing.image_size)
+        network = timm.create_model(plan.model, num_classes=len(config.label_names), **arguments)
+    except Exception as error:  # timm's networks raise exceptions of any type
+        raise RunFolderError(
+            f"{folder / 'plan.json'}: the network {plan.model} cannot be built for images of "
+            f"{plan.preprocessing.image_size} px: {_one_line(error)}"
         ) from None
-    arguments = size_arguments(plan.model, plan.preprocessing.image_size)
-    network = timm.create_model(plan.model, num_classes=len(config["label_names"]), **arguments)
-    network.load_state_dict(state, strict=True)
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise RunFolderError(
+            f"{folder / WEIGHTS} does not hold the weights of {plan.model} for the {len(config.label_names)} classes "
+            f"of {CONFIG}: {_one_line(error)}"
+        ) from None
     return TrainedModel(
         network=network.to(best_device()).to(memory_format=MEMORY_FORMATS[plan.forward.layout]).eval(),
         plan=plan,
-        class_names=tuple(config["label_names"]),
-        temperature=float(config["temperature"]),
+        class_names=config.label_names,
+        temperature=config.temperature,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredConfig:
+    """What a prediction needs of timm's `config.json`."""
+
+    label_names: tuple[str, ...]
+    """Names of the classes."""
+    temperature: float
+    """Divisor of the scores before the softmax."""
+
+    @classmethod
+    def read(cls, path: Path) -> "StoredConfig":
+        """Return the checked content of a file.
+
+        Raises:
+            RunFolderError: the file is not JSON, or a value is missing or impossible.
+        """
+        config = read_json(path, RunFolderError)
+        if not isinstance(config, dict):
+            raise RunFolderError(f"{path} is not the configuration of a network; expected keys and values")
+        names, temperature = config.get("label_names"), config.get("temperature")
+        if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
+            raise RunFolderError(
+                f"{path}: label_names must be the names of two or more classes, but are {names!r:.100}"
+            )
+        if len(set(names)) < len(names):
+            raise RunFolderError(f"{path}: label_names has a class twice")
+        if not isinstance(temperature, (int, float)) or temperature is True or not 0 < temperature < math.inf:
+            raise RunFolderError(f"{path}: temperature must be a positive number, but is {temperature!r:.100}")
+        return cls(label_names=tuple(names), temperature=float(temperature))
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file.
+
+    Raises:
+        RunFolderError: the file is damaged, or a tensor has infinite values or NaN.
+    """
+    try:
+        state: dict[str, torch.Tensor] = load_file(path)
+    except Exception as error:  # safetensors' own type, OSError, ValueError of a wrong shape, ...
+        raise RunFolderError(f"{path} is damaged: {_one_line(error)}") from None
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise RunFolderError(f"{path} is damaged: the tensor {name} has infinite values or NaN")
+    return state
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -24,7 +24,7 @@ from finetune.runs.sentences import (
     describe_stream,
     describe_top1,
     describe_verdict,
-    lines_of_unreadable,
+    lines_of_left_out,
 )
 
 TRAINED: dict[Strategy, str] = {
@@ -38,7 +38,7 @@ TRAINED: dict[Strategy, str] = {
 
 
 def print_images(console: Console, splits: ImageSplits, is_first: bool) -> None:
-    """Print what was found: the images, their groups, and the files that cannot be read.
+    """Print what was found: the images, their groups, and what was left out.
 
     Args:
         console: the console to print on.
@@ -50,7 +50,7 @@ def print_images(console: Console, splits: ImageSplits, is_first: bool) -> None:
     for text in (describe_stream(splits), describe_groups(splits) if splits.group_rule else ""):
         print_some(console, "", escape(text))
     if is_first:
-        for line in lines_of_unreadable(splits):
+        for line in lines_of_left_out(splits):
             print_entry(console, "", line)
 
 

@@ -21,7 +21,7 @@ from finetune.predict.model import Predictor
 from finetune.processes import from_main_process, is_main_process
 from finetune.recipe import Recipe, load_recipe
 from finetune.runs.execution import decide, measure_networks
-from finetune.runs.folder import RunFolder, read_members
+from finetune.runs.folder import RunFolder, keep_identity, read_members
 from finetune.runs.places import (
     SCHEDULE,
     default_folder,
@@ -254,6 +254,7 @@ def _train(
         splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups)
         report.images(splits)
         report.plan(plan)
+    keep_identity(folder, splits)
     with _history_saved(folder):
         return save_run(folder, members, splits, report, start)
 

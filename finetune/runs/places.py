@@ -1,11 +1,11 @@
 """Check run folders, and name new ones, without reading a model, so that a mistake in a path is reported at once."""
 
-import json
 from datetime import datetime
 from pathlib import Path
 
 from finetune.errors import RunFolderError
 from finetune.runs.live import STATE, refuse_if_in_use
+from finetune.value import read_json
 
 SCHEDULE = "schedule.svg"
 """Name of the file with the plot of the learning rates."""
@@ -85,7 +85,8 @@ def refuse_if_raced(path: Path) -> None:
     Raises:
         RunFolderError: the choice has such a race, which no longer exists.
     """
-    if json.loads((path / "choice.json").read_text("utf-8")).get("racing"):
+    choice = read_json(path / "choice.json", RunFolderError)
+    if isinstance(choice, dict) and choice.get("racing"):
         raise RunFolderError(
             f"the run in {path} has a race between candidates, which an earlier version began and this one cannot "
             f"resume; run it again: finetune train --recipe {path / 'recipe.yaml'}"

@@ -52,12 +52,13 @@ def describe_stream(splits: ImageSplits) -> str:
     )
 
 
-def lines_of_unreadable(splits: ImageSplits) -> list[str]:
-    """Return how many files cannot be read, and the first of them; no line if all can be read."""
+def lines_of_left_out(splits: ImageSplits) -> list[str]:
+    """Return what was changed or left out when the images were read, and the first files that cannot be read."""
+    lines = [f"[yellow]{escape(note)}[/yellow]" for note in splits.notes]
     count = len(splits.unreadable)
     if not count:
-        return []
-    lines = [f"[yellow]{counted(count, 'file')} cannot be read and {'is' if count == 1 else 'are'} left out:[/yellow]"]
+        return lines
+    lines += [f"[yellow]{counted(count, 'file')} cannot be read and {'is' if count == 1 else 'are'} left out:[/yellow]"]
     lines += [f"  {escape(file.path)}: {escape(file.reason)}" for file in splits.unreadable[:LISTED]]
     return [*lines, f"  and {count - LISTED} more"] if count > LISTED else lines
 

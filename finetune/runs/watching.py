@@ -1,6 +1,5 @@
 """Follow a run from another shell, by the files that it writes."""
 
-import json
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from finetune.runs.display import Display, describe_state
 from finetune.runs.layout import print_text
 from finetune.runs.live import is_alive, read_state
 from finetune.runs.run_state import RunState
+from finetune.value import read_json
 
 POLL_SECONDS = 0.5
 """Time between two looks at the state of a run."""
@@ -60,6 +60,9 @@ def _describe_end(folder: Path, state: RunState | None) -> str:
         return f"interrupted in '{state.phase}', step {state.step} of {state.of}; {again}"
     if state.status == "running":
         return f"process {state.pid} ended without a word in '{state.phase}', step {state.step} of {state.of}; {again}"
-    metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
-    name = "test" if metrics["test"] else "validation"
-    return f"finished: {100 * metrics[name]['top1']:.1f} % of {metrics[name]['num_images']} {name} images right"
+    metrics = read_json(folder / "metrics.json", RunFolderError)
+    try:
+        name = "test" if metrics["test"] else "validation"
+        return f"finished: {100 * metrics[name]['top1']:.1f} % of {metrics[name]['num_images']} {name} images right"
+    except (KeyError, TypeError, ValueError):
+        raise RunFolderError(f"{folder / 'metrics.json'} does not hold the metrics of a run") from None

@@ -63,7 +63,13 @@ class Checkpoints:
     def _read(self, name: str) -> dict[str, Any] | None:
         if self._folder is None or not (self._folder / name).exists():
             return None
-        content: dict[str, Any] = torch.load(self._folder / name, map_location="cpu", weights_only=True)
+        try:
+            content: dict[str, Any] = torch.load(self._folder / name, map_location="cpu", weights_only=True)
+        except Exception as error:  # of a damaged file, torch and pickle raise exceptions of any type
+            sentence = " ".join(str(error).split())[:200] or type(error).__name__
+            raise RunFolderError(
+                f"the checkpoint {self._folder / name} is damaged ({sentence}); remove it to train this phase anew"
+            ) from None
         return content
 
     def _write(self, name: str, content: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import re
 
 import datasets
@@ -22,8 +23,13 @@ def _offline(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
 
+COUNTER = itertools.count()
+
+
 def shade(number):
-    return Image.new("RGB", (8, 6), (number, 0, 0))
+    """An image that tells its number in red; no two are alike."""
+    made = next(COUNTER)
+    return Image.new("RGB", (8, 6), (number, made % 256, made // 256))
 
 
 def make(labels, feature=ANIMALS, image="image", label="label", **more):
@@ -214,8 +220,22 @@ def test_a_split_whose_labels_are_withheld_is_refused_by_name(save, label):
 
 def test_a_missing_label_among_texts_is_no_class(save):
     name = save(make(["x", "y", None], Value("string")))
-    with pytest.raises(DataError, match=r"no label|no value"):
-        read(name)
+    assert read(name).labels == ["x", "y", ""]
+
+
+def test_names_with_a_comma_of_declared_classes_are_one_label_each(save):
+    names = ["maillot", "maillot, tank suit", "tank suit"]
+    assert read(save(make([0, 1, 2], ClassLabel(names=names)))).labels == names
+
+
+def test_single_images_of_a_declared_class_without_a_label_are_left_out(save):
+    splits = load_images(save(make([0, 1] * 6 + [-1])))
+    assert len(splits.train) + len(splits.test) == 12
+    assert [file.reason for file in splits.left_out] == ["it has no label"]
+
+
+def test_images_without_a_group_are_each_a_group_of_their_own(save):
+    assert len({*read(save(make([0, 1, 0, 1], group=["m", "m", None, ""]))).groups}) == 3
 
 
 def test_a_row_without_an_image_is_listed_and_left_out(save):

@@ -145,8 +145,8 @@ def test_a_folder_that_may_be_a_split_or_a_class_with_folders_is_refused_with_wh
 
 def test_images_in_folders_below_a_class_belong_to_the_class(image_folder, root):
     image_folder(root, {"a": 5, "b": 5})
-    image_folder(root / "a", {"2021": 3, "2022": 4})
-    image_folder(root / "b" / "deep", {"deeper": 2})
+    image_folder(root / "a", {"2021": 3, "2022": 4}, size=(41, 32))
+    image_folder(root / "b" / "deep", {"deeper": 2}, size=(42, 32))
     splits = load_images(str(root))
     assert splits.class_names == ("a", "b")
     assert counts_of(splits.train)[0] + counts_of(splits.test)[0] == 12

@@ -163,14 +163,70 @@ def test_an_image_with_two_labels_in_two_rows_is_refused(write):
 
 
 @pytest.mark.parametrize("empty", ["", "  "])
-def test_empty_labels_are_counted(write, empty):
-    with pytest.raises(DataError, match="2 rows have no value in column 'label'; fill them in or take them out"):
-        read(write(path=list("1234"), label=["x", empty, "y", empty]))
+def test_images_without_a_label_are_left_out_and_counted(write, pictures, empty):
+    labels = [empty if number in {0, 12} else name for number, name in enumerate(pictures[1])]
+    splits = load_images(str(write(path=pictures[0], label=labels)))
+    assert len(splits.train) + len(splits.test) == 22
+    assert splits.class_names == ("a", "b")
+    assert [file.reason for file in splits.left_out] == ["it has no label"] * 2
+    assert "2 images have no label and are left out; the first is" in splits.notes[0]
 
 
-def test_missing_labels_of_a_parquet_table_are_counted(write):
-    with pytest.raises(DataError, match="2 rows have no value in column 'label'"):
-        read(write("parquet", path=list("1234"), label=["x", None, "y", None]))
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_missing_labels_of_a_parquet_table_are_no_class(write, missing):
+    assert read(write("parquet", path=list("1234"), label=["x", missing, "y", missing])).labels == ["x", "", "y", ""]
+
+
+def test_missing_labels_among_numbers_are_no_class(write):
+    table = read(write("parquet", path=list("1234"), label=[1.0, None, 0.0, None]))
+    assert table.labels == ["1.0", "", "0.0", ""]
+
+
+def test_a_table_without_any_label_is_refused(write, pictures):
+    with pytest.raises(DataError, match=r"none of the 24 images of .* has a label; fill in the labels"):
+        load_images(str(write(path=pictures[0], label=[""] * 24)))
+
+
+def test_class_names_that_differ_in_unicode_normalisation_are_one_class(write, pictures):
+    labels = ["b"] * 12 + ["caf\u00e9"] * 6 + ["cafe\u0301"] * 6
+    splits = load_images(str(write(path=pictures[0], label=labels)))
+    assert splits.class_names == ("b", "caf\u00e9")
+    assert "2 spellings of one class, which differ in Unicode normalisation alone" in splits.notes[0]
+
+
+def test_a_class_name_with_a_comma_may_begin_with_another_class(write):
+    names = ["maillot", "maillot, tank suit", "projectile, missile", "missile"]
+    assert read(write(path=list("1234"), label=names)).labels == names
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", ", ", "|"])
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_a_table_is_read_with_any_usual_separator(tmp_path, separator, kind):
+    rows = [("path", "label"), ("1.png", "cat"), ("2.png", "dog")]
+    (tmp_path / f"t.{kind}").write_text("\n".join(map(separator.join, rows)))
+    table = read(tmp_path / f"t.{kind}")
+    assert (table.sources, table.labels) == ([str(tmp_path / "1.png"), str(tmp_path / "2.png")], ["cat", "dog"])
+
+
+@pytest.mark.parametrize("marks", [["True", "False"], ["1", "0"], [True, False]])
+def test_fastais_mark_makes_the_validation_split(write, marks):
+    assert read(write("parquet", path=["1", "2"], label=["x", "y"], is_valid=marks)).splits == ["validation", "train"]
+
+
+def test_a_mark_that_is_neither_true_nor_false_is_refused(write):
+    with pytest.raises(DataError, match="column 'is_valid': 'maybe' is neither True nor False"):
+        read(write(path=["1", "2"], label=["x", "y"], is_valid=["maybe", "True"]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_without_a_group_are_each_a_group_of_their_own(write, kind):
+    groups = read(write(kind, path=list("1234"), label=list("xyxy"), group=["m", "m", None, None])).groups
+    assert len({*groups}) == 3
+
+
+def test_two_spellings_of_one_path_with_two_labels_are_refused(write):
+    with pytest.raises(DataError, match=r"\./1\.png is listed as 'x' and as 'y'"):
+        read(write(path=["1.png", "2.png", "./1.png"], label=["x", "y", "y"]))
 
 
 def test_empty_paths_are_counted(write):
@@ -203,8 +259,11 @@ def test_groups_are_kept_as_they_are_written(write, kind):
     assert read(write(kind, path=["1", "2"], label=["x", "y"], group=["01", "1"])).groups == ["01", "1"]
 
 
-def test_space_around_labels_does_not_make_classes(write):
-    assert read(write(path=["1", "2"], label=["cat", " cat "])).labels == ["cat", "cat"]
+def test_space_around_labels_does_not_make_classes(write, pictures):
+    labels = ["a ", *pictures[1][1:]]
+    splits = load_images(str(write("parquet", path=pictures[0], label=labels)))
+    assert splits.class_names == ("a", "b")
+    assert splits.notes == ("2 spellings of one class, which differ in white space alone, are merged as 'a'",)
 
 
 def test_numbers_of_a_parquet_table_become_class_names(write):

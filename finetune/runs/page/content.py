@@ -1,6 +1,5 @@
 """Gather what the report of a run says: from the files of its folder, its images and its model."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from finetune.decide.evidence import Evidence
 from finetune.decide.plan import Plan
 from finetune.decide.plan_reasons import explain_groups
 from finetune.decide.planned_run import PlannedRun
+from finetune.errors import RunFolderError
 from finetune.history import Row
 from finetune.predict.model import Ensemble, Predictor, TrainedModel
 from finetune.progress import duration
@@ -24,6 +24,7 @@ from finetune.runs.image_tables import LEFT_OUT, read_predictions
 from finetune.runs.page.charts import Line, Measured, curves, frontier, percent, rate_tick, series
 from finetune.runs.page.evaluated import Evaluated, Illustrator, describe_split
 from finetune.runs.page.pictures import FindSource
+from finetune.value import read_json
 
 MOST_LEFT_OUT = 20
 """Largest number of unreadable files that are listed by name."""
@@ -208,8 +209,11 @@ def _read_left_out(path: Path) -> tuple[tuple[str, str], ...]:
     """Return the files that could not be read, with the reasons."""
     if not (path / LEFT_OUT).exists():
         return ()
-    table = pd.read_csv(path / LEFT_OUT, keep_default_na=False)
-    return tuple(zip(table["path"], table["reason"], strict=True))
+    try:
+        table = pd.read_csv(path / LEFT_OUT, keep_default_na=False, dtype=str)
+        return tuple(zip(table["path"], table["reason"], strict=True))
+    except (OSError, ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
+        raise RunFolderError(f"{path / LEFT_OUT} is damaged: {error}") from None
 
 
 def _notes(plan: Plan, evidence: Evidence) -> tuple[str, ...]:
@@ -244,9 +248,12 @@ def _origin(path: Path) -> str:
     """Return when and with which versions a run was made; empty if its folder does not say it."""
     if not (path / "environment.json").exists():
         return ""
-    environment = json.loads((path / "environment.json").read_text("utf-8"))
-    packages = environment["packages"]
-    return (
-        f"{str(environment['date'])[:10]}, {environment['device']}, Python {environment['python']}, torch "
-        f"{packages['torch']}, timm {packages['timm']}"
-    )
+    environment = read_json(path / "environment.json", RunFolderError)
+    try:
+        packages = environment["packages"]
+        return (
+            f"{str(environment['date'])[:10]}, {environment['device']}, Python {environment['python']}, torch "
+            f"{packages['torch']}, timm {packages['timm']}"
+        )
+    except (KeyError, TypeError):
+        raise RunFolderError(f"{path / 'environment.json'} does not describe an environment") from None

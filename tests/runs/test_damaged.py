@@ -1,0 +1,167 @@
+"""Run folders that are damaged in one place are refused with a sentence that names the file."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from finetune.errors import FinetuneError, RunFolderError
+from finetune.recipe import load_recipe
+from finetune.runs import pipeline
+from finetune.runs.folder import RunFolder
+from finetune.runs.page.writing import write_report
+from tests.conftest import make_image_folder
+
+DEEP = "[" * 100_000
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, weights):
+    """The folder of a finished run."""
+    root = tmp_path_factory.mktemp("damaged")
+    recipe = load_recipe(
+        data=str(make_image_folder(root / "images", {"a": 8, "b": 8})),
+        model="test_efficientnet",
+        weights=str(weights),
+        strategy="linear_probe",
+    )
+    pipeline.run(recipe, root / "run")
+    return root / "run"
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """A copy of the folder, to damage."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def changed(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def refuses(action, file):
+    with pytest.raises(FinetuneError, match=re.escape(file)):
+        action()
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, 0.5, 0.99])
+def test_truncated_weights_are_refused_by_name(run, keep):
+    content = (run / "model.safetensors").read_bytes()
+    (run / "model.safetensors").write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
+    refuses(RunFolder(run).read_model, "model.safetensors")
+
+
+@pytest.mark.parametrize("values", [{"label_names": ["a", "b", "c"]}, {"label_names": ["a"]}, {"label_names": None}])
+def test_classes_that_do_not_fit_the_weights_are_refused(run, values):
+    changed(run / "config.json", **values)
+    refuses(RunFolder(run).read_model, "config.json")
+
+
+@pytest.mark.parametrize("temperature", [0, -1, float("nan"), float("inf"), None, "1", True])
+def test_a_temperature_that_is_no_positive_number_is_refused(run, temperature):
+    changed(run / "config.json", temperature=temperature)
+    refuses(RunFolder(run).read_model, "config.json: temperature must be a positive number")
+
+
+@pytest.mark.parametrize("content", ["", "{", "null", "[]", DEEP, '{"label_names": ["a", "b"]}', "\udcff"])
+@pytest.mark.parametrize("name", ["config.json", "plan.json", "metrics.json"])
+def test_json_that_is_damaged_is_refused_by_name(run, name, content):
+    (run / name).write_bytes(content.encode("utf-8", "surrogateescape"))
+    refuses(RunFolder(run).read_model, name)
+
+
+@pytest.mark.parametrize("name", ["evidence.json", "choice.json", "recipe.yaml"])
+def test_damaged_decisions_are_refused_by_name(run, name):
+    (run / name).write_text(DEEP)
+    refuses(RunFolder(run).read_decisions, name)
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "null", DEEP, '{"step": 1}', '{"phase": 3}', '{"phase": "x", "step": "one"}']
+)
+def test_a_damaged_history_is_refused_with_its_line(run, line):
+    (run / "history.jsonl").write_text(f'{{"phase": "x", "step": 1}}\n{line}\n')
+    refuses(RunFolder(run).read_history, "history.jsonl, line 2")
+
+
+@pytest.mark.parametrize("side", [0, 10**9])
+def test_a_plan_for_impossible_image_sizes_is_refused(run, side):
+    plan = json.loads((run / "plan.json").read_text())
+    changed(run / "plan.json", preprocessing=plan["preprocessing"] | {"image_size": side})
+    refuses(RunFolder(run).read_model, "image_size")
+
+
+@pytest.mark.parametrize("name", ["predictions.parquet", "environment.json"])
+def test_a_report_of_damaged_tables_is_refused_by_name(run, name):
+    (run / name).write_text("{")
+    refuses(lambda: write_report(RunFolder(run)), name)
+
+
+@pytest.mark.parametrize("members", [["../../other"], [], ["/etc"]])
+def test_an_ensemble_names_only_members_inside_its_folder(run, members):
+    (run / "ensemble.json").write_text(json.dumps({"members": members, "temperature": 1.0}))
+    refuses(RunFolder(run).read_model, "ensemble.json")
+
+
+def test_a_damaged_choice_cannot_be_resumed(run):
+    (run / "metrics.json").unlink()
+    (run / "choice.json").write_text("{")
+    refuses(lambda: pipeline.resume(run), "choice.json")
+
+
+@pytest.fixture
+def interrupted(run, tmp_path):
+    """The folder of a run that is not finished, and a copy of its images."""
+    images = shutil.copytree(run_images(run), tmp_path / "images")
+    for name in ("plan.json", "recipe.yaml"):
+        text = (run / name).read_text()
+        (run / name).write_text(text.replace(str(run_images(run)), str(images)))
+    (run / "metrics.json").unlink()
+    return run, images
+
+
+def run_images(run):
+    return Path(json.loads((run / "plan.json").read_text())["data"])
+
+
+def test_a_run_is_resumed_on_the_same_data_at_another_place(interrupted):
+    folder, _ = interrupted
+    pipeline.resume(folder)
+    assert RunFolder(folder).is_finished()
+
+
+def remove(images):
+    (images / "a" / "000.jpg").unlink()
+
+
+def move(images):
+    (images / "a" / "000.jpg").rename(images / "b" / "999.jpg")
+
+
+def replace(images):
+    shutil.copy(images / "a" / "000.jpg", images / "a" / "002.jpg")
+
+
+def swap(images):
+    (images / "a").rename(images / "c")
+    (images / "b").rename(images / "a")
+    (images / "c").rename(images / "b")
+
+
+@pytest.mark.parametrize("change", [remove, move, replace, swap])
+def test_a_run_whose_data_has_changed_is_not_resumed(interrupted, change):
+    folder, images = interrupted
+    change(images)
+    with pytest.raises(RunFolderError, match=r"the data has changed since the run in .* began"):
+        pipeline.resume(folder)
+
+
+def test_what_changed_is_counted(interrupted):
+    folder, images = interrupted
+    shutil.copytree(images / "a", images / "c")
+    for file in (images / "c").iterdir():
+        file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(RunFolderError, match=r"train/c had 0 images and has \d"):
+        pipeline.resume(folder)
