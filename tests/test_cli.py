@@ -662,7 +662,6 @@ def test_options_are_frozen():
         "report": ["--output"],
         "evaluate": sorted(["--data", "--output", *output]),
         "diagnose": [],
-        "report": ["--output"],
         "cache": ["--clear"],
         "schema": [],
     }
