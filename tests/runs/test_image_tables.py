@@ -124,9 +124,9 @@ def test_the_metrics_of_the_winner_of_a_search_follow_from_its_predictions(recip
 
 def many_classes(count, images, tmp_path, small_plan, image_folder):
     """Return a model of many classes with predictions of all images, and the splits of these images."""
-    paths = [str(path) for path in sorted(image_folder(tmp_path / "few", {"a": images}).rglob("*.*"))]
+    paths = [str(path) for path in sorted(image_folder(tmp_path / "few", {"a": 2 * images}).rglob("*.*"))]
     names = [f"class {number:03d}" for number in range(count)]
-    splits = label_paths(paths * 2, [names[number % count] for number in range(2 * images)])
+    splits = label_paths(paths, [names[number % count] for number in range(2 * images)])
     generator = np.random.default_rng(0)
     labels = np.asarray([number % count for number in range(2 * images)])
     probabilities = generator.dirichlet(np.full(count, 0.05), len(labels))
