@@ -17,13 +17,13 @@ def speakers(tmp_path):
     """A folder of two classes of 20 images each, named after five speakers."""
 
     def write(form="{label}/speaker{speaker}_{number:02d}.png", splits=("",)):
-        for split in splits:
-            for label in ("a", "b"):
+        for place, split in enumerate(splits):
+            for row, label in enumerate(("a", "b")):
                 for number in range(20):
                     name = form.format(label=label, speaker=number % SPEAKERS, number=number)
                     file = tmp_path / "images" / split / name
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    Image.new("RGB", (16, 16), (number, 0, 0)).save(file)
+                    Image.new("RGB", (16, 16), (number, place, row)).save(file)  # each a picture of its own
         return tmp_path / "images"
 
     return write

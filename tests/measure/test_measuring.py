@@ -142,8 +142,8 @@ def test_evidence_leaves_the_global_random_state_to_training(measured):
 
 def test_images_too_small_for_their_size_are_measured(image_folder, weights_file, tmp_path):
     root = image_folder(tmp_path / "images", {"a": 6, "b": 6})
-    for path in root.rglob("*.png"):
-        Image.new("L", (3, 5)).save(path)
+    for shade, path in enumerate(root.rglob("*.png")):
+        Image.new("L", (3, 5), shade).save(path)
     recipe = Recipe(data=str(root), model="test_efficientnet", weights=str(weights_file()), image_size=32, batch_size=4)
     assert measure_evidence(recipe, load_images(str(root))).num_images == 10
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune.errors import RunFolderError
 from finetune.training import Checkpoints
 
 CONTENT = {"step": 3, "module": {"weight": torch.arange(6.0).reshape(2, 3)}, "best": None, "history": [{"phase": "a"}]}
@@ -111,6 +112,6 @@ def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["refit-step.pt", "refit.pt"])
 def test_a_file_with_code_is_refused_before_the_code_runs(checkpoints, tmp_path, name):
     torch.save({"step": 1, "history": Malicious(tmp_path / "ran")}, tmp_path / "checkpoints" / name)
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(RunFolderError, match=r"is damaged .Weights only load failed"):
         checkpoints.step("refit") if "step" in name else checkpoints.finished("refit")
     assert not (tmp_path / "ran").exists()

@@ -315,9 +315,10 @@ def test_a_time_budget_ends_a_cross_validated_search_early_with_a_winner(make_re
 def test_identical_images_end_the_search_at_its_second_step(make_recipe, image_folder, tmp_path):
     folder = image_folder(tmp_path / "images", {"a": 12, "b": 12})
     first = next(iter(sorted(folder.rglob("*.png")))).read_bytes()
-    for path in [*folder.rglob("*.png"), *folder.rglob("*.jpg")]:
+    for number, path in enumerate([*folder.rglob("*.png"), *folder.rglob("*.jpg")]):
         path.unlink()
-        path.with_suffix(".png").write_bytes(first)
+        # Bytes after the end of the picture make files that are not copies of each other.
+        path.with_suffix(".png").write_bytes(first + bytes([number]))
     with pytest.raises(TuningError, match=r"step 2 of 6: 10 of 20 .* for wrong labels and copies under two labels"):
         finetune.tune(make_recipe().changed(data=str(folder)), tmp_path / "run")
 
