@@ -78,7 +78,7 @@ checkpoints = Checkpoints(folder / "interrupted", writes=rank == "0")
 checkpoints.begin()
 
 
-def interrupt(task, done, _total):
+def interrupt(task, done, *_):
     if (task, done) == ("training (validation)", 3):
         raise KeyboardInterrupt
 
