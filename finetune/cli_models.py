@@ -76,7 +76,7 @@ def _write_rows(
             file.discard()
         raise
     file.finish()
-    typer.echo(f"{count} images {'labelled' if task[1] == 'predict' else 'embedded'}: {output}")
+    typer.echo(f"{count} images labelled: {output}")
 
 
 @takes_report_options

@@ -15,15 +15,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from finetune.data import Unreadable
 from finetune.errors import DataError, RunFolderError
 from finetune.value import FrozenModel
 
-Columns = dict[str, list[str] | list[float] | NDArray[np.float16]]
-"""Columns of a table, by name; each has one value, or one vector, for each image."""
+Columns = dict[str, list[str] | list[float]]
+"""Columns of a table, by name; each has one value for each image."""
 
 CHUNK = 1024
 """Number of images that are read before their rows are written. The batches of a chunk have no image of another one, so
@@ -255,9 +252,7 @@ def _arrow_bytes(columns: Columns, with_header: bool) -> bytes:
 
     arrays: dict[str, pa.Array] = {}
     for name, values in columns.items():
-        if isinstance(values, np.ndarray):
-            arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-        elif isinstance(values[0], str):
+        if isinstance(values[0], str):
             texts = [str(value).encode("utf-8", "backslashreplace").decode() for value in values]
             arrays[name] = pa.array(texts, pa.string())
         else:

@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from pyarrow import parquet
 
 from finetune.data import Unreadable
 from finetune.errors import DataError, RunFolderError
@@ -145,14 +144,6 @@ def test_a_name_that_is_not_utf_8_is_escaped(tmp_path, ending):
     output = tmp_path / f"out.{ending}"
     write(output, paths=[name], make=lambda chunk: ({"path": chunk, "p_a": [0.5]}, []))
     assert read(output)["path"].tolist() == ["\\udcff.jpg"]
-
-
-def test_vectors_are_lists_of_float16(tmp_path):
-    vectors = np.arange(12, dtype=np.float16).reshape(4, 3)
-    write(tmp_path / "out.parquet", paths=PATHS[:4], make=lambda chunk: ({"path": chunk, "features": vectors}, []))
-    table = parquet.read_table(tmp_path / "out.parquet")
-    assert str(table.schema.field("features").type) == "fixed_size_list<element: halffloat>[3]"
-    assert np.array_equal(np.stack(read(tmp_path / "out.parquet")["features"]), vectors)
 
 
 def test_the_task_depends_on_the_weights_and_the_options(tmp_path):
