@@ -10,12 +10,11 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import ViewportSize, sync_playwright
 
 from experiments.paths import IMAGES
 from finetune import Recipe, run
 
-SIZE = ViewportSize(width=1180, height=900)
+WIDTH, HEIGHT = 1180, 900
 """Size of the window, in pixels."""
 
 MARGIN = 24
@@ -42,9 +41,11 @@ def main() -> None:
 
 def _photograph(report: Path) -> Image.Image:
     """Return a picture of the report from the confusion matrix on."""
+    from playwright.sync_api import sync_playwright  # the extra `browser`, which no other program needs
+
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport=SIZE, color_scheme="light")
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
         page.goto(report.resolve().as_uri())
         top = page.get_by_text("Which class is taken for which").first.bounding_box()
         bottom = page.get_by_text("The most confused classes").first.bounding_box()
