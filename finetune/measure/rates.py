@@ -76,7 +76,8 @@ def measure_highest_rate(
         seed: seed of the draw of the kept images.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
-    kept, fitted = order[: min(BATCHES * BATCH, len(labels) // 2)], order[min(BATCHES * BATCH, len(labels) // 2) :]
+    count = min(BATCHES * BATCH, len(labels) // 2)
+    kept, fitted = order[:count], order[count:]
     if len(kept) < 2 * BATCH:
         return None
     key = make_key(
@@ -99,9 +100,9 @@ def measure_highest_rate(
     for turned in (kept, kept[::-1].copy()):
         network.load_state_dict(start)
         inputs = normalise(torch.stack([pixels for pixels, _ in images.__getitems__(turned.tolist())]).to(device))
-        rate, count = rate_of_rise(network, inputs, torch.from_numpy(labels[turned]).to(device), num_classes)
+        rate, taken = rate_of_rise(network, inputs, torch.from_numpy(labels[turned]).to(device), num_classes)
         rates.append(rate)
-        steps += count
+        steps += taken
     # An early rise may be chance; the later one of the two counts.
     highest = float(f"{SAFE_FRACTION * max(rates):.2g}")
     write_value("features", key, "highest learning rate", {"rate": highest})
