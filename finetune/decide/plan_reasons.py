@@ -142,7 +142,8 @@ def _about_family(plan: Plan, evidence: Evidence, recipe: Recipe) -> tuple[str, 
         found.append(f"rates for {kind}: {known.factor:g} x those of convolutional networks ({known.source})")
     if evidence.highest_rate is not None:
         found.append(
-            f"in a range test, rates of up to {evidence.highest_rate:.1e} were safe for all layers; the table's rates are bounded by it"
+            f"in a range test, rates of up to {evidence.highest_rate:.1e} were safe for all layers, which bounds the "
+            f"rates of the table"
         )
     return tuple(found)
 
