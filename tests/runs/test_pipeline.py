@@ -193,14 +193,17 @@ def test_a_time_budget_that_is_too_short_is_refused_before_the_training_with_one
 @pytest.mark.slow
 @pytest.mark.parametrize("ensemble", [None, "snapshots:3"])
 def test_a_time_budget_is_that_of_the_whole_command(recipe, tmp_path, ensemble):
-    # The command began ten seconds ago. With more steps than there is time for, all of the budget is used.
+    # The command began ten seconds ago. With more steps than there is time for, the training takes what it was given;
+    # where it is rejected, as on these easy images, its refit and the further cycles are not trained.
     asked = recipe.changed(strategy="full", steps=100_000, time_budget=40.0, ensemble=ensemble)
     start = time.perf_counter() - 10.0
     finetune.run(asked, tmp_path / "run", start=start)
     passed = time.perf_counter() - start
     folder = RunFolder(tmp_path / "run")
-    assert 0.6 * 40.0 < passed < 1.15 * 40.0  # a busy machine stalls
-    assert folder.read_metrics().seconds.total == pytest.approx(passed, abs=1.0)
+    assert passed < 1.15 * 40.0  # a busy machine stalls
+    seconds = folder.read_metrics().seconds
+    assert seconds.total == pytest.approx(passed, abs=1.0)
+    assert seconds.train > 0.6 * folder.read_decisions().plan.time_budget
     assert folder.read_decisions().evidence.seconds_before >= 10.0
 
 
