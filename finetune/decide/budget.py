@@ -92,6 +92,6 @@ def describe_command(evidence: Evidence, training: float, num_models: int) -> st
     """
     passed, finishing = evidence.seconds_before + evidence.seconds, finishing_seconds(evidence, num_models)
     return (
-        f"expected time of the whole command: {duration(passed + training + finishing)}, of which {duration(passed)} "
-        f"have passed, {duration(training)} are for training, and {duration(finishing)} for testing and writing"
+        f"{duration(passed + training + finishing)} expected for the whole command: {duration(passed)} have passed, "
+        f"{duration(training)} are for training, {duration(finishing)} for testing and writing"
     )

@@ -201,18 +201,25 @@ def _log_mean(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
-    """Return the temperature, between 0.1 and 10, that minimises the log-loss of held-out images.
+    """Return the temperature, between 0.1 and 10, that minimises the log-loss of held-out images and of one more.
 
-    This is temperature scaling (Guo et al. 2017, section 4.2).
+    This is temperature scaling (Guo et al. 2017, section 4.2). Where all held-out images are right, their log-loss
+    alone would make every later answer certain, so one further image of unknown class is counted, like Platt (1999).
 
     Args:
         scores: logits of the held-out images (n, num_classes).
         labels: right classes of the held-out images (n,).
     """
-    from scipy.optimize import minimize_scalar  # slow to import, and a prediction does not need it
+    # Slow to import, and a prediction does not need them.
+    from scipy.optimize import minimize_scalar
+    from scipy.special import logsumexp
+
+    def loss(log_t: float) -> float:
+        scaled = scores / np.exp(log_t)
+        # The further image looks like one of these, and each class is equally likely: the mean of -log p over all p.
+        unknown = (logsumexp(scaled, axis=1) - scaled.mean(axis=1)).mean()
+        return float((len(labels) * log_loss(scaled, labels) + unknown) / (len(labels) + 1))
 
     # Over log T, in which the range is symmetric about T = 1; exp(+-2.3) is 10 and 0.1.
-    found = minimize_scalar(
-        lambda log_t: log_loss(scores / np.exp(log_t), labels), bounds=(-2.3, 2.3), method="bounded"
-    )
+    found = minimize_scalar(loss, bounds=(-2.3, 2.3), method="bounded")
     return float(np.exp(found.x))

@@ -182,9 +182,7 @@ def decide_all(
         measured.append(evidence)
     members = decide(recipe, measured, share)
     report.choice(members[0].choice, members[0].plan.model)
-    report.plan(members[0].plan)
-    if share == 1.0:  # a search has many trainings
-        report.say(f"  {describe_members(members)}")
+    report.plan(members[0].plan, describe_members(members) if share == 1.0 else "")  # a search has many trainings
     return splits, members
 
 

@@ -23,7 +23,7 @@ from finetune.processes import is_main_process
 from finetune.runs import details, overview
 from finetune.runs.display import Display
 from finetune.runs.folder import RunFolder, RunMetrics
-from finetune.runs.layout import LABEL, print_commands, print_text, print_title
+from finetune.runs.layout import LABEL, print_commands, print_entry, print_text, print_title
 from finetune.runs.recorder import Recorder
 from finetune.runs.sentences import describe_verdict, plain, summarise
 from finetune.runs.status import Status
@@ -127,10 +127,14 @@ class Report:
         else:
             overview.print_choice(self.console, choice, model)
 
-    def plan(self, plan: Plan) -> None:
-        """Print the steps and how the model is evaluated."""
+    def plan(self, plan: Plan, time: str = "") -> None:
+        """Print the steps, how the model is evaluated, and the expected time of the whole command if there is one."""
         self.summary |= {"model": plan.model, "strategy": plan.strategy, "steps": plan.steps}
         (details if self.verbose else overview).print_plan(self.console, plan)
+        if time and self.verbose:
+            print_text(self.console, time)
+        elif time:
+            print_entry(self.console, "Time", time)
 
     def saved_plan(self, path: Path) -> None:
         """Print where the plan is, and the command that trains it."""

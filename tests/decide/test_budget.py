@@ -44,6 +44,5 @@ def test_a_budget_that_suffices_exactly_and_no_budget_at_all_are_accepted():
 
 def test_the_expected_time_of_the_command_includes_what_has_passed_and_what_follows(measured):
     assert describe_command(measured, 30.0, 1) == (
-        "expected time of the whole command: 55 s, of which 20 s have passed, 30 s are for training, and 5 s for "
-        "testing and writing"
+        "55 s expected for the whole command: 20 s have passed, 30 s are for training, 5 s for testing and writing"
     )

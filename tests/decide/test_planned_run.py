@@ -83,5 +83,5 @@ def test_the_expected_time_of_the_command_is_that_of_all_members_with_what_was_b
     alone, three = (describe_members(members(**keys)) for keys in ({}, {"ensemble": "seeds:3"}))
     assert alone != three
     for sentence in (alone, three):
-        assert sentence.startswith("expected time of the whole command: ")
-        assert " are for training, and " in sentence
+        assert " expected for the whole command: " in sentence
+        assert " are for training, " in sentence

@@ -53,8 +53,8 @@ def test_no_images_give_no_predictions(model):
 
 def test_the_fitted_temperature_has_the_least_log_loss():
     generator = np.random.default_rng(0)
-    labels = generator.integers(0, 3, 400)
-    scores = generator.normal(size=(400, 3)) + 2.0 * np.eye(3)[labels]
+    labels = generator.integers(0, 3, 4000)
+    scores = generator.normal(size=(4000, 3)) + 2.0 * np.eye(3)[labels]
     fitted = fit_temperature(5.0 * scores, labels)
     losses = {t: log_loss(5.0 * scores / t, labels) for t in (fitted, 0.9 * fitted, 1.1 * fitted)}
     assert min(losses, key=losses.get) == fitted
@@ -65,6 +65,15 @@ def test_overconfident_scores_are_cooled_by_as_much_as_they_are_too_large():
     labels = generator.integers(0, 3, 400)
     scores = generator.normal(size=(400, 3)) + 2.0 * np.eye(3)[labels]
     assert fit_temperature(4.0 * scores, labels) == pytest.approx(4.0 * fit_temperature(scores, labels), rel=0.01)
+
+
+@pytest.mark.parametrize(("images", "expected"), [(30, 1 / 31), (300, 1 / 301)])
+def test_predictions_that_were_all_right_may_still_be_wrong(images, expected):
+    # One wrong answer in n + 1 of two classes: half of the further image's, so that 1 - p is about 1 / (2 (n + 1)).
+    labels = np.arange(images) % 2
+    scores = 8.0 * np.eye(2)[labels]
+    wrong = 1.0 - softmax(scores / fit_temperature(scores, labels)).max(axis=1).mean()
+    assert wrong == pytest.approx(expected / 2, rel=0.01)
 
 
 def test_work_adds_up():

@@ -208,7 +208,7 @@ def test_a_time_budget_is_that_of_the_whole_command(recipe, tmp_path, ensemble):
 
 
 def test_the_expected_time_of_the_whole_command_is_printed(finished):
-    assert "expected time of the whole command: " in finished[2]
+    assert " expected for the whole command: " in finished[2]
 
 
 def test_a_folder_that_another_run_took_while_this_one_measured_is_not_written_to(recipe, tmp_path, monkeypatch):
