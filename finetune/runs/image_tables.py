@@ -8,7 +8,7 @@ import pandas as pd
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from finetune.data import ImageSplits, labels_of, paths_of
+from finetune.data import ImageSplits, groups_of, labels_of, paths_of
 from finetune.decide.plan import Plan
 from finetune.errors import RunFolderError
 from finetune.predict.metrics import Metrics, score
@@ -46,12 +46,20 @@ def write_image_tables(folder: Path, model: Predictor, splits: ImageSplits) -> N
 
 
 def list_splits(plan: Plan, splits: ImageSplits) -> pd.DataFrame:
-    """Return each image's path, label and split, and the phase that held it out, as a table that `--data` accepts."""
+    """Return each image's path, label and split, and the phase that held it out, as a table that `--data` accepts.
+
+    Where the images have groups, a column `group` keeps them together in another run; it is empty in a split without.
+    """
     held_out_by = {int(index): phase.name for phase in plan_phases(plan, splits) for index in phase.held_out}
+    tables = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    groups = {name: groups_of(table) for name, table in tables.items() if table is not None}
+    has_groups = any(found is not None for found in groups.values())
     parts, offset = [], 0
-    for name, table in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
+    for name, table in tables.items():
         if table is None:
             continue
+        own = groups[name]
+        grouped = {"group": "" if own is None else own} if has_groups else {}
         numbers = range(offset, offset + len(table)) if name != "test" else ()
         parts.append(
             pd.DataFrame(
@@ -60,6 +68,7 @@ def list_splits(plan: Plan, splits: ImageSplits) -> pd.DataFrame:
                     "label": [splits.class_names[label] for label in labels_of(table)],
                     "split": name,
                     "held_out_by": [held_out_by.get(number, "") for number in numbers] or "",
+                    **grouped,
                 }
             )
         )

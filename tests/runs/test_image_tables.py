@@ -11,13 +11,13 @@ from datasets import ClassLabel, Dataset, Features
 from PIL import Image
 
 import finetune
-from finetune.data import label_paths, load_images
+from finetune.data import groups_of, label_paths, load_images, paths_of
 from finetune.errors import RunFolderError
 from finetune.predict.metrics import score
 from finetune.predict.model import HeldOut, TrainedModel
 from finetune.runs import image_tables
 from finetune.runs.folder import RunFolder
-from finetune.runs.image_tables import PREDICTIONS, list_predictions, metrics_of, read_predictions
+from finetune.runs.image_tables import PREDICTIONS, list_predictions, list_splits, metrics_of, read_predictions
 from finetune.runs.page.writing import write_report
 from finetune.training import evaluation
 
@@ -71,6 +71,18 @@ def test_each_held_out_image_is_listed_with_the_fold_that_held_it_out(recipe, tm
     assert ("fold-" + held["fold"].astype(str)).tolist() == splits.loc[held["path"], "held_out_by"].tolist()
     assert held["label"].tolist() == splits.loc[held["path"], "label"].tolist()
     assert predictions[predictions["split"] == "test"]["fold"].isna().all()
+
+
+def test_the_listed_splits_keep_the_groups(image_folder, small_plan, tmp_path):
+    paths = sorted(image_folder(tmp_path / "images", splits={"": {"a": 10, "b": 10}}).rglob("*.png"))
+    rows = pd.DataFrame({"path": paths, "label": [path.parent.name for path in paths], "group": range(len(paths))})
+    rows["group"] //= 2
+    rows.to_csv(tmp_path / "table.csv", index=False)
+    splits = finetune.load_images(str(tmp_path / "table.csv"))
+    list_splits(small_plan(validation="held_out", refit=False), splits).to_csv(tmp_path / "splits.csv", index=False)
+    again = finetune.load_images(str(tmp_path / "splits.csv"))
+    assert groups_of(again.train).tolist() == groups_of(splits.train).tolist()
+    assert paths_of(again.train) == paths_of(splits.train)
 
 
 @pytest.mark.parametrize("ensemble", ["snapshots:2", "folds"])
