@@ -91,7 +91,8 @@ def _make_table(
         task: the model, the command and its option, which a continued file must have in common.
         done: what was done to the images, in a word.
     """
-    from finetune.predict.shards import place_of_process, task_of
+    from finetune.predict.shard_files import task_of
+    from finetune.predict.shards import place_of_process
     from finetune.predict.tables import print_table, write_table
 
     place = place_of_process()

@@ -374,13 +374,13 @@ def test_features_are_those_of_the_model_and_continue_after_an_interruption(
     command, image_folder, quick, monkeypatch, tmp_path, source
 ):
     image_folder(tmp_path / "images")
-    (tmp_path / "images" / "a" / "bad.png").write_bytes(damaged_png())
     if source == "out":
         command("--data", "images", "--output", "out", *quick)
         expected = RunFolder(Path("out")).read_model().embed
     else:
         source, network = "tf_efficientnet_lite0", pretrained_network("tf_efficientnet_lite0")[0]
         expected = partial(rows_of_files, network.features)
+    (tmp_path / "images" / "a" / "bad.png").write_bytes(damaged_png())
     monkeypatch.setattr("finetune.predict.rows.CHUNK", 5)
 
     def interrupted(*arguments):

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 from finetune.data import Unreadable
 from finetune.decide.evidence import ForwardSettings
 from finetune.decide.preprocessing import Preprocessing
-from finetune.device import MEMORY_FORMATS, best_device
+from finetune.device import best_device, to_layout
 from finetune.errors import ModelError
 from finetune.network.backbone import native_preprocessing, network_image_size
 from finetune.network.forward import forward_files
@@ -75,11 +75,10 @@ def pretrained_network(name: str) -> tuple[PretrainedNetwork, str]:
         num_threads=1,
         loader_workers=MOST_WORKERS if device.type == "cuda" else 0,
     )
-    moved: Any = network.to(device).to(memory_format=MEMORY_FORMATS[settings.layout])
+    network = network.to(device).eval()
+    to_layout(network, settings.layout)
     preprocessing = native_preprocessing(network, network_image_size(name))
-    return PretrainedNetwork(network=moved.eval(), preprocessing=preprocessing, settings=settings), binding_licence(
-        name
-    )
+    return PretrainedNetwork(network=network, preprocessing=preprocessing, settings=settings), binding_licence(name)
 
 
 def embed_files(

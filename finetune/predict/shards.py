@@ -15,18 +15,14 @@ A line is written after the rows that it describes are on the disk. What a kill 
 off when the command continues.
 """
 
-import hashlib
 import json
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from filelock import FileLock, Timeout
+from typing import BinaryIO
 
 from finetune.data import Unreadable
 from finetune.errors import DataError, RunFolderError
@@ -39,9 +35,18 @@ from finetune.predict.rows import (
     nothing_readable,
     write_parquet,
 )
-
-MODEL_FILES = ("plan.json", "config.json", "ensemble.json", "*.safetensors")
-"""Files of a run folder, and of each member's, that a prediction depends on."""
+from finetune.predict.shard_files import (
+    DoneChunk,
+    append_bytes,
+    bytes_of,
+    digest_paths,
+    hear_nothing,
+    hold_lock,
+    indexes_in,
+    open_at,
+    read_chunks,
+    refuse_other_files,
+)
 
 POLL_SECONDS = 0.2
 """Time between two looks at whether the other processes have ended, in seconds."""
@@ -55,26 +60,6 @@ class Place:
     """Number of the process; the main one has 0."""
     count: int = 1
     """Number of processes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DoneChunk:
-    """A chunk whose rows are written: a line of a shard's index."""
-
-    number: int
-    """Number of the chunk in the list of images."""
-    paths: str
-    """Digest of the paths of the chunk."""
-    num_images: int
-    """Number of images, with those that were left out."""
-    num_rows: int
-    """Number of rows."""
-    num_bytes: int
-    """Number of bytes of the rows."""
-    header: int
-    """Number of these bytes that are the header."""
-    left_out: tuple[Unreadable, ...] = ()
-    """Images that were left out; the memory holds at most the first one of each chunk."""
 
 
 class Shard:
@@ -96,21 +81,25 @@ class Shard:
         self._output, self._place = output, place
         self._folder = part_of(output)
         self._is_parquet = output.suffix.lower() == ".parquet"
-        _refuse_other_files(self._folder)
+        refuse_other_files(self._folder)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self._folder / f"{place.rank}.lock")
-        if not place.rank:
-            self._begin(task)
-        # Earlier commands are described once, by the main process.
-        heard = _hear_nothing if place.rank else report
-        self._done = {own.number: own for index in _indexes(self._folder) for _, own in _read(index, heard)}
+        self._lock = hold_lock(self._folder / f"{place.rank}.lock")
         self._digests: list[str] = []
         """Digest of the paths of each chunk of the list."""
         index = self._folder / f"{place.rank}.jsonl"
-        index.touch()
-        end = sum(own.num_bytes for _, own in _read(index, _hear_nothing))
-        self._rows = _open_at(index.with_suffix(".rows"), end)
-        self._index = _open_at(index, index.read_bytes().rfind(b"\n") + 1)
+        try:
+            if not place.rank:
+                self._begin(task)
+            # Earlier commands are described once, by the main process.
+            heard = hear_nothing if place.rank else report
+            self._done = {own.number: own for each in indexes_in(self._folder) for _, own in read_chunks(each, heard)}
+            index.touch()
+            end = sum(own.num_bytes for _, own in read_chunks(index, hear_nothing))
+            self._rows = open_at(index.with_suffix(".rows"), end)
+            self._index = open_at(index, index.read_bytes().rfind(b"\n") + 1)
+        except RunFolderError:
+            self._lock.release()
+            raise
 
     @property
     def num_rows(self) -> int:
@@ -124,7 +113,7 @@ class Shard:
             DataError: the files of a chunk that is written are others.
         """
         for number, chunk in enumerate(chunks_of(paths)):
-            self._digests.append(_digest(chunk))
+            self._digests.append(digest_paths(chunk))
             if number in self._done:
                 self._refuse_other_images(self._done[number])
             elif number % self._place.count == self._place.rank:
@@ -135,15 +124,15 @@ class Shard:
         content, header = encode(columns, self._is_parquet)
         chunk = DoneChunk(
             number=number,
-            paths=_digest(paths),
+            paths=digest_paths(paths),
             num_images=len(paths),
             num_rows=count_rows(columns),
             num_bytes=len(content),
             header=header,
             left_out=tuple(left_out),
         )
-        _append(self._rows, content)
-        _append(self._index, json.dumps(asdict(chunk)).encode() + b"\n")
+        append_bytes(self._rows, content)
+        append_bytes(self._index, json.dumps(asdict(chunk)).encode() + b"\n")
         self._done[number] = replace(chunk, left_out=chunk.left_out[:1])
 
     def finish(self) -> tuple[int, int]:
@@ -160,8 +149,8 @@ class Shard:
         self._await_others()
         found = {
             own.number: (index, start, own)
-            for index in _indexes(self._folder)
-            for start, own in _read(index, _hear_nothing)
+            for index in indexes_in(self._folder)
+            for start, own in read_chunks(index, hear_nothing)
         }
         missing = next((number for number in range(len(self._digests)) if number not in found), None)
         if missing is not None:
@@ -192,7 +181,7 @@ class Shard:
         """
         for lock in self._folder.glob("*.lock"):
             if lock.stem != "0":
-                _lock(lock).release()
+                hold_lock(lock).release()
         for ended in self._folder.glob("*.ended"):
             ended.unlink()
         place = self._folder / "task"
@@ -212,7 +201,7 @@ class Shard:
         """
         joined = self._folder / "joined"
         with_rows = [chunk for chunk in chunks if chunk[2].num_rows]
-        parts = (_bytes_of(index.with_suffix(".rows"), start, own.num_bytes) for index, start, own in with_rows)
+        parts = (bytes_of(index.with_suffix(".rows"), start, own.num_bytes) for index, start, own in with_rows)
         if self._is_parquet:
             write_parquet(parts, joined)
         else:
@@ -305,134 +294,3 @@ def open_shard(
 def part_of(output: Path) -> Path:
     """Return the folder with the shards of an incomplete table."""
     return output.with_name(f"{output.name}.part")
-
-
-def task_of(model: Path | str, *options: object) -> str:
-    """Return a digest of the files of a model and of options.
-
-    Args:
-        model: a run folder, an exported file, or the name of a pretrained network.
-        options: what else the rows depend on.
-    """
-    digest = hashlib.blake2b(repr(options).encode(), digest_size=16)
-    if isinstance(model, str):
-        digest.update(model.encode())
-        return digest.hexdigest()
-    folders = [model, *sorted(model.glob("members/*"))]
-    files = [file for folder in folders for name in MODEL_FILES for file in sorted(folder.glob(name))]
-    for path in [model] if model.is_file() else files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "blake2b").digest())
-    return digest.hexdigest()
-
-
-def _refuse_other_files(folder: Path) -> None:
-    """Refuse a folder, or a file in its place, that no command for a table has made.
-
-    Raises:
-        RunFolderError: there are other files.
-    """
-    if not folder.exists() or (folder.is_dir() and (folder / "task").exists()):
-        return
-    # A command that begins at the same time may have made the folder, and not its task yet.
-    if not folder.is_dir() or any(path.suffix not in {".lock", ".owner"} for path in folder.iterdir()):
-        raise RunFolderError(f"{folder} is not the beginning of a table; rename it, or give another --output")
-
-
-def _lock(path: Path) -> FileLock:
-    """Return the lock of a shard, which this process holds from now on; the system frees it when the process ends.
-
-    Raises:
-        RunFolderError: another process holds it.
-    """
-    lock, owner = FileLock(path), path.with_suffix(".owner")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        who = owner.read_text("utf-8") if owner.exists() else "another process"
-        raise RunFolderError(
-            f"{path.parent} is being written by {who}; wait until it has ended, or give another --output"
-        ) from None
-    owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
-    return lock
-
-
-def _indexes(folder: Path) -> list[Path]:
-    """Return the indexes of all shards."""
-    return sorted(folder.glob("*.jsonl"))
-
-
-def _read(index: Path, report: Callable[[Sequence[Unreadable]], None]) -> Iterator[tuple[int, DoneChunk]]:
-    """Yield the chunks of a shard, each with the place of its first byte; a last line that is not whole is left out.
-
-    Args:
-        index: index of the shard.
-        report: called with the files of each chunk that were left out.
-
-    Raises:
-        RunFolderError: the index is damaged.
-    """
-    start = 0
-    with index.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                values: dict[str, Any] = json.loads(line)
-                left_out = [Unreadable(**one) for one in values.pop("left_out")]
-                own = DoneChunk(**values, left_out=tuple(left_out[:1]))
-            except (ValueError, TypeError, KeyError, AttributeError):
-                raise RunFolderError(
-                    f"{index}, line {number}, is damaged; delete {index.parent}, and start again without --resume"
-                ) from None
-            report(left_out)
-            yield start, own
-            start += own.num_bytes
-
-
-def _hear_nothing(_left_out: Sequence[Unreadable]) -> None:
-    """Ignore the files that were left out."""
-
-
-def _open_at(path: Path, end: int) -> BinaryIO:
-    """Return a file that is open for writing behind its first `end` bytes; what was behind them is cut off.
-
-    Raises:
-        RunFolderError: the file is shorter.
-    """
-    file = path.open("ab")
-    if file.tell() < end:
-        file.close()
-        raise _missing_rows(path)
-    file.truncate(end)
-    return file
-
-
-def _append(file: BinaryIO, content: bytes) -> None:
-    """Write bytes to the disk."""
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _bytes_of(rows: Path, start: int, count: int) -> bytes:
-    """Return `count` bytes of a file.
-
-    Raises:
-        RunFolderError: some of them are missing.
-    """
-    with rows.open("rb") as file:
-        file.seek(start)
-        found = file.read(count)
-    if len(found) < count:
-        raise _missing_rows(rows)
-    return found
-
-
-def _missing_rows(rows: Path) -> RunFolderError:
-    return RunFolderError(f"rows are missing in {rows}; delete {rows.parent}, and start again without --resume")
-
-
-def _digest(paths: Sequence[str]) -> str:
-    """Return a digest of the paths of a chunk."""
-    return hashlib.blake2b(b"".join(os.fsencode(path) + b"\0" for path in paths), digest_size=16).hexdigest()

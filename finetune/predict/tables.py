@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from finetune.data import Unreadable, list_images
-from finetune.errors import DataError, FinetuneError
+from finetune.errors import DataError
 from finetune.predict.rows import Make, PrintedRows, nothing_readable, write_chunks
 from finetune.predict.shards import open_shard
 
@@ -59,7 +59,7 @@ def write_table(
     shard, stdin = open_shard(output, task, report, sys.stdin.buffer if STDIN in images else None)
     try:
         write_chunks(list_images(images, stdin), load(), shard, report)
-    except FinetuneError as error:
-        shard.fail(str(error))
+    except BaseException as error:  # an interruption, too, must let other commands write
+        shard.fail(str(error) or type(error).__name__)
         raise
     return shard.finish()

@@ -11,7 +11,8 @@ from finetune.data import Unreadable
 from finetune.errors import DataError, RunFolderError
 from finetune.predict import rows as rows_of_tables
 from finetune.predict.rows import PrintedRows, write_chunks
-from finetune.predict.shards import Place, Shard, part_of, task_of
+from finetune.predict.shard_files import task_of
+from finetune.predict.shards import Place, Shard, part_of
 
 PATHS = [f"{number}.jpg" for number in range(23)]
 ENDINGS = pytest.mark.parametrize("ending", ["csv", "parquet"])
