@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from finetune.checks import check_embedding, check_prediction, is_run
+from finetune.errors import RecipeError
 from finetune.report_options import takes_report_options
 from finetune.runs.places import refuse_without_a_plan
 
@@ -32,19 +33,47 @@ def predict(
     top_k: Annotated[
         int, typer.Option(min=1, help="Also name the 2nd to k-th most probable class: label_2, probability_2, ...")
     ] = 1,
+    unknown_at: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="Withhold labels so that this share of those given is right, such as 0.95."
+        ),
+    ] = None,
+    sets: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Also name a set of classes that holds the right one in this share."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted prediction to the same file.")
     ] = False,
 ) -> None:
     """Label new images with a trained run, or with an exported one."""
     check_prediction(run, output, images=images, resume=resume)
+    has_doubt = unknown_at is not None or sets is not None
+    if has_doubt and run.suffix == ".onnx":
+        raise RecipeError(f"{run} is an exported model, which always answers; give the run folder that it is made of")
     from finetune.predict.labelling import label_files
 
     def load() -> "Make":
+        if has_doubt:
+            return _doubtful(run, top_k, unknown_at, sets)
         model = _read_labeller(run)
         return lambda chunks: label_files(model, chunks, top_k)
 
-    _make_table(images, load, output, (run, "predict", top_k), "labelled")
+    _make_table(images, load, output, (run, "predict", (top_k, unknown_at, sets)), "labelled")
+
+
+def _doubtful(run: Path, top_k: int, unknown_at: float | None, sets: float | None) -> "Make":
+    """Return what labels the files of each chunk with what is doubtful, and print the limits on stderr."""
+    from finetune.predict.doubt import label_with_doubt
+    from finetune.runs.folder import RunFolder
+    from finetune.runs.neighbours import describe_doubt, read_doubt
+
+    doubt = read_doubt(run, unknown_at, sets)
+    for line in describe_doubt(doubt):
+        typer.echo(line, err=True)
+    model = RunFolder(run).read_model()
+    return lambda chunks: label_with_doubt(model, chunks, top_k, doubt)
 
 
 def embed(

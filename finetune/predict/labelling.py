@@ -42,10 +42,12 @@ def label_files(
     for found in model.label(remembered(chunks, waiting)):
         paths, left_out = found.divided(waiting.popleft())
         probabilities = found.rows.reshape(len(paths), len(model.class_names))
-        yield _table(model.class_names, paths, probabilities, top_k), left_out
+        yield table_of_labels(model.class_names, paths, probabilities, top_k), left_out
 
 
-def _table(class_names: Sequence[str], paths: list[str], probabilities: NDArray[np.float64], top_k: int) -> Columns:
+def table_of_labels(
+    class_names: Sequence[str], paths: list[str], probabilities: NDArray[np.float64], top_k: int
+) -> Columns:
     """Return the columns of `label_files` for probabilities (n_paths, n_classes)."""
     order = np.argsort(-probabilities, axis=1)
     rows = np.arange(len(paths))

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import tee
 from pathlib import Path
@@ -66,13 +67,18 @@ class Predictor(ABC):
     """Remark about the training, which is printed with the results; empty if there is nothing to remark."""
 
     @abstractmethod
-    def label(self, chunks: Iterator[list[str]]) -> Iterator[FileRows]:
-        """Yield the class probabilities (k, n_classes) of the files of each chunk that can be read."""
+    def label(self, chunks: Iterator[list[str]], with_features: bool = False) -> Iterator[FileRows]:
+        """Yield the class probabilities (k, n_classes) of the files of each chunk that can be read; `with_features`,
+        the features follow them, (k, n_classes + width)."""
 
     @abstractmethod
     def features(self, chunks: Iterator[list[str]]) -> Iterator[FileRows]:
         """Yield the inputs of the head, float32 (k, width), for the files of each chunk that can be read; those of an
         ensemble's members are joined."""
+
+    @abstractmethod
+    def features_of(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float32]:
+        """Return the features (n_images, width) of a table with an `image` column, as `features` does of files."""
 
     @abstractmethod
     def probabilities(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float64]:
@@ -117,15 +123,27 @@ class TrainedModel(Predictor):
         scores = scores_of(self.network, Pixels(table, self.plan.preprocessing.shorter_side), self.plan, None, progress)
         return softmax(scores.reshape(len(table), len(self.class_names)) / self.temperature)
 
-    def label(self, chunks: Iterator[list[str]]) -> Iterator[FileRows]:
-        """Yield the class probabilities (k, n_classes) of the files of each chunk that can be read."""
+    def label(self, chunks: Iterator[list[str]], with_features: bool = False) -> Iterator[FileRows]:
+        """Yield the class probabilities (k, n_classes) of the files of each chunk that can be read, and the features of
+        the unmirrored images if they are asked for."""
+        plan, count = self.plan, len(self.class_names)
+        recorded = recorded_features(self.network, with_logits=True) if with_features else nullcontext(logits)
+        with recorded as compute:
+            for found in forward_files(
+                self.network, plan.preprocessing, plan.forward, compute, chunks, plan.test_time_flips
+            ):
+                views = [found.rows[:, view, -count:] for view in range(found.rows.shape[1])]
+                scores = _scores(views).reshape(len(views[0]), count)
+                probabilities = softmax(scores / self.temperature)
+                rows = np.hstack([probabilities, found.rows[:, 0, :-count]]) if with_features else probabilities
+                yield FileRows(rows, found.reasons)
+
+    def features_of(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float32]:
+        """Return the features (n_images, width) of a table with an `image` column."""
         plan = self.plan
-        for found in forward_files(
-            self.network, plan.preprocessing, plan.forward, logits, chunks, plan.test_time_flips
-        ):
-            views = [found.rows[:, view] for view in range(found.rows.shape[1])]
-            scores = _scores(views).reshape(len(views[0]), len(self.class_names))
-            yield FileRows(softmax(scores / self.temperature), found.reasons)
+        images = PlainImages(Pixels(table, plan.preprocessing.shorter_side), plan.preprocessing)
+        with recorded_features(self.network) as compute:
+            return forward_all(self.network, images, plan.preprocessing, plan.forward, compute, progress)
 
     def features(self, chunks: Iterator[list[str]]) -> Iterator[FileRows]:
         """Yield the inputs of the head, float32 (k, width), for the files of each chunk that can be read."""
@@ -141,13 +159,19 @@ class Ensemble(Predictor):
     members: tuple[TrainedModel, ...]
     """Trained models whose probabilities are averaged."""
 
-    def label(self, chunks: Iterator[list[str]]) -> Iterator[FileRows]:
-        """Yield the class probabilities (k, n_classes) of the files of each chunk that can be read."""
-        own = tee(chunks, len(self.members))
-        parts = [member.label(mine) for member, mine in zip(self.members, own, strict=True)]
+    def label(self, chunks: Iterator[list[str]], with_features: bool = False) -> Iterator[FileRows]:
+        """Yield the class probabilities (k, n_classes) of the files of each chunk that can be read, and the joined
+        features of the members if they are asked for."""
+        own, count = tee(chunks, len(self.members)), len(self.class_names)
+        parts = [member.label(mine, with_features) for member, mine in zip(self.members, own, strict=True)]
         for found in zip(*parts, strict=True):
             rows, reasons = on_common_files(found)
-            yield FileRows(self.combined(rows), reasons)
+            probabilities = self.combined([part[:, :count] for part in rows])
+            yield FileRows(np.hstack([probabilities, *(part[:, count:] for part in rows)]), reasons)
+
+    def features_of(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float32]:
+        """Return the joined features (n_images, width) of a table with an `image` column."""
+        return np.hstack([member.features_of(table, progress) for member in self.members])
 
     def features(self, chunks: Iterator[list[str]]) -> Iterator[FileRows]:
         """Yield the joined features of the members, float32 (k, width), for the files that can be read."""
