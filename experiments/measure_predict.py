@@ -5,8 +5,8 @@
 
 Rate: the bare loop decodes JPEG files, resizes them and sends them through EfficientNet-Lite0, with the batches,
 threads and worker processes of the prediction, and does nothing else. The prediction also lists and checks the files,
-and writes their labels as CSV. Both take turns on the same files, so that the ratio of their times depends little on
-what else runs on the machine; the processor time depends on it even less.
+and writes their labels as CSV. Both take turns on the same files, and the times of each turn are compared, so that the
+ratio depends little on what else runs on the machine.
 
 Memory: a table of paths names 64 small files again and again, and `finetune predict` labels it with the same network at
 32 px. Each size runs in a process of its own, whose peak resident memory is reported.
@@ -22,7 +22,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import repeat
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +120,7 @@ def forward_barely(model: TrainedModel, paths: list[str]) -> int:
     batches: Iterator[Callable[[], Tensor]] = map(read, starts)
     if settings.loader_workers:
         loader = DataLoader(files, settings.batch_size, num_workers=settings.loader_workers)
-        batches = ((lambda own=batch: own) for batch in loader)
+        batches = (partial(itemgetter(0), [batch]) for batch in loader)
     with ThreadTeam(settings.parallel_parts, settings.num_threads, apart=True) as team:
         return sum(len(logits) for logits in team.map(send, batches))
 
@@ -140,23 +142,26 @@ def measure_rate(run: Path, paths: list[str], rounds: int, folder: Path) -> None
     spent: dict[str, list[tuple[float, float]]] = {"bare": [], "predict": []}
     forward_barely(model, paths[:64])
     for number in range(rounds):
-        ways = [("bare", lambda: forward_barely(model, paths)), ("predict", predict)]
+        ways: list[tuple[str, Callable[[], int]]] = [
+            ("bare", partial(forward_barely, model, paths)),
+            ("predict", predict),
+        ]
         for name, work in ways if number % 2 == 0 else reversed(ways):
             begun = time.perf_counter(), processor_seconds()
             assert work() == len(paths)
             spent[name].append((time.perf_counter() - begun[0], processor_seconds() - begun[1]))
-    wall, busy = (
-        {name: float(np.median([each[kind] for each in own])) for name, own in spent.items()} for kind in (0, 1)
-    )
+    pairs = np.array([spent["bare"], spent["predict"]])  # (2, rounds, 2): loop, round, kind of time
+    ratios = pairs[0] / pairs[1]
+    rates = len(paths) / np.median(pairs[:, :, 0], axis=1)
     settings = model.plan.forward
     print(
         f"{len(paths)} files at {model.plan.preprocessing.image_size} px, batches of {settings.batch_size}, "
-        f"{settings.parallel_parts} threads, {settings.loader_workers} workers, median of {rounds}: "
-        f"bare {len(paths) / wall['bare']:.0f} images/s, predict {len(paths) / wall['predict']:.0f} images/s, "
-        f"ratio {wall['bare'] / wall['predict']:.3f} by wall time, {busy['bare'] / busy['predict']:.3f} by processor "
-        "time",
-        flush=True,
+        f"{settings.parallel_parts} threads, {settings.loader_workers} workers: bare {rates[0]:.0f} images/s, predict "
+        f"{rates[1]:.0f} images/s"
     )
+    for kind, own in zip(("wall", "processor"), ratios.T, strict=True):
+        each = ", ".join(f"{ratio:.3f}" for ratio in own)
+        print(f"ratio by {kind} time: median {np.median(own):.3f} of {each}", flush=True)
 
 
 def processor_seconds() -> float:

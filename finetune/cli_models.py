@@ -133,7 +133,8 @@ def _make_table(
     except KeyboardInterrupt:
         if output is None:
             raise
-        typer.echo("\ninterrupted; continue with the same command and --resume", err=True)
+        if not place.rank:
+            typer.echo("\ninterrupted; continue with the same command and --resume", err=True)
         raise typer.Exit(130) from None
     if place.rank:
         return

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -86,6 +88,19 @@ def test_a_file_in_a_table_of_several_chunks_has_the_row_that_it_has_in_one(mode
     parts = [table for table, _ in label_files(model, iter([paths[:5], paths[5:6], paths[6:]]))]
     assert [path for part in parts for path in part["path"]] == whole["path"]
     np.testing.assert_allclose([value for part in parts for value in part["p_a"]], whole["p_a"], atol=1e-6)
+
+
+def test_worker_processes_that_read_ahead_change_no_bit(model, image_folder, tmp_path):
+    image_folder(tmp_path)
+    (tmp_path / "a" / "broken.png").write_bytes(b"no image")
+    chunks = [files_below(tmp_path)[:7], files_below(tmp_path)[7:]]
+    found = []
+    for workers in (0, 1):
+        forward = model.plan.forward.changed(batch_size=3, loader_workers=workers)
+        own = replace(model, plan=model.plan.changed(forward=forward))
+        found.append(list(label_files(own, iter(chunks))))
+    assert found[0] == found[1]
+    assert [len(left_out) for _, left_out in found[0]] == [1, 0]
 
 
 def test_the_rows_of_an_ensemble_with_flips_are_those_of_its_evaluation(averaged, image_folder, tmp_path):
