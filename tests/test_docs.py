@@ -1,11 +1,13 @@
 """The documentation: links, navigation, generated pages, the tutorial, and the map of the code."""
 
+import json
 import re
 import shlex
 import shutil
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import finetune
@@ -261,6 +263,25 @@ def test_the_guide_to_features_shows_what_its_commands_print(finished_run, capsy
         exec(compile(code, "many-images.md", "exec"), {})
         assert capsys.readouterr().out == f"{second.split()[0]} {width}\n"
         Path("features.parquet").unlink()
+    assert finished_run
+
+
+def test_the_guide_to_withheld_labels_shows_what_its_commands_print(finished_run, capsys):
+    """The numbers are those of another run, and two classes of few images reach a smaller share."""
+    page = DOCS / "guides" / "withheld-labels.md"
+    (shown,) = blocks(page, "text")
+    for command in (line for block in blocks(page, "bash") for line in block.splitlines()):
+        with pytest.raises(SystemExit) as ended:
+            main(shlex.split(command.replace("0.95", "0.05"))[1:])
+        printed = capsys.readouterr()
+        assert ended.value.code == 0
+        table = pd.read_csv("labels.csv", keep_default_na=False)
+        Path("labels.csv").unlink()
+        if "--sets" in command:
+            assert {json.loads(one)[0] for one in table["set"]} <= {"a", "b"}
+            continue
+        assert set(table["withheld"]) <= {"", "unsure", "unlike the training images"}
+        assert re.sub(r"[\d.]+", "N", printed.err + printed.out) == re.sub(r"[\d.]+", "N", shown)
     assert finished_run
 
 

@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from finetune.data import Unreadable
 from finetune.errors import RunFolderError
@@ -128,7 +128,7 @@ class Neighbours:
 
     def save(self, path: Path) -> None:
         """Write the neighbours into a file, in float16."""
-        save_file({"features": self.features.astype(np.float16), "limit": np.asarray([self.limit])}, path)
+        path.write_bytes(save({"features": self.features.astype(np.float16), "limit": np.asarray([self.limit])}))
 
     def distances(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return the distance of each image from its nearest neighbour, 0 .. 2, for features (k, width): (k,).
