@@ -77,17 +77,64 @@ def check_prediction(
     """
     from finetune.data import check_data, check_images
 
-    if resume and output is None:
-        raise RecipeError("--resume continues a file, and none is given; name the interrupted one with --output")
-    if output is not None and output.exists():
-        raise RunFolderError(f"{output} exists and is not overwritten; give another --output")
-    part = output.with_name(f"{output.name}.part") if output is not None and images else None
-    if part is not None and part.exists() and not resume:
-        raise RunFolderError(
-            f"{part} is the beginning of an interrupted prediction; continue it with --resume, or delete it"
-        )
+    _check_table(output, bool(images), resume)
     if run.suffix != ".onnx":  # an exported model is a file, which is checked as it is read
         places.refuse_without_a_model(run)
     check_images(images)
     if data is not None:
         check_data(data)
+
+
+def check_embedding(model: str, output: Path, images: Sequence[Path], resume: bool) -> None:
+    """Check that there may be a model, that there is something to embed, and that the output is a new Parquet file.
+
+    Args:
+        model: run folder, or timm's name of a network.
+        output: file to write.
+        images: images to embed.
+        resume: whether an interrupted command may be continued.
+
+    Raises:
+        FinetuneError: an image or the run is missing, the output is not a new Parquet file, or it is incomplete and is
+            not continued.
+    """
+    from finetune.data import check_images
+
+    if output.suffix.lower() != ".parquet":
+        raise RecipeError(
+            f"features are written as Parquet, and {output} is not; give an --output that ends in .parquet"
+        )
+    _check_table(output, True, resume)
+    if model.endswith(".onnx"):
+        raise ModelError(f"{model} is an exported model, which has no features; give the run folder that it is made of")
+    if is_run(model):
+        places.refuse_without_a_model(Path(model))
+    check_images(images)
+
+
+def is_run(model: str) -> bool:
+    """Return whether a model is the path of a run folder, not timm's name of a network."""
+    return os.sep in model or Path(model).exists()
+
+
+def _check_table(output: Path | None, can_be_continued: bool, resume: bool) -> None:
+    """Check that a table can be written.
+
+    Raises:
+        FinetuneError: it exists, it is incomplete and is not continued, or there is nothing to continue or to share.
+    """
+    if resume and output is None:
+        raise RecipeError("--resume continues a file, and none is given; name the interrupted one with --output")
+    if output is None:
+        if os.environ.get("WORLD_SIZE", "1") != "1" and can_be_continued:
+            raise RecipeError("several processes cannot print one table; name a file with --output")
+        return
+    if os.environ.get("RANK", "0") != "0":  # the main process may have begun to write
+        return
+    if output.exists():
+        raise RunFolderError(f"{output} exists and is not overwritten; give another --output")
+    part = output.with_name(f"{output.name}.part")
+    if can_be_continued and part.exists() and not resume:
+        raise RunFolderError(
+            f"{part} is the beginning of an interrupted table; continue it with --resume, or delete it"
+        )

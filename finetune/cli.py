@@ -264,6 +264,7 @@ def tune(
 
 for command in (
     cli_models.predict,
+    cli_models.embed,
     cli_models.evaluate,
     cli_models.diagnose,
     cli_models.report,

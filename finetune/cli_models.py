@@ -1,22 +1,25 @@
-"""Define the commands that use a run: predict, evaluate, diagnose, report and watch."""
+"""Define the commands that use a run: predict, embed, evaluate, diagnose, report and watch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from finetune.checks import check_prediction
-from finetune.errors import FinetuneError
+from finetune.checks import check_embedding, check_prediction, is_run
+from finetune.errors import RecipeError
 from finetune.report_options import takes_report_options
 from finetune.runs.places import refuse_without_a_plan
 
 if TYPE_CHECKING:
     from finetune.data import Unreadable
     from finetune.predict.labelling import Labeller
-    from finetune.predict.rows import Columns
+    from finetune.predict.rows import Make
     from finetune.runs.report import Report
 
+
+SOME_LEFT_OUT = 3
+"""Exit status of a command that made a table, but not of all files."""
 
 IMAGES_HELP = "Image files, folders, quoted globs, tables with a column of paths, or - for paths from stdin."
 
@@ -30,53 +33,118 @@ def predict(
     top_k: Annotated[
         int, typer.Option(min=1, help="Also name the 2nd to k-th most probable class: label_2, probability_2, ...")
     ] = 1,
+    unknown_at: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="Withhold labels so that this share of those given is right, such as 0.95."
+        ),
+    ] = None,
+    sets: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Also name a set of classes that holds the right one in this share."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted prediction to the same file.")
     ] = False,
 ) -> None:
     """Label new images with a trained run, or with an exported one."""
     check_prediction(run, output, images=images, resume=resume)
-    from finetune.data import list_images
-    from finetune.predict.labelling import label_images
+    has_doubt = unknown_at is not None or sets is not None
+    if has_doubt and run.suffix == ".onnx":
+        raise RecipeError(f"{run} is an exported model, which always answers; give the run folder that it is made of")
+    from finetune.predict.labelling import label_files
 
-    paths = list_images(images)
-    model = _read_labeller(run)
-    _write_rows(paths, lambda chunk: label_images(model, chunk, top_k), output, (run, "predict", top_k), resume)
+    def load() -> "Make":
+        if has_doubt:
+            return _doubtful(run, top_k, unknown_at, sets)
+        model = _read_labeller(run)
+        return lambda chunks: label_files(model, chunks, top_k)
+
+    _make_table(images, load, output, (run, "predict", (top_k, unknown_at, sets)), "labelled")
 
 
-def _write_rows(
-    paths: Iterator[str],
-    make: Callable[[list[str]], "tuple[Columns, list[Unreadable]]"],
-    output: Path | None,
-    task: tuple[Path, str, int],
-    resume: bool,
+def _doubtful(run: Path, top_k: int, unknown_at: float | None, sets: float | None) -> "Make":
+    """Return what labels the files of each chunk with what is doubtful, and print the limits on stderr."""
+    from finetune.predict.doubt import label_with_doubt
+    from finetune.runs.folder import RunFolder
+    from finetune.runs.neighbours import describe_doubt, read_doubt
+
+    doubt = read_doubt(run, unknown_at, sets)
+    for line in describe_doubt(doubt):
+        typer.echo(line, err=True)
+    model = RunFolder(run).read_model()
+    return lambda chunks: label_with_doubt(model, chunks, top_k, doubt)
+
+
+def embed(
+    model: Annotated[str, typer.Argument(help="A run folder, or timm's name of a network with pretrained weights.")],
+    images: Annotated[list[Path], typer.Argument(help=IMAGES_HELP)],
+    output: Annotated[Path, typer.Option(help=".parquet file to write.")],
+    dtype: Annotated[
+        Literal["float16", "float32"], typer.Option(help="Type of the features; float16 by default.")
+    ] = "float16",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted command to the same file.")] = False,
 ) -> None:
-    """Write the rows of images to a file, or print them.
+    """Compute the features of images: what enters the head of a trained run or of a pretrained network."""
+    check_embedding(model, output, images, resume)
+    run = Path(model) if is_run(model) else None
+    from finetune.predict.embedding import embed_files, pretrained_network
+
+    def load() -> "Make":
+        from finetune.runs.folder import RunFolder
+
+        if run is not None:
+            trained = RunFolder(run).read_model()
+            return lambda chunks: embed_files(trained, chunks, dtype)
+        network, licence = pretrained_network(model)
+        if licence:
+            typer.echo(f"the licence of the weights of {model} is {licence}: check that it allows your use", err=True)
+        return lambda chunks: embed_files(network, chunks, dtype)
+
+    _make_table(images, load, output, (run or model, "embed", dtype), "embedded")
+
+
+def _make_table(
+    images: list[Path],
+    load: "Callable[[], Make]",
+    output: Path | None,
+    task: "tuple[Path | str, str, object]",
+    done: str,
+) -> None:
+    """Write the table of images to a file, or print it, and end with status 3 if files were left out.
 
     Args:
-        paths: image files.
-        make: function of some files that returns their rows, and the files that were left out.
+        images: images as the command names them.
+        load: reads the model, and returns what makes the rows.
         output: file to write, or None.
         task: the model, the command and its option, which a continued file must have in common.
-        resume: whether to continue an interrupted command.
+        done: what was done to the images, in a word.
     """
-    from finetune.predict.rows import PrintedRows, RowFile, task_of, write_chunks
+    from finetune.predict.shard_files import task_of
+    from finetune.predict.shards import place_of_process
+    from finetune.predict.tables import print_table, write_table
 
-    if output is None:
-        write_chunks(paths, make, PrintedRows(), _print_left_out)
-        return
-    file = RowFile(output, task_of(*task), resume)
+    place = place_of_process()
     try:
-        count = write_chunks(paths, make, file, _print_left_out)
+        if output is None:
+            rows, left_out = print_table(images, load, _print_left_out)
+        else:
+            rows, left_out = write_table(images, load, output, task_of(*task), _print_left_out)
     except KeyboardInterrupt:
-        typer.echo("\ninterrupted; continue with the same command and --resume", err=True)
+        if output is None:
+            raise
+        if not place.rank:
+            typer.echo("\ninterrupted; continue with the same command and --resume", err=True)
         raise typer.Exit(130) from None
-    except FinetuneError:
-        if not file.num_rows:
-            file.discard()
-        raise
-    file.finish()
-    typer.echo(f"{count} images labelled: {output}")
+    if place.rank:
+        return
+    if output is not None:
+        typer.echo(f"{rows} images {done}: {output}")
+    if left_out:
+        typer.echo(f"{left_out} {'file was' if left_out == 1 else 'files were'} left out", err=True)
+    # A launcher ends with an error of its own if one of its processes has another status than 0.
+    if left_out and place.count == 1:
+        raise typer.Exit(SOME_LEFT_OUT)
 
 
 @takes_report_options

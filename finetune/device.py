@@ -3,8 +3,9 @@
 from contextlib import AbstractContextManager
 
 import torch
+from torch import nn
 
-from finetune.recipe import Precision
+from finetune.recipe import Layout, Precision
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """PyTorch's number format for each precision."""
@@ -20,6 +21,17 @@ def best_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def to_layout(network: nn.Module, layout: Layout) -> None:
+    """Give the weights of a network a layout in memory, in place, with the same strides whatever they had before.
+
+    `Module.to` leaves a tensor as it is if both layouts describe it, as those of a 1 x 1 convolution. Its strides
+    decide which kernels compute, and kernels round differently.
+    """
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = torch.empty_like(tensor.data, memory_format=MEMORY_FORMATS[layout]).copy_(tensor.data)
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:

@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,10 @@ from PIL import Image
 
 from finetune.cache import list_entries, write_value
 from finetune.cli import GENERAL_OPTIONS, main
-from finetune.predict.labelling import label_images
+from finetune.predict.embedding import embed_files, pretrained_network
+from finetune.predict.files import rows_of_files
+from finetune.predict.labelling import label_files
+from finetune.runs.folder import RunFolder
 from finetune.training import Checkpoints
 from tests.predict.damage import damaged_png
 
@@ -332,9 +337,12 @@ def test_files_that_cannot_be_labelled_are_printed_and_left_out(command, image_f
     command("--data", "images", "--output", "out", *quick)
     (tmp_path / "images" / "a" / "broken.jpg").write_bytes(b"no image")
     status, printed, said = command("predict", "out", "images/a")
-    assert status == 0
+    assert status == 3
     assert len(printed.splitlines()) == 7
-    assert said == "left out: images/a/broken.jpg cannot be read: not an image of a known format\n"
+    assert said.splitlines() == [
+        "left out: images/a/broken.jpg cannot be read: not an image of a known format",
+        "1 file was left out",
+    ]
 
 
 def test_an_interrupted_prediction_is_continued_to_the_same_bytes(command, image_folder, quick, monkeypatch, tmp_path):
@@ -343,26 +351,53 @@ def test_an_interrupted_prediction_is_continued_to_the_same_bytes(command, image
     (tmp_path / "images" / "a" / "bad.png").write_bytes(damaged_png())
     monkeypatch.setattr("finetune.predict.rows.CHUNK", 5)
     status, printed, said = command("predict", "out", "images/**/*.*", "--output", "whole.csv")
-    assert (status, printed) == (0, "12 images labelled: whole.csv\n")
+    assert (status, printed) == (3, "12 images labelled: whole.csv\n")
     assert said.startswith("left out: images/a/bad.png cannot be read: ")
 
-    calls = []
-
-    def interrupted(model, paths, top_k):
-        calls.append(paths)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return label_images(model, paths, top_k)
+    def interrupted(*arguments):
+        yield from islice(label_files(*arguments), 2)
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("finetune.predict.labelling.label_images", interrupted)
-        status, _, said = command("predict", "out", "images/**/*.*", "--output", "part.csv")
-    assert (status, said.splitlines()[-1]) == (130, "interrupted; continue with the same command and --resume")
+        patch.setattr("finetune.predict.labelling.label_files", interrupted)
+        status, _, stopped = command("predict", "out", "images/**/*.*", "--output", "part.csv")
+    assert (status, stopped.splitlines()[-1]) == (130, "interrupted; continue with the same command and --resume")
     assert "other options" in mistake(
         command("predict", "out", "images/**/*.*", "--output", "part.csv", "--top-k", "2", "--resume")
     )
-    assert command("predict", "out", "images/**/*.*", "--output", "part.csv", "--resume")[0] == 0
+    assert command("predict", "out", "images/**/*.*", "--output", "part.csv", "--resume")[::2] == (3, said)
     assert (tmp_path / "part.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+@pytest.mark.parametrize("source", ["out", "a pretrained network"])
+def test_features_are_those_of_the_model_and_continue_after_an_interruption(
+    command, image_folder, quick, monkeypatch, tmp_path, source
+):
+    image_folder(tmp_path / "images")
+    if source == "out":
+        command("--data", "images", "--output", "out", *quick)
+        expected = RunFolder(Path("out")).read_model().embed
+    else:
+        source, network = "tf_efficientnet_lite0", pretrained_network("tf_efficientnet_lite0")[0]
+        expected = partial(rows_of_files, network.features)
+    (tmp_path / "images" / "a" / "bad.png").write_bytes(damaged_png())
+    monkeypatch.setattr("finetune.predict.rows.CHUNK", 5)
+
+    def interrupted(*arguments):
+        yield from islice(embed_files(*arguments), 1)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune.predict.embedding.embed_files", interrupted)
+        assert command("embed", source, "images", "--output", "f.parquet")[0] == 130
+    status, printed, said = command("embed", source, "images", "--output", "f.parquet", "--resume")
+    assert (status, printed) == (3, "12 images embedded: f.parquet\n")
+    assert said.startswith("left out: images/a/bad.png cannot be read: ")
+    table = pd.read_parquet("f.parquet")
+    assert (list(table.columns), table["features"][0].dtype) == (["path", "features"], np.float16)
+    np.testing.assert_allclose(np.stack(table["features"]), expected(table["path"]), atol=0.02, rtol=0.01)
+    assert command("embed", source, "images", "--output", "whole.parquet", "--dtype", "float32")[0] == 3
+    assert pd.read_parquet("whole.parquet")["features"][0].dtype == np.float32
 
 
 def test_a_prediction_of_which_no_file_can_be_read_leaves_nothing(command, image_folder, quick, tmp_path):
@@ -657,6 +692,7 @@ def test_options_are_frozen():
         ),
         "watch": [],
         "predict": ["--output", "--resume", "--top-k"],
+        "embed": ["--dtype", "--output", "--resume"],
         "export": ["--format", "--images", "--output"],
         "push": ["--dry-run"],
         "report": ["--output"],

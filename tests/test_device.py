@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from finetune.device import best_device
+from finetune.device import best_device, to_layout
 from finetune.measure.machine import device_name, precisions
 
 
@@ -24,3 +24,16 @@ def test_an_apple_gpu_is_the_device_where_there_is_no_cuda_device():
 @pytest.mark.usefixtures("apple")
 def test_an_apple_gpu_computes_in_float32_which_needs_no_gradient_scaler():
     assert precisions(best_device()) == ("float32",)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+def test_weights_have_the_strides_of_their_layout_whatever_they_had_before(small_network, layout):
+    once, twice = small_network(), small_network()
+    to_layout(once, layout)
+    for other in ("contiguous", "channels_last", layout):
+        to_layout(twice, other)
+    pairs = list(zip(once.parameters(), twice.parameters(), strict=True))
+    assert {before.stride() == after.stride() for before, after in pairs} == {True}
+    assert all(torch.equal(before, after) for before, after in pairs)
+    tiny = next(weight for weight, _ in pairs if weight.dim() == 4 and weight.shape[2:] == (1, 1))
+    assert (tiny.stride()[2] == 1) == (layout == "contiguous")

@@ -1,11 +1,13 @@
 """The documentation: links, navigation, generated pages, the tutorial, and the map of the code."""
 
+import json
 import re
 import shlex
 import shutil
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import finetune
@@ -18,6 +20,9 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 TOP = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "recipes" / "README.md"]
 ALL = [*TOP, *PAGES]
+WIDTH = 256
+"""Number of features of the network that stands for the ones of the guides."""
+
 TITLES = ("Found", "Measured", "Chosen", "Expected", "Plan", "Result", "Next", "Learning curve of ")
 
 
@@ -242,6 +247,42 @@ def test_the_commands_of_publishing_run(capsys):
     printed = capsys.readouterr().out
     assert "# flowers" in printed
     assert printed.endswith("published: https://hub/user/flowers\n")
+
+
+def test_the_guide_to_features_shows_what_its_commands_print(finished_run, capsys):
+    """In a folder with the guide's six images; the network is another one, and so is the width."""
+    text = (DOCS / "guides" / "many-images.md").read_text("utf-8").partition("## Features instead of labels")[2]
+    text = text.partition("\n## ")[0]
+    commands, *_ = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    first, second = re.findall(r"^```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    for command, width in zip(commands.splitlines(), (WIDTH, int(second.split()[1])), strict=True):
+        with pytest.raises(SystemExit) as ended:
+            main(shlex.split(command, comments=True)[1:])
+        assert (ended.value.code, capsys.readouterr().out) == (0, first)
+        exec(compile(code, "many-images.md", "exec"), {})
+        assert capsys.readouterr().out == f"{second.split()[0]} {width}\n"
+        Path("features.parquet").unlink()
+    assert finished_run
+
+
+def test_the_guide_to_withheld_labels_shows_what_its_commands_print(finished_run, capsys):
+    """The numbers are those of another run, and two classes of few images reach a smaller share."""
+    page = DOCS / "guides" / "withheld-labels.md"
+    (shown,) = blocks(page, "text")
+    for command in (line for block in blocks(page, "bash") for line in block.splitlines()):
+        with pytest.raises(SystemExit) as ended:
+            main(shlex.split(command.replace("0.95", "0.05"))[1:])
+        printed = capsys.readouterr()
+        assert ended.value.code == 0
+        table = pd.read_csv("labels.csv", keep_default_na=False)
+        Path("labels.csv").unlink()
+        if "--sets" in command:
+            assert {json.loads(one)[0] for one in table["set"]} <= {"a", "b"}
+            continue
+        assert set(table["withheld"]) <= {"", "unsure", "unlike the training images"}
+        assert re.sub(r"[\d.]+", "N", printed.err + printed.out) == re.sub(r"[\d.]+", "N", shown)
+    assert finished_run
 
 
 def test_the_examples_of_moving_a_model_run(finished_run, capsys):

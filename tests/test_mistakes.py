@@ -48,7 +48,12 @@ CASES = {
     "predict run images --top-k 0": "should be greater than or equal to 1",
     "predict run images/*.gif": "no file matches images/*.gif",
     "predict run images --resume": "--resume continues a file, and none is given; name the interrupted one with",
-    "predict run images --output begun.csv": "begun.csv.part is the beginning of an interrupted prediction",
+    "predict run images --output begun.csv": "begun.csv.part is the beginning of an interrupted table",
+    "embed run images": "Missing option '--output'",
+    "embed run images --output features.csv": "features are written as Parquet, and features.csv is not",
+    "embed runs/nowhere images --output f.parquet": "there is no run in runs/nowhere",
+    "embed model.onnx images --output f.parquet": "model.onnx is an exported model, which has no features",
+    "embed run nowhere.jpg --output f.parquet": "there is no image or folder nowhere.jpg",
     "evaluate nowhere --data images": "there is no run in nowhere",
     "diagnose nowhere": "there is no run in nowhere",
 }

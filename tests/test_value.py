@@ -20,7 +20,6 @@ from finetune.errors import CacheError, RecipeError
 from finetune.export.agreement import Agreement, Difference
 from finetune.network.weights import WeightsReport
 from finetune.predict.metrics import score
-from finetune.predict.rows import RowState
 from finetune.publish.licence import Base
 from finetune.recipe import AugmentationRecipe, Recipe, TableColumns, TrainingRecipe, TuningRecipe
 from finetune.runs.folder import Averaged, RunMetrics, Seconds
@@ -126,7 +125,6 @@ def one_of_each(evidence):
         plan.augmentation,
         metrics,
         metrics.per_class[0],
-        RowState(task="ab", num_images=9, num_rows=8, num_bytes=7, paths="cd"),
         work,
         seconds,
         RunMetrics(validation=metrics, validation_source="3 folds", test=None, seconds=seconds, work=work),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
-from finetune.data import ImageSource, Pixels, decode, in_threads
+from finetune.data import ImageSource, Pixels, decode, in_threads, read_or_explain
 from finetune.data.augmentation import Key, Variation, plain_view
 from finetune.decide.plan import AugmentationPlan
 from finetune.decide.preprocessing import Preprocessing
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from finetune.data import ImageStream
 
 Item = TypeVar("Item")
+Batch = TypeVar("Batch")
 
 
 class Images(Protocol):
@@ -61,6 +62,31 @@ class PlainImages:
         if self._mirrored:
             images = [image.flip(-1) for image in images]
         return list(zip(images, indices, strict=True))
+
+
+FileBatch = tuple[Tensor, list[str | None]]
+"""Pixels of the files of a batch that can be read, (k, 3, size, size) uint8, and for each file of the batch the reason
+why it cannot be read, or None."""
+
+
+class ImageFiles:
+    """Image files as a prediction uses them, by path; a file that cannot be read has a reason instead of pixels."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        """Prepare to read files for inputs as in `preprocessing`."""
+        self._preprocessing = preprocessing
+
+    def __getitems__(self, paths: Sequence[str]) -> list[Tensor | str]:
+        """Return the pixels (3, size, size) uint8 of several files, or the reason why a file cannot be read."""
+        read = in_threads(partial(read_or_explain, shorter_side=self._preprocessing.shorter_side), paths)
+        return [one if isinstance(one, str) else plain_view(one, self._preprocessing) for one in read]
+
+    def stack(self, read: Sequence[Tensor | str]) -> FileBatch:
+        """Return the batch of what `__getitems__` returns."""
+        size = self._preprocessing.image_size
+        views = [one for one in read if isinstance(one, Tensor)]
+        pixels = torch.stack(views) if views else torch.zeros(0, 3, size, size, dtype=torch.uint8)
+        return pixels, [one if isinstance(one, str) else None for one in read]
 
 
 class VariedImages:
@@ -245,6 +271,31 @@ def read_in_turn(
         yield from (partial(_read, loader, own) for own in loader.batch_sampler or ())
 
 
+def read_files_in_turn(
+    files: ImageFiles, device: torch.device, workers: int, batches: Iterator[list[str]]
+) -> Iterator[Callable[[], FileBatch]]:
+    """Yield a function for each batch of files, in order, as `read_in_turn` does; the batches may have no end.
+
+    Args:
+        files: reads the files.
+        device: device of the network.
+        workers: number of processes that read ahead.
+        batches: paths of the files of each batch.
+    """
+    if not workers:
+        yield from (partial(_read_files, files, paths) for paths in batches)
+        return
+    source, paths_of_batches = cast("Any", files), cast("Any", batches)
+    loader = BatchLoader(
+        source,
+        batch_sampler=paths_of_batches,
+        num_workers=workers,
+        collate_fn=files.stack,
+        pin_memory=device.type == "cuda",
+    )
+    yield from (partial(_itself, batch) for batch in loader)
+
+
 def make_stream_loader(batches: StreamedBatches, device: torch.device, workers: int) -> BatchLoader:
     """Return a loader of streamed batches; at most one worker reads ahead, because a stream can have only one
     reader."""
@@ -279,9 +330,14 @@ def _without_tracebacks(batches: Iterator[Any]) -> Iterator[Any]:
         raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
 
 
-def _itself(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _itself(batch: Batch) -> Batch:
     """Return a batch that a worker has read."""
     return batch
+
+
+def _read_files(files: ImageFiles, paths: list[str]) -> FileBatch:
+    """Return the batch of some files, read in this thread."""
+    return files.stack(files.__getitems__(paths))
 
 
 def _read(loader: DataLoader[Any], keys: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401  (indices or keys)

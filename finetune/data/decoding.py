@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from finetune.errors import DataError
@@ -79,6 +80,25 @@ def decode(source: ImageSource, shorter_side: int, name: str) -> Image.Image:
         raise DataError(f"{name} cannot be decoded ({reason}); remove it from the data and start again") from None
 
 
+def read_or_explain(path: str, shorter_side: int) -> NDArray[np.uint8] | str:
+    """Return the image that `read_image` decodes, (height, width, 3), or the reason why the file cannot be used.
+
+    A file that `why_unreadable` refuses is refused here, too, although its pixels may be whole. It is read once.
+
+    Args:
+        path: image file.
+        shorter_side: smallest shorter side to decode, in pixels.
+    """
+    found: list[NDArray[np.uint8]] = []
+
+    def read(source: ImageSource) -> None:
+        encoded = encoded_bytes(source)
+        _is_whole(encoded)
+        found.append(np.array(read_image(encoded, shorter_side)))
+
+    return _reason(read, path) or found[0]
+
+
 def native_size(source: ImageSource) -> tuple[int, int]:
     """Return the width and height in the header of the file, in pixels."""
     with Image.open(_open(source)) as image:
@@ -135,19 +155,20 @@ def why_undecodable(sources: Sequence[ImageSource], shorter_side: int) -> list[s
 
 def _reasons(check: Callable[[ImageSource], object], sources: Sequence[ImageSource]) -> list[str | None]:
     """Return, for each image, the reason why a check failed, or None."""
+    return in_threads(lambda source: _reason(check, source), sources)
 
-    def attempt(source: ImageSource | None) -> str | None:
-        if source is None or (isinstance(source, dict) and source.get("bytes") is None and not source.get("path")):
-            return "there is no image in this row"
-        try:
-            check(source)
-        except UnidentifiedImageError:  # its message repeats the path
-            return "not an image of a known format"
-        except Exception as error:  # decoders raise exceptions of any type (AVIF: RuntimeError)
-            return " ".join(str(error).split()) or type(error).__name__
-        return None
 
-    return in_threads(attempt, sources)
+def _reason(check: Callable[[ImageSource], object], source: ImageSource | None) -> str | None:
+    """Return the reason why a check of an image failed, or None."""
+    if source is None or (isinstance(source, dict) and source.get("bytes") is None and not source.get("path")):
+        return "there is no image in this row"
+    try:
+        check(source)
+    except UnidentifiedImageError:  # its message repeats the path
+        return "not an image of a known format"
+    except Exception as error:  # decoders raise exceptions of any type (AVIF: RuntimeError)
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
 
 
 def in_threads(work: Callable[[Given], Done], given: Sequence[Given]) -> list[Done]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 from finetune.data.folder import is_side_file, walk_files
 from finetune.data.table import PATH_COLUMNS, usual_column
@@ -36,23 +37,27 @@ def check_images(given: Sequence[Path]) -> None:
             )
 
 
-def list_images(given: Sequence[Path]) -> Iterator[str]:
+def list_images(given: Sequence[Path], stdin: BinaryIO | None = None) -> Iterator[str]:
     """Return an iterator over the paths of image files, which are looked up as they are needed.
 
     A folder stands for the files in it and below it, a glob (`images/**/*.jpg`) for the files that match it, a table
     (CSV, TSV or Parquet) for the files in its column of paths, which are relative to the folder of the table, and `-`
     for the paths in standard input, one in each line. The order is the same at each call.
 
+    Args:
+        given: files, folders, globs, tables and `-`.
+        stdin: file that is read in place of standard input.
+
     Raises:
         DataError: a table has no column of paths, or cannot be read; the latter may be raised by the iterator.
     """
-    return chain.from_iterable([_below(path) for path in given])
+    return chain.from_iterable([_below(path, stdin) for path in given])
 
 
-def _below(path: Path) -> Iterator[str]:
+def _below(path: Path, stdin: BinaryIO | None) -> Iterator[str]:
     """Return an iterator over the image files that one path stands for."""
     if str(path) == STDIN:
-        lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
+        lines = (line.rstrip(b"\r\n") for line in stdin or sys.stdin.buffer)
         return (os.fsdecode(line) for line in lines if line)
     if path.is_dir():
         return walk_files(path)

@@ -1,6 +1,9 @@
 """Send images forward through a network that is not trained, batch after batch."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -9,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from finetune.data.augmentation import Key
-from finetune.data.batches import Images, normaliser, read_in_turn
+from finetune.data.batches import FileBatch, ImageFiles, Images, normaliser, read_files_in_turn, read_in_turn
 from finetune.decide.evidence import ForwardSettings
 from finetune.decide.preprocessing import Preprocessing
 from finetune.device import autocast
@@ -18,6 +21,16 @@ from finetune.progress import Progress, no_progress
 
 Compute = Callable[[Any, Tensor], Tensor]
 """Function of a network and normalised images (n, 3, h, w) that returns one row for each image, (n, ...)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileOutputs:
+    """Outputs of a network for the image files of a chunk."""
+
+    rows: NDArray[np.float32]
+    """A row for each file that can be read, (k, views, ...): of the image and, with two views, of its mirrored copy."""
+    reasons: list[str | None]
+    """For each file, the reason why it cannot be read, or None."""
 
 
 def logits(network: nn.Module, inputs: Tensor) -> Tensor:
@@ -81,3 +94,64 @@ def forward_all(
         done += len(output)
         progress("predicting images", done, total)
     return np.concatenate(results) if results else np.zeros((0, 0), dtype=np.float32)
+
+
+def forward_files(
+    network: nn.Module,
+    preprocessing: Preprocessing,
+    settings: ForwardSettings,
+    compute: Compute,
+    chunks: Iterator[list[str]],
+    mirrored: bool = False,
+) -> Iterator[FileOutputs]:
+    """Yield `compute` of image files, chunk after chunk. The next files are read while a batch is computed.
+
+    No batch has files of two chunks, so that the outputs of a chunk do not depend on the other chunks. The network is
+    set to evaluation mode.
+
+    Args:
+        network: network on the device that it computes on.
+        preprocessing: preprocessing of the network's input.
+        settings: precision, layout, batch size, threads and worker processes.
+        compute: function of the network and a batch of normalised images.
+        chunks: paths of the files of each chunk.
+        mirrored: whether to compute the mirrored copy of each image, too.
+    """
+    device = next(network.parameters()).device
+    normalise = normaliser(preprocessing, device, settings.layout)
+    network.eval()
+    blank = torch.zeros(1, 3, preprocessing.image_size, preprocessing.image_size, dtype=torch.uint8)
+    folded = FoldedNorms(lambda: compute(network, normalise(blank)))
+    waiting: deque[int] = deque()
+    """Number of files of each chunk of which some are not computed."""
+
+    def batches() -> Iterator[list[str]]:
+        for chunk in chunks:
+            waiting.append(len(chunk))
+            yield from (chunk[at : at + settings.batch_size] for at in range(0, len(chunk), settings.batch_size))
+
+    def send(read: Callable[[], FileBatch]) -> tuple[NDArray[np.float32] | None, list[str | None]]:
+        pixels, reasons = read()
+        if not len(pixels):
+            return None, reasons
+        views = (pixels, pixels.flip(-1)) if mirrored else (pixels,)
+        # Not inference mode, as in `forward_batches`.
+        with torch.no_grad(), autocast(device, settings.precision), folded:
+            outputs = [compute(network, normalise(view)).float().cpu() for view in views]
+        return torch.stack(outputs, dim=1).numpy(), reasons
+
+    rows: list[NDArray[np.float32]] = []
+    reasons: list[str | None] = []
+    with ThreadTeam(settings.parallel_parts, settings.num_threads, apart=True) as team:
+        parts = batches()
+        first = list(islice(parts, 3))
+        # Without workers, one or two batches are read in less time than workers need to start.
+        workers = settings.loader_workers if len(first) > 2 else 0
+        read = read_files_in_turn(ImageFiles(preprocessing), device, workers, chain(first, parts))
+        for made, why in team.map(send, read):
+            rows += [] if made is None else [made]
+            reasons += why
+            if len(reasons) == waiting[0]:
+                yield FileOutputs(np.concatenate(rows) if rows else np.zeros((0, 1, 0), np.float32), reasons)
+                waiting.popleft()
+                rows, reasons = [], []

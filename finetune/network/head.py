@@ -135,11 +135,15 @@ def has_head(network: Any) -> bool:  # noqa: ANN401
 
 
 @contextmanager
-def recorded_features(network: nn.Module) -> Iterator[Callable[[Any, Tensor], Tensor]]:
+def recorded_features(network: nn.Module, with_logits: bool = False) -> Iterator[Callable[[Any, Tensor], Tensor]]:
     """Return a context with the function of this network and of normalised images (n, 3, h, w) that returns the
     features (n, width): the inputs of its head.
 
     Any number of threads may call the function.
+
+    Args:
+        network: the network.
+        with_logits: whether the logits follow the features, (n, width + num_classes).
     """
     layers = find_head(network).layers
     own = threading.local()
@@ -155,8 +159,9 @@ def recorded_features(network: nn.Module) -> Iterator[Callable[[Any, Tensor], Te
     def features(sent_through: nn.Module, inputs: Tensor) -> Tensor:
         own.found = {}
         try:
-            sent_through(inputs)
-            return torch.cat([own.found[number] for number in range(len(layers))], dim=1)
+            logits = sent_through(inputs)
+            found = [own.found[number] for number in range(len(layers))]
+            return torch.cat([*found, logits] if with_logits else found, dim=1)
         finally:
             own.found = None
 

@@ -1,14 +1,14 @@
 """Label new images with a trained model."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.data import Unreadable, why_undecodable, why_unreadable
-from finetune.errors import DataError
+from finetune.data import Unreadable
+from finetune.predict.files import FileRows, remembered
 from finetune.predict.rows import Columns
 
 
@@ -20,54 +20,35 @@ class Labeller(Protocol):
         """Names of the classes, in the order of the probabilities."""
         ...
 
-    @property
-    def shorter_side(self) -> int:
-        """Smallest shorter side to which images are decoded, in pixels."""
-        ...
-
-    def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
-        """Return the class probabilities (n_paths, n_classes) of image files."""
+    def label(self, chunks: Iterator[list[str]]) -> Iterator[FileRows]:
+        """Yield the class probabilities (k, n_classes) of the files of each chunk that can be read."""
         ...
 
 
-def label_images(model: Labeller, paths: Sequence[str | Path], top_k: int = 1) -> tuple[Columns, list[Unreadable]]:
-    """Return a table with one row for each image that can be decoded, and the files that were left out.
+def label_files(
+    model: Labeller, chunks: Iterator[list[str]], top_k: int = 1
+) -> Iterator[tuple[Columns, list[Unreadable]]]:
+    """Yield, for the image files of each chunk, a table with a row for each that can be read, and the other files.
 
     Columns: path, label, probability; with `top_k` above 1 label_2, probability_2, ... up to label_k, probability_k of
     the next most probable classes; then `p_<class>` for each class.
 
     Args:
         model: the model that predicts the labels.
-        paths: image files.
+        chunks: paths of the files of each chunk.
         top_k: number of classes to name for each image.
     """
-    left, unreadable = _without([str(path) for path in paths], why_unreadable)
-    try:
-        probabilities = _predict(model, left)
-    except DataError:
-        # A file may pass the scan and still have damaged pixels. Only now is it worth decoding all files to find it.
-        left, damaged = _without(left, lambda listed: why_undecodable(listed, model.shorter_side))
-        if not damaged:
-            raise
-        unreadable += damaged
-        probabilities = _predict(model, left)
-    return _table(model.class_names, left, probabilities, top_k), unreadable
+    waiting: deque[list[str]] = deque()
+    for found in model.label(remembered(chunks, waiting)):
+        paths, left_out = found.divided(waiting.popleft())
+        probabilities = found.rows.reshape(len(paths), len(model.class_names))
+        yield table_of_labels(model.class_names, paths, probabilities, top_k), left_out
 
 
-def _predict(model: Labeller, paths: list[str]) -> NDArray[np.float64]:
-    """Return the class probabilities (n_paths, n_classes) of image files, of which there may be none."""
-    return model.predict_proba(paths) if paths else np.zeros((0, len(model.class_names)))
-
-
-def _without(paths: list[str], why: Callable[[list[str]], list[str | None]]) -> tuple[list[str], list[Unreadable]]:
-    """Return the files for which `why` gives no reason against them, and the others with their reasons."""
-    reasons = why(paths)
-    found = [Unreadable(path=path, reason=reason) for path, reason in zip(paths, reasons, strict=True) if reason]
-    return [path for path, reason in zip(paths, reasons, strict=True) if not reason], found
-
-
-def _table(class_names: Sequence[str], paths: list[str], probabilities: NDArray[np.float64], top_k: int) -> Columns:
-    """Return the columns of `label_images` for probabilities (n_paths, n_classes)."""
+def table_of_labels(
+    class_names: Sequence[str], paths: list[str], probabilities: NDArray[np.float64], top_k: int
+) -> Columns:
+    """Return the columns of `label_files` for probabilities (n_paths, n_classes)."""
     order = np.argsort(-probabilities, axis=1)
     rows = np.arange(len(paths))
     columns: Columns = {"path": paths}

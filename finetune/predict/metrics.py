@@ -56,8 +56,7 @@ def score(probabilities: NDArray[np.floating], labels: NDArray[np.integer], clas
     Raises:
         ValueError: there are no images, or the shapes do not match.
     """
-    # Both are slow to import, and a prediction without labels does not need them.
-    from scipy.stats import binomtest
+    # Slow to import, and a prediction without labels does not need it.
     from sklearn.metrics import precision_recall_fscore_support
 
     probabilities = np.asarray(probabilities, dtype=np.float64)
@@ -66,15 +65,13 @@ def score(probabilities: NDArray[np.floating], labels: NDArray[np.integer], clas
         raise ValueError(f"{probabilities.shape} probabilities for {len(labels)} labels of {len(class_names)} classes")
     predicted = probabilities.argmax(axis=1)
     right = predicted == labels
-    # Wilson's interval stays within 0 .. 1 and holds its level for small n and rates near 0 or 1 (Brown et al. 2001).
-    interval = binomtest(int(right.sum()), len(labels)).proportion_ci(0.95, method="wilson")
     precision, recall, f1, counts = precision_recall_fscore_support(
         labels, predicted, labels=np.arange(len(class_names)), zero_division=0.0
     )
     return Metrics(
         num_images=len(labels),
         top1=float(right.mean()),
-        top1_interval=(float(interval.low), float(interval.high)),
+        top1_interval=wilson_interval(int(right.sum()), len(labels)),
         balanced_accuracy=float(recall[counts > 0].mean()),
         log_loss=float(log_losses(probabilities, labels).mean()),
         calibration_error=_calibration_error(probabilities.max(axis=1), right),
@@ -126,6 +123,17 @@ def log_losses(probabilities: NDArray[np.floating], labels: NDArray[np.integer])
     right = np.clip(probabilities[np.arange(len(labels)), labels], SMALLEST_PROBABILITY, 1.0)
     losses: NDArray[np.float64] = -np.log(right.astype(np.float64))
     return losses
+
+
+def wilson_interval(hits: int, count: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share; 0 .. 1 without images."""
+    from scipy.stats import binomtest  # slow to import, and a prediction does not need it
+
+    if not count:
+        return 0.0, 1.0
+    # Wilson's interval stays within 0 .. 1 and holds its level for small n and rates near 0 or 1 (Brown et al. 2001).
+    found = binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def _calibration_error(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> float:

@@ -1,8 +1,10 @@
 """Predict with trained models: one network, or an ensemble of several."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from finetune.data import Pixels, table_of_paths
+from finetune.data import Pixels
 from finetune.data.batches import PlainImages
 from finetune.decide.plan import Plan
 from finetune.history import Row
-from finetune.network.forward import forward_all, logits
+from finetune.network.forward import forward_all, forward_files, logits
+from finetune.network.head import recorded_features
+from finetune.predict.files import FileRows, on_common_files, rows_of_files
 from finetune.predict.metrics import SMALLEST_PROBABILITY, Metrics, log_loss, score, softmax
 from finetune.progress import Progress, no_progress
 from finetune.work import Work
@@ -62,10 +66,19 @@ class Predictor(ABC):
     note: str = ""
     """Remark about the training, which is printed with the results; empty if there is nothing to remark."""
 
-    @property
-    def shorter_side(self) -> int:
-        """Smallest shorter side to which images are decoded, in pixels."""
-        return self.plan.preprocessing.shorter_side
+    @abstractmethod
+    def label(self, chunks: Iterator[list[str]], with_features: bool = False) -> Iterator[FileRows]:
+        """Yield the class probabilities (k, n_classes) of the files of each chunk that can be read; `with_features`,
+        the features follow them, (k, n_classes + width)."""
+
+    @abstractmethod
+    def features(self, chunks: Iterator[list[str]]) -> Iterator[FileRows]:
+        """Yield the inputs of the head, float32 (k, width), for the files of each chunk that can be read; those of an
+        ensemble's members are joined."""
+
+    @abstractmethod
+    def features_of(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float32]:
+        """Return the features (n_images, width) of a table with an `image` column, as `features` does of files."""
 
     @abstractmethod
     def probabilities(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float64]:
@@ -77,7 +90,7 @@ class Predictor(ABC):
         Raises:
             DataError: a file cannot be read as an image.
         """
-        return self.probabilities(table_of_paths([str(path) for path in paths]))
+        return rows_of_files(self.label, paths).reshape(len(paths), len(self.class_names))
 
     def predict(self, paths: Sequence[str | Path]) -> list[str]:
         """Return the most probable class name of each image file.
@@ -86,6 +99,14 @@ class Predictor(ABC):
             DataError: a file cannot be read as an image.
         """
         return [self.class_names[best] for best in self.predict_proba(paths).argmax(axis=1)]
+
+    def embed(self, paths: Sequence[str | Path]) -> NDArray[np.float32]:
+        """Return the features of image files, the inputs of the head: (n_paths, width).
+
+        Raises:
+            DataError: a file cannot be read as an image.
+        """
+        return rows_of_files(self.features, paths)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +123,34 @@ class TrainedModel(Predictor):
         scores = scores_of(self.network, Pixels(table, self.plan.preprocessing.shorter_side), self.plan, None, progress)
         return softmax(scores.reshape(len(table), len(self.class_names)) / self.temperature)
 
+    def label(self, chunks: Iterator[list[str]], with_features: bool = False) -> Iterator[FileRows]:
+        """Yield the class probabilities (k, n_classes) of the files of each chunk that can be read, and the features of
+        the unmirrored images if they are asked for."""
+        plan, count = self.plan, len(self.class_names)
+        recorded = recorded_features(self.network, with_logits=True) if with_features else nullcontext(logits)
+        with recorded as compute:
+            for found in forward_files(
+                self.network, plan.preprocessing, plan.forward, compute, chunks, plan.test_time_flips
+            ):
+                views = [found.rows[:, view, -count:] for view in range(found.rows.shape[1])]
+                scores = _scores(views).reshape(len(views[0]), count)
+                probabilities = softmax(scores / self.temperature)
+                rows = np.hstack([probabilities, found.rows[:, 0, :-count]]) if with_features else probabilities
+                yield FileRows(rows, found.reasons)
+
+    def features_of(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float32]:
+        """Return the features (n_images, width) of a table with an `image` column."""
+        plan = self.plan
+        images = PlainImages(Pixels(table, plan.preprocessing.shorter_side), plan.preprocessing)
+        with recorded_features(self.network) as compute:
+            return forward_all(self.network, images, plan.preprocessing, plan.forward, compute, progress)
+
+    def features(self, chunks: Iterator[list[str]]) -> Iterator[FileRows]:
+        """Yield the inputs of the head, float32 (k, width), for the files of each chunk that can be read."""
+        with recorded_features(self.network) as compute:
+            for found in forward_files(self.network, self.plan.preprocessing, self.plan.forward, compute, chunks):
+                yield FileRows(found.rows[:, 0], found.reasons)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble(Predictor):
@@ -110,10 +159,27 @@ class Ensemble(Predictor):
     members: tuple[TrainedModel, ...]
     """Trained models whose probabilities are averaged."""
 
-    @property
-    def shorter_side(self) -> int:
-        """Smallest shorter side to which images are decoded, in pixels: the largest one of the members."""
-        return max(member.shorter_side for member in self.members)
+    def label(self, chunks: Iterator[list[str]], with_features: bool = False) -> Iterator[FileRows]:
+        """Yield the class probabilities (k, n_classes) of the files of each chunk that can be read, and the joined
+        features of the members if they are asked for."""
+        own, count = tee(chunks, len(self.members)), len(self.class_names)
+        parts = [member.label(mine, with_features) for member, mine in zip(self.members, own, strict=True)]
+        for found in zip(*parts, strict=True):
+            rows, reasons = on_common_files(found)
+            probabilities = self.combined([part[:, :count] for part in rows])
+            yield FileRows(np.hstack([probabilities, *(part[:, count:] for part in rows)]), reasons)
+
+    def features_of(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float32]:
+        """Return the joined features (n_images, width) of a table with an `image` column."""
+        return np.hstack([member.features_of(table, progress) for member in self.members])
+
+    def features(self, chunks: Iterator[list[str]]) -> Iterator[FileRows]:
+        """Yield the joined features of the members, float32 (k, width), for the files that can be read."""
+        own = tee(chunks, len(self.members))
+        parts = [member.features(mine) for member, mine in zip(self.members, own, strict=True)]
+        for found in zip(*parts, strict=True):
+            rows, reasons = on_common_files(found)
+            yield FileRows(np.concatenate(rows, axis=1), reasons)
 
     def probabilities(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
@@ -150,9 +216,13 @@ def scores_of(
         images = PlainImages(pixels, plan.preprocessing, mirrored)
         return forward_all(network, images, plan.preprocessing, plan.forward, logits, progress, indices)
 
-    if not plan.test_time_flips:
-        return send(mirrored=False)
-    return _log_mean([softmax(send(mirrored)) for mirrored in (False, True)]).astype(np.float32)
+    return _scores([send(mirrored) for mirrored in ((False, True) if plan.test_time_flips else (False,))])
+
+
+def _scores(views: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return the logits (n, num_classes) from those of each view: of one view its own, else those of the mean
+    probabilities."""
+    return views[0] if len(views) == 1 else _log_mean([softmax(view) for view in views]).astype(np.float32)
 
 
 def average(members: Sequence[TrainedModel]) -> Predictor:

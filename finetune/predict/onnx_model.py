@@ -1,14 +1,16 @@
 """Predict with a model that was exported as ONNX, by onnxruntime and without PyTorch."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.data import decode, in_threads
+from finetune.data import in_threads, read_or_explain
 from finetune.errors import ExportError, RunFolderError
+from finetune.predict.files import FileRows, rows_of_files
 
 BLOCK = 256
 """Number of images that are decoded before they are predicted."""
@@ -49,20 +51,28 @@ class OnnxModel:
         (probabilities,) = self._session.run(None, {"images": image[None]})
         return np.asarray(probabilities[0], dtype=np.float64)
 
-    def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
-        """Return the class probabilities (n_paths, n_classes) of image files.
+    def label(self, chunks: Iterator[list[str]]) -> Iterator[FileRows]:
+        """Yield the class probabilities (k, n_classes) of the files of each chunk that can be read.
 
         Files are decoded as for a prediction of the run.
+        """
+        read = partial(read_or_explain, shorter_side=self.shorter_side)
+        for chunk in chunks:
+            rows: list[NDArray[np.float64]] = []
+            reasons: list[str | None] = []
+            for start in range(0, len(chunk), BLOCK):
+                for image in in_threads(read, chunk[start : start + BLOCK]):
+                    rows += [] if isinstance(image, str) else [self.predict_image(image)]
+                    reasons.append(image if isinstance(image, str) else None)
+            yield FileRows(np.reshape(rows, (len(rows), len(self.class_names))), reasons)
+
+    def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
+        """Return the class probabilities (n_paths, n_classes) of image files.
 
         Raises:
             DataError: a file cannot be read as an image.
         """
-
-        def read(path: str | Path) -> NDArray[np.uint8]:
-            return np.array(decode(path, self.shorter_side, str(path)))
-
-        blocks = (paths[start : start + BLOCK] for start in range(0, len(paths), BLOCK))
-        return np.stack([self.predict_image(image) for block in blocks for image in in_threads(read, block)])
+        return rows_of_files(self.label, paths)
 
 
 def missing_libraries(purpose: str, names: Sequence[str]) -> ExportError:

@@ -1,30 +1,29 @@
-"""Write a table as its rows come, in a file that an interrupted command can continue.
-
-Until the table is complete, its rows are in OUTPUT.part, and OUTPUT.part.json says how many of its bytes are whole and
-which images they are of. What a kill left behind them is cut off before the command continues. A Parquet file cannot be
-continued, because its index is at its end. Its rows are therefore kept as an Arrow stream until the last one is there.
-"""
+"""Write the table of many images, chunk after chunk, as CSV or as Parquet."""
 
 import csv
-import hashlib
 import io
-import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from finetune.data import Unreadable
-from finetune.errors import DataError, RunFolderError
-from finetune.value import FrozenModel
+from finetune.predict.files import remembered
 
-Columns = dict[str, list[str] | list[float]]
-"""Columns of a table, by name; each has one value for each image."""
+Columns = dict[str, list[str] | list[float] | NDArray[Any]]
+"""Columns of a table, by name; each has one value for each image, or one row of a matrix (n_images, width)."""
+
+Make = Callable[[Iterator[list[str]]], Iterator[tuple[Columns, list[Unreadable]]]]
+"""Function of the files of each chunk that yields the rows of each chunk, and the files that were left out."""
 
 CHUNK = 1024
 """Number of images that are read before their rows are written. The batches of a chunk have no image of another one, so
-that a continued command computes the same bytes."""
+that several processes, and a continued command, compute the same bytes."""
 
 DIGITS = ".4g"
 """Format of the numbers in a CSV file: 4 significant digits."""
@@ -32,43 +31,22 @@ DIGITS = ".4g"
 GROUPED = 16
 """Number of chunks in each row group of a Parquet file."""
 
-MODEL_FILES = ("plan.json", "config.json", "ensemble.json", "*.safetensors")
-"""Files of a run folder, and of each member's, that a prediction depends on."""
-
-
-class RowState(FrozenModel):
-    """Progress of a table that is not complete."""
-
-    task: str
-    """Digest of what makes the rows: the model and the options."""
-    num_images: int = 0
-    """Number of images that are done, with those that were left out."""
-    num_rows: int = 0
-    """Number of rows that are written."""
-    num_bytes: int = 0
-    """Number of bytes that these rows take."""
-    paths: str = ""
-    """Digest of the paths of the images that are done."""
-
 
 class Rows(Protocol):
     """A place for the rows of a table."""
 
-    @property
-    def num_rows(self) -> int:
-        """Number of rows that are written."""
+    def chunks(self, paths: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+        """Yield the number and the files of each chunk that is to be written."""
         ...
 
-    def skip(self, paths: Iterator[str]) -> None:
-        """Consume the images that are done already."""
-        ...
-
-    def append(self, paths: Sequence[str], columns: Columns) -> None:
-        """Write rows.
+    def append(self, number: int, paths: Sequence[str], columns: Columns, left_out: Sequence[Unreadable], /) -> None:
+        """Write the rows of a chunk.
 
         Args:
-            paths: all images of this chunk.
+            number: number of the chunk.
+            paths: all images of the chunk.
             columns: a row for each of them that was not left out.
+            left_out: the images without a row.
         """
         ...
 
@@ -79,196 +57,127 @@ class PrintedRows:
     def __init__(self) -> None:
         """Begin without a row."""
         self.num_rows = 0
+        """Number of rows that are printed."""
+        self.num_images = 0
+        """Number of images that are done, with those that were left out."""
+        self.first: Unreadable | None = None
+        """The first file that was left out."""
 
-    def skip(self, paths: Iterator[str]) -> None:
-        """Skip nothing: what was printed before is not known."""
+    def chunks(self, paths: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+        """Yield all chunks: what was printed before is not known."""
+        return enumerate(chunks_of(paths))
 
-    def append(self, paths: Sequence[str], columns: Columns) -> None:  # noqa: ARG002  (as in `Rows`)
-        """Print rows."""
-        sys.stdout.write(_csv_bytes(columns, with_header=not self.num_rows).decode())
+    def append(self, _number: int, paths: Sequence[str], columns: Columns, left_out: Sequence[Unreadable]) -> None:
+        """Print the rows of a chunk."""
+        content, header = encode(columns, is_parquet=False)
+        sys.stdout.write(content[header if self.num_rows else 0 :].decode())
         sys.stdout.flush()
-        self.num_rows += _count(columns)
+        self.num_rows += count_rows(columns)
+        self.num_images += len(paths)
+        self.first = self.first or next(iter(left_out), None)
 
 
-class RowFile:
-    """Rows of a CSV file or, if its name ends in .parquet, of a Parquet file."""
-
-    def __init__(self, output: Path, task: str, resume: bool) -> None:
-        """Create or continue the file.
-
-        Args:
-            output: file to write, which does not exist yet.
-            task: digest of what makes the rows, as `task_of` returns it.
-            resume: whether to continue the rows of an interrupted command, if there are any.
-
-        Raises:
-            RunFolderError: there are rows of another model or of other options, or some of them are missing.
-        """
-        self._output = output
-        self._part, self._state_file = part_of(output)
-        self._is_parquet = output.suffix.lower() == ".parquet"
-        self._digest = hashlib.blake2b(digest_size=16)
-        self._state = RowState(task=task)
-        if resume and self._state_file.exists():
-            self._state = RowState.load(self._state_file)
-            if self._state.task != task:
-                raise RunFolderError(
-                    f"{self._part} has rows of another model or of other options; continue it with the same ones, or "
-                    f"delete it and {self._state_file}"
-                )
-        elif self._part.exists():
-            raise RunFolderError(
-                f"{self._part} is not the beginning of a prediction; rename it, or give another --output"
-            )
-        output.parent.mkdir(parents=True, exist_ok=True)
-        self._state.save(self._state_file)
-        self._file = self._part.open("ab")
-        if self._file.tell() < self._state.num_bytes:
-            raise RunFolderError(
-                f"rows are missing in {self._part}; delete it and {self._state_file}, and start again without --resume"
-            )
-        self._file.truncate(self._state.num_bytes)
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows that are written."""
-        return self._state.num_rows
-
-    def skip(self, paths: Iterator[str]) -> None:
-        """Consume the images that are done already.
-
-        Raises:
-            DataError: these are other images.
-        """
-        for path in islice(paths, self._state.num_images):
-            self._digest.update(os.fsencode(path) + b"\0")
-        if self._state.num_images and self._digest.hexdigest() != self._state.paths:
-            raise DataError(
-                f"the first {self._state.num_images} images are not those of {self._part}; give the same images in the "
-                f"same order, or delete it and {self._state_file}"
-            )
-
-    def append(self, paths: Sequence[str], columns: Columns) -> None:
-        """Write rows, and then that they are written."""
-        encode = _arrow_bytes if self._is_parquet else _csv_bytes
-        content = encode(columns, with_header=not self._state.num_rows) if _count(columns) else b""
-        self._file.write(content)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        for path in paths:
-            self._digest.update(os.fsencode(path) + b"\0")
-        self._state = self._state.changed(
-            num_images=self._state.num_images + len(paths),
-            num_rows=self._state.num_rows + _count(columns),
-            num_bytes=self._state.num_bytes + len(content),
-            paths=self._digest.hexdigest(),
-        )
-        self._state.save(self._state_file)
-
-    def finish(self) -> None:
-        """Give the complete file its name."""
-        self._file.close()
-        if self._is_parquet:
-            _write_parquet(self._part, self._output)
-            self._part.unlink()
-        else:
-            self._part.replace(self._output)
-        self._state_file.unlink()
-
-    def discard(self) -> None:
-        """Remove the file."""
-        self._file.close()
-        self._part.unlink()
-        self._state_file.unlink()
-
-
-def part_of(output: Path) -> tuple[Path, Path]:
-    """Return the names of the file with the rows of an incomplete table, and of that with its state."""
-    return output.with_name(f"{output.name}.part"), output.with_name(f"{output.name}.part.json")
-
-
-def task_of(model: Path, *options: object) -> str:
-    """Return a digest of the files of a model, a run folder or an exported file, and of options."""
-    digest = hashlib.blake2b(repr(options).encode(), digest_size=16)
-    folders = [model, *sorted(model.glob("members/*"))]
-    files = [file for folder in folders for name in MODEL_FILES for file in sorted(folder.glob(name))]
-    for path in [model] if model.is_file() else files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "blake2b").digest())
-    return digest.hexdigest()
-
-
-def write_chunks(
-    paths: Iterator[str],
-    make: Callable[[list[str]], tuple[Columns, list[Unreadable]]],
-    rows: Rows,
-    report: Callable[[list[Unreadable]], None],
-) -> int:
-    """Write the rows of images, a chunk at a time, and return the number of rows.
+def write_chunks(paths: Iterator[str], make: Make, rows: Rows, report: Callable[[Sequence[Unreadable]], None]) -> None:
+    """Write the rows of images, a chunk at a time.
 
     Args:
         paths: image files.
-        make: function of the files of a chunk that returns their rows, and the files that were left out.
+        make: makes the rows of each chunk; it may read chunks ahead.
         rows: the place of the rows.
         report: called with the files of each chunk that were left out.
-
-    Raises:
-        DataError: no file can be read as an image.
     """
-    rows.skip(paths)
-    first: Unreadable | None = None
-    count = 0
+    numbers: deque[int] = deque()
+    waiting: deque[list[str]] = deque()
+
+    def chunks() -> Iterator[list[str]]:
+        for number, chunk in rows.chunks(paths):
+            numbers.append(number)
+            yield chunk
+
+    for columns, left_out in make(remembered(chunks(), waiting)):
+        report(left_out)
+        rows.append(numbers.popleft(), waiting.popleft(), columns, left_out)
+
+
+def chunks_of(paths: Iterator[str]) -> Iterator[list[str]]:
+    """Yield lists of `CHUNK` paths, the last of which may be shorter."""
     while chunk := list(islice(paths, CHUNK)):
-        columns, unreadable = make(chunk)
-        report(unreadable)
-        rows.append(chunk, columns)
-        count += len(chunk)
-        first = first or next(iter(unreadable), None)
-    if not rows.num_rows:
-        found = f"; the first is {first.path}: {first.reason}" if first else ""
-        raise DataError(f"none of the {count} files can be read as an image{found}")
-    return rows.num_rows
+        yield chunk
 
 
-def _count(columns: Columns) -> int:
+def name_of_chunk(number: int) -> str:
+    """Return which images of the list a chunk has, in words."""
+    return f"images {number * CHUNK + 1:,} to {(number + 1) * CHUNK:,} of the list"
+
+
+def count_rows(columns: Columns) -> int:
     """Return the number of rows."""
     return len(next(iter(columns.values())))
 
 
-def _csv_bytes(columns: Columns, with_header: bool) -> bytes:
-    """Return rows as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if with_header:
-        writer.writerow(columns)
-    for row in zip(*columns.values(), strict=True):
-        writer.writerow([f"{value:{DIGITS}}" if isinstance(value, float) else value for value in row])
-    return text.getvalue().encode("utf-8", "backslashreplace")  # a name that is not UTF-8 is escaped
+def nothing_readable(count: int, first: Unreadable | None) -> str:
+    """Return the sentence about a number of files of which none can be read."""
+    found = f"; the first is {first.path}: {first.reason}" if first else ""
+    return f"none of the {count} files can be read as an image{found}"
 
 
-def _arrow_bytes(columns: Columns, with_header: bool) -> bytes:
-    """Return rows as a part of an Arrow stream, whose header is the schema."""
-    import pyarrow as pa
+def encode(columns: Columns, is_parquet: bool) -> tuple[bytes, int]:
+    """Return the rows of a chunk as bytes, and the number of bytes of the header: that of a CSV table comes first.
 
-    arrays: dict[str, pa.Array] = {}
-    for name, values in columns.items():
-        if isinstance(values[0], str):
-            texts = [str(value).encode("utf-8", "backslashreplace").decode() for value in values]
-            arrays[name] = pa.array(texts, pa.string())
-        else:
-            arrays[name] = pa.array(values, pa.float32())
-    batch = pa.record_batch(arrays)
-    header = batch.schema.serialize().to_pybytes() if with_header else b""
-    return bytes(header + batch.serialize().to_pybytes())
+    A Parquet file cannot be continued, because its index is at its end. Until the last row is there, its rows are Arrow
+    streams, one for each chunk.
+    """
+    if not count_rows(columns):
+        return b"", 0
+    return (_arrow_bytes(columns), 0) if is_parquet else _csv_bytes(columns)
 
 
-def _write_parquet(stream: Path, output: Path) -> None:
-    """Write the rows of an Arrow stream as a Parquet file."""
+def write_parquet(streams: Iterator[bytes], output: Path) -> None:
+    """Write the rows of Arrow streams, one for each chunk, as a Parquet file."""
     import pyarrow as pa
     from pyarrow import ipc, parquet
 
-    partial = output.with_name(f"{output.name}.tmp")
-    with ipc.open_stream(stream.open("rb")) as reader, parquet.ParquetWriter(partial, reader.schema) as writer:
-        while batches := list(islice(reader, GROUPED)):
-            writer.write_table(pa.Table.from_batches(batches))
-    partial.replace(output)
+    writer: parquet.ParquetWriter | None = None
+    tables = (ipc.open_stream(stream).read_all() for stream in streams)
+    while group := list(islice(tables, GROUPED)):
+        table = pa.concat_tables(group)
+        writer = writer or parquet.ParquetWriter(output, table.schema)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
+
+
+def _csv_bytes(columns: Columns) -> tuple[bytes, int]:
+    """Return rows as CSV, and the number of bytes of its first line."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    header = text.getvalue()
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow([f"{value:{DIGITS}}" if isinstance(value, float) else value for value in row])
+    return _utf8(text.getvalue()), len(_utf8(header))
+
+
+def _arrow_bytes(columns: Columns) -> bytes:
+    """Return rows as an Arrow stream: texts, float32 numbers, and lists of the type of a matrix."""
+    import pyarrow as pa
+    from pyarrow import ipc
+
+    arrays: dict[str, pa.Array] = {}
+    for name, values in columns.items():
+        if isinstance(values, np.ndarray):
+            arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+        elif isinstance(values[0], str):
+            arrays[name] = pa.array([_utf8(str(value)).decode() for value in values], pa.string())
+        else:
+            arrays[name] = pa.array(values, pa.float32())
+    batch = pa.record_batch(arrays)
+    sink = pa.BufferOutputStream()
+    with ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def _utf8(text: str) -> bytes:
+    """Return a text as bytes; a name that is not UTF-8 is escaped."""
+    return text.encode("utf-8", "backslashreplace")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 
 from finetune.decide.plan import Plan
-from finetune.device import MEMORY_FORMATS, best_device
+from finetune.device import best_device, to_layout
 from finetune.errors import RunFolderError
 from finetune.network.backbone import size_arguments
 from finetune.predict.model import TrainedModel
@@ -91,8 +91,10 @@ def read_network(folder: Path, plan: Plan) -> TrainedModel:
             f"{folder / WEIGHTS} does not hold the weights of {plan.model} for the {len(config.label_names)} classes "
             f"of {CONFIG}: {_one_line(error)}"
         ) from None
+    network = network.to(best_device()).eval()
+    to_layout(network, plan.forward.layout)
     return TrainedModel(
-        network=network.to(best_device()).to(memory_format=MEMORY_FORMATS[plan.forward.layout]).eval(),
+        network=network,
         plan=plan,
         class_names=config.label_names,
         temperature=config.temperature,

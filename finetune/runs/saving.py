@@ -17,6 +17,7 @@ from finetune.predict.model import Ensemble, HeldOut, Predictor, TrainedModel, a
 from finetune.processes import divide_rows, from_main_process
 from finetune.runs.execution import Outcome, Searched, carry_out
 from finetune.runs.folder import RunFolder, RunMetrics, Seconds
+from finetune.runs.neighbours import NEIGHBOURS, find_neighbours
 from finetune.runs.page.writing import write_report
 from finetune.runs.report import Report
 
@@ -66,6 +67,8 @@ def save_run(
         note="; ".join(filter(None, (model.note, curves))),
         verdicts=_verdicts(finished),
     )
+    neighbours = find_neighbours(model, splits, report.progress)
+    from_main_process(lambda: neighbours.save(folder.path / NEIGHBOURS))
     folder.write_model(model, metrics, splits, finished.members)
     from_main_process(lambda: write_report(folder, model, splits))
     report.result(metrics, folder.path, model.members if isinstance(model, Ensemble) else ())

@@ -14,7 +14,7 @@ from finetune.data import ImageSplits, ImageStream, Pixels, labels_of
 from finetune.data.batches import PlainImages, VariedImages, make_loader, normaliser
 from finetune.decide.plan import Plan
 from finetune.decide.workload import tail_share
-from finetune.device import MEMORY_FORMATS, best_device
+from finetune.device import best_device, to_layout
 from finetune.network.backbone import check_stages, create_network, profile_stages
 from finetune.network.head import find_head
 from finetune.network.outputs import Outputs, count_work, digest_weights, frozen_features
@@ -157,7 +157,9 @@ def _create(plan: Plan, num_classes: int) -> nn.Module:
         plan.model, plan.weights, num_classes, plan.preprocessing.image_size, keeps_source_head=plan.co_tuning > 0
     )
     check_stages(network, plan)
-    return network.to(best_device()).to(memory_format=MEMORY_FORMATS[plan.forward.layout])
+    network = network.to(best_device())
+    to_layout(network, plan.forward.layout)
+    return network
 
 
 def copy_weights(network: nn.Module) -> Weights:

@@ -10,7 +10,7 @@ import torch
 from finetune.cli import main
 from finetune.errors import ExportError, RunFolderError
 from finetune.export import agreement, export_run
-from finetune.predict.labelling import label_images
+from finetune.predict.labelling import label_files
 from finetune.predict.onnx_model import OnnxModel
 from finetune.runs.folder import RunFolder
 from tests.export.pictures import SHAPES, smooth_image, write_pictures
@@ -45,15 +45,17 @@ def plain_run(trained, write_run, tmp_path):
 
 
 def test_the_file_labels_images_like_the_run(run, images):
-    expected, _ = label_images(RunFolder(run).read_model(), sorted(images.rglob("*.*")), top_k=2)
-    found, _ = label_images(OnnxModel(run / "model.onnx"), sorted(images.rglob("*.*")), top_k=2)
+    paths = [str(path) for path in sorted(images.rglob("*.*"))]
+    ((expected, _),) = label_files(RunFolder(run).read_model(), iter([paths]), top_k=2)
+    ((found, _),) = label_files(OnnxModel(run / "model.onnx"), iter([paths]), top_k=2)
     pd.testing.assert_frame_equal(pd.DataFrame(found), pd.DataFrame(expected), atol=1e-3)
 
 
 def test_the_file_leaves_out_an_image_with_damaged_pixels_and_predicts_the_others(run, images, tmp_path):
     (tmp_path / "bad.png").write_bytes(damaged_png())
     paths = sorted(images.rglob("*.*"))
-    table, unreadable = label_images(OnnxModel(run / "model.onnx"), [paths[0], tmp_path / "bad.png", *paths[1:]])
+    given = [str(path) for path in (paths[0], tmp_path / "bad.png", *paths[1:])]
+    ((table, unreadable),) = label_files(OnnxModel(run / "model.onnx"), iter([given]))
     assert table["path"] == [str(path) for path in paths]
     assert [file.path for file in unreadable] == [str(tmp_path / "bad.png")]
 

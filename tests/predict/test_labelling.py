@@ -1,11 +1,18 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from finetune.data import files_below, why_unreadable
-from finetune.errors import DataError
-from finetune.predict.labelling import label_images
+from finetune.data import files_below, table_of_paths, why_unreadable
+from finetune.predict.labelling import label_files
 from finetune.predict.model import TrainedModel
 from tests.predict.damage import damaged_jpeg, damaged_png
+
+
+def label_images(model, paths, top_k=1):
+    """Return the table of one chunk of files, and the files that were left out."""
+    ((table, left_out),) = label_files(model, iter([[str(path) for path in paths]]), top_k)
+    return table, left_out
 
 
 @pytest.fixture
@@ -75,13 +82,34 @@ def test_files_that_cannot_be_read_give_a_table_without_rows(model, tmp_path):
     assert len(unreadable) == 2
 
 
-def test_an_error_of_the_model_that_no_file_explains_is_raised(image_folder, tmp_path, model):
-    class Failing:
-        class_names = model.class_names
-        shorter_side = model.shorter_side
+def test_a_file_in_a_table_of_several_chunks_has_the_row_that_it_has_in_one(model, image_folder, tmp_path):
+    paths = files_below(image_folder(tmp_path))
+    whole, _ = label_images(model, paths)
+    parts = [table for table, _ in label_files(model, iter([paths[:5], paths[5:6], paths[6:]]))]
+    assert [path for part in parts for path in part["path"]] == whole["path"]
+    np.testing.assert_allclose([value for part in parts for value in part["p_a"]], whole["p_a"], atol=1e-6)
 
-        def predict_proba(self, paths):  # noqa: ARG002
-            raise DataError("no reason")
 
-    with pytest.raises(DataError, match="no reason"):
-        label_images(Failing(), files_below(image_folder(tmp_path)))
+def test_worker_processes_that_read_ahead_change_no_bit(model, image_folder, tmp_path):
+    image_folder(tmp_path)
+    (tmp_path / "a" / "broken.png").write_bytes(b"no image")
+    chunks = [files_below(tmp_path)[:7], files_below(tmp_path)[7:]]
+    found = []
+    for workers in (0, 1):
+        forward = model.plan.forward.changed(batch_size=3, loader_workers=workers)
+        own = replace(model, plan=model.plan.changed(forward=forward))
+        found.append(list(label_files(own, iter(chunks))))
+    assert found[0] == found[1]
+    assert [len(left_out) for _, left_out in found[0]] == [1, 0]
+
+
+def test_the_rows_of_an_ensemble_with_flips_are_those_of_its_evaluation(averaged, image_folder, tmp_path):
+    paths = files_below(image_folder(tmp_path))
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(damaged_png())
+    model = averaged()
+    table, left_out = label_images(model, [*paths, str(bad)])
+    found = np.array([table[f"p_{name}"] for name in model.class_names]).T
+    # With the damaged file at the end, the batches are those of the evaluation, and so is every bit.
+    assert (found == model.probabilities(table_of_paths(paths))).all()
+    assert [file.path for file in left_out] == [str(bad)]

@@ -62,7 +62,7 @@ def finished(recipe, tmp_path_factory):
 def test_a_run_folder_holds_all_that_is_promised(finished):
     assert {path.name for path in finished[1].iterdir()} == {
         "recipe.yaml", "evidence.json", "choice.json", "plan.json", "data.json", "splits.csv", "predictions.parquet",
-        "state.json",
+        "state.json", "neighbours.safetensors",
         "report.html", "history.jsonl", "metrics.json", "environment.json", "model.safetensors", "config.json",
     }  # fmt: skip
 

@@ -20,18 +20,27 @@ Done = TypeVar("Done")
 class ThreadTeam:
     """A context with a team of threads, each of which computes on its own part of the cores."""
 
-    def __init__(self, count: int, num_threads: int) -> None:
-        """Prepare a team of `count` threads, each of which uses `num_threads` OpenMP threads for its operations."""
+    def __init__(self, count: int, num_threads: int, apart: bool = False) -> None:
+        """Prepare a team of threads.
+
+        Args:
+            count: number of threads.
+            num_threads: number of OpenMP threads that each of them uses for its operations.
+            apart: whether a team of one is a thread of its own, too, so that the calling thread keeps its settings and
+                is free for other work.
+        """
         self.count = count
+        self._apart = apart
         self._num_threads = num_threads
         self._before = torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Self:
-        """Start the threads; a team of one is the calling thread itself."""
+        """Start the threads; a team of one is the calling thread itself, unless it is to be apart."""
         self._before = torch.get_num_threads()
-        torch.set_num_threads(self._num_threads)
-        if self.count > 1:
+        if not self._apart:
+            torch.set_num_threads(self._num_threads)
+        if self.count > 1 or self._apart:
             # OpenMP stores the number of threads separately for each calling thread, so every new thread must set its
             # own.
             self._pool = ThreadPoolExecutor(
@@ -46,7 +55,8 @@ class ThreadTeam:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
-        torch.set_num_threads(self._before)
+        if not self._apart:
+            torch.set_num_threads(self._before)
 
     def submit(self, work: Callable[[], Done]) -> Future[Done]:
         """Do `work` in the first thread that is free; in a team of one, do it at once."""

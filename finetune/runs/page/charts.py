@@ -10,11 +10,10 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
-from scipy.stats import binomtest
 
 from finetune.decide.candidates import Candidate
 from finetune.history import Row
-from finetune.predict.metrics import CALIBRATION_BINS, Metrics
+from finetune.predict.metrics import CALIBRATION_BINS, Metrics, wilson_interval
 from finetune.runs.page.figures import BOTTOM, Figure
 
 WIDTHS = {"narrow": 328.0, "wide": 520.0}
@@ -79,14 +78,6 @@ def both_widths(draw: Callable[[float], Markup]) -> Markup:
 def percent(value: float) -> str:
     """Return a share as a whole percentage, which is not broken at the end of a line."""
     return f"{100 * value:.0f}\u00a0%"
-
-
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share; 0 .. 1 without images."""
-    if not count:
-        return 0.0, 1.0
-    found = binomtest(hits, count).proportion_ci(0.95, method="wilson")
-    return float(found.low), float(found.high)
 
 
 def keep_apart(places: Sequence[float], room: float, ends: tuple[float, float]) -> list[float]:
@@ -236,7 +227,7 @@ def reliability(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> Ma
         figure.line([(0.0, 0.0), (1.0, 1.0)], "ideal")
         for _, mean, hits, count in rows:
             about = f"{count} images with {percent(mean)} on average: {percent(hits / count)} right"
-            figure.interval(mean, wilson(hits, count), "chosen")
+            figure.interval(mean, wilson_interval(hits, count), "chosen")
             figure.point(mean, hits / count, "chosen", about, radius=3.0 + 4.0 * math.sqrt(count / len(right)))
         counts = figure.y._replace(
             low=0.0, high=float(most), first=figure.height - BOTTOM - 4.0, last=figure.height - BOTTOM - 48.0

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from finetune.errors import RunFolderError
-from finetune.predict.metrics import SMALLEST_PROBABILITY
+from finetune.predict.metrics import SMALLEST_PROBABILITY, wilson_interval
 from finetune.runs.folder import RunFolder
 from finetune.runs.image_tables import read_predictions
-from finetune.runs.page.charts import Mark, accuracy_against_time, wilson
+from finetune.runs.page.charts import Mark, accuracy_against_time
 from finetune.runs.page.evaluated import Illustrator, ImagePrediction
 from finetune.runs.page.figures import interval_bar
 from finetune.runs.page.pictures import SMALL, find_again
@@ -216,7 +216,7 @@ def _refuse_other_labels(common: dict[str, pd.DataFrame]) -> None:
 def _describe(folder: RunFolder, rows: pd.DataFrame, right: NDArray[np.bool_]) -> ComparedRun:
     """Return a run with its results on the common images."""
     decisions, metrics = folder.read_decisions(), folder.read_metrics()
-    interval = wilson(int(right.sum()), len(right))
+    interval = wilson_interval(int(right.sum()), len(right))
     top1 = float(right.mean())
     count = len(folder.members)
     mean = f"mean of {count} models, the first: " if count > 1 else ""

@@ -11,10 +11,10 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from finetune.decide.plan import Plan
-from finetune.predict.metrics import Metrics
+from finetune.predict.metrics import Metrics, wilson_interval
 from finetune.predict.model import TrainedModel
 from finetune.runs.image_tables import indices_of
-from finetune.runs.page.charts import reliability, wilson
+from finetune.runs.page.charts import reliability
 from finetune.runs.page.confusions import ConfusionMatrix, Pair, count_confusions, make_matrix, most_confused
 from finetune.runs.page.figures import interval_bar
 from finetune.runs.page.pictures import LARGE, SMALL, FindSource, Picture, draw_picture, map_images, view_images
@@ -182,7 +182,7 @@ def _list_classes(metrics: Metrics, counts: NDArray[np.int64]) -> tuple[ClassRow
     present.sort(key=lambda each: (each[0].recall, each[0].name))
     found = []
     for row, hits in present[:MOST_ROWS]:
-        interval = wilson(hits, row.num_images)
+        interval = wilson_interval(hits, row.num_images)
         bar = interval_bar(row.recall, interval)
         found.append(
             ClassRow(
