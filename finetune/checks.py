@@ -7,6 +7,7 @@ from pathlib import Path
 from finetune.errors import ModelError, RecipeError, RunFolderError
 from finetune.recipe import Recipe
 from finetune.runs import places
+from finetune.serve.server import check_libraries
 
 
 def checked(recipe: Recipe, output: Path | None) -> Recipe:
@@ -91,3 +92,18 @@ def check_prediction(
     check_images(images)
     if data is not None:
         check_data(data)
+
+
+def check_served(run: Path) -> None:
+    """Check that there is a model to serve, and that the libraries for it are installed.
+
+    Raises:
+        FinetuneError: the run is missing or not finished, or a library is missing.
+    """
+    if run.suffix == ".onnx":
+        from finetune.predict.onnx_model import refuse_without_a_file  # it imports numpy, which --help does not need
+
+        refuse_without_a_file(run)
+    else:
+        places.refuse_without_a_model(run)
+    check_libraries()

@@ -51,6 +51,11 @@ CASES = {
     "predict run images --output begun.csv": "begun.csv.part is the beginning of an interrupted prediction",
     "evaluate nowhere --data images": "there is no run in nowhere",
     "diagnose nowhere": "there is no run in nowhere",
+    "serve nowhere": "there is no run in nowhere",
+    "serve begun": "the run in begun is not finished (config.json is missing)",
+    "serve nowhere.onnx": "there is no file nowhere.onnx; expected one that 'finetune export' wrote",
+    "serve run --port 70000": "should be less than or equal to 65535",
+    "serve run --host 192.0.2.1": "port 8000 of 192.0.2.1 cannot be used",
 }
 """Commands with one mistake each, and a part of the sentence that they end with."""
 

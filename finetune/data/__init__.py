@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         in_threads,
         native_size,
         read_image,
+        reason_of,
         why_undecodable,
         why_unreadable,
     )
@@ -48,6 +49,7 @@ _HOMES = {
     "in_threads": "decoding",
     "native_size": "decoding",
     "read_image": "decoding",
+    "reason_of": "decoding",
     "why_undecodable": "decoding",
     "why_unreadable": "decoding",
     "files_below": "folder",
@@ -102,6 +104,7 @@ __all__ = [
     "native_size",
     "paths_of",
     "read_image",
+    "reason_of",
     "stratified_folds",
     "stratified_holdout",
     "stratified_subset",

@@ -26,6 +26,39 @@ def logits(network: nn.Module, inputs: Tensor) -> Tensor:
     return output
 
 
+class ForwardPass:
+    """A forward pass of batches through a network that does not change between them; any thread may call it."""
+
+    def __init__(
+        self, network: nn.Module, preprocessing: Preprocessing, settings: ForwardSettings, compute: Compute
+    ) -> None:
+        """Set the network to evaluation mode, and find the norms to fold in one pass of a blank image.
+
+        Args:
+            network: network on the device that it computes on.
+            preprocessing: preprocessing of the network's input.
+            settings: precision and layout.
+            compute: function of the network and a batch.
+        """
+        self._device = next(network.parameters()).device
+        self._precision = settings.precision
+        normalise = normaliser(preprocessing, self._device, settings.layout)
+
+        def of_pixels(pixels: Tensor) -> Tensor:
+            return compute(network, normalise(pixels))
+
+        self._compute = of_pixels
+        network.eval()
+        blank = torch.zeros(1, 3, preprocessing.image_size, preprocessing.image_size, dtype=torch.uint8)
+        self._folded = FoldedNorms(lambda: self._compute(blank))
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return `compute` of a batch of pixels (n, 3, h, w) uint8: one row for each image, (n, ...), on the CPU."""
+        # Not inference mode: what a network keeps between passes (ConViT's positions) must serve its training.
+        with torch.no_grad(), autocast(self._device, self._precision), self._folded:
+            return self._compute(pixels).cpu()
+
+
 def forward_batches(
     network: nn.Module,
     images: Images,
@@ -47,20 +80,10 @@ def forward_batches(
         keys: indices of images, or keys of views of them; all images by default.
     """
     device = next(network.parameters()).device
-    normalise = normaliser(preprocessing, device, settings.layout)
-    network.eval()
     batches = read_in_turn(images, device, settings.loader_workers, settings.batch_size, keys)
-    blank = torch.zeros(1, 3, preprocessing.image_size, preprocessing.image_size, dtype=torch.uint8)
     with ThreadTeam(settings.parallel_parts, settings.num_threads) as team:
-        folded = FoldedNorms(lambda: compute(network, normalise(blank)))
-
-        def send(read: Callable[[], tuple[Tensor, Tensor]]) -> Tensor:
-            pixels, _ = read()
-            # Not inference mode: what a network keeps between passes (ConViT's positions) must serve its training.
-            with torch.no_grad(), autocast(device, settings.precision), folded:
-                return compute(network, normalise(pixels)).cpu()
-
-        yield from team.map(send, batches)
+        send = ForwardPass(network, preprocessing, settings, compute)
+        yield from team.map(lambda read: send(read()[0]), batches)
 
 
 def forward_all(

@@ -1,7 +1,7 @@
 """Predict with trained models: one network, or an ensemble of several."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,7 +100,11 @@ class TrainedModel(Predictor):
     def probabilities(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
         scores = scores_of(self.network, Pixels(table, self.plan.preprocessing.shorter_side), self.plan, None, progress)
-        return softmax(scores.reshape(len(table), len(self.class_names)) / self.temperature)
+        return self.calibrated(scores.reshape(len(table), len(self.class_names)))
+
+    def calibrated(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the class probabilities of logits, both (n_images, n_classes)."""
+        return softmax(scores / self.temperature)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +154,15 @@ def scores_of(
         images = PlainImages(pixels, plan.preprocessing, mirrored)
         return forward_all(network, images, plan.preprocessing, plan.forward, logits, progress, indices)
 
-    if not plan.test_time_flips:
-        return send(mirrored=False)
+    return mean_over_flips(send) if plan.test_time_flips else send(False)
+
+
+def mean_over_flips(send: Callable[[bool], NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return the logarithms (n, num_classes) of the mean probabilities of images and their mirrored copies.
+
+    Args:
+        send: function that returns the logits (n, num_classes) of the images, or of the copies if its argument is true.
+    """
     return _log_mean([softmax(send(mirrored)) for mirrored in (False, True)]).astype(np.float32)
 
 
