@@ -22,7 +22,7 @@ function percent(probability) {
 function bar(each) {
   const row = element("div", "", "bar");
   const filled = element("i");
-  filled.style.width = percent(each.probability);
+  filled.style.width = `${100 * each.probability}%`;
   row.append(filled, element("span", each.label), element("span", percent(each.probability)));
   return row;
 }
@@ -73,7 +73,8 @@ function add(files) {
     const picture = element("img");
     picture.alt = "";
     picture.src = URL.createObjectURL(file);
-    picture.onload = picture.onerror = () => URL.revokeObjectURL(picture.src);
+    picture.onload = () => URL.revokeObjectURL(picture.src);
+    picture.onerror = () => { picture.style.visibility = "hidden"; };  // a format that the browser does not show
     const place = element("div");
     place.append(element("h2", "…"), element("div", file.name, "name"));
     row.append(picture, place);
