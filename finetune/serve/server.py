@@ -132,7 +132,7 @@ def serve(path: Path, bound: socket.socket, tell: Callable[[str], None]) -> None
         sentence = f"{path} is served at {url_of(bound)} ({len(model.class_names)} classes); stop it with Ctrl+C"
         server = make_server(model, batcher, str(path), lambda: tell(sentence))
         server.run(sockets=[bound])
-    tell("stopped; every request was answered" if not server.force_exit else "stopped at once")
+    tell("stopped")
 
 
 @contextmanager
