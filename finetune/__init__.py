@@ -7,6 +7,9 @@ The steps are `load_recipe` -> `load_images` -> `measure_evidence` -> `choose_st
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+__version__ = "0.1.0"
+"""Version of the toolkit; that of the distribution is read from here."""
+
 if TYPE_CHECKING:
     from finetune.classifier import ImageClassifier
     from finetune.data import ImageSplits, load_images
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
         PublishError,
         RecipeError,
         RunFolderError,
+        ServeError,
         TuningError,
     )
     from finetune.measure import measure_evidence
@@ -50,6 +54,7 @@ _HOMES = {
     "PublishError": "errors",
     "RecipeError": "errors",
     "RunFolderError": "errors",
+    "ServeError": "errors",
     "TuningError": "errors",
     "Evidence": "decide.evidence",
     "ImageSplits": "data",
@@ -92,6 +97,7 @@ __all__ = [
     "RecipeError",
     "RunFolder",
     "RunFolderError",
+    "ServeError",
     "TrainedModel",
     "TuningError",
     "Verdict",

@@ -7,6 +7,7 @@ from pathlib import Path
 from finetune.errors import ModelError, RecipeError, RunFolderError
 from finetune.recipe import Recipe
 from finetune.runs import places
+from finetune.serve.server import check_libraries
 
 
 def checked(recipe: Recipe, output: Path | None) -> Recipe:
@@ -138,3 +139,18 @@ def _check_table(output: Path | None, can_be_continued: bool, resume: bool) -> N
         raise RunFolderError(
             f"{part} is the beginning of an interrupted table; continue it with --resume, or delete it"
         )
+
+
+def check_served(run: Path) -> None:
+    """Check that there is a model to serve, and that the libraries for it are installed.
+
+    Raises:
+        FinetuneError: the run is missing or not finished, or a library is missing.
+    """
+    if run.suffix == ".onnx":
+        from finetune.predict.onnx_model import refuse_without_a_file  # it imports numpy, which --help does not need
+
+        refuse_without_a_file(run)
+    else:
+        places.refuse_without_a_model(run)
+    check_libraries()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from finetune import cli_models, cli_sharing
+from finetune import __version__, cli_models, cli_sharing
 from finetune.checks import check_plan, check_resumed, checked
 from finetune.errors import FinetuneError, RecipeError
 from finetune.recipe import Preference, Recipe, Search, Strategy, load_recipe, parse_assignment
@@ -147,13 +147,7 @@ def takes_recipe_options(*left_out: str) -> Callable[[Callable[..., None]], Call
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            found = version("finetune")
-        except PackageNotFoundError:
-            found = "(a checkout that is not installed)"
-        typer.echo(f"finetune {found}")
+        typer.echo(f"finetune {__version__}")
         raise typer.Exit
 
 
@@ -271,6 +265,7 @@ for command in (
     cli_models.watch,
     cli_sharing.export,
     cli_sharing.push,
+    cli_sharing.serve,
 ):
     app.command()(command)
 

@@ -1,10 +1,11 @@
-"""Define the commands that take a trained model elsewhere: export it as one file, and publish it on the hub."""
+"""Define the commands that give a trained model to others: export it as one file, publish it, and serve it."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from finetune.checks import check_served
 from finetune.runs.places import refuse_without_a_model
 
 
@@ -46,3 +47,20 @@ def push(
         typer.echo(f"\n{publication.card}", nl=False)
         return
     typer.echo(f"published: {publish.push(publication)}")
+
+
+def serve(
+    run: Annotated[Path, typer.Argument(help="A run folder, or an ONNX file that export wrote.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 127.0.0.1 by default, which only this machine reaches.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 8000 by default, 0 for any free one.")
+    ] = 8000,
+) -> None:
+    """Answer requests for labels over HTTP, with a page to drop images on, until Ctrl+C or SIGTERM."""
+    check_served(run)
+    from finetune.serve import server
+
+    bound = server.bind(host, port)  # before the model is read, which takes seconds
+    server.serve(run, bound, typer.echo)

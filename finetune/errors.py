@@ -9,6 +9,7 @@ FinetuneError            the input is wrong: one sentence that says what to do; 
 ├── RunFolderError       a run folder is missing, incomplete or already in use
 ├── ExportError          a model cannot be exported or read, or the exported one does not agree with its run
 ├── PublishError         a model cannot be published, or the hub refuses it
+├── ServeError           a model cannot be served: a library is missing, or the address is not free
 └── CacheError           the cache cannot be written to, or one of its settings has an impossible value
 
 Any other exception is a defect of this library.
@@ -66,6 +67,10 @@ class PublishError(FinetuneError):
     """A model cannot be published, or the hub refuses it."""
 
 
+class ServeError(FinetuneError):
+    """A model cannot be served: a library is missing, or the address is not free."""
+
+
 class CacheError(FinetuneError):
     """The cache cannot be written to, or one of its settings has an impossible value."""
 
@@ -78,6 +83,16 @@ def nearest_names(name: str, known: Iterable[str], most: int = 3) -> str:
     """
     near = difflib.get_close_matches(name, list(known), n=most, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
+
+
+def missing_libraries(purpose: str, names: Sequence[str]) -> str:
+    """Return the sentence that names libraries of an extra that are not installed.
+
+    >>> missing_libraries("an export as ONNX", ["onnx", "onnxscript"])
+    'an export as ONNX needs onnx and onnxscript; install the libraries: pip install onnx onnxscript'
+    """
+    listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return f"{purpose} needs {listed}; install the libraries: pip install {' '.join(names)}"
 
 
 def quoted_names(names: Sequence[str], most: int = 8) -> str:

@@ -35,6 +35,7 @@ WINGS = (
     "runs",
     "export",
     "publish",
+    "serve",
     "tuning",
 )
 """Folders from the lowest to the highest; each imports the ground and what stands before it."""

@@ -56,6 +56,11 @@ CASES = {
     "embed run nowhere.jpg --output f.parquet": "there is no image or folder nowhere.jpg",
     "evaluate nowhere --data images": "there is no run in nowhere",
     "diagnose nowhere": "there is no run in nowhere",
+    "serve nowhere": "there is no run in nowhere",
+    "serve begun": "the run in begun is not finished (config.json is missing)",
+    "serve nowhere.onnx": "there is no file nowhere.onnx; expected one that 'finetune export' wrote",
+    "serve run --port 70000": "should be less than or equal to 65535",
+    "serve run --host 192.0.2.1": "port 8000 of 192.0.2.1 cannot be used",
 }
 """Commands with one mistake each, and a part of the sentence that they end with."""
 

@@ -88,8 +88,9 @@ def test_every_option_that_is_named_exists():
         text = re.sub(r"`?python -m experiments\..*", "", page.read_text("utf-8"))  # other programs' own options
         text = re.sub(r"`--runs [^`]*`", "", text)
         named = {option for option in re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text) if "_" not in option}
-        # Every command has --help and completion; the launchers' options have underscores, except --nnodes.
-        assert named - {"--help", "--version", "--nnodes"} <= known, page
+        # Every command has --help and completion; --index-url is pip's; the launchers' options have underscores, except
+        # --nnodes.
+        assert named - {"--help", "--version", "--nnodes", "--index-url"} <= known, page
 
 
 def test_the_pages_have_no_open_places():

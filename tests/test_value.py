@@ -24,6 +24,7 @@ from finetune.publish.licence import Base
 from finetune.recipe import AugmentationRecipe, Recipe, TableColumns, TrainingRecipe, TuningRecipe
 from finetune.runs.folder import Averaged, RunMetrics, Seconds
 from finetune.runs.run_state import RunState
+from finetune.serve.answers import Answer, ClassProbability, FailedImage, Health, LabelledImage, Refusal
 from finetune.tuning.findings import RateTrial
 from finetune.tuning.space import Dimension
 from finetune.tuning.state import Finding, Trial, Tuning
@@ -57,6 +58,9 @@ def one_of_each(evidence):
     seconds = Seconds(evidence=1.5, search=0.0, train=20.25, total=22.0)
     dimension = Dimension(name="learning_rate", low=1e-4, high=1e-2)
     finding = Finding(step=2, holds=True, says="20 of 20")
+    best = ClassProbability(label="a", probability=0.7)
+    labelled = LabelledImage(name="1.jpg", label="a", probability=0.7, top=(best,))
+    failed = FailedImage(name="2.jpg", error="the file is empty")
     trial = Trial(
         number=3,
         stage="fine",
@@ -142,6 +146,12 @@ def one_of_each(evidence):
         ),
         Base(name="timm/resnet18.a1_in1k", repository="timm/resnet18.a1_in1k", licence="apache-2.0"),
         WeightsReport(source="a file", matched=3, total=3),
+        best,
+        labelled,
+        failed,
+        Answer(images=(labelled, failed)),
+        Refusal(detail="too many"),
+        Health(status="ok", model="run", classes=("a", "b"), images_in_work=3, version="0.1.0"),
         RunState(
             status="failed", phase="training (fold-1)", step=3, of=9, loss=0.5, accuracy=0.75, eta=12.5,
             started="2026-11-29T07:00:00+00:00", updated="2026-11-29T07:01:00+00:00", pid=7, host="here", error="full",

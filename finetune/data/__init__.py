@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         native_size,
         read_image,
         read_or_explain,
+        reason_of,
         why_undecodable,
         why_unreadable,
     )
@@ -50,6 +51,7 @@ _HOMES = {
     "native_size": "decoding",
     "read_image": "decoding",
     "read_or_explain": "decoding",
+    "reason_of": "decoding",
     "why_undecodable": "decoding",
     "why_unreadable": "decoding",
     "files_below": "folder",
@@ -105,6 +107,7 @@ __all__ = [
     "paths_of",
     "read_image",
     "read_or_explain",
+    "reason_of",
     "stratified_folds",
     "stratified_holdout",
     "stratified_subset",

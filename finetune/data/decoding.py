@@ -76,8 +76,16 @@ def decode(source: ImageSource, shorter_side: int, name: str) -> Image.Image:
     try:
         return read_image(source, shorter_side)
     except Exception as error:  # decoders raise exceptions of any type
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{name} cannot be decoded ({reason}); remove it from the data and start again") from None
+        raise DataError(
+            f"{name} cannot be decoded ({reason_of(error)}); remove it from the data and start again"
+        ) from None
+
+
+def reason_of(error: Exception) -> str:
+    """Return in words why an image cannot be read, from the exception that its decoder raised."""
+    if isinstance(error, UnidentifiedImageError):  # its message repeats the path
+        return "not an image of a known format"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_or_explain(path: str, shorter_side: int) -> NDArray[np.uint8] | str:
@@ -164,10 +172,8 @@ def _reason(check: Callable[[ImageSource], object], source: ImageSource | None) 
         return "there is no image in this row"
     try:
         check(source)
-    except UnidentifiedImageError:  # its message repeats the path
-        return "not an image of a known format"
     except Exception as error:  # decoders raise exceptions of any type (AVIF: RuntimeError)
-        return " ".join(str(error).split()) or type(error).__name__
+        return reason_of(error)
     return None
 
 

@@ -5,12 +5,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from finetune.errors import ExportError, RunFolderError
+from finetune.errors import ExportError, RunFolderError, missing_libraries
 from finetune.export.agreement import Agreement, Predict, compare, refuse_if_different
 from finetune.export.images import choose_images
 from finetune.export.network import SquareProbabilities
 from finetune.export.program import write_program
-from finetune.predict.onnx_model import OnnxModel, missing_libraries
+from finetune.predict.onnx_model import OnnxModel
 from finetune.runs.folder import RunFolder
 
 Format = Literal["onnx", "torch-export"]
@@ -52,7 +52,7 @@ def export_run(
         ending = Path(NAMES[file_format]).suffix
         raise RunFolderError(f"the file of {file_format} ends with {ending}, but {path} was given; give such a name")
     if file_format == "onnx" and (missing := [name for name in ONNX_LIBRARIES if find_spec(name) is None]):
-        raise missing_libraries("an export as ONNX", missing)
+        raise ExportError(missing_libraries("an export as ONNX", missing))
     model = RunFolder(run).read_model()
     chosen = choose_images(run, images)
     squares = SquareProbabilities(model)

@@ -39,6 +39,39 @@ def logits(network: nn.Module, inputs: Tensor) -> Tensor:
     return output
 
 
+class ForwardPass:
+    """A forward pass of batches through a network that does not change between them; any thread may call it."""
+
+    def __init__(
+        self, network: nn.Module, preprocessing: Preprocessing, settings: ForwardSettings, compute: Compute
+    ) -> None:
+        """Set the network to evaluation mode, and find the norms to fold in one pass of a blank image.
+
+        Args:
+            network: network on the device that it computes on.
+            preprocessing: preprocessing of the network's input.
+            settings: precision and layout.
+            compute: function of the network and a batch.
+        """
+        self._device = next(network.parameters()).device
+        self._precision = settings.precision
+        normalise = normaliser(preprocessing, self._device, settings.layout)
+
+        def of_pixels(pixels: Tensor) -> Tensor:
+            return compute(network, normalise(pixels))
+
+        self._compute = of_pixels
+        network.eval()
+        blank = torch.zeros(1, 3, preprocessing.image_size, preprocessing.image_size, dtype=torch.uint8)
+        self._folded = FoldedNorms(lambda: self._compute(blank))
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return `compute` of a batch of pixels (n, 3, h, w) uint8: one row for each image, (n, ...), on the CPU."""
+        # Not inference mode: what a network keeps between passes (ConViT's positions) must serve its training.
+        with torch.no_grad(), autocast(self._device, self._precision), self._folded:
+            return self._compute(pixels).cpu()
+
+
 def forward_batches(
     network: nn.Module,
     images: Images,
@@ -60,20 +93,10 @@ def forward_batches(
         keys: indices of images, or keys of views of them; all images by default.
     """
     device = next(network.parameters()).device
-    normalise = normaliser(preprocessing, device, settings.layout)
-    network.eval()
     batches = read_in_turn(images, device, settings.loader_workers, settings.batch_size, keys)
-    blank = torch.zeros(1, 3, preprocessing.image_size, preprocessing.image_size, dtype=torch.uint8)
     with ThreadTeam(settings.parallel_parts, settings.num_threads) as team:
-        folded = FoldedNorms(lambda: compute(network, normalise(blank)))
-
-        def send(read: Callable[[], tuple[Tensor, Tensor]]) -> Tensor:
-            pixels, _ = read()
-            # Not inference mode: what a network keeps between passes (ConViT's positions) must serve its training.
-            with torch.no_grad(), autocast(device, settings.precision), folded:
-                return compute(network, normalise(pixels)).cpu()
-
-        yield from team.map(send, batches)
+        send = ForwardPass(network, preprocessing, settings, compute)
+        yield from team.map(lambda read: send(read()[0]), batches)
 
 
 def forward_all(
@@ -118,10 +141,7 @@ def forward_files(
         mirrored: whether to compute the mirrored copy of each image, too.
     """
     device = next(network.parameters()).device
-    normalise = normaliser(preprocessing, device, settings.layout)
-    network.eval()
-    blank = torch.zeros(1, 3, preprocessing.image_size, preprocessing.image_size, dtype=torch.uint8)
-    folded = FoldedNorms(lambda: compute(network, normalise(blank)))
+    forward = ForwardPass(network, preprocessing, settings, compute)
     waiting: deque[int] = deque()
     """Number of files of each chunk of which some are not computed."""
 
@@ -135,10 +155,7 @@ def forward_files(
         if not len(pixels):
             return None, reasons
         views = (pixels, pixels.flip(-1)) if mirrored else (pixels,)
-        # Not inference mode, as in `forward_batches`.
-        with torch.no_grad(), autocast(device, settings.precision), folded:
-            outputs = [compute(network, normalise(view)).float().cpu() for view in views]
-        return torch.stack(outputs, dim=1).numpy(), reasons
+        return torch.stack([forward(view).float() for view in views], dim=1).numpy(), reasons
 
     rows: list[NDArray[np.float32]] = []
     reasons: list[str | None] = []

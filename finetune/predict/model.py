@@ -121,7 +121,11 @@ class TrainedModel(Predictor):
     def probabilities(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
         scores = scores_of(self.network, Pixels(table, self.plan.preprocessing.shorter_side), self.plan, None, progress)
-        return softmax(scores.reshape(len(table), len(self.class_names)) / self.temperature)
+        return self.calibrated(scores.reshape(len(table), len(self.class_names)))
+
+    def calibrated(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the class probabilities of logits, both (n_images, n_classes)."""
+        return softmax(scores / self.temperature)
 
     def label(self, chunks: Iterator[list[str]], with_features: bool = False) -> Iterator[FileRows]:
         """Yield the class probabilities (k, n_classes) of the files of each chunk that can be read, and the features of
@@ -133,8 +137,8 @@ class TrainedModel(Predictor):
                 self.network, plan.preprocessing, plan.forward, compute, chunks, plan.test_time_flips
             ):
                 views = [found.rows[:, view, -count:] for view in range(found.rows.shape[1])]
-                scores = _scores(views).reshape(len(views[0]), count)
-                probabilities = softmax(scores / self.temperature)
+                scores = over_views(views).reshape(len(views[0]), count)
+                probabilities = self.calibrated(scores)
                 rows = np.hstack([probabilities, found.rows[:, 0, :-count]]) if with_features else probabilities
                 yield FileRows(rows, found.reasons)
 
@@ -216,10 +220,10 @@ def scores_of(
         images = PlainImages(pixels, plan.preprocessing, mirrored)
         return forward_all(network, images, plan.preprocessing, plan.forward, logits, progress, indices)
 
-    return _scores([send(mirrored) for mirrored in ((False, True) if plan.test_time_flips else (False,))])
+    return over_views([send(mirrored) for mirrored in ((False, True) if plan.test_time_flips else (False,))])
 
 
-def _scores(views: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+def over_views(views: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Return the logits (n, num_classes) from those of each view: of one view its own, else those of the mean
     probabilities."""
     return views[0] if len(views) == 1 else _log_mean([softmax(view) for view in views]).astype(np.float32)

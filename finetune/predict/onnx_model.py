@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data import in_threads, read_or_explain
-from finetune.errors import ExportError, RunFolderError
+from finetune.errors import ExportError, RunFolderError, missing_libraries
 from finetune.predict.files import FileRows, rows_of_files
 
 BLOCK = 256
@@ -26,12 +26,11 @@ class OnnxModel:
             ExportError: onnxruntime is missing, or the file is not an exported model.
             RunFolderError: there is no such file.
         """
-        if not path.exists():
-            raise RunFolderError(f"there is no file {path}; expected one that 'finetune export' wrote")
+        refuse_without_a_file(path)
         try:
             import onnxruntime
         except ImportError:
-            raise missing_libraries("a prediction with an ONNX file", ["onnxruntime"]) from None
+            raise ExportError(missing_libraries("a prediction with an ONNX file", ["onnxruntime"])) from None
         options = onnxruntime.SessionOptions()
         options.enable_mem_pattern = False  # it would remember a plan of the memory for every size of an image
         options.log_severity_level = 3
@@ -48,8 +47,13 @@ class OnnxModel:
 
     def predict_image(self, image: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Return the probabilities (num_classes) of a decoded image (height, width, 3)."""
-        (probabilities,) = self._session.run(None, {"images": image[None]})
-        return np.asarray(probabilities[0], dtype=np.float64)
+        (probabilities,) = self.predict_images(image[None])
+        return np.asarray(probabilities)
+
+    def predict_images(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Return the probabilities (n, num_classes) of decoded images of one size (n, height, width, 3)."""
+        (probabilities,) = self._session.run(None, {"images": images})
+        return np.asarray(probabilities, dtype=np.float64)
 
     def label(self, chunks: Iterator[list[str]]) -> Iterator[FileRows]:
         """Yield the class probabilities (k, n_classes) of the files of each chunk that can be read.
@@ -75,7 +79,11 @@ class OnnxModel:
         return rows_of_files(self.label, paths)
 
 
-def missing_libraries(purpose: str, names: Sequence[str]) -> ExportError:
-    """Return the error that names libraries of the extra `export` that are not installed."""
-    listed = " ".join(names)
-    return ExportError(f"{purpose} needs {' and '.join(names)}; install the libraries: pip install {listed}")
+def refuse_without_a_file(path: Path) -> None:
+    """Refuse the path of an exported model that does not exist.
+
+    Raises:
+        RunFolderError: there is no such file.
+    """
+    if not path.exists():
+        raise RunFolderError(f"there is no file {path}; expected one that 'finetune export' wrote")

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from finetune import __version__
+
 PACKAGES = (
-    "finetune",
     "torch",
     "torchvision",
     "timm",
@@ -20,7 +21,7 @@ PACKAGES = (
     "optuna",
     "pillow",
 )
-"""Packages whose versions influence the numbers of a run."""
+"""Packages whose versions influence the numbers of a run, in addition to finetune's own."""
 
 
 def describe_environment() -> dict[str, Any]:
@@ -33,12 +34,12 @@ def describe_environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "device": device,
         "threads": torch.get_num_threads(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {"finetune": __version__, **{name: _version(name) for name in PACKAGES}},
     }
 
 
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:  # such as finetune itself in a checkout that is not installed
+    except PackageNotFoundError:
         return "not installed"

@@ -3,6 +3,7 @@ from datetime import datetime
 
 import pytest
 
+import finetune
 from finetune.errors import RunFolderError
 from finetune.runs import environment
 from finetune.runs import folder as run_folder
@@ -109,7 +110,11 @@ def test_the_environment_is_plain_and_names_the_versions():
 def test_a_package_that_is_not_installed_is_named_as_missing(monkeypatch):
     monkeypatch.setattr(environment, "PACKAGES", ("pytest", "no-such-package"))
     packages = describe_environment()["packages"]
-    assert packages == {"pytest": pytest.__version__, "no-such-package": "not installed"}
+    assert packages == {
+        "finetune": finetune.__version__,
+        "pytest": pytest.__version__,
+        "no-such-package": "not installed",
+    }
 
 
 def test_a_folder_without_a_history_says_when_there_is_one(folder, small_plan):

@@ -4,13 +4,13 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from finetune import __version__
 from finetune.data import ImageSplits
 from finetune.errors import RecipeError, RunFolderError
 from finetune.predict.model import Ensemble, Predictor
@@ -134,7 +134,7 @@ def _environment() -> Environment:
     environment.globals |= {
         "script": Markup(script),
         "script_hash": f"sha256-{digest}",
-        "version": _version(),
+        "version": __version__,
         "columns": _columns,
         "table_rows": _table_rows,
         "orders": _orders,
@@ -176,10 +176,3 @@ def _cell(matrix: ConfusionMatrix, row: int, column: int) -> Cell:
 def _unbroken_duration(seconds: float) -> str:
     """Return a duration in words that stay on one line."""
     return duration(seconds).replace(" ", "\u00a0")
-
-
-def _version() -> str:
-    try:
-        return version("finetune")
-    except PackageNotFoundError:  # a checkout that is not installed
-        return ""
