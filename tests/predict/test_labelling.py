@@ -7,12 +7,7 @@ from finetune.data import files_below, table_of_paths, why_unreadable
 from finetune.predict.labelling import label_files
 from finetune.predict.model import TrainedModel
 from tests.predict.damage import damaged_jpeg, damaged_png
-
-
-def label_images(model, paths, top_k=1):
-    """Return the table of one chunk of files, and the files that were left out."""
-    ((table, left_out),) = label_files(model, iter([[str(path) for path in paths]]), top_k)
-    return table, left_out
+from tests.predict.one_chunk import label_images
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from experiments.measure_serving import Connection, form_of, load
-from finetune.predict.labelling import label_images
 from finetune.serve import app as served_app
 from finetune.serve.networks import ServedNetworks
 from tests.export.pictures import write_pictures
 from tests.predict.damage import damaged_png
+from tests.predict.one_chunk import label_images
 from tests.serve.running import ask, page, running
 
 EVIL = '<img src=x onerror="alert(1)">'

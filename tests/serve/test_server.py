@@ -10,11 +10,11 @@ import pytest
 from experiments.measure_serving import Connection
 from finetune.cli import main
 from finetune.errors import ServeError
-from finetune.predict.labelling import label_images
 from finetune.predict.onnx_model import OnnxModel
 from finetune.serve import server
 from finetune.serve.server import bind, check_libraries, url_of
 from tests.export.pictures import write_pictures
+from tests.predict.one_chunk import label_images
 from tests.serve.running import ask, page, running
 
 PROGRAM = """
