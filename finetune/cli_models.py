@@ -34,7 +34,7 @@ def predict(
         bool, typer.Option("--resume", help="Continue an interrupted prediction to the same file.")
     ] = False,
 ) -> None:
-    """Label new images with a trained run, or with an exported one."""
+    """Label new images with a trained run, or with an exported one; the exit status is 3 if files were left out."""
     check_prediction(run, output, images=images, resume=resume)
     from finetune.data import list_images
     from finetune.predict.labelling import label_images
@@ -63,7 +63,9 @@ def _write_rows(
     from finetune.predict.rows import PrintedRows, RowFile, task_of, write_chunks
 
     if output is None:
-        write_chunks(paths, make, PrintedRows(), _print_left_out)
+        printed = PrintedRows()
+        write_chunks(paths, make, printed, _print_left_out)
+        _end(printed.num_left_out)
         return
     file = RowFile(output, task_of(*task), resume)
     try:
@@ -77,6 +79,14 @@ def _write_rows(
         raise
     file.finish()
     typer.echo(f"{count} images labelled: {output}")
+    _end(file.num_left_out)
+
+
+def _end(num_left_out: int) -> None:
+    """End a command with exit status 3 if it left files out."""
+    if num_left_out:
+        typer.echo(f"{num_left_out} {'file was' if num_left_out == 1 else 'files were'} left out", err=True)
+        raise typer.Exit(3)
 
 
 @takes_report_options
@@ -93,16 +103,21 @@ def evaluate(
 ) -> None:
     """Evaluate a trained run on labelled images."""
     check_prediction(run, output, data=data)
-    from finetune.data import labels_of, load_scored_images
+    from finetune.data import UndecodableError, labels_of, load_scored_images, without_undecodable
     from finetune.predict.metrics import score
     from finetune.runs.folder import RunFolder
 
     folder = RunFolder(run)
     model = folder.read_model()
     splits = load_scored_images(data, model.class_names, model.plan.columns)
-    assert splits.test is not None
     with report() as printed:
-        probabilities = model.probabilities(splits.test, printed.progress)
+        try:
+            probabilities = model.probabilities(splits.test, printed.progress)
+        except UndecodableError:
+            splits = without_undecodable(splits, only_test=True)
+            if splits.test is None:
+                raise
+            probabilities = model.probabilities(splits.test, printed.progress)
     _print_left_out(splits.unreadable)
     for note in splits.notes:
         typer.echo(note, err=True)

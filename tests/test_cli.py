@@ -332,9 +332,12 @@ def test_files_that_cannot_be_labelled_are_printed_and_left_out(command, image_f
     command("--data", "images", "--output", "out", *quick)
     (tmp_path / "images" / "a" / "broken.jpg").write_bytes(b"no image")
     status, printed, said = command("predict", "out", "images/a")
-    assert status == 0
+    assert status == 3
     assert len(printed.splitlines()) == 7
-    assert said == "left out: images/a/broken.jpg cannot be read: not an image of a known format\n"
+    assert said.splitlines() == [
+        "left out: images/a/broken.jpg cannot be read: not an image of a known format",
+        "1 file was left out",
+    ]
 
 
 def test_an_interrupted_prediction_is_continued_to_the_same_bytes(command, image_folder, quick, monkeypatch, tmp_path):
@@ -343,7 +346,7 @@ def test_an_interrupted_prediction_is_continued_to_the_same_bytes(command, image
     (tmp_path / "images" / "a" / "bad.png").write_bytes(damaged_png())
     monkeypatch.setattr("finetune.predict.rows.CHUNK", 5)
     status, printed, said = command("predict", "out", "images/**/*.*", "--output", "whole.csv")
-    assert (status, printed) == (0, "12 images labelled: whole.csv\n")
+    assert (status, printed) == (3, "12 images labelled: whole.csv\n")
     assert said.startswith("left out: images/a/bad.png cannot be read: ")
 
     calls = []
@@ -361,7 +364,7 @@ def test_an_interrupted_prediction_is_continued_to_the_same_bytes(command, image
     assert "other options" in mistake(
         command("predict", "out", "images/**/*.*", "--output", "part.csv", "--top-k", "2", "--resume")
     )
-    assert command("predict", "out", "images/**/*.*", "--output", "part.csv", "--resume")[0] == 0
+    assert command("predict", "out", "images/**/*.*", "--output", "part.csv", "--resume")[0] == 3
     assert (tmp_path / "part.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 

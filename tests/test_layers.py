@@ -18,6 +18,7 @@ GROUND = (
     "processes",
     "work",
     "history",
+    "names",
     "device",
     "progress",
     "system_settings",

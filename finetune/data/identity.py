@@ -17,6 +17,8 @@ class DataIdentity(FrozenModel):
     """Digest of each image's split, path, size in bytes and class."""
     counts: dict[str, int]
     """Number of images of each class in each split: `train/cat`."""
+    all_decoded: bool = False
+    """Whether all images were decoded, and those that cannot be were left out."""
 
     def difference(self, other: "DataIdentity") -> str:
         """Return how other images differ from these, in words; "" if they are the same."""
@@ -47,4 +49,5 @@ def identify(splits: ImageSplits) -> DataIdentity:
     return DataIdentity(
         digest=hashlib.blake2b("\n".join(texts).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest(),
         counts=dict(sorted(Counter(f"{split}/{name}" for split, _, _, name in rows).items())),
+        all_decoded=splits.all_decoded,
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.data.decoding import ImageSource
 from finetune.data.labels import label_text, read_labels
 from finetune.errors import DataError, nearest_names
+from finetune.names import as_unicode
 from finetune.recipe import TableColumns
 
 if TYPE_CHECKING:
@@ -71,11 +72,11 @@ class LabelledTable:
         return [self.sources[row] for row in rows]
 
     def name(self, row: int) -> str:
-        """Return the name of the image in a row: its path, or `image N`."""
+        """Return the name of the image in a row: its path, with bytes that are not UTF-8 escaped, or `image N`."""
         source = self.sources[row]
         if isinstance(source, dict):
             source = source.get("path") or f"image {row}"
-        return f"image {row}" if isinstance(source, bytes) else str(source)
+        return f"image {row}" if isinstance(source, bytes) else as_unicode(str(source))
 
 
 def load_table(path: Path, columns: TableColumns) -> LabelledTable:

@@ -12,6 +12,7 @@ from torch import nn
 
 from finetune.data import Pixels, table_of_paths
 from finetune.data.batches import PlainImages
+from finetune.data.paths import listed
 from finetune.decide.plan import Plan
 from finetune.history import Row
 from finetune.network.forward import forward_all, logits
@@ -77,7 +78,7 @@ class Predictor(ABC):
         Raises:
             DataError: a file cannot be read as an image.
         """
-        return self.probabilities(table_of_paths([str(path) for path in paths]))
+        return self.probabilities(table_of_paths([str(path) for path in listed(paths)]))
 
     def predict(self, paths: Sequence[str | Path]) -> list[str]:
         """Return the most probable class name of each image file.

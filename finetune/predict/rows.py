@@ -79,15 +79,17 @@ class PrintedRows:
     def __init__(self) -> None:
         """Begin without a row."""
         self.num_rows = 0
+        self.num_left_out = 0
 
     def skip(self, paths: Iterator[str]) -> None:
         """Skip nothing: what was printed before is not known."""
 
-    def append(self, paths: Sequence[str], columns: Columns) -> None:  # noqa: ARG002  (as in `Rows`)
+    def append(self, paths: Sequence[str], columns: Columns) -> None:
         """Print rows."""
         sys.stdout.write(_csv_bytes(columns, with_header=not self.num_rows).decode())
         sys.stdout.flush()
         self.num_rows += _count(columns)
+        self.num_left_out += len(paths) - _count(columns)
 
 
 class RowFile:
@@ -133,6 +135,11 @@ class RowFile:
     def num_rows(self) -> int:
         """Number of rows that are written."""
         return self._state.num_rows
+
+    @property
+    def num_left_out(self) -> int:
+        """Number of images that have no row, those before an interruption included."""
+        return self._state.num_images - self._state.num_rows
 
     def skip(self, paths: Iterator[str]) -> None:
         """Consume the images that are done already.

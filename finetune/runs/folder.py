@@ -32,10 +32,6 @@ if TYPE_CHECKING:
     from finetune.data import ImageSplits
 
 
-IDENTITY = "data.json"
-"""Name of the file that identifies the images of a run."""
-
-
 class Seconds(FrozenModel):
     """Wall time of the parts of a run, in seconds."""
 
@@ -235,28 +231,6 @@ def read_members(folder: RunFolder) -> tuple[PlannedRun, ...]:
     numbers = sorted(int(path.name) for path in (folder.path / "members").glob("[0-9]*") if path.name.isdecimal())
     stored = tuple(RunFolder(_member_path(folder.path, number)).read_decisions() for number in numbers)
     return stored or list_members(folder.read_decisions(), [])
-
-
-def keep_identity(folder: RunFolder, splits: "ImageSplits") -> None:
-    """Write what identifies the images of a run, or compare it with what was written when the run began.
-
-    Raises:
-        RunFolderError: the images have changed since then.
-    """
-    from_main_process(lambda: _keep_identity(folder.path, splits))
-
-
-def _keep_identity(path: Path, splits: "ImageSplits") -> None:
-    from finetune.data import DataIdentity, identify  # reading data sets takes long to import
-
-    found = identify(splits)
-    if not (path / IDENTITY).exists():
-        found.save(path / IDENTITY)
-    elif difference := DataIdentity.load(path / IDENTITY).difference(found):
-        raise RunFolderError(
-            f"the data has changed since the run in {path} began: {difference}; restore the data, or train anew: "
-            f"finetune train --recipe {path / 'recipe.yaml'}"
-        )
 
 
 def _member_path(path: Path, number: int) -> Path:

@@ -9,7 +9,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from finetune.data import ImageSplits, group_training_images, groups_of, load_images
+from finetune.data import (
+    ImageSplits,
+    UndecodableError,
+    group_training_images,
+    groups_of,
+    load_images,
+    without_undecodable,
+)
 from finetune.decide.choice import choose_strategy
 from finetune.decide.evidence import Evidence
 from finetune.decide.plan import Plan
@@ -18,10 +25,10 @@ from finetune.errors import DataError, DivergenceError, FinetuneError, RunFolder
 from finetune.measure import measure_evidence
 from finetune.network.weights import binding_licence, resolve_model
 from finetune.predict.model import Predictor
-from finetune.processes import from_main_process, is_main_process
+from finetune.processes import from_main_process, is_main_process, num_processes
 from finetune.recipe import Recipe, load_recipe
 from finetune.runs.execution import decide, measure_networks
-from finetune.runs.folder import RunFolder, keep_identity, read_members
+from finetune.runs.folder import RunFolder, read_members
 from finetune.runs.places import (
     SCHEDULE,
     default_folder,
@@ -31,6 +38,7 @@ from finetune.runs.places import (
     refuse_tuning,
 )
 from finetune.runs.report import Report
+from finetune.runs.run_data import forget_training, keep_identity, were_all_decoded
 from finetune.runs.saving import save_run
 from finetune.runs.sentences import describe_groups
 from finetune.runs.tracking import check_trackers
@@ -175,17 +183,49 @@ def decide_all(
     else:
         regroup = partial(group_training_images, splits)
     report.images(splits)
-    splits, networks = group_images(recipe, splits, regroup, report, start)
-    measured = []
-    for evidence in networks:
-        report.evidence(evidence)
-        measured.append(evidence)
+    try:
+        splits, measured = _measure(recipe, splits, regroup, report, start)
+    except UndecodableError as error:
+        splits = _checked_by_decoding(splits, error, report)
+        splits, measured = _measure(recipe, splits, lambda rule: without_undecodable(regroup(rule)), report, start)
     members = decide(recipe, measured, share)
     report.choice(members[0].choice, members[0].plan.model)
     report.plan(members[0].plan)
     if share == 1.0:  # a search has many trainings
         report.say(f"  {describe_members(members)}")
     return splits, members
+
+
+def _measure(
+    recipe: Recipe,
+    splits: ImageSplits,
+    regroup: Callable[[str], ImageSplits],
+    report: Report,
+    start: float,
+) -> tuple[ImageSplits, list[Evidence]]:
+    """Return the images, with their groups if they have any, and the evidence of each network; print each result."""
+    splits, networks = group_images(recipe, splits, regroup, report, start)
+    measured = []
+    for evidence in networks:
+        report.evidence(evidence)
+        measured.append(evidence)
+    return splits, measured
+
+
+def _checked_by_decoding(splits: ImageSplits, error: UndecodableError, report: Report) -> ImageSplits:
+    """Return splits without the images that cannot be decoded, after one of them could not; print which.
+
+    Raises:
+        UndecodableError: all images were decoded before.
+        DataError: of a class, too few training images are left.
+    """
+    if splits.all_decoded:
+        raise error
+    sentence = str(error).rpartition("; ")[0]
+    report.say(f"{sentence}: all images are decoded now, and those that cannot be are left out")
+    checked = without_undecodable(splits)
+    report.images(checked, anew=True)
+    return checked
 
 
 def group_images(
@@ -252,8 +292,19 @@ def _train(
     if splits is None:
         plan = members[0].plan
         splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups)
+        if were_all_decoded(folder):
+            splits = without_undecodable(splits)
         report.images(splits)
         report.plan(plan)
+    keep_identity(folder, splits)
+    with _history_saved(folder):
+        try:
+            return save_run(folder, members, splits, report, start)
+        except UndecodableError as error:
+            if num_processes() > 1:  # the others are at work on the images that they have
+                raise
+            splits = _checked_by_decoding(splits, error, report)
+    forget_training(folder)
     keep_identity(folder, splits)
     with _history_saved(folder):
         return save_run(folder, members, splits, report, start)

@@ -23,7 +23,7 @@ class Recorder:
         self._trackers: Trackers | None = None
 
     def begin(self, planned: PlannedRun) -> None:
-        """Record the history from now on.
+        """Record the history from now on, unless it is recorded already: a training may begin anew.
 
         Args:
             planned: the leading training; its recipe names the trackers.
@@ -31,6 +31,8 @@ class Recorder:
         Raises:
             RecipeError: a tracker cannot be started.
         """
+        if self._history is not None:
+            return
         self._history = HistoryFile(self._folder)
         if planned.recipe.track:
             self._trackers = Trackers(planned.recipe.track, planned, self._folder)

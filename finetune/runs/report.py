@@ -101,12 +101,17 @@ class Report:
         watch = f"follow it from another shell: finetune watch {shlex.quote(str(folder.path))}"
         print_text(self.console, escape(watch), "  " if self.verbose else "Training", 2 if self.verbose else LABEL)
 
-    def images(self, splits: ImageSplits) -> None:
-        """Print the number of images in each split, and the files that cannot be read."""
+    def images(self, splits: ImageSplits, anew: bool = False) -> None:
+        """Print the number of images in each split, and the files that cannot be read.
+
+        Args:
+            splits: the images.
+            anew: whether to print what was left out once more, because it has changed.
+        """
         if self.verbose:
             details.print_images(self.console, splits)
         else:
-            overview.print_images(self.console, splits, is_first=not self._has_images)
+            overview.print_images(self.console, splits, is_first=anew or not self._has_images)
         self._has_images = True
 
     def evidence(self, evidence: Evidence) -> None:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.data import ImageSplits, labels_of
+from finetune.data import ImageSplits, UndecodableError, labels_of, without_undecodable
 from finetune.decide.diagnosis import Verdict, diagnose
 from finetune.decide.planned_run import PlannedRun
 from finetune.ensemble.members import TrainedMember
@@ -46,7 +46,13 @@ def save_run(
     """
     from_main_process(lambda: report.begin(members, folder))
     finished = carry_out(members, splits, folder.checkpoints, report.progress, searched)
-    model = _scored(finished.models, splits, report)
+    try:
+        model = _scored(finished.models, splits, report)
+    except UndecodableError as error:
+        # The trainings are finished: only the test images are still to be decoded.
+        splits = without_undecodable(splits, only_test=True)
+        report.say(f"{str(error).rpartition('; ')[0]}: test images that cannot be decoded are left out")
+        model = _scored(finished.models, splits, report)
     if finished.members[0] != members[0]:
         folder.write_decisions(finished.members[0])
     curves = _keep_rejected(folder, finished.rejected)
