@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from finetune import interruption
 from finetune.checks import check_prediction
 from finetune.errors import FinetuneError
+from finetune.names import visible
 from finetune.report_options import takes_report_options
 from finetune.runs.places import refuse_without_a_plan
 
@@ -72,13 +74,13 @@ def _write_rows(
         count = write_chunks(paths, make, file, _print_left_out)
     except KeyboardInterrupt:
         typer.echo("\ninterrupted; continue with the same command and --resume", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(interruption.exit_status()) from None
     except FinetuneError:
         if not file.num_rows:
             file.discard()
         raise
     file.finish()
-    typer.echo(f"{count} images labelled: {output}")
+    typer.echo(f"{count} images labelled: {visible(str(output))}")
     _end(file.num_left_out)
 
 
@@ -106,6 +108,7 @@ def evaluate(
     from finetune.data import UndecodableError, labels_of, load_scored_images, without_undecodable
     from finetune.predict.metrics import score
     from finetune.runs.folder import RunFolder
+    from finetune.runs.run_data import count_trained_on
 
     folder = RunFolder(run)
     model = folder.read_model()
@@ -120,12 +123,29 @@ def evaluate(
             probabilities = model.probabilities(splits.test, printed.progress)
     _print_left_out(splits.unreadable)
     for note in splits.notes:
-        typer.echo(note, err=True)
-    metrics = score(probabilities, labels_of(splits.test), list(model.class_names))
+        typer.echo(visible(note), err=True)
+    labels, names = labels_of(splits.test), list(model.class_names)
+    metrics = score(probabilities, labels, names)
+    unseen = [not seen for seen in count_trained_on(folder, splits, model.plan.refit)]
+    if not all(unseen):
+        alone = score(probabilities[unseen], labels[unseen], names).top1 if any(unseen) else None
+        typer.echo(_describe_seen(len(unseen), sum(unseen), alone), err=True)
     printed.summary |= {"run": str(run), "data": data}
     printed.evaluation(metrics)
     if output is not None:
         metrics.save(output)
+
+
+def _describe_seen(count: int, num_unseen: int, accuracy: float | None) -> str:
+    """Return a sentence about the images of an evaluation that the model was trained on.
+
+    Args:
+        count: number of all images.
+        num_unseen: number of images that it was not trained on.
+        accuracy: top-1 accuracy on these, 0 to 1; None if there are none.
+    """
+    alone = "" if accuracy is None else f"; of the {num_unseen} others it gets {100 * accuracy:.1f} % right"
+    return f"the model was trained on {count - num_unseen} of the {count} images, which it may know by now{alone}"
 
 
 def diagnose(run: Annotated[Path, typer.Argument(help="A run folder whose training has ended or diverged.")]) -> None:
@@ -163,7 +183,7 @@ def report(
     from finetune.runs.page.writing import write_pages
 
     for line in write_pages(runs, output):
-        typer.echo(line)
+        typer.echo(visible(line))
 
 
 def watch(run: Annotated[Path, typer.Argument(help="The folder of a run in progress.")]) -> None:
@@ -179,7 +199,7 @@ def watch(run: Annotated[Path, typer.Argument(help="The folder of a run in progr
 def _print_left_out(files: Sequence["Unreadable"]) -> None:
     """Print on stderr which files were left out, and why."""
     for file in files:
-        typer.echo(f"left out: {file.path} cannot be read: {file.reason}", err=True)
+        typer.echo(visible(f"left out: {file.path} cannot be read: {file.reason}"), err=True)
 
 
 def _read_labeller(path: Path) -> "Labeller":

@@ -19,6 +19,8 @@ GROUND = (
     "work",
     "history",
     "names",
+    "files",
+    "interruption",
     "device",
     "progress",
     "system_settings",

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from finetune.data import Unreadable
 from finetune.errors import DataError, RunFolderError
+from finetune.names import as_cell
 from finetune.value import FrozenModel
 
 Columns = dict[str, list[str] | list[float]]
@@ -243,13 +244,13 @@ def _count(columns: Columns) -> int:
 
 
 def _csv_bytes(columns: Columns, with_header: bool) -> bytes:
-    """Return rows as CSV."""
+    """Return rows as CSV, without formulas that a spreadsheet would run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if with_header:
         writer.writerow(columns)
     for row in zip(*columns.values(), strict=True):
-        writer.writerow([f"{value:{DIGITS}}" if isinstance(value, float) else value for value in row])
+        writer.writerow([f"{value:{DIGITS}}" if isinstance(value, float) else as_cell(value) for value in row])
     return text.getvalue().encode("utf-8", "backslashreplace")  # a name that is not UTF-8 is escaped
 
 

@@ -1,6 +1,7 @@
 """Record a run while it is in progress: its state, its history, and the trackers that get the history."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from finetune.decide.planned_run import PlannedRun
@@ -71,5 +72,6 @@ class Recorder:
             state = status.end("interrupted")
         else:
             state = status.end("failed", f"{error}")
-        self._state.write(state, now=True)
+        with suppress(OSError):  # of a full disk, which may have ended the run
+            self._state.write(state, now=True)
         return problem

@@ -1,48 +1,93 @@
 """Keep what identifies the images of a run in its folder, and refuse to continue it on other images."""
 
 import shutil
-from pathlib import Path
 
 from finetune.data import DataIdentity, ImageSplits, identify
+from finetune.data.identity import contents_of
 from finetune.errors import RunFolderError
+from finetune.names import quoted
 from finetune.processes import from_main_process
 from finetune.runs.folder import RunFolder
-
-IDENTITY = "data.json"
-"""Name of the file that identifies the images of a run."""
+from finetune.runs.places import IDENTITY
 
 
-def keep_identity(folder: RunFolder, splits: ImageSplits) -> None:
-    """Write what identifies the images of a run, or compare it with what was written when the run began.
+def write_identity(folder: RunFolder, splits: ImageSplits) -> None:
+    """Write what identifies the images of a new run."""
+
+    def write() -> None:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        identify(splits).save(folder.path / IDENTITY)
+
+    from_main_process(write)
+
+
+def check_identity(
+    folder: RunFolder, splits: ImageSplits, source: RunFolder | None = None, accept: bool | None = False
+) -> str:
+    """Compare the images with those that a run or a plan was made for, and return the changes that were accepted.
+
+    If changes are accepted, what was trained so far is removed, because it was trained on other images.
+
+    Args:
+        folder: the run folder.
+        splits: the images.
+        source: the folder of the plan, whose images count if the run folder does not say which its own are.
+        accept: whether to accept changes, and to record them; None: the command cannot.
 
     Raises:
-        RunFolderError: the images have changed since then.
+        RunFolderError: the images have changed.
     """
-    from_main_process(lambda: _keep_identity(folder.path, splits))
+    return from_main_process(lambda: _check_identity(folder, splits, source or folder, accept))
 
 
 def were_all_decoded(folder: RunFolder) -> bool:
     """Return whether the run left out the images that cannot be decoded."""
-    path = folder.path / IDENTITY
-    return from_main_process(lambda: path.exists() and DataIdentity.load(path).all_decoded)
+    known = from_main_process(lambda: _read(folder))
+    return known is not None and known.all_decoded
 
 
 def forget_training(folder: RunFolder) -> None:
     """Remove what was trained so far, because the images are others from now on."""
-
-    def forget() -> None:
-        shutil.rmtree(folder.checkpoints, ignore_errors=True)
-        (folder.path / IDENTITY).unlink(missing_ok=True)
-
-    from_main_process(forget)
+    from_main_process(lambda: shutil.rmtree(folder.checkpoints, ignore_errors=True))
 
 
-def _keep_identity(path: Path, splits: ImageSplits) -> None:
+def count_trained_on(folder: RunFolder, splits: ImageSplits, with_validation: bool) -> list[bool]:
+    """Return for each test image whether the model of a run was trained on it; [] if the run does not say it.
+
+    Args:
+        folder: the run folder.
+        splits: the images to evaluate on, as `test`.
+        with_validation: whether the final model was trained on the validation split, too.
+    """
+    known = _read(folder)
+    if known is None or not known.images or splits.test is None:
+        return []
+    seen = known.contents("train", *(("validation",) if with_validation else ()))
+    return [f"{content.size} {content.digest}" in seen for content in contents_of(splits.test)]
+
+
+def _read(folder: RunFolder) -> DataIdentity | None:
+    path = folder.path / IDENTITY
+    return DataIdentity.load(path) if path.exists() else None
+
+
+def _check_identity(folder: RunFolder, splits: ImageSplits, source: RunFolder, accept: bool | None) -> str:
     found = identify(splits)
-    if not (path / IDENTITY).exists():
-        found.save(path / IDENTITY)
-    elif difference := DataIdentity.load(path / IDENTITY).difference(found):
+    known = _read(folder) or _read(source)
+    difference = "" if known is None else known.difference(found)
+    if difference and not accept:
+        or_accept = "" if accept is None else "accept the changes with --accept-changes, "
+        command = "tune" if accept is None else "train"
         raise RunFolderError(
-            f"the data has changed since the run in {path} began: {difference}; restore the data, or train anew: "
-            f"finetune train --recipe {path / 'recipe.yaml'}"
+            f"the data has changed since the run in {source.path} began: {difference}; restore the data, {or_accept}or "
+            f"train anew: finetune {command} --recipe {quoted(source.path / 'recipe.yaml')}"
         )
+    if known is not None and difference:
+        forget_training(folder)
+        found = found.changed(accepted=(*known.accepted, difference))
+    elif known is not None:
+        found = found.changed(accepted=known.accepted)
+    if known != found:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        found.save(folder.path / IDENTITY)
+    return difference

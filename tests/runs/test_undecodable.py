@@ -53,7 +53,7 @@ def test_a_resumed_run_leaves_out_the_same_images(recipe, tmp_path):
 def test_an_image_that_is_damaged_after_the_choice_restarts_the_training_without_it(recipe, tmp_path):
     pipeline.plan_only(recipe, tmp_path / "run")
     (tmp_path / "images" / "train" / "a" / "bad.png").write_bytes(damaged_png())
-    pipeline.run_plan(tmp_path / "run" / "plan.json")
+    pipeline.run_plan(tmp_path / "run" / "plan.json", accept_changes=True)
     assert left_out(tmp_path / "run") == ["bad.png"]
 
 
@@ -94,3 +94,18 @@ def test_an_evaluation_scores_what_can_be_decoded(recipe, tmp_path, capsys):
     printed = capsys.readouterr()
     assert (ended.value.code, json.loads(printed.out)["num_images"]) == (0, 6)
     assert "left out" in printed.err
+
+
+def test_an_evaluation_says_how_many_of_its_images_the_model_was_trained_on(recipe, tmp_path, capsys):
+    from finetune.cli import main
+
+    pipeline.run(recipe, tmp_path / "run")
+    shutil.copytree(tmp_path / "images" / "test", tmp_path / "other")
+    shutil.copy(tmp_path / "images" / "train" / "a" / "000.jpg", tmp_path / "other" / "a" / "copy.jpg")
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", str(tmp_path / "run"), "--data", str(tmp_path / "other")])
+    assert ended.value.code == 0
+    assert (
+        "the model was trained on 1 of the 7 images, which it may know by now; of the 6 others"
+        in capsys.readouterr().err
+    )
