@@ -18,6 +18,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -190,7 +191,7 @@ def try_folder(base: Path, place: Path, draw: random.Random) -> str:
     shutil.copytree(base / "run", folder)
     shutil.copy(base / "image.png", place)
     damage(folder / name, draw)
-    refused = [refuses(lambda read=read: read(RunFolder(folder))) for read in READERS[name]]
+    refused = [refuses(partial(read, RunFolder(folder))) for read in READERS[name]]
     return "refused" if any(refused) else "read"
 
 

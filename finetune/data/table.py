@@ -276,7 +276,8 @@ def refuse_several_labels(images: list[str], labels: list[str]) -> None:
         image = os.path.normpath(given)
         if label and first.setdefault(image, label) != label:
             raise DataError(
-                f"{given[:300]} is listed as '{first[image][:60]}' and as '{label[:60]}'; several labels per image are not supported"
+                f"{given[:300]} is listed as '{first[image][:60]}' and as '{label[:60]}'; several labels per image are "
+                f"not supported"
             )
 
 
