@@ -162,16 +162,19 @@ def size_limit() -> int:
     It is `$FINETUNE_CACHE_LIMIT` (in GB); by default 16 GiB, or a quarter of the disk's free space if that is less.
 
     Raises:
-        CacheError: the environment variable is not a number.
+        CacheError: the environment variable is not a number, or is negative.
     """
     asked = os.environ.get("FINETUNE_CACHE_LIMIT")
     if asked:
         try:
-            return int(float(asked) * 1e9)
+            limit = int(float(asked) * 1e9)
         except (ValueError, OverflowError):
+            limit = -1
+        if limit < 0:
             raise CacheError(
                 f"FINETUNE_CACHE_LIMIT is '{asked}'; give the size in GB, such as 20, or 0 to switch the cache off"
-            ) from None
+            )
+        return limit
     folder = cache_folder()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -285,7 +288,7 @@ def clear() -> int:
         if path.parent.name in get_args(Kind) and path.suffix != ".partial":  # damaged entries, too
             shutil.rmtree(path, ignore_errors=True)
     _remove_abandoned()
-    return _total(entries)
+    return _total(entries) - _total(list_entries())
 
 
 def _read_about(kind: Kind, key: str) -> dict[str, Any] | None:

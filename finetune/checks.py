@@ -25,8 +25,8 @@ def checked(recipe: Recipe, output: Path | None) -> Recipe:
     if recipe.weights is not None and not Path(recipe.weights).exists():
         raise ModelError(f"there is no weights file {recipe.weights}")
     # With several processes, another one may have begun to write there.
-    if output is not None and os.environ.get("WORLD_SIZE", "1") == "1":
-        places.refuse_if_taken(output)
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        places.refuse_if_taken(output or places.default_folder(recipe.data))
     return recipe
 
 

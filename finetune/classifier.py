@@ -1,5 +1,6 @@
 """Offer the whole toolkit as a scikit-learn classifier, fitted on image paths and labels."""
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,13 +12,14 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
-from finetune.data import group_training_images, label_paths
-from finetune.data.labels import label_text
+from finetune.data import ImageSplits, UndecodableError, group_training_images, label_paths, without_undecodable
+from finetune.data.labels import label_text, refuse_lists
+from finetune.data.paths import listed
 from finetune.data.table import read_groups
 from finetune.errors import RecipeError
 from finetune.predict.model import Predictor, average
-from finetune.recipe import load_recipe
-from finetune.runs.execution import carry_out, decide
+from finetune.recipe import Recipe, load_recipe
+from finetune.runs.execution import Outcome, carry_out, decide
 from finetune.runs.pipeline import group_images, reporting
 
 
@@ -31,8 +33,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         seed: seed of the splits, the order of the images, the augmentation and new weights.
         settings: other keys of a recipe, such as `{"steps": 100, "training.learning_rate": 1e-3}`.
 
-    After `fit`, the classifier has the attributes `classes_`, `evidence_`, `choice_`, `plan_`, and `model_` (a
-    `TrainedModel` or an `Ensemble`).
+    After `fit`, the classifier has the attributes `classes_`, `evidence_`, `choice_`, `plan_`, `model_` (a
+    `TrainedModel` or an `Ensemble`) and `left_out_` (path and reason of each image that was left out, which `fit` also
+    warns of).
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         for name in {"data", "model", "strategy", "prefer", "seed"} & (self.settings or {}).keys():
             raise RecipeError(f"{name} is not one of the settings; give it as a parameter of its own")
+        refuse_lists(labels, "labels hold")
         # Texts are without white space around them; other types stay as they are given.
         names = {label_text(label): label_text(label) if isinstance(label, str) else label for label in labels}
         recipe = load_recipe(
@@ -75,14 +79,18 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             **(self.settings or {}),
         )
         splits = label_paths(
-            [str(path) for path in paths],
+            [str(path) for path in listed(paths)],
             [label_text(label) for label in labels],
             None if groups is None else read_groups(list(groups)),
             self.seed,
         )
-        with TemporaryDirectory(prefix="finetune-") as folder:
-            splits, networks = group_images(recipe, splits, partial(group_training_images, splits), reporting(None))
-            finished = carry_out(decide(recipe, networks), splits, Path(folder))
+        try:
+            finished = _train(recipe, splits)
+        except UndecodableError:
+            splits = without_undecodable(splits)
+            finished = _train(recipe, splits)
+        self.left_out_ = [*splits.unreadable, *splits.left_out]
+        _warn_of_left_out(splits)
         self.model_ = average(finished.models)
         self.evidence_, self.choice_ = finished.members[0].evidence, finished.members[0].choice
         self.plan_ = self.model_.plan
@@ -115,3 +123,25 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not hasattr(self, "model_"):
             raise NotFittedError("this ImageClassifier is not fitted yet; call fit with paths and labels first")
         return self.model_
+
+
+def _train(recipe: Recipe, splits: ImageSplits) -> Outcome:
+    """Measure, choose and train."""
+    with TemporaryDirectory(prefix="finetune-") as folder:
+        splits, networks = group_images(recipe, splits, partial(group_training_images, splits), reporting(None))
+        return carry_out(decide(recipe, networks), splits, Path(folder))
+
+
+def _warn_of_left_out(splits: ImageSplits) -> None:
+    """Warn of what was changed or left out when the images were read."""
+    count = len(splits.unreadable)
+    first = (
+        [
+            f"{count} files cannot be read and are left out (left_out_); the first is {splits.unreadable[0].path}: "
+            f"{splits.unreadable[0].reason}"
+        ]
+        if count
+        else []
+    )
+    for note in (*splits.notes, *first):
+        warnings.warn(note, UserWarning, stacklevel=3)

@@ -4,6 +4,7 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 """
 
 import inspect
+import io
 import os
 import sys
 import time
@@ -17,11 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from finetune import __version__, cli_models, cli_sharing
+from finetune import __version__, cli_models, cli_sharing, interruption
 from finetune.checks import check_plan, check_resumed, checked
-from finetune.errors import FinetuneError, RecipeError
+from finetune.errors import FinetuneError, RecipeError, RunFolderError
+from finetune.files import explain
+from finetune.names import visible
 from finetune.recipe import Preference, Recipe, Search, Strategy, load_recipe, parse_assignment
 from finetune.report_options import takes_report_options
+from finetune.runs.places import describe_interruption, is_resumable, resume_command
 from finetune.system_settings import apply_system_settings, forget_imports, process_start
 
 if TYPE_CHECKING:
@@ -170,8 +174,16 @@ def train(
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Measure, choose and plan, then stop.")] = False,
     plan: Annotated[Path | None, typer.Option(help="Train this saved plan.json as it is.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the interrupted run in this folder.")] = None,
+    accept_changes: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changes", help="With --resume or --plan: train although the data has changed since then."
+        ),
+    ] = False,
 ) -> None:
     """Measure the images, choose a strategy and say why, train, and write a run folder."""
+    if accept_changes and plan is None and resume is None:
+        raise RecipeError("--accept-changes is for --resume and --plan, which compare the data; leave it out")
     if plan is not None or resume is not None:
         option = "--plan" if plan is not None else "--resume"
         others = [*options.typed, *(["--plan-only"] if plan_only else [])]
@@ -190,11 +202,11 @@ def train(
     from finetune.runs import pipeline
 
     forget_imports()
-    with _resumable("train"):
+    with _resumable(report):
         if resume is not None:
-            pipeline.resume(resume, report())
+            pipeline.resume(resume, report(), accept_changes)
         elif plan is not None:
-            pipeline.run_plan(plan, output, report())
+            pipeline.run_plan(plan, output, report(), accept_changes)
         elif plan_only:
             pipeline.plan_only(recipe, output, report(), start=START.get())
         else:
@@ -216,7 +228,8 @@ def plan(
     recipe = checked(options.recipe(), output)
     from finetune.runs import pipeline
 
-    pipeline.plan_only(recipe, output, report(), plot, START.get())
+    with _resumable(report):
+        pipeline.plan_only(recipe, output, report(), plot, START.get())
 
 
 @app.command()
@@ -249,7 +262,7 @@ def tune(
     from finetune import tuning as searching
 
     forget_imports()
-    with _resumable("tune"):
+    with _resumable(report):
         if resume is not None:
             searching.resume_tuning(resume, report())
         else:
@@ -276,12 +289,12 @@ def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove everything
     from finetune import cache as disk_cache
 
     if clear:
-        typer.echo(f"{disk_cache.clear() / 1e9:.2f} GB removed from {disk_cache.cache_folder()}")
+        typer.echo(f"{disk_cache.clear() / 1e9:.2f} GB removed from {visible(str(disk_cache.cache_folder()))}")
         return
     entries = disk_cache.list_entries()
     for entry in entries:
         size = f"{entry.num_bytes / 1e6:10.1f} MB"
-        typer.echo(f"{size}  {entry.used_at():%Y-%m-%d %H:%M}  {entry.kind:12}  {entry.about}")
+        typer.echo(f"{size}  {entry.used_at():%Y-%m-%d %H:%M}  {entry.kind:12}  {visible(entry.about)}")
     total = sum(entry.num_bytes for entry in entries) / 1e9
     typer.echo(
         f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'}, {total:.2f} GB of at most "
@@ -301,6 +314,8 @@ def schema() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; options without a command mean `train`."""
     apply_system_settings()
+    interruption.listen()
+    _escape_what_cannot_be_printed()
     START.set(process_start() if arguments is None else time.perf_counter())
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0].startswith("-") and arguments[0] not in GENERAL_OPTIONS:
@@ -310,19 +325,39 @@ def main(arguments: list[str] | None = None) -> None:
     except FinetuneError as error:
         _print_error(f"error: {error}")
         sys.exit(2)
+    except OSError as error:
+        _print_error(f"error: {explain(error)}")
+        sys.exit(2)
+    except SystemExit:
+        # Click turns every interruption into exit status 1.
+        if interruption.was_terminated():
+            sys.exit(interruption.exit_status())
+        raise
 
 
 @contextmanager
-def _resumable(command: str) -> Iterator[None]:
-    """After an interruption, print the command that continues the run."""
+def _resumable(report: Callable[[], "Report"]) -> Iterator[None]:
+    """After an interruption or an error of the disk, say what is left of the run, and how to continue it."""
     try:
         yield
     except KeyboardInterrupt:
-        _print_error(f"\ninterrupted; the last checkpoint is saved; continue with: finetune {command} --resume RUN")
-        raise typer.Exit(130) from None
+        typer.echo(err=True)
+        _print_error(describe_interruption(report().folder))
+        raise typer.Exit(interruption.exit_status()) from None
+    except OSError as error:
+        folder = report().folder
+        again = f"; then continue with: {resume_command(folder)}" if folder and is_resumable(folder) else ""
+        raise RunFolderError(explain(error) + again) from error
+
+
+def _escape_what_cannot_be_printed() -> None:
+    """Make the output escape characters that its encoding lacks, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _print_error(sentence: str) -> None:
     """Print a sentence on stderr, from the main process only."""
     if os.environ.get("RANK", "0") == "0":
-        typer.echo(sentence, err=True)
+        typer.echo(visible(sentence), err=True)

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from finetune import interruption
 from finetune.checks import check_embedding, check_prediction, is_run
 from finetune.errors import RecipeError
+from finetune.names import visible
 from finetune.report_options import takes_report_options
 from finetune.runs.places import refuse_without_a_plan
 
@@ -47,7 +49,7 @@ def predict(
         bool, typer.Option("--resume", help="Continue an interrupted prediction to the same file.")
     ] = False,
 ) -> None:
-    """Label new images with a trained run, or with an exported one."""
+    """Label new images with a trained run, or with an exported one; the exit status is 3 if files were left out."""
     check_prediction(run, output, images=images, resume=resume)
     has_doubt = unknown_at is not None or sets is not None
     if has_doubt and run.suffix == ".onnx":
@@ -135,11 +137,11 @@ def _make_table(
             raise
         if not place.rank:
             typer.echo("\ninterrupted; continue with the same command and --resume", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(interruption.exit_status()) from None
     if place.rank:
         return
     if output is not None:
-        typer.echo(f"{rows} images {done}: {output}")
+        typer.echo(f"{rows} images {done}: {visible(str(output))}")
     if left_out:
         typer.echo(f"{left_out} {'file was' if left_out == 1 else 'files were'} left out", err=True)
     # A launcher ends with an error of its own if one of its processes has another status than 0.
@@ -161,24 +163,47 @@ def evaluate(
 ) -> None:
     """Evaluate a trained run on labelled images."""
     check_prediction(run, output, data=data)
-    from finetune.data import labels_of, load_scored_images
+    from finetune.data import UndecodableError, labels_of, load_scored_images, without_undecodable
     from finetune.predict.metrics import score
     from finetune.runs.folder import RunFolder
+    from finetune.runs.run_data import count_trained_on
 
     folder = RunFolder(run)
     model = folder.read_model()
     splits = load_scored_images(data, model.class_names, model.plan.columns)
-    assert splits.test is not None
     with report() as printed:
-        probabilities = model.probabilities(splits.test, printed.progress)
+        try:
+            probabilities = model.probabilities(splits.test, printed.progress)
+        except UndecodableError:
+            splits = without_undecodable(splits, only_test=True)
+            if splits.test is None:
+                raise
+            probabilities = model.probabilities(splits.test, printed.progress)
     _print_left_out(splits.unreadable)
     for note in splits.notes:
-        typer.echo(note, err=True)
-    metrics = score(probabilities, labels_of(splits.test), list(model.class_names))
+        typer.echo(visible(note), err=True)
+    labels, names = labels_of(splits.test), list(model.class_names)
+    metrics = score(probabilities, labels, names)
+    unseen = [not seen for seen in count_trained_on(folder, splits, model.plan.refit)]
+    if not all(unseen):
+        alone = score(probabilities[unseen], labels[unseen], names).top1 if any(unseen) else None
+        typer.echo(_describe_seen(len(unseen), sum(unseen), alone), err=True)
     printed.summary |= {"run": str(run), "data": data}
     printed.evaluation(metrics)
     if output is not None:
         metrics.save(output)
+
+
+def _describe_seen(count: int, num_unseen: int, accuracy: float | None) -> str:
+    """Return a sentence about the images of an evaluation that the model was trained on.
+
+    Args:
+        count: number of all images.
+        num_unseen: number of images that it was not trained on.
+        accuracy: top-1 accuracy on these, 0 to 1; None if there are none.
+    """
+    alone = "" if accuracy is None else f"; of the {num_unseen} others it gets {100 * accuracy:.1f} % right"
+    return f"the model was trained on {count - num_unseen} of the {count} images, which it may know by now{alone}"
 
 
 def diagnose(run: Annotated[Path, typer.Argument(help="A run folder whose training has ended or diverged.")]) -> None:
@@ -216,7 +241,7 @@ def report(
     from finetune.runs.page.writing import write_pages
 
     for line in write_pages(runs, output):
-        typer.echo(line)
+        typer.echo(visible(line))
 
 
 def watch(run: Annotated[Path, typer.Argument(help="The folder of a run in progress.")]) -> None:
@@ -232,7 +257,7 @@ def watch(run: Annotated[Path, typer.Argument(help="The folder of a run in progr
 def _print_left_out(files: Sequence["Unreadable"]) -> None:
     """Print on stderr which files were left out, and why."""
     for file in files:
-        typer.echo(f"left out: {file.path} cannot be read: {file.reason}", err=True)
+        typer.echo(visible(f"left out: {file.path} cannot be read: {file.reason}"), err=True)
 
 
 def _read_labeller(path: Path) -> "Labeller":

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from finetune.checks import check_served
+from finetune.names import visible
 from finetune.runs.places import refuse_without_a_model
 
 
@@ -27,8 +28,8 @@ def export(
 
     path, agreement = export_run(run, format_, output, images)
     for line in agreement.lines():
-        typer.echo(line)
-    typer.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+        typer.echo(visible(line))
+    typer.echo(f"{visible(str(path))} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 def push(

@@ -12,7 +12,15 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from finetune.errors import RecipeError
-from finetune.recipe_texts import parse_duration, parse_ensemble, parse_groups, parse_model_names, parse_trackers
+from finetune.files import write_text
+from finetune.recipe_texts import (
+    parse_duration,
+    parse_ensemble,
+    parse_groups,
+    parse_model_names,
+    parse_trackers,
+    read_yaml,
+)
 from finetune.value import FrozenModel, explain
 
 Strategy = Literal["linear_probe", "norm_tuning", "partial", "full", "scratch"]
@@ -320,7 +328,7 @@ def load_recipe(path: Path | None = None, /, **overrides: Any) -> Recipe:  # noq
     content: dict[str, Any] = {}
     if path is not None:
         try:
-            loaded = yaml.safe_load(path.read_text("utf-8"))
+            loaded = read_yaml(path.read_text("utf-8"))
         except FileNotFoundError:
             raise RecipeError(f"there is no recipe {path}; give the path of a YAML file") from None
         except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
@@ -349,8 +357,8 @@ def parse_assignment(text: str) -> tuple[str, object]:
     if not (equals and key.strip()):
         raise RecipeError(f"--set expects key=value, such as training.learning_rate=1e-3, not {text!r}")
     try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
+        return key.strip(), read_yaml(value)
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise RecipeError(f"--set {key.strip()}: {value!r} cannot be read as a value") from None
 
 
@@ -358,7 +366,7 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the keys that are set as a YAML file, which `load_recipe` reads."""
     content = recipe.model_dump(mode="json", exclude_none=True)
     content = {key: value for key, value in content.items() if value != {}}
-    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
+    write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def _put(content: dict[str, Any], keys: list[str], value: object) -> None:

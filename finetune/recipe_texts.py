@@ -1,6 +1,9 @@
-"""Parse the texts that keys of a recipe accept; a text that is not one of them raises a ValueError."""
+"""Parse the text of a recipe, and the texts of its keys; a text that is not one of them raises a ValueError."""
 
 import re
+from typing import Any
+
+import yaml
 
 _ENSEMBLE = re.compile(r"(seeds|snapshots):([2-9]|1\d)|folds|backbones|auto")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)?")
@@ -83,3 +86,27 @@ def parse_trackers(text: object) -> object:
     if isinstance(text, str):
         return tuple(name.strip() for name in text.split(",") if name.strip())
     return text
+
+
+class _Loader(yaml.SafeLoader):
+    """A loader of plain values without aliases: a short text with aliases can stand for more values than memory
+    holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuse an alias.
+
+        Raises:
+            YAMLError: the text has one.
+        """
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias (*), which recipes do without; write the value out")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(text: str) -> Any:  # noqa: ANN401  (YAML holds anything)
+    """Return the plain values in a text.
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: the text is not YAML.
+    """
+    return yaml.load(text, Loader=_Loader)  # a subclass of the safe loader

@@ -6,12 +6,14 @@ Keys that earlier versions wrote and that no longer exist are listed in `removed
 """
 
 import json
+import reprlib
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from finetune.errors import FinetuneError, RecipeError, nearest_names
+from finetune.files import write_text
 
 
 class FrozenModel(BaseModel):
@@ -55,13 +57,15 @@ class FrozenModel(BaseModel):
         """Return the names and the types of all fields as a text, for cache keys; their documentation is left out."""
         return json.dumps(_without_texts(cls.model_json_schema()), sort_keys=True)
 
-    def save(self, path: Path) -> None:
-        """Write the value as indented JSON; the file appears whole or not at all."""
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(
-            json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False) + "\n", "utf-8"
-        )
-        partial.replace(path)
+    def save(self, path: Path, durable: bool = True) -> None:
+        """Write the value as indented JSON; the file appears whole or not at all.
+
+        Args:
+            path: the file.
+            durable: whether to wait until the disk has it.
+        """
+        text = json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False) + "\n"
+        write_text(path, text, durable)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -148,7 +152,17 @@ def explain(cls: type[BaseModel], error: ValidationError) -> str:
     message = message[0].lower() + message[1:]
     if not problem["loc"]:
         return message  # from a rule over several keys, whose sentence names them
-    return f"{key}: {message}, but {problem['input']!r} was given"
+    return f"{key}: {message}, but {_shortened(problem['input'])} was given"
+
+
+def _shortened(value: object) -> str:
+    """Return a value as Python writes it, without the middle of long texts and the ends of long lists."""
+    short = reprlib.Repr()
+    short.maxstring, short.maxlong, short.maxother, short.maxlist, short.maxtuple = 100, 40, 100, 8, 8
+    try:
+        return short.repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return "a number of too many digits"
 
 
 def _owner(cls: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:

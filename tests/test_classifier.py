@@ -5,6 +5,7 @@ from sklearn.exceptions import NotFittedError
 
 from finetune import ImageClassifier
 from finetune.errors import DataError, RecipeError
+from tests.predict.damage import damaged_png
 
 
 @pytest.fixture
@@ -92,3 +93,27 @@ def test_one_class_is_too_few(settings, images):
 def test_paths_and_labels_of_different_number_are_refused(settings, images):
     with pytest.raises(DataError, match="20 paths and 19 labels"):
         classifier(settings).fit(images[0], images[1][:-1])
+
+
+def test_images_that_were_left_out_are_listed_and_warned_of(settings, images, tmp_path):
+    paths, labels = images
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(damaged_png())
+    with pytest.warns(UserWarning, match="left out") as warned:
+        fitted = classifier(settings).fit([*paths, "nowhere.jpg", "there.jpg", bad], [*labels, "c", "a", "b"])
+    assert [file.path for file in fitted.left_out_] == ["nowhere.jpg", "there.jpg", str(bad)]
+    assert "no file of class 'c' can be read" in str(warned[0].message)
+    assert str(warned[-1].message).startswith("3 files cannot be read and are left out")
+    assert fitted.classes_.tolist() == ["a", "b"]
+
+
+def test_several_labels_of_an_image_are_refused(settings, images):
+    paths, labels = images
+    with pytest.raises(DataError, match="labels hold several labels per image"):
+        classifier(settings).fit(paths, [["a", "b"], *([label] for label in labels[1:])])
+
+
+def test_a_single_path_is_not_taken_for_a_list_of_letters(settings, images):
+    fitted = classifier(settings).fit(*images)
+    with pytest.raises(DataError, match="give a list of paths"):
+        fitted.predict(str(images[0][0]))

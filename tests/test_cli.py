@@ -199,14 +199,14 @@ def test_what_was_planned_is_not_planned_again(command, option):
     assert "--plan-only cannot be given with it" in mistake(command("train", option, "run", "--plan-only"))
 
 
-def test_an_interruption_prints_the_command_that_continues(command, monkeypatch):
+def test_an_interruption_before_the_choice_says_that_nothing_can_be_resumed(command, monkeypatch):
     def interrupted(*_arguments, **_named):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("finetune.runs.pipeline.run", interrupted)
     status, _, said = command("--data", "demo:digits")
     assert status == 130
-    assert "continue with: finetune train --resume RUN" in said
+    assert said.strip() == "interrupted before the choice was made, so there is nothing to resume; start again"
 
 
 @pytest.mark.parametrize("option", ["--plan", "--resume"])
@@ -494,7 +494,7 @@ def test_what_was_interrupted_is_resumed_and_predicts(command, image_folder, qui
         patched.setattr(Checkpoints, "finish", finish_and_stop)
         status, _, said = command("--data", "images", "--output", "out", *quick)
     assert status == 130
-    assert "finetune train --resume RUN" in said
+    assert "the last checkpoint is saved; continue with: finetune train --resume out" in said
     assert command("train", "--resume", "out")[0] == 0
     assert command("predict", "out", "images/a")[0] == 0
 
@@ -674,7 +674,7 @@ def test_options_are_frozen():
     ]  # fmt: skip
     output = ["--json", "--quiet", "--verbose"]
     assert options == {
-        "train": sorted([*recipe_options, *output, "--plan", "--plan-only", "--resume"]),
+        "train": sorted([*recipe_options, *output, "--accept-changes", "--plan", "--plan-only", "--resume"]),
         "plan": sorted([*recipe_options, *output, "--plot"]),
         "tune": sorted(
             [*set(recipe_options) - {"--ensemble"}, *output, "--trials", "--search", "--storage", "--resume"]

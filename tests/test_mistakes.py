@@ -42,7 +42,7 @@ CASES = {
     "tune --resume nowhere": "there is no run in nowhere",
     "tune --resume begun": "begun holds no search for hyper-parameters",
     "predict nowhere images": "there is no run in nowhere",
-    "predict begun images": "the run in begun is not finished (config.json is missing); continue it",
+    "predict begun images": "the run in begun is not finished (metrics.json is missing); continue it",
     "predict run nowhere.jpg": "there is no image or folder nowhere.jpg",
     "predict run images --output notes.txt": "notes.txt exists and is not overwritten",
     "predict run images --top-k 0": "should be greater than or equal to 1",

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from finetune.data.decoding import (
         ImageSource,
+        UndecodableError,
         Unreadable,
         decode,
         in_threads,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     )
     from finetune.data.folder import files_below
     from finetune.data.identity import DataIdentity, identify
-    from finetune.data.image_splits import ImageSplits, groups_of, labels_of, paths_of
+    from finetune.data.image_splits import ImageSplits, groups_of, labels_of, paths_of, without_undecodable
     from finetune.data.known_groups import groups_by_rule
     from finetune.data.listing import check_images, list_images
     from finetune.data.paths import PathTable, check_data, table_of_paths
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ImageSource": "decoding",
+    "UndecodableError": "decoding",
     "Unreadable": "decoding",
     "decode": "decoding",
     "in_threads": "decoding",
@@ -61,6 +63,7 @@ _HOMES = {
     "groups_of": "image_splits",
     "labels_of": "image_splits",
     "paths_of": "image_splits",
+    "without_undecodable": "image_splits",
     "groups_by_rule": "known_groups",
     "check_images": "listing",
     "list_images": "listing",
@@ -87,6 +90,7 @@ __all__ = [
     "ImageStream",
     "PathTable",
     "Pixels",
+    "UndecodableError",
     "Unreadable",
     "check_data",
     "check_images",
@@ -114,6 +118,7 @@ __all__ = [
     "table_of_paths",
     "why_undecodable",
     "why_unreadable",
+    "without_undecodable",
 ]
 
 

@@ -327,7 +327,8 @@ def _without_tracebacks(batches: Iterator[Any]) -> Iterator[Any]:
     except DataError as error:
         if not str(error).startswith("Caught "):
             raise
-        raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
+        kind = type(error)
+        raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from None
 
 
 def _itself(batch: Batch) -> Batch:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finetune.data.decoding import ImageSource, Unreadable, digest_of, encoded_bytes, in_threads, why_unreadable
+from finetune.data.decoding import ImageSource, Unreadable, digest_of, encoded_bytes, in_threads, scan
 from finetune.data.labels import describe_merged, label_text
 from finetune.data.table import LabelledTable
 from finetune.errors import DataError, quoted_names
@@ -45,21 +45,27 @@ def clean(table: LabelledTable, data: str, copies: bool = True) -> Cleaned:
     notes = [*table.notes, *describe_merged(dict.fromkeys(table.labels))]
     labels = [label_text(label) for label in table.labels]
     names = None if table.class_names is None else list(dict.fromkeys(map(label_text, table.class_names)))
+    notes += _describe_unused(names or (), labels)
     table = replace(table, labels=labels, class_names=names)
     labelled, unlabelled = _without_unlabelled(table, data)
-    readable, unreadable = without_unreadable(labelled, data)
+    readable, unreadable, num_broken = without_unreadable(labelled, data)
     pictures = same_content(readable.sources) if copies else []
     found, doubled = _without_copies(readable, pictures, data)
     notes += _describe_unlabelled(unlabelled)
     notes += _describe_lost(labelled, readable)
+    if num_broken:
+        notes.append(
+            f"metadata of {_counted(num_broken, 'file')} cannot be read: the pixels are used as they are stored"
+        )
     notes += _describe_copies(doubled)
     notes += _describe_contradictions(readable, pictures)
     left_out = [*unlabelled, *(Unreadable(path=copy.path, reason=copy.reason) for copy in doubled)]
     return Cleaned(table=found, unreadable=unreadable, left_out=tuple(left_out), notes=tuple(notes))
 
 
-def without_unreadable(table: LabelledTable, data: str) -> tuple[LabelledTable, tuple[Unreadable, ...]]:
-    """Return the readable rows of a table, and the files that cannot be read.
+def without_unreadable(table: LabelledTable, data: str) -> tuple[LabelledTable, tuple[Unreadable, ...], int]:
+    """Return the readable rows of a table, the files that cannot be read, and the number of readable files whose
+    metadata cannot be read.
 
     Args:
         table: labelled images.
@@ -68,20 +74,22 @@ def without_unreadable(table: LabelledTable, data: str) -> tuple[LabelledTable, 
     Raises:
         DataError: no image can be read.
     """
-    reasons = why_unreadable(table.sources)
+    scanned = scan(table.sources)
+    reasons = [each.reason for each in scanned]
+    num_broken = sum(each.has_broken_metadata for each in scanned)
     unreadable = tuple(
         Unreadable(path=table.name(number), reason=reason)
         for number, reason in enumerate(reasons)
         if reason is not None
     )
     if not unreadable:
-        return table, unreadable
+        return table, unreadable, num_broken
     if len(unreadable) == len(reasons):
         raise DataError(
             f"none of the {len(reasons)} files of {data} can be read as an image; the first is {unreadable[0].path}: "
             f"{unreadable[0].reason}"
         )
-    return table.select([number for number, reason in enumerate(reasons) if reason is None]), unreadable
+    return table.select([number for number, reason in enumerate(reasons) if reason is None]), unreadable, num_broken
 
 
 def _without_unlabelled(table: LabelledTable, data: str) -> tuple[LabelledTable, tuple[Unreadable, ...]]:
@@ -100,6 +108,15 @@ def _describe_unlabelled(unlabelled: Sequence[Unreadable]) -> list[str]:
         return []
     verbs = "has no label and is" if count == 1 else "have no label and are"
     return [f"{_counted(count, 'image')} {verbs} left out; the first is {unlabelled[0].path}"]
+
+
+def _describe_unused(names: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """Return a sentence about the classes that a data set names and has no image of."""
+    unused = sorted({*names} - {*labels})
+    if not unused:
+        return []
+    names_them = "a class" if len(unused) == 1 else f"{len(unused)} classes"
+    return [f"the data set names {names_them} without images, which the model will not know: {quoted_names(unused)}"]
 
 
 def _describe_lost(before: LabelledTable, after: LabelledTable) -> list[str]:

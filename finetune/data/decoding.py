@@ -3,15 +3,16 @@
 import hashlib
 import io
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from finetune.errors import DataError
 
@@ -27,6 +28,20 @@ JPEG_END = b"\xff\xd9"
 JPEG_END_WITHIN = 64
 """Number of bytes at the end of a file that must contain the end marker; some cameras pad their files."""
 
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Change that turns an image upright, by the orientation in its metadata (EXIF 2.3, tag 274)."""
+
+# The number of files with broken metadata is printed, instead of a warning for each.
+warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
+
 ImageSource = str | Path | bytes | dict[str, Any]
 """Source of an image: a path, the bytes of an encoded file, or a row of `datasets` with `path` and `bytes`."""
 
@@ -41,12 +56,17 @@ class Unreadable:
     """Reason why the file cannot be read."""
 
 
+class UndecodableError(DataError):
+    """An image that passed the scan of the data cannot be decoded."""
+
+
 def read_image(source: ImageSource, shorter_side: int | None = None) -> Image.Image:
     """Return an upright RGB image with a shorter side of at least `shorter_side` pixels, unless the file has fewer.
 
-    The EXIF orientation is applied, transparent pixels are blended with white, 16-bit and floating-point grey is scaled
-    from its smallest to its largest value, and the first frame of an animation is read. A file at least twice as large
-    as needed is decoded at a reduced size (JPEG: in the frequency domain), which takes a fraction of the time.
+    The EXIF orientation is applied if it can be read, transparent pixels are blended with white, 16-bit and
+    floating-point grey is scaled from its smallest to its largest value, and the first frame of an animation is read. A
+    file at least twice as large as needed is decoded at a reduced size (JPEG: in the frequency domain), which takes a
+    fraction of the time.
 
     Raises:
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: the file is not a readable image.
@@ -55,8 +75,7 @@ def read_image(source: ImageSource, shorter_side: int | None = None) -> Image.Im
         if shorter_side is not None:
             # JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides stay at least as large as requested.
             image.draft(None, _draft_size(image.size, shorter_side))
-        upright = ImageOps.exif_transpose(image)
-        rgb = _to_rgb(upright)
+        rgb = _to_rgb(_turned_upright(image))
     if shorter_side is not None and (factor := min(rgb.size) // shorter_side) >= 2:
         rgb = rgb.reduce(factor)  # means of factor x factor pixels
     return rgb
@@ -71,14 +90,22 @@ def decode(source: ImageSource, shorter_side: int, name: str) -> Image.Image:
         name: name of the image, for the error.
 
     Raises:
-        DataError: the image cannot be decoded.
+        UndecodableError: the image cannot be decoded.
     """
     try:
         return read_image(source, shorter_side)
     except Exception as error:  # decoders raise exceptions of any type
-        raise DataError(
-            f"{name} cannot be decoded ({reason_of(error)}); remove it from the data and start again"
-        ) from None
+        raise undecodable(name, error) from None
+
+
+def undecodable(name: str, error: Exception) -> UndecodableError:
+    """Return the error of an image that cannot be decoded.
+
+    Args:
+        name: name of the image.
+        error: the error of the decoder.
+    """
+    return UndecodableError(f"{name} cannot be decoded ({reason_of(error)}); remove it from the data and start again")
 
 
 def reason_of(error: Exception) -> str:
@@ -97,14 +124,14 @@ def read_or_explain(path: str, shorter_side: int) -> NDArray[np.uint8] | str:
         path: image file.
         shorter_side: smallest shorter side to decode, in pixels.
     """
-    found: list[NDArray[np.uint8]] = []
 
-    def read(source: ImageSource) -> None:
+    def read(source: ImageSource) -> NDArray[np.uint8]:
         encoded = encoded_bytes(source)
         _is_whole(encoded)
-        found.append(np.array(read_image(encoded, shorter_side)))
+        return np.array(read_image(encoded, shorter_side))
 
-    return _reason(read, path) or found[0]
+    reason, found = _attempt(read, path)
+    return found if found is not None else str(reason)
 
 
 def native_size(source: ImageSource) -> tuple[int, int]:
@@ -135,46 +162,63 @@ def read_exif(path: str, kind: str) -> str | None:
     return found or None
 
 
-def why_unreadable(sources: Sequence[ImageSource]) -> list[str | None]:
-    """Return, for each image, the reason why it cannot be read, or None if it can be read.
+class Scan(NamedTuple):
+    """What a scan of a file found."""
+
+    reason: str | None
+    """Reason why the file cannot be read; None if it can be read, as far as a scan can say."""
+    has_broken_metadata: bool = False
+    """Whether the orientation in the metadata cannot be read, so that the pixels are used as they are stored."""
+
+
+def scan(sources: Sequence[ImageSource]) -> list[Scan]:
+    """Return what a scan of each image finds.
 
     A JPEG file with the end marker and a PNG file with correct checksums count as readable. They are not decoded, which
     would take a hundred times as long. All other files are decoded.
     """
 
-    def check(source: ImageSource) -> None:
-        if not _is_whole(source):
+    def check(source: ImageSource) -> bool:
+        is_whole, has_broken_metadata = _is_whole(source)
+        if not is_whole:
             read_image(source, shorter_side=32)
+        return has_broken_metadata
 
-    return _reasons(check, sources)
+    return [Scan(reason, bool(found)) for reason, found in _attempts(check, sources)]
+
+
+def why_unreadable(sources: Sequence[ImageSource]) -> list[str | None]:
+    """Return, for each image, the reason why it cannot be read, or None, as `scan` finds it."""
+    return [each.reason for each in scan(sources)]
 
 
 def why_undecodable(sources: Sequence[ImageSource], shorter_side: int) -> list[str | None]:
     """Return, for each image, the reason why it cannot be decoded, or None. All images are decoded, as for a network.
 
-    This finds the files that pass `why_unreadable` because their pixels are damaged.
+    This finds the files that pass `scan` because their pixels are damaged.
 
     Args:
         sources: the images.
         shorter_side: smallest shorter side to decode, in pixels.
     """
-    return _reasons(lambda source: read_image(source, shorter_side), sources)
+    return [reason for reason, _ in _attempts(lambda source: read_image(source, shorter_side) and None, sources)]
 
 
-def _reasons(check: Callable[[ImageSource], object], sources: Sequence[ImageSource]) -> list[str | None]:
-    """Return, for each image, the reason why a check failed, or None."""
-    return in_threads(lambda source: _reason(check, source), sources)
+def _attempts(
+    check: Callable[[ImageSource], Done], sources: Sequence[ImageSource]
+) -> list[tuple[str | None, Done | None]]:
+    """Return, for each image, the reason why a check failed, or None, and what the check returned."""
+    return in_threads(lambda source: _attempt(check, source), sources)
 
 
-def _reason(check: Callable[[ImageSource], object], source: ImageSource | None) -> str | None:
-    """Return the reason why a check of an image failed, or None."""
+def _attempt(check: Callable[[ImageSource], Done], source: ImageSource | None) -> tuple[str | None, Done | None]:
+    """Return the reason why a check of an image failed, or None, and what the check returned."""
     if source is None or (isinstance(source, dict) and source.get("bytes") is None and not source.get("path")):
-        return "there is no image in this row"
+        return "there is no image in this row", None
     try:
-        check(source)
+        return None, check(source)
     except Exception as error:  # decoders raise exceptions of any type (AVIF: RuntimeError)
-        return reason_of(error)
-    return None
+        return reason_of(error), None
 
 
 def in_threads(work: Callable[[Given], Done], given: Sequence[Given]) -> list[Done]:
@@ -205,21 +249,25 @@ def digest_of(encoded: bytes) -> bytes:
     return hashlib.blake2b(encoded, digest_size=16).digest()
 
 
-def _is_whole(source: ImageSource) -> bool:
-    """Return whether an image is certainly readable, without decoding it; False means that it is uncertain."""
+def _is_whole(source: ImageSource) -> tuple[bool, bool]:
+    """Return whether an image is certainly readable, without decoding it, and whether its metadata are broken.
+
+    The first False means that it is uncertain.
+    """
     opened = _open(source)
     with opened if isinstance(opened, io.BytesIO) else Path(opened).open("rb") as file:
         with Image.open(file) as image:
+            is_broken = {"exif", "xmp"} & image.info.keys() and _orientation(image) is None
             # Pillow checks the checksum of every chunk of a PNG.
             if image.format == "PNG" and image.mode in {"1", "L", "P", "RGB", "RGBA"}:
                 image.verify()
-                return True
+                return True, bool(is_broken)
             is_jpeg = image.format == "JPEG"
         if not is_jpeg or file.closed:
-            return False
+            return False, bool(is_broken)
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - JPEG_END_WITHIN))
-        return JPEG_END in file.read()
+        return JPEG_END in file.read(), bool(is_broken)
 
 
 def _open(source: ImageSource) -> str | Path | io.BytesIO:
@@ -227,6 +275,22 @@ def _open(source: ImageSource) -> str | Path | io.BytesIO:
     if isinstance(source, dict):
         return _open(source["bytes"] if source.get("bytes") is not None else source["path"])
     return io.BytesIO(source) if isinstance(source, bytes) else source
+
+
+def _turned_upright(image: Image.Image) -> Image.Image:
+    """Return an image turned as the orientation in its metadata says; as it is stored if that cannot be read."""
+    image.load()  # before the metadata is read: Pillow turns TIFF images itself while it loads them
+    change = UPRIGHT.get(_orientation(image) or 1)
+    return image if change is None else image.transpose(change)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """Return the orientation in an image's metadata, 1 if there is none; None if it cannot be read."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged metadata raise exceptions of any type
+        return None
+    return found if isinstance(found, int) else None
 
 
 def _draft_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:

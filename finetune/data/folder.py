@@ -32,15 +32,27 @@ def load_folder(root: Path) -> LabelledTable:
     sources: list[str] = []
     labels: list[str] = []
     names: list[str] = []
+    listed: set[str] = set()
     for split, folder in folders:
         for class_folder in sorted(entry for entry in folder.iterdir() if _is_class_folder(entry)):
             files = files_below(class_folder)
+            listed.add(class_folder.name)
             sources += files
             labels += [class_folder.name] * len(files)
             names += [split or ""] * len(files)
     if not sources:
         raise _nothing_found(root)
-    return LabelledTable(sources=sources, labels=labels, splits=names if splits else None)
+    return LabelledTable(
+        sources=sources, labels=labels, splits=names if splits else None, notes=_describe_empty(listed - {*labels})
+    )
+
+
+def _describe_empty(names: set[str]) -> tuple[str, ...]:
+    """Return a sentence about class folders without images, if there are any."""
+    if not names:
+        return ()
+    verbs = "folder has no images and is" if len(names) == 1 else "folders have no images and are"
+    return (f"the {verbs} not a class: {quoted_names(sorted(names))}",)
 
 
 def files_below(folder: Path) -> list[str]:

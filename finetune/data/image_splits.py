@@ -1,6 +1,6 @@
 """Divide a table of labelled images into training, validation and test splits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,14 +8,18 @@ from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 from datasets import Image as ImageFeature
 from datasets.arrow_dataset import Column
 
-from finetune.data.decoding import Unreadable
+from finetune.data.decoding import Unreadable, encoded_bytes, why_undecodable
 from finetune.data.splitting import stratified_holdout
 from finetune.data.streaming import ImageStream
 from finetune.data.table import LabelledTable
 from finetune.errors import DataError, quoted_names
+from finetune.names import as_unicode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+CHECKED_SIDE = 256
+"""Smallest shorter side to which images are decoded to see whether they can be, in pixels."""
 
 TEST_FRACTION = 0.15
 """Fraction of each class that becomes the test split, if the data has no splits."""
@@ -44,6 +48,8 @@ class ImageSplits:
     """Images that were left out because they have no label or are copies."""
     notes: tuple[str, ...] = ()
     """Sentences about what was changed or left out when the data was read."""
+    all_decoded: bool = False
+    """Whether all images were decoded, and those that cannot be were left out."""
     test_was_made: bool = False
     """Whether `test` was split off from the training images because the data has no test split."""
     group_rule: str = ""
@@ -72,6 +78,43 @@ def groups_of(dataset: Dataset) -> "NDArray[np.str_] | None":
 def paths_of(dataset: Dataset) -> list[str]:
     """Return the path of each image, or `image N` where it has none."""
     return [row["path"] or f"image {number}" for number, row in enumerate(dataset["image"])]
+
+
+def without_undecodable(splits: ImageSplits, only_test: bool = False) -> ImageSplits:
+    """Return splits without the images that pass a scan of their files and cannot be decoded; these are listed in
+    `unreadable`.
+
+    All images are decoded, which takes a hundred times as long as the scan. It is therefore done only after an image
+    could not be decoded.
+
+    Args:
+        splits: labelled images.
+        only_test: whether to leave the other splits as they are.
+
+    Raises:
+        DataError: of a class, too few training images are left.
+    """
+    parts = {"test": splits.test}
+    if not only_test:
+        parts |= {"train": splits.train, "validation": splits.validation}
+    found: list[Unreadable] = []
+    kept: dict[str, Dataset | None] = {}
+    for name, part in parts.items():
+        reasons = [] if part is None else why_undecodable(part["image"], CHECKED_SIDE)
+        if part is None or not any(reasons):
+            kept[name] = part
+            continue
+        paths = paths_of(part)
+        found += [Unreadable(path=path, reason=reason) for path, reason in zip(paths, reasons, strict=True) if reason]
+        left = [row for row, reason in enumerate(reasons) if reason is None]
+        kept[name] = part.select(left) if left else None
+    if kept.get("train", splits.train) is None:
+        raise DataError(f"no training image can be decoded; the first is {found[0].path}: {found[0].reason}")
+    changes: dict[str, Any] = {**kept, "unreadable": (*splits.unreadable, *found), "all_decoded": not only_test}
+    decoded = replace(splits, **changes)
+    if not only_test:
+        check_counts(decoded)
+    return decoded
 
 
 def to_splits(table: LabelledTable, seed: int) -> ImageSplits:
@@ -129,10 +172,17 @@ def to_dataset(table: LabelledTable, class_names: tuple[str, ...]) -> Dataset:
     if isinstance(table.sources, Column):  # images of a Hugging Face data set stay in its files
         labelled = Dataset.from_dict(content, features=Features(features))
         return concatenate_datasets([table.sources.source, labelled], axis=1)
-    content["image"] = [
-        source if isinstance(source, dict) else {"path": str(source), "bytes": None} for source in table.sources
-    ]
+    content["image"] = [source if isinstance(source, dict) else _row_of_file(str(source)) for source in table.sources]
     return Dataset.from_dict(content, features=Features({"image": image, **features}))
+
+
+def _row_of_file(path: str) -> dict[str, Any]:
+    """Return the row of an image file."""
+    name = as_unicode(path)
+    if name == path:
+        return {"path": path, "bytes": None}
+    # A data set cannot hold a path that is not UTF-8: its content is held instead.
+    return {"path": name, "bytes": encoded_bytes(path)}
 
 
 def check_counts(splits: ImageSplits, least: int = 2) -> None:

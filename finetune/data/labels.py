@@ -7,15 +7,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from finetune.errors import DataError
+from finetune.names import as_unicode
 
 
 def label_text(value: object) -> str:
-    """Return a label as a class name, without white space around it and in Unicode's composed form (NFC); "" if it is
-    missing (None, NaN, an empty text)."""
+    """Return a label as a class name, without white space around it, in Unicode's composed form (NFC), and with bytes
+    that are not UTF-8 escaped; "" if it is missing (None, NaN, an empty text)."""
     # NaN is the only value that differs from itself; pandas' NA cannot be compared.
     if value is None or type(value).__name__ in {"NAType", "NaTType"} or value != value:
         return ""
-    return unicodedata.normalize("NFC", str(value)).strip()
+    return as_unicode(unicodedata.normalize("NFC", str(value)).strip())
 
 
 def describe_merged(labels: Iterable[object]) -> list[str]:
@@ -42,12 +43,28 @@ def read_labels(values: Sequence[Any], name: str, declared: bool = False) -> lis
     Raises:
         DataError: an image has several labels.
     """
-    if any(not isinstance(value, (str, int, float, bool)) and hasattr(value, "__len__") for value in values):
-        raise DataError(f"column '{name}' holds several labels per image; multi-label data is not supported")
+    refuse_lists(values, f"column '{name}' holds")
     labels = ["" if not label_text(value) else str(value) for value in values]
     if not declared:
         _refuse_joined({label_text(label) for label in labels} - {""}, name)
     return labels
+
+
+def refuse_lists(values: Sequence[Any], where: str) -> None:
+    """Refuse labels that are lists.
+
+    Args:
+        values: the labels.
+        where: beginning of the sentence, such as "column 'label' holds".
+
+    Raises:
+        DataError: a label is a list, an array or the like.
+    """
+    if any(
+        not isinstance(value, (str, bytes)) and getattr(value, "shape", None) != () and hasattr(value, "__len__")
+        for value in values
+    ):
+        raise DataError(f"{where} several labels per image; multi-label data is not supported")
 
 
 def _refuse_joined(known: set[str], name: str) -> None:

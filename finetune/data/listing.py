@@ -87,8 +87,8 @@ def _path_column(names: Sequence[str], path: Path) -> str:
     column = usual_column(names, PATH_COLUMNS)
     if column is None:
         raise DataError(
-            f"{path} has no column of paths; its columns are {', '.join(names) or 'missing'}: rename one of them to "
-            f"'path'"
+            f"{path} has no column of paths; its columns are {', '.join(names)[:400] or 'missing'}: rename one of them "
+            f"to 'path'"
         )
     return column
 

@@ -55,6 +55,17 @@ def table_of_paths(paths: list[str]) -> PathTable:
     return PathTable(tuple(paths))
 
 
+def listed(paths: Sequence[str | Path]) -> Sequence[str | Path]:
+    """Return the paths that were given, unless they are a single one.
+
+    Raises:
+        DataError: one path was given, whose letters would be taken for paths.
+    """
+    if isinstance(paths, (str, Path)):
+        raise DataError(f"a single path was given; give a list of paths: [{str(paths)!r}]")
+    return paths
+
+
 def check_data(data: str) -> None:
     """Check that there is something to read at `data`, as in `load_images`; data sets of the hub are not looked up.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from finetune.cache import CachedRows, make_key, new_entry, read_arrays
-from finetune.data.decoding import ImageSource, decode, digest_of, encoded_bytes, in_threads
+from finetune.data.decoding import ImageSource, decode, digest_of, encoded_bytes, in_threads, undecodable
 from finetune.data.paths import PathTable
 from finetune.progress import Progress
 from finetune.work import Work
@@ -167,6 +167,13 @@ def name_of(source: ImageSource, index: int) -> str:
 
 
 def _digest(source: ImageSource) -> tuple[bytes, int]:
-    """Return the digest and the size in bytes of an encoded image."""
-    encoded = encoded_bytes(source)
+    """Return the digest and the size in bytes of an encoded image.
+
+    Raises:
+        UndecodableError: the file was removed, or cannot be read any more.
+    """
+    try:
+        encoded = encoded_bytes(source)
+    except OSError as error:
+        raise undecodable(name_of(source, 0), error) from None
     return digest_of(encoded), len(encoded)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.data.decoding import ImageSource
 from finetune.data.labels import label_text, read_labels
 from finetune.errors import DataError, nearest_names
+from finetune.names import as_unicode
 from finetune.recipe import TableColumns
 
 if TYPE_CHECKING:
@@ -71,11 +72,11 @@ class LabelledTable:
         return [self.sources[row] for row in rows]
 
     def name(self, row: int) -> str:
-        """Return the name of the image in a row: its path, or `image N`."""
+        """Return the name of the image in a row: its path, with bytes that are not UTF-8 escaped, or `image N`."""
         source = self.sources[row]
         if isinstance(source, dict):
             source = source.get("path") or f"image {row}"
-        return f"image {row}" if isinstance(source, bytes) else str(source)
+        return f"image {row}" if isinstance(source, bytes) else as_unicode(str(source))
 
 
 def load_table(path: Path, columns: TableColumns) -> LabelledTable:
@@ -136,7 +137,7 @@ def _splits_of_marks(values: list[Any], path: Path) -> list[str]:
     }
     for value in values:
         if str(value).strip().lower() not in marks:
-            raise DataError(f"{path}, column '{VALIDATION_COLUMN}': {value!r} is neither True nor False")
+            raise DataError(f"{path}, column '{VALIDATION_COLUMN}': {str(value)[:60]!r} is neither True nor False")
     return [marks[str(value).strip().lower()] for value in values]
 
 
@@ -168,14 +169,20 @@ def find_column(names: list[str], asked: str | None, usual: tuple[str, ...], wha
         if asked in names:
             return asked
         raise DataError(
-            f"{origin} has no column '{asked}'{nearest_names(asked, names)}; the columns are {', '.join(names)}"
+            f"{origin} has no column '{asked}'{nearest_names(asked, names)}; the columns are {_listed(names)}"
         )
     found = usual_column(names, usual)
     if found is not None:
         return found
     raise DataError(
-        f"{origin} has no {what} column; the columns are {', '.join(names)}: name it with --set columns.{what}=NAME"
+        f"{origin} has no {what} column; the columns are {_listed(names)}: name it with --set columns.{what}=NAME"
     )
+
+
+def _listed(names: Sequence[str], most: int = 12, longest: int = 40) -> str:
+    """Return the first names, and of long ones the beginning: damaged tables have names of any number and length."""
+    shown = [name if len(name) <= longest else f"{name[:longest]}..." for name in names[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def usual_column(names: Sequence[str], usual: Sequence[str]) -> str | None:
@@ -196,7 +203,7 @@ def name_split(name: str, origin: str) -> str:
     """
     split = SPLIT_NAMES.get(name.strip().lower())
     if split is None:
-        raise DataError(f"{origin}: '{name}' is not a split; expected train, validation or test")
+        raise DataError(f"{origin}: '{name[:60]}' is not a split; expected train, validation or test")
     return split
 
 
@@ -218,16 +225,37 @@ def _read(path: Path) -> "pd.DataFrame":
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         try:
-            return pd.read_parquet(path)
-        except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-            raise DataError(f"{path} cannot be read as a table: {error}") from None
+            return _with_plain_names(pd.read_parquet(path), path)
+        except DataError:
+            raise
+        except Exception as error:  # of damaged files, the reader raises exceptions of any type
+            raise _unreadable(path, error) from None
     try:
         separator = _separator(path, "\t" if suffix == ".tsv" else ",")
         # Read everything as text, as a class may have the name "01" or "NA".
         frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, skipinitialspace=separator != "\t")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path} cannot be read as a table: {error}") from None
-    return frame.rename(columns=lambda name: str(name).strip())
+    except Exception as error:  # of damaged files, the parser raises exceptions of any type
+        raise _unreadable(path, error) from None
+    return _with_plain_names(frame, path)
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    """Return the error of a table that cannot be read."""
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return DataError(f"{path} cannot be read as a table: {reason}")
+
+
+def _with_plain_names(frame: "pd.DataFrame", path: Path) -> "pd.DataFrame":
+    """Return a table whose columns have texts without white space around them as names.
+
+    Raises:
+        DataError: two columns have one name.
+    """
+    frame = frame.rename(columns=lambda name: str(name).strip())
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        raise DataError(f"{path} has two columns with the name '{twice[0]}'; rename or remove one of them")
+    return frame
 
 
 def _separator(path: Path, usual: str) -> str:
@@ -248,7 +276,8 @@ def refuse_several_labels(images: list[str], labels: list[str]) -> None:
         image = os.path.normpath(given)
         if label and first.setdefault(image, label) != label:
             raise DataError(
-                f"{given} is listed as '{first[image]}' and as '{label}'; several labels per image are not supported"
+                f"{given[:300]} is listed as '{first[image][:60]}' and as '{label[:60]}'; several labels per image are "
+                f"not supported"
             )
 
 
@@ -258,7 +287,7 @@ def refuse_straddling_groups(groups: list[str], splits: list[str]) -> None:
     for group, split in zip(groups, splits, strict=True):
         if first.setdefault(group, split) != split:
             raise DataError(
-                f"group '{group}' is in {first[group]} and in {split}; all images of a group must be in one split"
+                f"group '{group[:60]}' is in {first[group]} and in {split}; all images of a group must be in one split"
             )
 
 

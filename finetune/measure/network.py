@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from finetune.data import ImageSplits, native_size
+from finetune.data.decoding import undecodable
 from finetune.decide.families import Family, family_of
 from finetune.decide.preprocessing import Preprocessing, choose_image_size
 from finetune.device import best_device
@@ -133,4 +134,7 @@ def _native_side(splits: ImageSplits) -> int:
     """Return the median shorter side of a sample of the training images, in pixels."""
     count = len(splits.train)
     rows = splits.train.select(range(0, count, max(1, count // SIZES_READ)))["image"]
-    return int(np.median([min(native_size(row)) for row in rows]))
+    try:
+        return int(np.median([min(native_size(row)) for row in rows]))
+    except Exception as error:  # the files were scanned: one was removed or replaced since then
+        raise undecodable("a training image", error) from None

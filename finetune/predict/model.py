@@ -14,6 +14,7 @@ from torch import nn
 
 from finetune.data import Pixels
 from finetune.data.batches import PlainImages
+from finetune.data.paths import listed
 from finetune.decide.plan import Plan
 from finetune.history import Row
 from finetune.network.forward import forward_all, forward_files, logits
@@ -90,7 +91,7 @@ class Predictor(ABC):
         Raises:
             DataError: a file cannot be read as an image.
         """
-        return rows_of_files(self.label, paths).reshape(len(paths), len(self.class_names))
+        return rows_of_files(self.label, listed(paths)).reshape(len(paths), len(self.class_names))
 
     def predict(self, paths: Sequence[str | Path]) -> list[str]:
         """Return the most probable class name of each image file.
@@ -106,7 +107,7 @@ class Predictor(ABC):
         Raises:
             DataError: a file cannot be read as an image.
         """
-        return rows_of_files(self.features, paths)
+        return rows_of_files(self.features, listed(paths))
 
 
 @dataclass(frozen=True, kw_only=True)

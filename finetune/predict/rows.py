@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data import Unreadable
+from finetune.names import as_cell
 from finetune.predict.files import remembered
 
 Columns = dict[str, list[str] | list[float] | NDArray[Any]]
@@ -148,13 +149,13 @@ def write_parquet(streams: Iterator[bytes], output: Path) -> None:
 
 
 def _csv_bytes(columns: Columns) -> tuple[bytes, int]:
-    """Return rows as CSV, and the number of bytes of its first line."""
+    """Return rows as CSV, without formulas that a spreadsheet would run, and the number of bytes of its first line."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     header = text.getvalue()
     for row in zip(*columns.values(), strict=True):
-        writer.writerow([f"{value:{DIGITS}}" if isinstance(value, float) else value for value in row])
+        writer.writerow([f"{value:{DIGITS}}" if isinstance(value, float) else as_cell(value) for value in row])
     return _utf8(text.getvalue()), len(_utf8(header))
 
 

@@ -11,10 +11,12 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from finetune.decide.plan import Plan
 from finetune.errors import PublishError, RunFolderError
+from finetune.names import quoted
 from finetune.publish.card import Described, public_name, write_card
 from finetune.publish.licence import UNKNOWN, Base, find_base
 from finetune.runs.folder import RunFolder
 from finetune.runs.model_files import CONFIG, WEIGHTS
+from finetune.runs.places import resume_command
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +59,11 @@ def prepare(run: Path, repository: str) -> Publication:
     if folder.members != (folder,):
         raise PublishError(
             f"{run} is an ensemble of {len(folder.members)} networks, and timm's format holds one; push a member "
-            f"({folder.members[0].path}), or export the whole: finetune export {run}"
+            f"({folder.members[0].path}), or export the whole: finetune export {quoted(run)}"
         )
     decisions = folder.read_decisions()
     if not folder.is_finished():
-        raise RunFolderError(f"the run in {run} is not finished; continue it: finetune train --resume {run}")
+        raise RunFolderError(f"the run in {run} is not finished; continue it: {resume_command(run)}")
     base = find_base(decisions.plan.model, decisions.plan.weights)
     config = json.loads((run / CONFIG).read_text("utf-8"))
     described = Described(

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
+from finetune.names import visible
 from finetune.progress import duration
 from finetune.runs.run_state import RunState
 
@@ -51,7 +52,7 @@ class Display:
             self._move_bar(state)
         elif time.monotonic() - self._last >= LINE_SECONDS and state.step < state.of:
             self._last = time.monotonic()
-            self._console.print(describe_state(state), markup=False, highlight=False, soft_wrap=True)
+            self._console.print(visible(describe_state(state)), markup=False, highlight=False, soft_wrap=True)
 
     def _move_bar(self, state: RunState) -> None:
         """Show a state as a bar; remove the bar of a phase that has ended."""

@@ -13,10 +13,12 @@ from finetune.decide.choice import Choice
 from finetune.decide.diagnosis import Verdict, diagnose
 from finetune.decide.evidence import Evidence
 from finetune.decide.plan import Plan
-from finetune.decide.planned_run import PlannedRun, list_members
+from finetune.decide.planned_run import PlannedRun
 from finetune.ensemble.recommendation import Option
 from finetune.errors import RunFolderError
+from finetune.files import write_text
 from finetune.history import Row
+from finetune.names import quoted
 from finetune.predict.metrics import Metrics
 from finetune.predict.model import Ensemble, Predictor, TrainedModel
 from finetune.processes import from_main_process
@@ -24,16 +26,20 @@ from finetune.recipe import load_recipe, save_recipe
 from finetune.runs.environment import describe_environment
 from finetune.runs.live import HISTORY, read_rows, read_state
 from finetune.runs.model_files import read_network, write_network
-from finetune.runs.places import SCHEDULE, holds_only_a_plan, is_finished, refuse_if_taken, refuse_without_a_plan
+from finetune.runs.places import (
+    SCHEDULE,
+    forget_beginning,
+    holds_only_a_plan,
+    is_finished,
+    member_numbers,
+    refuse_if_taken,
+    refuse_without_a_plan,
+)
 from finetune.value import FrozenModel
 from finetune.work import Work
 
 if TYPE_CHECKING:
     from finetune.data import ImageSplits
-
-
-IDENTITY = "data.json"
-"""Name of the file that identifies the images of a run."""
 
 
 class Seconds(FrozenModel):
@@ -117,6 +123,8 @@ class RunFolder:
     def begin(self, members: Sequence[PlannedRun], plot: bool = False) -> None:
         """Write the recipe, evidence, choice and plan of a new run, and those of each member of an ensemble.
 
+        The plan of the leading run comes last: a folder without it holds no run yet.
+
         Args:
             members: the planned run, or the members of an ensemble, the leading one first.
             plot: whether to plot the learning rates of the leading run.
@@ -127,13 +135,15 @@ class RunFolder:
 
         def write() -> None:
             refuse_if_taken(self.path)
-            _write_decisions(self.path, members[0])
+            forget_beginning(self.path)
             for number, member in enumerate(members if len(members) > 1 else (), start=1):
                 _write_decisions(_member_path(self.path, number), member)
             if plot:
                 from finetune.runs.plots import plot_schedule  # matplotlib takes long to import
 
+                self.path.mkdir(parents=True, exist_ok=True)
                 plot_schedule(members[0].plan, self.path / SCHEDULE)
+            _write_decisions(self.path, members[0])
 
         from_main_process(write)
 
@@ -201,8 +211,8 @@ class RunFolder:
         if not (self.path / HISTORY).exists() or not has_ended:
             raise RunFolderError(
                 f"there is no history in {self.path} yet; it is complete when a training ends or diverges; train the "
-                f"plan: finetune train --plan {self.path / 'plan.json'}, or, if it was interrupted, "
-                f"--resume {self.path}; follow a run in progress: finetune watch {self.path}"
+                f"plan: finetune train --plan {quoted(self.path / 'plan.json')}, or, if it was interrupted, "
+                f"--resume {quoted(self.path)}; follow a run in progress: finetune watch {quoted(self.path)}"
             )
         return tuple(rows)
 
@@ -224,41 +234,6 @@ class RunFolder:
         )
 
 
-def read_members(folder: RunFolder) -> tuple[PlannedRun, ...]:
-    """Return the planned runs that `RunFolder.begin` wrote, the leading one first.
-
-    Where the members of an ensemble have no folders of their own, they follow from the leading one.
-
-    Raises:
-        RunFolderError: there is no plan here.
-    """
-    numbers = sorted(int(path.name) for path in (folder.path / "members").glob("[0-9]*") if path.name.isdecimal())
-    stored = tuple(RunFolder(_member_path(folder.path, number)).read_decisions() for number in numbers)
-    return stored or list_members(folder.read_decisions(), [])
-
-
-def keep_identity(folder: RunFolder, splits: "ImageSplits") -> None:
-    """Write what identifies the images of a run, or compare it with what was written when the run began.
-
-    Raises:
-        RunFolderError: the images have changed since then.
-    """
-    from_main_process(lambda: _keep_identity(folder.path, splits))
-
-
-def _keep_identity(path: Path, splits: "ImageSplits") -> None:
-    from finetune.data import DataIdentity, identify  # reading data sets takes long to import
-
-    found = identify(splits)
-    if not (path / IDENTITY).exists():
-        found.save(path / IDENTITY)
-    elif difference := DataIdentity.load(path / IDENTITY).difference(found):
-        raise RunFolderError(
-            f"the data has changed since the run in {path} began: {difference}; restore the data, or train anew: "
-            f"finetune train --recipe {path / 'recipe.yaml'}"
-        )
-
-
 def _member_path(path: Path, number: int) -> Path:
     """Return the folder of an ensemble's member; the first member has number 1."""
     return path / "members" / str(number)
@@ -268,12 +243,12 @@ def _write_decisions(path: Path, decisions: PlannedRun) -> None:
     path.mkdir(parents=True, exist_ok=True)
     save_recipe(decisions.recipe, path / "recipe.yaml")
     decisions.evidence.save(path / "evidence.json")
-    decisions.plan.save(path / "plan.json")
     decisions.choice.save(path / "choice.json")
+    decisions.plan.save(path / "plan.json")  # last: it marks a run that can be continued
 
 
 def _write_history(path: Path, history: Sequence[Row]) -> None:
-    (path / HISTORY).write_text("".join(json.dumps(dict(row)) + "\n" for row in history), "utf-8")
+    write_text(path / HISTORY, "".join(json.dumps(dict(row)) + "\n" for row in history))
 
 
 def _write_run(
@@ -287,10 +262,14 @@ def _write_run(
 
     write_image_tables(path, model, splits)
     _write_history(path, model.history)
-    (path / "environment.json").write_text(json.dumps(describe_environment(), indent=2) + "\n", "utf-8")
-    metrics.save(path / "metrics.json")
+    write_text(path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
+    metrics.save(path / "metrics.json")  # last: it marks a finished run
     shutil.rmtree(path / "checkpoints", ignore_errors=True)
-    if not isinstance(model, Ensemble):
+    kept = len(model.members) if isinstance(model, Ensemble) else 0
+    for number in member_numbers(path):
+        if number > kept:
+            shutil.rmtree(_member_path(path, number), ignore_errors=True)
+    if not kept:
         shutil.rmtree(path / "members", ignore_errors=True)
 
 

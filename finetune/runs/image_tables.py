@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 from finetune.data import ImageSplits, groups_of, labels_of, paths_of
 from finetune.decide.plan import Plan
 from finetune.errors import RunFolderError
+from finetune.files import replacing
+from finetune.names import as_cell, quoted
 from finetune.predict.metrics import Metrics, score
 from finetune.predict.model import HeldOut, Predictor
+from finetune.runs.places import resume_command
 from finetune.training import plan_phases
 
 SPLITS = "splits.csv"
@@ -39,10 +42,15 @@ def write_image_tables(folder: Path, model: Predictor, splits: ImageSplits) -> N
         model: the final model of the run, with its predictions.
         splits: the images of the run.
     """
-    list_splits(model.plan, splits).to_csv(folder / SPLITS, index=False)
-    list_predictions(model, splits).to_parquet(folder / PREDICTIONS, index=False)
+    with replacing(folder / SPLITS) as file:
+        list_splits(model.plan, splits).to_csv(file, index=False)
+    with replacing(folder / PREDICTIONS) as file:
+        list_predictions(model, splits).to_parquet(file, index=False)
     if left_out := [*splits.unreadable, *splits.left_out]:
-        pd.DataFrame(left_out).to_csv(folder / LEFT_OUT, index=False)
+        with replacing(folder / LEFT_OUT) as file:
+            pd.DataFrame([(as_cell(each.path), each.reason) for each in left_out], columns=["path", "reason"]).to_csv(
+                file, index=False
+            )
 
 
 def list_splits(plan: Plan, splits: ImageSplits) -> pd.DataFrame:
@@ -134,12 +142,11 @@ def read_predictions(folder: Path) -> pd.DataFrame:
         raise RunFolderError(f"there is no run in {folder}; expected a folder that 'finetune train' made")
     if not (folder / "metrics.json").exists():
         raise RunFolderError(
-            f"the run in {folder} is not finished, so it has no predictions; continue it: finetune train --resume "
-            f"{folder}"
+            f"the run in {folder} is not finished, so it has no predictions; continue it: {resume_command(folder)}"
         )
     raise RunFolderError(
         f"{folder} has no {PREDICTIONS}, because an earlier version made this run; train it again to get them: "
-        f"finetune train --recipe {folder / 'recipe.yaml'}"
+        f"finetune train --recipe {quoted(folder / 'recipe.yaml')}"
     )
 
 

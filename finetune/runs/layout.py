@@ -10,6 +10,8 @@ from rich.containers import Lines
 from rich.table import Table
 from rich.text import Text
 
+from finetune.names import visible
+
 LABEL = 10
 """Columns that a label takes in front of a text."""
 
@@ -41,7 +43,7 @@ def print_text(console: Console, text: str, label: str = "", indent: int = 2) ->
         label: word in front of the text, within the indentation.
         indent: columns in front of each line.
     """
-    body = Text.from_markup(text)
+    body = Text.from_markup(visible(text))
     for line in _wrapped(body, max(NARROWEST, console.width - indent)):
         line.rstrip()
         head = Text(label.ljust(indent), style="bold" if label else "")
@@ -57,14 +59,14 @@ def print_entry(console: Console, label: str, text: str) -> None:
 def print_commands(console: Console, label: str, commands: Sequence[str]) -> None:
     """Print commands to copy below each other, each on one line however long."""
     for command in commands:
-        console.print(Text(label.ljust(LABEL), style="bold") + Text(command), soft_wrap=True, highlight=False)
+        console.print(Text(label.ljust(LABEL), style="bold") + Text(visible(command)), soft_wrap=True, highlight=False)
         label = ""
 
 
 def print_title(console: Console, text: str) -> None:
     """Print the title of a section."""
     console.print()
-    console.print(Text(text, style="bold cyan"), soft_wrap=True)
+    console.print(Text(visible(text), style="bold cyan"), soft_wrap=True)
 
 
 def print_table(
@@ -111,7 +113,7 @@ def _table(
         is_text = columns[place] in texts
         table.add_column(columns[place], justify="left" if is_text else "right", no_wrap=not is_text)
     for row in rows:
-        table.add_row(*(Text(row.cells[place]) for place in places), style=row.style)
+        table.add_row(*(Text(visible(row.cells[place])) for place in places), style=row.style)
     return table
 
 

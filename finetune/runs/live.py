@@ -11,12 +11,16 @@ from pathlib import Path
 import psutil
 
 from finetune.errors import RunFolderError
+from finetune.files import write_text
 from finetune.history import Row
 from finetune.runs.run_state import RunState
 from finetune.value import read_json
 
 STATE = "state.json"
 """Name of the file with the state of a run."""
+
+LOCK = "lock.json"
+"""Name of the file that the process at work in a run folder has locked."""
 
 HISTORY = "history.jsonl"
 """Name of the file with the history of a run, a row for each step."""
@@ -39,7 +43,7 @@ class StateFile:
             return
         self._written = time.monotonic()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        state.save(self._path)
+        state.save(self._path, durable=False)  # a state is soon replaced by the next one
 
     def discard(self) -> None:
         """Remove the file, and the folder if nothing else is in it."""
@@ -92,9 +96,7 @@ class HistoryFile:
         rows = read_rows(self._path.parent)
         others = [row for row in rows if (row.get("training", ""), row["phase"]) != key]
         if len(others) < len(rows):
-            partial = self._path.with_name(f"{HISTORY}.partial")
-            partial.write_text("".join(json.dumps(row) + "\n" for row in others), "utf-8")
-            partial.replace(self._path)
+            write_text(self._path, "".join(json.dumps(row) + "\n" for row in others))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("a", encoding="utf-8")
         self._key, self._count, self._before = key, 0, len(others)

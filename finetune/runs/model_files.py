@@ -14,8 +14,10 @@ from timm.models import save_for_hf
 from finetune.decide.plan import Plan
 from finetune.device import best_device, to_layout
 from finetune.errors import RunFolderError
+from finetune.files import PARTIAL, errors_named, replacing
 from finetune.network.backbone import size_arguments
 from finetune.predict.model import TrainedModel
+from finetune.runs.places import resume_command
 from finetune.value import read_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -34,23 +36,31 @@ def write_network(model: TrainedModel, folder: Path) -> None:
     side = preprocessing.image_size
     # The format has neither devices nor memory layouts. The copy is converted; the model itself stays unchanged.
     network = copy.deepcopy(model.network).cpu().to(memory_format=torch.contiguous_format)
-    save_for_hf(
-        network,
-        str(folder),
-        model_config={"label_names": list(model.class_names), "temperature": model.temperature},
-        model_args=size_arguments(model.plan.model, side) or None,
-        safe_serialization=True,
-        data_config={
-            "input_size": (3, side, side),
-            "crop_pct": side / preprocessing.shorter_side,
-            "crop_mode": "center",
-            "interpolation": preprocessing.interpolation,
-            "mean": preprocessing.mean,
-            "std": preprocessing.std,
-        },
-    )
+    partial = folder / f"model{PARTIAL}"  # timm's function writes two files with names of its own
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    with errors_named(folder / WEIGHTS):
+        save_for_hf(
+            network,
+            str(partial),
+            model_config={"label_names": list(model.class_names), "temperature": model.temperature},
+            model_args=size_arguments(model.plan.model, side) or None,
+            safe_serialization=True,
+            data_config={
+                "input_size": (3, side, side),
+                "crop_pct": side / preprocessing.shorter_side,
+                "crop_mode": "center",
+                "interpolation": preprocessing.interpolation,
+                "mean": preprocessing.mean,
+                "std": preprocessing.std,
+            },
+        )
     # safetensors makes its file readable for the owner alone; this file gets the permissions of the other one.
-    shutil.copymode(folder / CONFIG, folder / WEIGHTS)
+    shutil.copymode(partial / CONFIG, partial / WEIGHTS)
+    for name in (WEIGHTS, CONFIG):
+        with replacing(folder / name) as file:
+            (partial / name).rename(file)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_network(folder: Path, plan: Plan) -> TrainedModel:
@@ -66,8 +76,7 @@ def read_network(folder: Path, plan: Plan) -> TrainedModel:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).exists():
             raise RunFolderError(
-                f"the run in {folder} is not finished ({name} is missing); continue it: finetune train --resume "
-                f"{folder}"
+                f"the run in {folder} is not finished ({name} is missing); continue it: {resume_command(folder)}"
             )
     config = StoredConfig.read(folder / CONFIG)
     state = _read_weights(folder / WEIGHTS)

@@ -9,19 +9,29 @@ from pathlib import Path
 
 from rich.console import Console
 
-from finetune.data import ImageSplits, group_training_images, groups_of, load_images
+from finetune.data import (
+    ImageSplits,
+    UndecodableError,
+    group_training_images,
+    groups_of,
+    load_images,
+    without_undecodable,
+)
 from finetune.decide.choice import choose_strategy
 from finetune.decide.evidence import Evidence
 from finetune.decide.plan import Plan
 from finetune.decide.planned_run import PlannedRun, describe_members
 from finetune.errors import DataError, DivergenceError, FinetuneError, RunFolderError
 from finetune.measure import measure_evidence
+from finetune.names import quoted
 from finetune.network.weights import binding_licence, resolve_model
 from finetune.predict.model import Predictor
-from finetune.processes import from_main_process, is_main_process
+from finetune.processes import from_main_process, is_main_process, num_processes
 from finetune.recipe import Recipe, load_recipe
 from finetune.runs.execution import decide, measure_networks
-from finetune.runs.folder import RunFolder, keep_identity, read_members
+from finetune.runs.first_decisions import read_members
+from finetune.runs.folder import RunFolder
+from finetune.runs.lock import held
 from finetune.runs.places import (
     SCHEDULE,
     default_folder,
@@ -29,8 +39,10 @@ from finetune.runs.places import (
     refuse_if_raced,
     refuse_if_taken,
     refuse_tuning,
+    refuse_without_a_plan,
 )
 from finetune.runs.report import Report
+from finetune.runs.run_data import check_identity, forget_training, were_all_decoded, write_identity
 from finetune.runs.saving import save_run
 from finetune.runs.sentences import describe_groups
 from finetune.runs.tracking import check_trackers
@@ -57,12 +69,14 @@ def run(
     """
     start = time.perf_counter() if start is None else start
     folder = claim_folder(output, recipe.data)
-    with reporting(report) as report:
+    with held(folder.path, refuse_if_taken), reporting(report) as report:
         report.follow(folder)
         if folder.holds_only_a_plan():
             report.say(f"{folder.path} holds a plan, which is trained as it is")
             return _train(folder, (_adopt(folder.read_plan(), folder, folder),), report, start, splits)
         splits, members = decide_all(recipe, report, splits, start)
+        refuse_if_taken(folder.path)
+        write_identity(folder, splits)
         folder.begin(members)
         return _train(folder, members, report, start, splits)
 
@@ -89,9 +103,14 @@ def plan_only(
     start = time.perf_counter() if start is None else start
     folder = claim_folder(output, recipe.data)
     if folder.holds_only_a_plan():
-        raise RunFolderError(f"{folder.path} holds a plan already; train it with --plan {folder.path / 'plan.json'}")
-    with reporting(report) as report:
-        _, (decisions, *others) = decide_all(recipe, report, None, start)
+        raise RunFolderError(
+            f"{folder.path} holds a plan already; train it with --plan {quoted(folder.path / 'plan.json')}"
+        )
+    with held(folder.path, refuse_if_taken), reporting(report) as report:
+        report.folder = folder.path
+        splits, (decisions, *others) = decide_all(recipe, report, None, start)
+        refuse_if_taken(folder.path)
+        write_identity(folder, splits)
         folder.begin([decisions], plot)
         if others:
             report.say("A saved plan is trained alone. For averages, run without --plan-only.")
@@ -101,16 +120,19 @@ def plan_only(
     return decisions.plan
 
 
-def run_plan(plan_file: Path, output: Path | None = None, report: Report | None = None) -> Predictor:
+def run_plan(
+    plan_file: Path, output: Path | None = None, report: Report | None = None, accept_changes: bool = False
+) -> Predictor:
     """Train a saved plan as it is, without an ensemble or a fallback, and return the model.
 
     Args:
         plan_file: the plan, as JSON.
         output: the run folder; by default the folder of the plan if it holds only a plan, else a new one.
         report: the report to print on; nothing is printed by default.
+        accept_changes: whether the images may have changed since the plan was made; the changes are recorded.
 
     Raises:
-        FinetuneError: there is no plan, or its values contradict each other or the data.
+        FinetuneError: there is no plan, its values contradict each other or the data, or the images have changed.
     """
     start = time.perf_counter()
     plan = Plan.load(plan_file)
@@ -119,30 +141,36 @@ def run_plan(plan_file: Path, output: Path | None = None, report: Report | None 
         folder = source
     else:
         folder = claim_folder(output, plan.data)
-    with reporting(report) as report:
+    with held(folder.path, refuse_if_taken), reporting(report) as report:
         report.follow(folder)
-        return _train(folder, (_adopt(plan, source, folder),), report, start, None)
+        adopted = _adopt(plan, source, folder)
+        # A plan that was edited to train on other data is not compared with its former data.
+        compared = source if adopted.recipe.data == plan.data else folder
+        return _train(folder, (adopted,), report, start, None, compared, accept_changes)
 
 
-def resume(path: Path, report: Report | None = None) -> Predictor:
+def resume(path: Path, report: Report | None = None, accept_changes: bool = False) -> Predictor:
     """Continue an interrupted run, and return the model that it would have ended with without the interruption.
 
     Args:
         path: the run folder.
         report: the report to print on; nothing is printed by default.
+        accept_changes: whether the images may have changed since the run began; the changes are recorded, and the
+            training starts from its first step.
 
     Raises:
-        RunFolderError: there is no run, it is finished, or an earlier version interrupted it in a race of candidates.
+        RunFolderError: there is no run, it is finished, its images have changed, or an earlier version interrupted it
+            in a race of candidates.
     """
     start = time.perf_counter()
     folder = RunFolder(path)
-    members = read_members(folder)
+    refuse_without_a_plan(path)
     refuse_if_finished(path)
     refuse_if_raced(path)
     refuse_tuning(path)
-    with reporting(report) as report:
+    with held(path, refuse_if_finished), reporting(report) as report:
         report.follow(folder)
-        return _train(folder, members, report, start, None)
+        return _train(folder, read_members(folder), report, start, None, None, accept_changes)
 
 
 def decide_all(
@@ -175,15 +203,47 @@ def decide_all(
     else:
         regroup = partial(group_training_images, splits)
     report.images(splits)
+    try:
+        splits, measured = _measure(recipe, splits, regroup, report, start)
+    except UndecodableError as error:
+        splits = _checked_by_decoding(splits, error, report)
+        splits, measured = _measure(recipe, splits, lambda rule: without_undecodable(regroup(rule)), report, start)
+    members = decide(recipe, measured, share)
+    report.choice(members[0].choice, members[0].plan.model)
+    report.plan(members[0].plan, describe_members(members) if share == 1.0 else "")  # a search has many trainings
+    return splits, members
+
+
+def _measure(
+    recipe: Recipe,
+    splits: ImageSplits,
+    regroup: Callable[[str], ImageSplits],
+    report: Report,
+    start: float,
+) -> tuple[ImageSplits, list[Evidence]]:
+    """Return the images, with their groups if they have any, and the evidence of each network; print each result."""
     splits, networks = group_images(recipe, splits, regroup, report, start)
     measured = []
     for evidence in networks:
         report.evidence(evidence)
         measured.append(evidence)
-    members = decide(recipe, measured, share)
-    report.choice(members[0].choice, members[0].plan.model)
-    report.plan(members[0].plan, describe_members(members) if share == 1.0 else "")  # a search has many trainings
-    return splits, members
+    return splits, measured
+
+
+def _checked_by_decoding(splits: ImageSplits, error: UndecodableError, report: Report) -> ImageSplits:
+    """Return splits without the images that cannot be decoded, after one of them could not; print which.
+
+    Raises:
+        UndecodableError: all images were decoded before.
+        DataError: of a class, too few training images are left.
+    """
+    if splits.all_decoded:
+        raise error
+    sentence = str(error).rpartition("; ")[0]
+    report.say(f"{sentence}: all images are decoded now, and those that cannot be are left out")
+    checked = without_undecodable(splits)
+    report.images(checked, anew=True)
+    return checked
 
 
 def group_images(
@@ -244,15 +304,43 @@ def reporting(report: Report | None) -> Report:
 
 
 def _train(
-    folder: RunFolder, members: Sequence[PlannedRun], report: Report, start: float, splits: ImageSplits | None
+    folder: RunFolder,
+    members: Sequence[PlannedRun],
+    report: Report,
+    start: float,
+    splits: ImageSplits | None,
+    source: RunFolder | None = None,
+    accept: bool = False,
 ) -> Predictor:
-    """Load the images unless they are given, then train the members and save the model."""
+    """Load the images unless they are given, then train the members and save the model.
+
+    Args:
+        folder: the run folder.
+        members: planned runs to train, the leading one first.
+        report: the report to print on.
+        start: value of `time.perf_counter()` when the command began.
+        splits: the images; None: they are loaded, and compared with those that the plan was made for.
+        source: the folder that the plan was read from; None: the run folder.
+        accept: whether the images may be others than those of the plan.
+    """
     if splits is None:
         plan = members[0].plan
         splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups)
+        if were_all_decoded(folder):
+            splits = without_undecodable(splits)
         report.images(splits)
         report.plan(plan)
-    keep_identity(folder, splits)
+        if changes := check_identity(folder, splits, source, accept):
+            report.say(f"The data has changed, which is accepted and recorded in data.json: {changes}")
+    with _history_saved(folder):
+        try:
+            return save_run(folder, members, splits, report, start)
+        except UndecodableError as error:
+            if num_processes() > 1:  # the others are at work on the images that they have
+                raise
+            splits = _checked_by_decoding(splits, error, report)
+    forget_training(folder)
+    write_identity(folder, splits)
     with _history_saved(folder):
         return save_run(folder, members, splits, report, start)
 
@@ -264,7 +352,7 @@ def _history_saved(folder: RunFolder) -> Iterator[None]:
         yield
     except DivergenceError as error:
         folder.write_history(error.history)
-        raise DivergenceError(f"{error}; more: finetune diagnose {folder.path}", error.history) from None
+        raise DivergenceError(f"{error}; more: finetune diagnose {quoted(folder.path)}", error.history) from None
 
 
 def _adopt(plan: Plan, source: RunFolder, folder: RunFolder) -> PlannedRun:

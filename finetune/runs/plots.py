@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from finetune.decide.plan import Plan, plan_of_refit
 from finetune.decide.schedule import learning_rate_factor
+from finetune.files import replacing
 
 
 def plot_schedule(plan: Plan, path: Path) -> None:
@@ -28,7 +29,8 @@ def plot_schedule(plan: Plan, path: Path) -> None:
     axes.set_ylim(bottom=0.0)
     if plan.steps:
         axes.legend(fontsize="small", frameon=False)
-    figure.savefig(path)
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix.removeprefix("."))
 
 
 def _draw_rates(axes: Axes, plan: Plan, offset: int, is_first: bool) -> None:

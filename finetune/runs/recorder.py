@@ -1,6 +1,7 @@
 """Record a run while it is in progress: its state, its history, and the trackers that get the history."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from finetune.decide.planned_run import PlannedRun
@@ -23,7 +24,7 @@ class Recorder:
         self._trackers: Trackers | None = None
 
     def begin(self, planned: PlannedRun) -> None:
-        """Record the history from now on.
+        """Record the history from now on, unless it is recorded already: a training may begin anew.
 
         Args:
             planned: the leading training; its recipe names the trackers.
@@ -31,6 +32,8 @@ class Recorder:
         Raises:
             RecipeError: a tracker cannot be started.
         """
+        if self._history is not None:
+            return
         self._history = HistoryFile(self._folder)
         if planned.recipe.track:
             self._trackers = Trackers(planned.recipe.track, planned, self._folder)
@@ -69,5 +72,6 @@ class Recorder:
             state = status.end("interrupted")
         else:
             state = status.end("failed", f"{error}")
-        self._state.write(state, now=True)
+        with suppress(OSError):  # of a full disk, which may have ended the run
+            self._state.write(state, now=True)
         return problem

@@ -1,6 +1,5 @@
 """Print a run while it runs, and its result at the end: in about 15 lines, or in every detail."""
 
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from finetune.decide.evidence import Evidence
 from finetune.decide.plan import Plan
 from finetune.decide.planned_run import PlannedRun
 from finetune.history import Row
+from finetune.names import quoted
 from finetune.predict.metrics import Metrics
 from finetune.predict.model import Predictor
 from finetune.processes import is_main_process
@@ -46,6 +46,8 @@ class Report:
         self.verbose = verbose
         self.summary: dict[str, object] = {}
         """The results so far as plain values, for `--json`."""
+        self.folder: Path | None = None
+        """Folder of the run, as soon as it is known."""
         self._recorder: Recorder | None = None
         self._display = Display(console)
         self._status = Status()
@@ -82,6 +84,7 @@ class Report:
 
     def follow(self, folder: RunFolder) -> None:
         """Keep the state of the run in its folder from now on, for `finetune watch`; the main process does so."""
+        self.folder = folder.path
         if is_main_process():
             self._recorder = Recorder(folder.path)
 
@@ -98,15 +101,20 @@ class Report:
         self._status.expect(members)
         if self._recorder is not None:
             self._recorder.begin(members[0])
-        watch = f"follow it from another shell: finetune watch {shlex.quote(str(folder.path))}"
+        watch = f"follow it from another shell: finetune watch {quoted(folder.path)}"
         print_text(self.console, escape(watch), "  " if self.verbose else "Training", 2 if self.verbose else LABEL)
 
-    def images(self, splits: ImageSplits) -> None:
-        """Print the number of images in each split, and the files that cannot be read."""
+    def images(self, splits: ImageSplits, anew: bool = False) -> None:
+        """Print the number of images in each split, and the files that cannot be read.
+
+        Args:
+            splits: the images.
+            anew: whether to print what was left out once more, because it has changed.
+        """
         if self.verbose:
             details.print_images(self.console, splits)
         else:
-            overview.print_images(self.console, splits, is_first=not self._has_images)
+            overview.print_images(self.console, splits, is_first=anew or not self._has_images)
         self._has_images = True
 
     def evidence(self, evidence: Evidence) -> None:
@@ -141,7 +149,7 @@ class Report:
         self.summary |= {"plan": str(path)}
         self.console.print()
         print_text(self.console, f"The plan is in {escape(str(path))}. Edit it if you like, then train it:", indent=0)
-        print_commands(self.console, "Next", [f"finetune train --plan {shlex.quote(str(path))}"])
+        print_commands(self.console, "Next", [f"finetune train --plan {quoted(path)}"])
 
     def result(self, metrics: RunMetrics, folder: Path, members: Sequence[Predictor] = ()) -> None:
         """Print the metrics of the final model, its cost, its run folder, and the next two commands.
@@ -157,7 +165,7 @@ class Report:
         else:
             overview.print_result(self.console, metrics, folder)
         self.console.print()
-        run = shlex.quote(str(folder))
+        run = quoted(folder)
         commands = [
             f"finetune predict {run} IMAGES... --output predictions.csv",
             f"finetune evaluate {run} --data LABELLED_IMAGES",

@@ -8,14 +8,16 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.data import ImageSplits, labels_of
+from finetune.data import ImageSplits, UndecodableError, labels_of, without_undecodable
 from finetune.decide.diagnosis import Verdict, diagnose
 from finetune.decide.planned_run import PlannedRun
 from finetune.ensemble.members import TrainedMember
+from finetune.names import quoted
 from finetune.predict.metrics import score
 from finetune.predict.model import Ensemble, HeldOut, Predictor, TrainedModel, average
 from finetune.processes import divide_rows, from_main_process
 from finetune.runs.execution import Outcome, Searched, carry_out
+from finetune.runs.first_decisions import keep_first_decisions
 from finetune.runs.folder import RunFolder, RunMetrics, Seconds
 from finetune.runs.neighbours import NEIGHBOURS, find_neighbours
 from finetune.runs.page.writing import write_report
@@ -47,7 +49,14 @@ def save_run(
     """
     from_main_process(lambda: report.begin(members, folder))
     finished = carry_out(members, splits, folder.checkpoints, report.progress, searched)
-    model = _scored(finished.models, splits, report)
+    try:
+        model = _scored(finished.models, splits, report)
+    except UndecodableError as error:
+        # The trainings are finished: only the test images are still to be decoded.
+        splits = without_undecodable(splits, only_test=True)
+        report.say(f"{str(error).rpartition('; ')[0]}: test images that cannot be decoded are left out")
+        model = _scored(finished.models, splits, report)
+    keep_first_decisions(folder)
     if finished.members[0] != members[0]:
         folder.write_decisions(finished.members[0])
     curves = _keep_rejected(folder, finished.rejected)
@@ -85,7 +94,7 @@ def _keep_rejected(folder: RunFolder, rejected: Sequence[TrainedMember]) -> str:
         place = RunFolder(folder.path / "rejected" / own.name)
         place.write_decisions(own)
         place.write_history(model.history)
-        commands.append(f"finetune diagnose {place.path}")
+        commands.append(f"finetune diagnose {quoted(place.path)}")
     return f"learning curve: {'; '.join(commands)}" if commands else ""
 
 

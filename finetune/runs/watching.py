@@ -4,11 +4,13 @@ import time
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from finetune.errors import RunFolderError
 from finetune.runs.display import Display, describe_state
 from finetune.runs.layout import print_text
 from finetune.runs.live import is_alive, read_state
+from finetune.runs.places import resume_command
 from finetune.runs.run_state import RunState
 from finetune.value import read_json
 
@@ -34,7 +36,7 @@ def watch(folder: Path, console: Console) -> bool:
         )
     display = Display(console)
     if not console.is_terminal and is_alive(state):
-        print_text(console, describe_state(state), indent=0)
+        print_text(console, escape(describe_state(state)), indent=0)
     display.start()
     try:
         while state is not None and is_alive(state):
@@ -43,15 +45,15 @@ def watch(folder: Path, console: Console) -> bool:
             state = read_state(folder)
     finally:
         display.stop()
-    print_text(console, _describe_end(folder, state), indent=0)
+    print_text(console, escape(_describe_end(folder, state)), indent=0)
     return state is not None and state.status == "finished"
 
 
 def _describe_end(folder: Path, state: RunState | None) -> str:
     """Return how a run ended, and what to do next."""
-    again = f"continue it: finetune train --resume {folder}"
-    if (folder / "tuning.json").exists():
-        again = f"continue it: finetune tune --resume {folder}"
+    again = f"continue it: {resume_command(folder)}"
+    if not (folder / "plan.json").exists():
+        again = "its choice was not made, so there is nothing to resume"
     if state is None:
         return "the run ended before its training began, and left no folder"
     if state.status == "failed":

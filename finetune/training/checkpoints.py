@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from finetune.errors import RunFolderError
+from finetune.files import replacing
 from finetune.processes import is_so_everywhere
 
 
@@ -73,10 +74,12 @@ class Checkpoints:
         return content
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
-        """Write a file under another name and rename it, so that it is there whole or not at all."""
+        """Write a file; it is there whole or not at all.
+
+        Raises:
+            OSError: the disk is full, or cannot be written to.
+        """
         if self._folder is None or not self._writes:
             return
-        # A process that is killed while it writes leaves the earlier file whole.
-        partial = self._folder / f"{name}.partial"
-        torch.save(content, partial)
-        partial.replace(self._folder / name)
+        with replacing(self._folder / name) as partial, partial.open("wb") as file:
+            torch.save(content, file)

@@ -5,6 +5,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from finetune.decide.plan import Plan
+from finetune.interruption import deferred, is_requested
 from finetune.network.cpu import ThreadTeam
 from finetune.training.gradients import BatchGradients, count_parallel_parts
 from finetune.training.loop_state import LoopState
@@ -36,11 +37,17 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
     monitor = Monitor(task, plan, accelerator, state)
     pace = Pace(task, plan)
     batches = Batches(task.make_loader(range(pace.step, pace.end)), plan, pace.step)
-    with ThreadTeam(count_parallel_parts(state.own, plan, accelerator), plan.num_threads) as team:
+    # Of several processes, each may learn of it at another step, and a checkpoint needs all of them.
+    alone = accelerator.num_processes == 1
+    with deferred(alone), ThreadTeam(count_parallel_parts(state.own, plan, accelerator), plan.num_threads) as team:
         gradients = BatchGradients(task, plan, accelerator, state.module, batches, team)
         if not pace.is_over and not state.is_sharded:
             gradients.fold_norms()
         while not pace.is_over:
+            if is_requested():
+                # The process was asked to end, and the steps so far are not lost.
+                state.save(pace.step, pace.position)
+                raise KeyboardInterrupt
             set_learning_rates(optimizer, plan, pace.position)
             # Dropout and drop-path draw from a seed of the step, so that a resumed training draws the same numbers.
             torch.manual_seed(plan.noise_seed * 1_000_003 + pace.step * 1_009 + accelerator.process_index)

@@ -16,16 +16,20 @@ from finetune.data import ImageSplits, load_images
 from finetune.decide.plan import Plan
 from finetune.decide.planned_run import PlannedRun, budgeted
 from finetune.errors import DivergenceError, RunFolderError, TuningError
+from finetune.files import write_text
 from finetune.predict.metrics import log_loss, metric_value
 from finetune.predict.model import Predictor, fit_temperature
 from finetune.processes import num_processes
 from finetune.progress import named_progress
 from finetune.recipe import Recipe
 from finetune.runs.execution import Searched
+from finetune.runs.first_decisions import first_decisions, keep_first_decisions
 from finetune.runs.folder import RunFolder
+from finetune.runs.lock import held
 from finetune.runs.pipeline import claim_folder, decide_all, reporting
-from finetune.runs.places import refuse_if_finished, refuse_without_tuning
+from finetune.runs.places import refuse_if_finished, refuse_if_taken, refuse_without_a_plan, refuse_without_tuning
 from finetune.runs.report import Report
+from finetune.runs.run_data import check_identity, write_identity
 from finetune.runs.saving import save_run
 from finetune.training import Checkpoints, TrainingDivergedError, TrainingState, begin, evaluate_at, history_so_far
 from finetune.tuning.checks import Checks
@@ -80,7 +84,7 @@ def tune(
         raise RunFolderError(
             f"{folder.path} holds a plan, which a search does not use; give a new folder with --output"
         )
-    with reporting(report) as report:
+    with held(folder.path, refuse_if_taken), reporting(report) as report:
         report.follow(folder)
         alone = recipe.changed(ensemble=None)
         splits, (decisions, *_) = decide_all(alone, report, splits, start, LONGEST_TRIAL)
@@ -91,7 +95,8 @@ def tune(
         path = folder.path.resolve()  # the worker keeps this name even if its folder is moved before it resumes
         tuning = begin_tuning(asked, choice, decisions.plan, path.name, f"{socket.gethostname()}:{path}")
         folder.path.mkdir(parents=True, exist_ok=True)
-        tuning.save(folder.path / "tuning.json")
+        write_identity(folder, splits)
+        tuning.save(folder.path / "tuning.json")  # before the plan, which marks a run that can be continued
         folder.write_decisions(decisions)
         return _Procedure(folder, decisions, tuning, splits, report, start).carry_out()
 
@@ -110,14 +115,16 @@ def resume_tuning(path: Path, report: Report | None = None) -> Predictor:
     start = time.perf_counter()
     _refuse_several_processes()
     folder = RunFolder(path)
-    decisions = folder.read_decisions()
+    refuse_without_a_plan(path)
     refuse_if_finished(path)
     refuse_without_tuning(path)
-    with reporting(report) as report:
+    with held(path, refuse_if_finished), reporting(report) as report:
         report.follow(folder)
+        decisions = first_decisions(folder).read_decisions()
         plan = decisions.plan
         splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups)
         report.images(splits)
+        check_identity(folder, splits, accept=None)
         tuning = Tuning.load(path / "tuning.json")
         return _Procedure(folder, decisions, tuning, splits, report, start).carry_out()
 
@@ -262,7 +269,7 @@ class _Procedure:
         except TrainingDivergedError as error:
             state, loss, has_diverged = error.state, None, True
         rows = [json.dumps(row) + "\n" for row in history_so_far(state)]
-        (folder / "history.jsonl").write_text("".join(rows), "utf-8")
+        write_text(folder / "history.jsonl", "".join(rows))
         seconds = time.perf_counter() - began
         trial_set.end(trial, loss, accuracy, seconds, state.work, has_diverged)
 
@@ -287,6 +294,7 @@ class _Procedure:
         for share in RUNGS:
             state, _ = evaluate_at(state, share)  # read from its checkpoints, so that its work is counted
         decisions = replace(self._decisions, recipe=recipe, choice=choice, plan=state.plan)
+        keep_first_decisions(self._folder)
         self._folder.write_decisions(decisions)
         continued = {trial.number for trial in fine.trials(own=True)}  # their fine work includes their coarse work
         work = coarse.work(continued) + fine.work({winner.number})

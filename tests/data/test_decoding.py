@@ -2,8 +2,9 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import ExifTags, Image, features
 
+from finetune.data import load_images
 from finetune.data.decoding import native_size, read_image, why_unreadable
 
 UPRIGHT = {
@@ -77,6 +78,45 @@ def test_an_image_without_an_orientation_tag_stays_as_it_is():
 def test_an_impossible_orientation_tag_is_passed_over():
     stored = noise()
     np.testing.assert_array_equal(pixels(with_orientation(Image.fromarray(stored), 99)), stored)
+
+
+def with_segment(content, segment):
+    """Return a JPEG file with a metadata segment (APP1) at its beginning."""
+    return content[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + content[2:]
+
+
+ONE_TAG = b"Exif\0\0II*\0\x08\0\0\0\x01\0"
+
+BROKEN = {
+    "no TIFF header": b"Exif\0\0" + b"garbage!" * 4,
+    "an orientation of another type": ONE_TAG + b"\x12\x01\x02\0\x04\0\0\0abc\0\0\0\0\0",
+    "an end in the middle": ONE_TAG + b"\x12\x01",
+    "the marker twice": b"Exif\0\0Exif\0\0II*\0\x08\0\0\0\0\0",
+    "XMP in another encoding": b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><dc:creator>Ren\xe9</dc:creator></x:xmpmeta>",
+}
+
+
+@pytest.mark.parametrize("segment", BROKEN.values(), ids=BROKEN.keys())
+def test_pixels_are_read_though_the_metadata_are_broken(segment):
+    plain = encoded(Image.new("RGB", (40, 30), "red"), "JPEG")
+    broken = with_segment(plain, segment)
+    assert why_unreadable([broken]) == [None]
+    assert np.array_equal(np.asarray(read_image(broken)), np.asarray(read_image(plain)))
+
+
+def test_files_with_broken_metadata_are_counted(image_folder, tmp_path):
+    root = image_folder(tmp_path / "images")
+    file = root / "a" / "000.jpg"
+    file.write_bytes(with_segment(file.read_bytes(), BROKEN["an orientation of another type"]))
+    assert load_images(str(root)).notes == (
+        "metadata of 1 file cannot be read: the pixels are used as they are stored",
+    )
+
+
+def test_a_tiff_image_is_turned_upright_once():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    assert read_image(encoded(Image.new("RGB", (40, 30)), "TIFF", exif=exif)).size == (30, 40)
 
 
 def test_black_and_white_becomes_rgb():

@@ -5,7 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.data import groups_of, label_paths, labels_of, load_images, load_scored_images, paths_of, table_of_paths
+from finetune.data import (
+    Pixels,
+    groups_of,
+    label_paths,
+    labels_of,
+    load_images,
+    load_scored_images,
+    paths_of,
+    table_of_paths,
+)
 from finetune.errors import DataError
 
 
@@ -390,3 +399,23 @@ def test_a_path_that_is_not_there_is_named(labelled):
 def test_a_path_that_is_no_image_is_named(labelled, tmp_path):
     with pytest.raises(DataError, match=r"broken\.jpg cannot be read as an image: \w"):
         table_of_paths([*labelled[0], str(break_image(tmp_path / "broken.jpg"))])
+
+
+def test_a_file_name_that_is_not_utf_8_is_escaped_and_its_image_is_read(image_folder, tmp_path):
+    root = image_folder(tmp_path / "images")
+    (root / "a" / "000.jpg").rename(root / "a" / os.fsdecode(b"caf\xe9.jpg"))
+    (root / "b").rename(root / os.fsdecode(b"b\xff"))
+    splits = load_images(str(root))
+    assert splits.class_names == ("a", "b\\udcff")
+    parts = (splits.train, splits.test)
+    names = [path.rpartition("/")[2] for part in parts for path in paths_of(part)]
+    assert "caf\\udce9.jpg" in names
+    assert sum(len(Pixels(part, 8).read(range(len(part)))) for part in parts) == 12
+
+
+def test_a_class_folder_without_images_is_named(image_folder, tmp_path):
+    root = image_folder(tmp_path / "images")
+    (root / "empty").mkdir()
+    (root / "texts").mkdir()
+    (root / "texts" / "labels.txt").touch()
+    assert load_images(str(root)).notes == ("the folders have no images and are not a class: 'empty', 'texts'",)

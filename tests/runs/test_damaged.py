@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.data import DataIdentity
 from finetune.errors import FinetuneError, RunFolderError
 from finetune.recipe import load_recipe
 from finetune.runs import pipeline
@@ -114,10 +115,11 @@ def test_a_damaged_choice_cannot_be_resumed(run):
 @pytest.fixture
 def interrupted(run, tmp_path):
     """The folder of a run that is not finished, and a copy of its images."""
-    images = shutil.copytree(run_images(run), tmp_path / "images")
+    first = run_images(run)
+    images = shutil.copytree(first, tmp_path / "images")
     for name in ("plan.json", "recipe.yaml"):
         text = (run / name).read_text()
-        (run / name).write_text(text.replace(str(run_images(run)), str(images)))
+        (run / name).write_text(text.replace(str(first), str(images)))
     (run / "metrics.json").unlink()
     return run, images
 
@@ -150,7 +152,14 @@ def swap(images):
     (images / "c").rename(images / "b")
 
 
-@pytest.mark.parametrize("change", [remove, move, replace, swap])
+def overwrite(images):
+    file = images / "a" / "000.jpg"
+    content = bytearray(file.read_bytes())
+    content[len(content) * 3 // 4] ^= 1  # a pixel
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("change", [remove, move, replace, swap, overwrite])
 def test_a_run_whose_data_has_changed_is_not_resumed(interrupted, change):
     folder, images = interrupted
     change(images)
@@ -163,5 +172,32 @@ def test_what_changed_is_counted(interrupted):
     shutil.copytree(images / "a", images / "c")
     for file in (images / "c").iterdir():
         file.write_bytes(file.read_bytes() + b" ")
-    with pytest.raises(RunFolderError, match=r"train/c had 0 images and has \d"):
+    with pytest.raises(RunFolderError, match=r"\d added \(c/00"):
         pipeline.resume(folder)
+
+
+def test_changes_are_named_by_their_kind():
+    before = DataIdentity(digest="", counts={}, images={f"{n}.jpg": "train\ta\t5\tff" for n in range(5)})
+    after = dict(before.images) | {"1.jpg": "train\ta\t5\tee", "2.jpg": "train\tb\t5\tff", "3.jpg": "test\ta\t5\tff"}
+    del after["0.jpg"]
+    assert before.difference(before.changed(images=after)) == (
+        "1 removed (0.jpg); 1 changed (1.jpg); 1 relabelled (2.jpg); 1 moved to another split (3.jpg)"
+    )
+
+
+def test_changes_that_are_accepted_are_recorded_and_the_training_starts_anew(interrupted):
+    folder, images = interrupted
+    remove(images)
+    pipeline.resume(folder, accept_changes=True)
+    (accepted,) = json.loads((folder / "data.json").read_text())["accepted"]
+    assert accepted.startswith("1 removed (")
+    assert RunFolder(folder).is_finished()
+
+
+def test_a_plan_is_not_trained_on_changed_data_unless_that_is_accepted(interrupted, tmp_path):
+    folder, images = interrupted
+    overwrite(images)
+    with pytest.raises(RunFolderError, match=r"1 changed \(a/000.jpg\); .*--accept-changes"):
+        pipeline.run_plan(folder / "plan.json", tmp_path / "again")
+    pipeline.run_plan(folder / "plan.json", tmp_path / "again", accept_changes=True)
+    assert RunFolder(tmp_path / "again").is_finished()

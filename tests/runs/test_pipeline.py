@@ -295,7 +295,7 @@ def test_an_interrupted_run_continues_and_ends_with_the_same_model(recipe, tmp_p
     report.stop = stop
     with pytest.raises(StopError):
         finetune.run(plain, tmp_path / "run", report)
-    with pytest.raises(RunFolderError, match=f"continue it: --resume {tmp_path / 'run'}"):
+    with pytest.raises(RunFolderError, match=f"continue it: finetune train --resume {tmp_path / 'run'}"):
         finetune.run(plain, tmp_path / "run")
     resumed = finetune.resume(tmp_path / "run")
     for name, tensor in whole.network.state_dict().items():

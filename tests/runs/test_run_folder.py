@@ -9,7 +9,7 @@ from finetune.runs import environment
 from finetune.runs import folder as run_folder
 from finetune.runs.environment import describe_environment
 from finetune.runs.folder import RunFolder
-from finetune.runs.places import default_folder, refuse_if_taken
+from finetune.runs.places import default_folder, describe_interruption, refuse_if_taken
 
 
 @pytest.fixture
@@ -45,7 +45,8 @@ def test_a_begun_training_is_no_longer_a_plan_alone(folder):
     ("names", "said"),
     [
         (["plan.json", "metrics.json"], "holds another run, which is not overwritten; give a new folder"),
-        (["plan.json", "history.jsonl"], "holds an interrupted run, which is not overwritten; continue it: --resume"),
+        (["plan.json", "history.jsonl"], "which is not overwritten; continue it: finetune train --resume"),
+        (["plan.json", "tuning.json"], "which is not overwritten; continue it: finetune tune --resume"),
         (["notes.txt"], "is neither empty nor a run folder; give a new folder with --output"),
     ],
 )
@@ -124,3 +125,17 @@ def test_a_folder_without_a_history_says_when_there_is_one(folder, small_plan):
     small_plan().save(folder.path / "plan.json")
     with pytest.raises(RunFolderError, match=r"there is no history in .* yet; .* finetune train --plan .*--resume"):
         folder.read_history()
+
+
+def test_what_a_run_wrote_before_its_plan_is_not_a_run(folder):
+    write(folder, "recipe.yaml", "evidence.json", "plan.json.partial", "tuning.json")
+    (folder.path / "members" / "1").mkdir(parents=True)
+    refuse_if_taken(folder.path)
+    assert "nothing to resume" in describe_interruption(folder.path)
+
+
+def test_members_of_something_else_are_not_the_beginning_of_a_run(folder):
+    write(folder, "recipe.yaml")
+    (folder.path / "members" / "photographs").mkdir(parents=True)
+    with pytest.raises(RunFolderError, match="is neither empty nor a run folder"):
+        refuse_if_taken(folder.path)

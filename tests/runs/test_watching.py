@@ -38,6 +38,7 @@ def write(folder, **changes):
     folder.mkdir(exist_ok=True)
     state = Status().update("training (validation)", 12, 60).changed(loss=0.5, **changes)
     state.save(folder / "state.json")
+    (folder / "plan.json").touch()
 
 
 def test_a_run_is_followed_until_it_finishes(tmp_path, console, monkeypatch):
@@ -119,3 +120,10 @@ def test_another_process_is_watched_until_it_is_killed(tmp_path, image_folder, w
     assert watched.returncode == 1
     assert said.startswith("training (validation): step ")
     assert f"process {run.pid} ended without a word in 'training (validation)'" in " ".join(said.split())
+
+
+def test_a_run_that_ended_before_its_choice_has_nothing_to_resume(tmp_path, console):
+    write(tmp_path / "run", status="interrupted")
+    (tmp_path / "run" / "plan.json").unlink()
+    assert not watch(tmp_path / "run", console)
+    assert printed(console)[-1].endswith("its choice was not made, so there is nothing to resume")

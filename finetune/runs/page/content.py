@@ -1,6 +1,5 @@
 """Gather what the report of a run says: from the files of its folder, its images and its model."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from finetune.decide.plan_reasons import explain_groups
 from finetune.decide.planned_run import PlannedRun
 from finetune.errors import RunFolderError
 from finetune.history import Row
+from finetune.names import quoted
 from finetune.predict.model import Ensemble, Predictor, TrainedModel
 from finetune.progress import duration
 from finetune.runs.folder import RunFolder, RunMetrics
@@ -231,16 +231,16 @@ def _notes(plan: Plan, evidence: Evidence) -> tuple[str, ...]:
 
 def _commands(path: Path, model: Predictor) -> tuple[tuple[str, str], ...]:
     """Return what can be done with the model: the purpose and the command."""
-    run = shlex.quote(str(path))
+    run = quoted(path)
     commands = [
         ("Label new images", f"finetune predict {run} IMAGES... --output predictions.csv"),
         ("Measure it on other labelled images", f"finetune evaluate {run} --data OTHER_IMAGES"),
         ("Compare it with another run", f"finetune report {run} OTHER_RUN"),
         ("Use it without PyTorch", f"finetune export {run}"),
-        ("Train it again", f"finetune train --recipe {run}/recipe.yaml"),
+        ("Train it again", f"finetune train --recipe {quoted(path / 'recipe.yaml')}"),
     ]
     if not isinstance(model, Ensemble):
-        commands.insert(2, ("Load it with timm alone", f'timm.create_model("local-dir:{path}", pretrained=True)'))
+        commands.insert(2, ("Load it with timm alone", f"timm.create_model({f'local-dir:{path}'!r}, pretrained=True)"))
     return tuple(commands)
 
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from finetune import __version__
 from finetune.data import ImageSplits
 from finetune.errors import RecipeError, RunFolderError
+from finetune.files import write_text
 from finetune.predict.model import Ensemble, Predictor
 from finetune.progress import duration
 from finetune.runs.folder import RunFolder
@@ -94,7 +95,7 @@ def write_report(folder: RunFolder, model: Predictor | None = None, splits: Imag
             is_refit=content.plan.refit or content.plan.validation == "cross_validation",
         )
     )
-    path.write_text(text, "utf-8")
+    write_text(path, text)
     return path
 
 
@@ -113,7 +114,7 @@ def write_comparison(folders: Sequence[RunFolder], path: Path) -> Comparison:
     comparison = compare(folders)
     text = _environment().get_template("comparison.html").render(comparison=comparison)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, "utf-8")
+    write_text(path, text)
     return comparison
 
 

@@ -1,0 +1,93 @@
+"""Keep what identifies the images of a run in its folder, and refuse to continue it on other images."""
+
+import shutil
+
+from finetune.data import DataIdentity, ImageSplits, identify
+from finetune.data.identity import contents_of
+from finetune.errors import RunFolderError
+from finetune.names import quoted
+from finetune.processes import from_main_process
+from finetune.runs.folder import RunFolder
+from finetune.runs.places import IDENTITY
+
+
+def write_identity(folder: RunFolder, splits: ImageSplits) -> None:
+    """Write what identifies the images of a new run."""
+
+    def write() -> None:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        identify(splits).save(folder.path / IDENTITY)
+
+    from_main_process(write)
+
+
+def check_identity(
+    folder: RunFolder, splits: ImageSplits, source: RunFolder | None = None, accept: bool | None = False
+) -> str:
+    """Compare the images with those that a run or a plan was made for, and return the changes that were accepted.
+
+    If changes are accepted, what was trained so far is removed, because it was trained on other images.
+
+    Args:
+        folder: the run folder.
+        splits: the images.
+        source: the folder of the plan, whose images count if the run folder does not say which its own are.
+        accept: whether to accept changes, and to record them; None: the command cannot.
+
+    Raises:
+        RunFolderError: the images have changed.
+    """
+    return from_main_process(lambda: _check_identity(folder, splits, source or folder, accept))
+
+
+def were_all_decoded(folder: RunFolder) -> bool:
+    """Return whether the run left out the images that cannot be decoded."""
+    known = from_main_process(lambda: _read(folder))
+    return known is not None and known.all_decoded
+
+
+def forget_training(folder: RunFolder) -> None:
+    """Remove what was trained so far, because the images are others from now on."""
+    from_main_process(lambda: shutil.rmtree(folder.checkpoints, ignore_errors=True))
+
+
+def count_trained_on(folder: RunFolder, splits: ImageSplits, with_validation: bool) -> list[bool]:
+    """Return for each test image whether the model of a run was trained on it; [] if the run does not say it.
+
+    Args:
+        folder: the run folder.
+        splits: the images to evaluate on, as `test`.
+        with_validation: whether the final model was trained on the validation split, too.
+    """
+    known = _read(folder)
+    if known is None or not known.images or splits.test is None:
+        return []
+    seen = known.contents("train", *(("validation",) if with_validation else ()))
+    return [f"{content.size} {content.digest}" in seen for content in contents_of(splits.test)]
+
+
+def _read(folder: RunFolder) -> DataIdentity | None:
+    path = folder.path / IDENTITY
+    return DataIdentity.load(path) if path.exists() else None
+
+
+def _check_identity(folder: RunFolder, splits: ImageSplits, source: RunFolder, accept: bool | None) -> str:
+    found = identify(splits)
+    known = _read(folder) or _read(source)
+    difference = "" if known is None else known.difference(found)
+    if difference and not accept:
+        or_accept = "" if accept is None else "accept the changes with --accept-changes, "
+        command = "tune" if accept is None else "train"
+        raise RunFolderError(
+            f"the data has changed since the run in {source.path} began: {difference}; restore the data, {or_accept}or "
+            f"train anew: finetune {command} --recipe {quoted(source.path / 'recipe.yaml')}"
+        )
+    if known is not None and difference:
+        forget_training(folder)
+        found = found.changed(accepted=(*known.accepted, difference))
+    elif known is not None:
+        found = found.changed(accepted=known.accepted)
+    if known != found:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        found.save(folder.path / IDENTITY)
+    return difference
