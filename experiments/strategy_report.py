@@ -160,9 +160,10 @@ def coverage(cells: Sequence[Cell], priors: Mapping[str, Prior]) -> Iterator[str
 
 def other_network(cells: Sequence[Cell], priors: Mapping[str, Prior]) -> Iterator[str]:
     """Yield the table of another network: every candidate, and what is chosen with the prior of the first network."""
-    yield f"| set | {' | '.join(CONSIDERED)} | `--prefer balanced` takes | regret, points | intervals that hold |"
-    yield "|---|" + "---|" * (len(CONSIDERED) + 3)
-    for cell in cells:
+    yield f"| set | per class | {' | '.join(CONSIDERED)} | balanced takes | regret, points | intervals that hold |"
+    yield "|---|---|" + "---|" * (len(CONSIDERED) + 3)
+    found: dict[str, list[tuple[list[float], float]]] = {}
+    for cell in sorted(cells, key=lambda cell: (tuple(SIZES).index(cell.size), cell.set)):
         chosen = selector(dict(priors), "balanced")(cell).chosen
         own = {name: final_accuracy(cell, name) for name in CONSIDERED}
         intervals = belief_about(cell, priors[cell.set]).intervals
@@ -172,7 +173,13 @@ def other_network(cells: Sequence[Cell], priors: Mapping[str, Prior]) -> Iterato
         ]
         values = " | ".join(f"{100 * accuracy:.1f}" for accuracy in own.values())
         regret = 100 * (max(own.values()) - own[chosen])
-        yield f"| {cell.set} | {values} | {chosen} | {regret:.1f} | {sum(held)} of {len(held)} |"
+        found.setdefault(cell.size, []).append(([*own.values()], own[chosen]))
+        yield f"| {cell.set} | {cell.size} | {values} | {chosen} | {regret:.1f} | {sum(held)} of {len(held)} |"
+    for size, rows in found.items():
+        means = " | ".join(f"{100 * accuracy:.1f}" for accuracy in np.mean([values for values, _ in rows], axis=0))
+        taken = 100 * np.mean([own for _, own in rows])
+        regret = 100 * np.mean([max(values) - own for values, own in rows])
+        yield f"| mean of {len(rows)} | {size} | {means} | {taken:.1f} | {regret:.1f} | |"
 
 
 def locked(path: Path) -> Iterator[str]:
