@@ -2,9 +2,9 @@
 
     python -m experiments.fuzz_inputs [--trials 2000] [--seed 0] [--kinds folders tables recipes plans]
 
-Every damaged input has to be read, or refused with a FinetuneError. A traceback of another kind, more than 20 seconds of CPU,
-a process that dies, and probabilities that are not finite count as faults; each is printed with the number of its
-trial, which `--only NUMBER` repeats. The trials run in copies of this process, so that one that dies ends no other.
+Every damaged input has to be read, or refused with a FinetuneError. A traceback of another kind, more than 20 seconds
+of CPU, a process that dies, and probabilities that are not finite count as faults; each is printed with the number of
+its trial, which `--only NUMBER` repeats. The trials run in copies of this process, so that one that dies ends no other.
 """
 
 import argparse
