@@ -2,9 +2,9 @@
 
     python -m experiments.fuzz_inputs [--trials 2000] [--seed 0] [--kinds folders tables recipes plans]
 
-Every damaged input has to be read, or refused with a FinetuneError. A traceback of another kind, more than 20 seconds,
-a process that dies, and probabilities that are not finite count as faults; each is printed with the number of its
-trial, which `--only NUMBER` repeats. The trials run in copies of this process, so that one that dies ends no other.
+Every damaged input has to be read, or refused with a FinetuneError. A traceback of another kind, more than 20 seconds
+of CPU, a process that dies, and probabilities that are not finite count as faults; each is printed with the number of
+its trial, which `--only NUMBER` repeats. The trials run in copies of this process, so that one that dies ends no other.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from finetune.runs.live import read_state
 from finetune.runs.pipeline import run
 
 SECONDS = 20
-"""Longest time that a trial may take."""
+"""Longest time that a trial may take, in seconds of CPU: on a busy machine others wait much longer."""
 
 BATCH = 50
 """Number of trials in one copy of the process."""
@@ -279,20 +279,20 @@ def attempt(kind: str, seed: int, number: int, base: Path) -> str:
     def hang(*_: int | FrameType | None) -> None:
         raise HangError
 
-    signal.signal(signal.SIGALRM, hang)
+    signal.signal(signal.SIGPROF, hang)
     with tempfile.TemporaryDirectory() as folder:
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             return TRIALS[kind](base, Path(folder), draw)
         except HangError:
-            return f"fault: more than {SECONDS} s"
+            return f"fault: more than {SECONDS} s of CPU"
         except BaseException as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             own = [each for each in traceback.extract_tb(error.__traceback__) if "/finetune/" in each.filename]
             where = (own or [last])[-1]
             return f"fault: {type(error).__name__}: {str(error)[:160]} ({Path(where.filename).name}:{where.lineno})"
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def attempt_all(kind: str, seed: int, numbers: range, base: Path) -> dict[int, str]:

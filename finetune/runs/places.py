@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -111,8 +112,10 @@ def refuse_impossible(path: Path) -> None:
         RunFolderError: a part of its path is a file, its name is too long, or its disk cannot be written to.
     """
     try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()  # of a name that is too long
         above = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
-        os.stat(above)  # noqa: PTH116  (of a broken link)
+        above.stat()  # of a broken link
     except OSError as error:
         raise RunFolderError(explain(error)) from None
     if not above.is_dir():
