@@ -178,8 +178,8 @@ def other_network(cells: Sequence[Cell], priors: Mapping[str, Prior]) -> Iterato
     for size, rows in found.items():
         means = " | ".join(f"{100 * accuracy:.1f}" for accuracy in np.mean([values for values, _ in rows], axis=0))
         taken = 100 * np.mean([own for _, own in rows])
-        regret = 100 * np.mean([max(values) - own for values, own in rows])
-        yield f"| mean of {len(rows)} | {size} | {means} | {taken:.1f} | {regret:.1f} | |"
+        lost = 100 * np.mean([max(values) - own for values, own in rows])
+        yield f"| mean of {len(rows)} | {size} | {means} | {taken:.1f} | {lost:.1f} | |"
 
 
 def locked(path: Path) -> Iterator[str]:
