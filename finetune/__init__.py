@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from finetune.auditing.findings import Audit
+    from finetune.auditing.procedure import audit
     from finetune.classifier import ImageClassifier
     from finetune.data import ImageSplits, load_images
     from finetune.decide.choice import Choice, choose_strategy
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from finetune.tuning import resume_tuning, tune
 
 _HOMES = {
+    "Audit": "auditing.findings",
+    "audit": "auditing.procedure",
     "measure_evidence": "measure",
     "ImageClassifier": "classifier",
     "Verdict": "decide.diagnosis",
@@ -75,6 +79,7 @@ _HOMES = {
 """Module of the package that defines each public name, relative to `finetune`."""
 
 __all__ = [
+    "Audit",
     "CacheError",
     "Choice",
     "DataError",
@@ -95,6 +100,7 @@ __all__ = [
     "TrainedModel",
     "TuningError",
     "Verdict",
+    "audit",
     "choose_strategy",
     "diagnose",
     "load_images",

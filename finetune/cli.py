@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from finetune import cli_models, cli_sharing
+from finetune import cli_audit, cli_models, cli_sharing
 from finetune.checks import check_plan, check_resumed, checked
 from finetune.errors import FinetuneError, RecipeError
 from finetune.recipe import Preference, Recipe, Search, Strategy, load_recipe, parse_assignment
@@ -263,6 +263,7 @@ def tune(
 
 
 for command in (
+    cli_audit.audit,
     cli_models.predict,
     cli_models.evaluate,
     cli_models.diagnose,

@@ -50,6 +50,10 @@ CASES = {
     "predict run images --resume": "--resume continues a file, and none is given; name the interrupted one with",
     "predict run images --output begun.csv": "begun.csv.part is the beginning of an interrupted prediction",
     "evaluate nowhere --data images": "there is no run in nowhere",
+    "audit nowhere": "there is no folder or file nowhere; give a folder",
+    "audit images --clean notes.txt": "notes.txt exists and is not overwritten; give another --clean",
+    "audit images --clean kept.parquet": "--clean writes a CSV table, and kept.parquet does not end with .csv",
+    "audit images --output notes.txt": "notes.txt is a file, not a folder; give another --output",
     "diagnose nowhere": "there is no run in nowhere",
 }
 """Commands with one mistake each, and a part of the sentence that they end with."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from finetune.auditing.crossing import describe_crossing, find_crossing
 from finetune.data import ImageSplits, group_training_images, groups_of, load_images
 from finetune.decide.choice import choose_strategy
 from finetune.decide.evidence import Evidence
@@ -180,6 +181,11 @@ def decide_all(
     for evidence in networks:
         report.evidence(evidence)
         measured.append(evidence)
+    if recipe.time_budget is None:
+        side = measured[0].preprocessing.shorter_side
+        crossing = from_main_process(partial(find_crossing, splits, side))
+        if crossing:
+            report.say(f"  {describe_crossing(crossing, recipe.data)}")
     members = decide(recipe, measured, share)
     report.choice(members[0].choice, members[0].plan.model)
     report.plan(members[0].plan)
