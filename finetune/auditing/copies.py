@@ -1,8 +1,9 @@
 """Find images that show the same picture: files with the same content, and copies whose pixels were changed.
 
 Changed copies are looked for among each image's nearest neighbours by the features of the frozen network, and are
-verified by their pixels (`matching`). The features are whitened, because most of their variance says what an image
-shows and not which image it is ("Negative evidences and co-occurrences in image retrieval", Jégou and Chum 2012).
+verified by their pixels (`matching`). Whitened features are used as well, because most of the features' variance says
+what an image shows and not which image it is ("Negative evidences and co-occurrences in image retrieval", Jégou and
+Chum 2012).
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,8 +17,8 @@ from finetune.auditing.matching import Match, Pattern
 from finetune.data import Pixels, in_threads
 from finetune.progress import Progress
 
-NEIGHBOURS = 5
-"""Number of nearest neighbours of each image that are compared with it."""
+NEIGHBOURS = 10
+"""Number of nearest neighbours of each image that are compared with it, by centred and by whitened features each."""
 
 COMPONENTS = 256
 """Number of principal components of the features by which neighbours are found."""
@@ -49,8 +50,13 @@ def find_near_copies(
         pixels: pixels of all images.
         progress: called with the number of pairs done.
     """
-    near = nearest_pairs(whitened(features[chosen]), NEIGHBOURS)
-    return verified([(int(chosen[first]), int(chosen[second])) for first, second in near], pixels, progress)
+    own = features[chosen]
+    near = {
+        pair
+        for vectors in (_unit(own - own.mean(axis=0)), whitened(own))
+        for pair in nearest_pairs(vectors, NEIGHBOURS)
+    }
+    return verified([(int(chosen[first]), int(chosen[second])) for first, second in sorted(near)], pixels, progress)
 
 
 def verified(pairs: Sequence[tuple[int, int]], pixels: Pixels, progress: Progress) -> list[Pair]:
@@ -83,9 +89,12 @@ def whitened(features: NDArray[np.float32]) -> NDArray[np.float32]:
     values, vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64) / len(features))
     kept = min(COMPONENTS, max(1, len(features) // 2), int((values > 1e-6 * values[-1]).sum()) or 1)
     scale = np.sqrt(np.maximum(values[-kept:], 1e-12))
-    components = (centred @ vectors[:, -kept:].astype(np.float32)) / scale.astype(np.float32)
-    length = np.linalg.norm(components, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = components / np.maximum(length, 1e-12)
+    return _unit((centred @ vectors[:, -kept:].astype(np.float32)) / scale.astype(np.float32))
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return vectors (n, width) with length 1."""
+    unit: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return unit
 
 

@@ -69,8 +69,8 @@ class Audit(FrozenModel):
     """Accuracy of a linear probe on the test images, 0 .. 1; None: no test image has a copy in the training split."""
     test_accuracy_without_copies: float | None = None
     """The same without the training images that are copies of test images."""
-    clean_rows: tuple[tuple[str, str, str], ...] = ()
-    """Path, label and split of each image to keep: each picture once, on one side."""
+    clean_rows: tuple[tuple[str, ...], ...] = ()
+    """Path, label, split and, if there are groups, group of each image to keep: each picture once, on one side."""
     notes: tuple[str, ...] = ()
     """Sentences about how the data was read, and what was not checked."""
 
@@ -89,12 +89,15 @@ class Audit(FrozenModel):
         Raises:
             DataError: an image is not a file.
         """
-        missing = [place for place, _, _ in self.clean_rows if not Path(place).is_file()]
+        missing = [row[0] for row in self.clean_rows if not Path(row[0]).is_file()]
         if missing:
             raise DataError(
                 f"{missing[0]} is not a file, so that no table can name it; a clean table is for images in files"
             )
-        pd.DataFrame(self.clean_rows, columns=["path", "label", "split"]).to_csv(path, index=False)
+        columns = (
+            ["path", "label", "split", "group"][: len(self.clean_rows[0])] if self.clean_rows else ["path", "label"]
+        )
+        pd.DataFrame(self.clean_rows, columns=columns).to_csv(path, index=False)
 
 
 def sort_findings(findings: Sequence[AuditFinding]) -> tuple[AuditFinding, ...]:

@@ -134,13 +134,14 @@ class _Templates:
         self.shapes: list[tuple[int, int]] = []
         for side in sides:
             values = _details(_resized(grey, side))
-            mask = np.zeros(values.shape, dtype=np.float32)
-            down, right = (max(1, round(BORDER * length)) if length > 8 else 0 for length in values.shape)
-            mask[down : len(mask) - down, right : mask.shape[1] - right] = 1.0
+            height, width = values.shape
+            mask = np.zeros((height, width), dtype=np.float32)
+            down, right = (max(1, round(BORDER * length)) if length > 8 else 0 for length in (height, width))
+            mask[down : height - down, right : width - right] = 1.0
             energy = float((values**2 * mask).sum())
             parts.append(values * mask / np.sqrt(max(energy, float(mask.sum()) * FAINT**2)))
             masks.append(mask)
-            self.shapes.append((values.shape[0], values.shape[1]))
+            self.shapes.append((height, width))
         self.counts = [float(mask.sum()) for mask in masks]
         self.spectra = _spectra(parts, grid)
         self.mirrored = _spectra([part[:, ::-1] for part in parts], grid)

@@ -182,18 +182,19 @@ def _inflation(
     return accuracies[0], accuracies[1]
 
 
-def _clean_rows(images: AuditedImages, copies: _Copies) -> Iterator[tuple[str, str, str]]:
-    """Yield path, label and split of each image that stays: one of each picture, none of a picture under two labels."""
+def _clean_rows(images: AuditedImages, copies: _Copies) -> Iterator[tuple[str, ...]]:
+    """Yield the row of each image that stays: one of each picture, none of a picture under two labels."""
     labels: dict[int, set[int]] = defaultdict(set)
     for picture, label in zip(copies.same_picture.tolist(), images.labels.tolist(), strict=True):
         labels[picture].add(label)
     for index in range(len(images)):
         if copies.kept[index] == index and len(labels[int(copies.same_picture[index])]) == 1:
-            yield images.paths[index], images.label(index), images.splits[index]
+            group = () if images.groups is None else (str(images.groups[index]),)
+            yield images.paths[index], images.label(index), images.splits[index], *group
 
 
 def _left_out(splits: ImageSplits) -> Iterator[AuditFinding]:
-    """Yield the files that are no readable images, and the images without a label."""
+    """Yield the files that cannot be read as images, and the images without a label."""
     for file in splits.unreadable:
         yield AuditFinding(kind="unreadable", path=file.path, about=file.reason)
     for file in splits.left_out:

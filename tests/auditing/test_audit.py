@@ -120,6 +120,16 @@ def test_names_that_differ_in_case_alone_are_one_class_misspelled(clean, tmp_pat
     assert "differ in case, spaces or punctuation alone" in finding.about
 
 
+def test_the_groups_of_the_images_stay_in_the_clean_table(clean, tmp_path):
+    rows = [f"{path},{path.parent.name},{number % 6}" for number, path in enumerate(sorted(clean.rglob("*.png")))]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label,group", *rows]))
+    audited = finetune.audit(str(tmp_path / "table.csv"))
+    audited.save_clean(tmp_path / "kept.csv")
+    splits = load_images(str(tmp_path / "kept.csv"))
+    assert splits.group_rule == "column"
+    assert len(splits.train) + len(splits.test) == 34
+
+
 def test_a_class_without_test_images_is_named(image_folder, tmp_path):
     root = image_folder(tmp_path, splits={"train": {"a": 4, "b": 4}, "test": {"a": 2}})
     (finding,) = check_classes(str(root), all_images(load_images(str(root))))
