@@ -168,7 +168,7 @@ def _name(path: str) -> str:
 
 
 def time_quick_part(folder: Path) -> str:
-    """Return the CPU time of the part of an audit that is in every run, and that of the evidence, with an empty cache."""
+    """Return the CPU times of the part of an audit that is in every run, and of the evidence, with an empty cache."""
     splits = load_images(str(folder), groups="none")
     with tempfile.TemporaryDirectory() as place, patch.dict(os.environ, FINETUNE_CACHE=place):
         start = time.process_time()

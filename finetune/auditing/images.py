@@ -1,14 +1,14 @@
 """Hold the images of all splits as one list, as an audit compares them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from numpy.typing import NDArray
 
-from finetune.data import ImageSplits, groups_of, labels_of, paths_of
+from finetune.data import ImageSource, ImageSplits, groups_of, labels_of, paths_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,8 +17,8 @@ class AuditedImages:
 
     tables: tuple[Dataset, ...]
     """Tables of the splits."""
-    sources: list[Any]
-    """Undecoded images."""
+    sources: Sequence[ImageSource]
+    """Undecoded images, which are read when they are needed."""
     paths: list[str]
     """Absolute path of each image, or `image N` where it has none."""
     splits: list[str]
@@ -50,7 +50,7 @@ def all_images(splits: ImageSplits) -> AuditedImages:
     groups = [groups_of(table) for table in tables.values()]
     return AuditedImages(
         tables=tuple(tables.values()),
-        sources=[source for table in tables.values() for source in table["image"]],
+        sources=concatenate_datasets([table.select_columns("image") for table in tables.values()])["image"],
         paths=[
             str(Path(path).absolute()) if Path(path).exists() else path
             for table in tables.values()

@@ -13,7 +13,7 @@ def separable():
     """Features of 120 images of three classes that a probe tells apart, and their classes."""
     generator = np.random.default_rng(0)
     labels = np.repeat(np.arange(3), 40)
-    return (4.0 * np.eye(8)[labels] + generator.normal(size=(120, 8))).astype(np.float32), labels
+    return (7.0 * np.eye(8)[labels] + generator.normal(size=(120, 8))).astype(np.float32), labels
 
 
 def test_swapped_labels_are_found_and_nothing_else(separable):
