@@ -78,7 +78,10 @@ def measure(folder: Path, seed: int) -> Row:
             "set": folder.name,
             "images": before.num_images,
             "alarms": Counter(finding.kind for finding in before.findings),
-            "alarms_listed": [finding.model_dump() | {"path": _name(finding.path)} for finding in before.findings],
+            "alarms_listed": [
+                finding.model_dump() | {"path": _name(finding.path), "other_path": _name(finding.other_path)}
+                for finding in before.findings
+            ],
             "planted": {change: len(paths) for change, paths in planted.items()},
             "found": {change: sum(str(path) in found for path in paths) for change, paths in planted.items()},
             "swapped": len(swapped),

@@ -56,7 +56,7 @@ def describe_inflation(audit: Audit) -> str:
     if before is None or after is None:
         return ""
     return (
-        f"A linear probe labels {before:.1%} of the test images correctly, and {after:.1%} if the training images that "
+        f"A linear probe labels {100 * before:.1f} % of the test images correctly, and {100 * after:.1f} % if the training images that "
         f"are copies of test images are left out of its training."
     )
 
