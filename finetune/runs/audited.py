@@ -56,8 +56,8 @@ def describe_inflation(audit: Audit) -> str:
     if before is None or after is None:
         return ""
     return (
-        f"A linear probe labels {100 * before:.1f} % of the test images correctly, and {100 * after:.1f} % if the training images that "
-        f"are copies of test images are left out of its training."
+        f"A linear probe labels {100 * before:.1f} % of the test images correctly, and {100 * after:.1f} % if the "
+        f"training images that are copies of test images are left out of its training."
     )
 
 
