@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 """Version of the toolkit; that of the distribution is read from here."""
 
 if TYPE_CHECKING:
+    from finetune.auditing.findings import Audit
+    from finetune.auditing.procedure import audit
     from finetune.classifier import ImageClassifier
     from finetune.data import ImageSplits, load_images
     from finetune.decide.choice import Choice, choose_strategy
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from finetune.tuning import resume_tuning, tune
 
 _HOMES = {
+    "Audit": "auditing.findings",
+    "audit": "auditing.procedure",
     "measure_evidence": "measure",
     "ImageClassifier": "classifier",
     "Verdict": "decide.diagnosis",
@@ -80,6 +84,7 @@ _HOMES = {
 """Module of the package that defines each public name, relative to `finetune`."""
 
 __all__ = [
+    "Audit",
     "CacheError",
     "Choice",
     "DataError",
@@ -101,6 +106,7 @@ __all__ = [
     "TrainedModel",
     "TuningError",
     "Verdict",
+    "audit",
     "choose_strategy",
     "diagnose",
     "load_images",

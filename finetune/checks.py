@@ -30,6 +30,26 @@ def checked(recipe: Recipe, output: Path | None) -> Recipe:
     return recipe
 
 
+def check_audit(data: str, output: Path | None, clean: Path | None) -> None:
+    """Check that the data of an audit exists, and that its output would overwrite nothing.
+
+    Raises:
+        FinetuneError: there is no such data, or a file to write exists.
+    """
+    from finetune.data import check_data
+
+    check_data(data)
+    for option, path in (("--output", output and output / "audit.csv"), ("--clean", clean)):
+        if path is None:
+            continue
+        if path.exists():
+            raise RecipeError(f"{path} exists and is not overwritten; give another {option}")
+        if path.parent.exists() and not path.parent.is_dir():
+            raise RecipeError(f"{path.parent} is a file, not a folder; give another {option}")
+    if clean is not None and clean.suffix.lower() != ".csv":
+        raise RecipeError(f"--clean writes a CSV table, and {clean} does not end with .csv; name it {clean.stem}.csv")
+
+
 def check_plan(plan: Path) -> None:
     """Check that a plan can be read, and that its data exists.
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from finetune import __version__, cli_models, cli_sharing, interruption
+from finetune import __version__, cli_audit, cli_models, cli_sharing, interruption
 from finetune.checks import check_plan, check_resumed, checked
 from finetune.errors import FinetuneError, RecipeError, RunFolderError
 from finetune.files import explain
@@ -270,6 +270,7 @@ def tune(
 
 
 for command in (
+    cli_audit.audit,
     cli_models.predict,
     cli_models.embed,
     cli_models.evaluate,

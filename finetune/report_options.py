@@ -23,10 +23,11 @@ REPORT_OPTIONS = {
 """Options of all commands that measure, train or evaluate."""
 
 
-def takes_report_options(command: Callable[..., None]) -> Callable[..., None]:
+def takes_report_options(command: Callable[..., int | None]) -> Callable[..., None]:
     """Return a command with these options in place of its argument `report`, a function that returns the `Report`.
 
-    The command calls the function after it has checked its arguments, because a report imports all of the library.
+    The command may return an exit status. It calls the function after it has checked its arguments, because a report
+    imports all of the library.
     """
     own = [each for each in inspect.signature(command).parameters.values() if each.name != "report"]
     added = [
@@ -38,10 +39,12 @@ def takes_report_options(command: Callable[..., None]) -> Callable[..., None]:
     def called(*arguments: Any, verbose: bool, quiet: bool, json_: bool, **values: Any) -> None:  # noqa: ANN401
         _refuse_several(verbose, quiet, json_)
         report = cache(partial(_make_report, verbose, quiet or json_))
-        command(*arguments, report=report, **values)
+        status = command(*arguments, report=report, **values)
         # A process other than the main one has no results.
         if json_ and report().summary:
             typer.echo(json.dumps(report().summary))
+        if status:
+            raise typer.Exit(status)
 
     # Typer reads the options from the signature.
     parameters = [*own, *added]

@@ -679,6 +679,7 @@ def test_options_are_frozen():
         "tune": sorted(
             [*set(recipe_options) - {"--ensemble"}, *output, "--trials", "--search", "--storage", "--resume"]
         ),
+        "audit": sorted(["--clean", "--output", "--strict", *output]),
         "watch": [],
         "predict": ["--output", "--resume", "--top-k"],
         "embed": ["--dtype", "--output", "--resume"],

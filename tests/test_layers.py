@@ -33,6 +33,7 @@ WINGS = (
     "network",
     "predict",
     "measure",
+    "auditing",
     "training",
     "ensemble",
     "runs",
@@ -43,7 +44,7 @@ WINGS = (
 )
 """Folders from the lowest to the highest; each imports the ground and what stands before it."""
 
-FACES = ("checks", "classifier", "report_options", "cli_sharing", "cli_models", "cli", "__init__")
+FACES = ("checks", "classifier", "report_options", "cli_audit", "cli_sharing", "cli_models", "cli", "__init__")
 """Modules that import everything: scikit-learn's manner, the command line and its options, and the package."""
 
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "datasets"}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pydantic import Field, ValidationError
 
+from finetune.auditing.findings import Audit, AuditFinding
 from finetune.data import DataIdentity
 from finetune.decide.choice import Backbone, Choice, choose_strategy
 from finetune.decide.diagnosis import Verdict
@@ -30,6 +31,18 @@ from finetune.tuning.space import Dimension
 from finetune.tuning.state import Finding, Trial, Tuning
 from finetune.value import FrozenModel
 from finetune.work import Work
+
+AUDITED = AuditFinding(
+    kind="two labels",
+    split="train",
+    path="a.jpg",
+    label="cat",
+    other_split="test",
+    other_path="b.jpg",
+    suggested_label="dog",
+    score=0.97,
+    about="cropped",
+)
 
 DIFFERENCE = Difference(equal_labels=0.995, percentile95=0.002, largest=0.01)
 
@@ -133,6 +146,17 @@ def one_of_each(evidence):
         seconds,
         RunMetrics(validation=metrics, validation_source="3 folds", test=None, seconds=seconds, work=work),
         Verdict(kind="flat_start", sentence="flat", numbers={"steps": 9.0}, changes=("training.learning_rate=1e-3",)),
+        AUDITED,
+        Audit(
+            data="imgs",
+            num_images=3,
+            num_classes=2,
+            findings=(AUDITED,),
+            test_accuracy=0.9,
+            test_accuracy_without_copies=0.8,
+            clean_rows=(("a.jpg", "cat", "train"),),
+            notes=("read",),
+        ),
         DataIdentity(digest="00ff", counts={"train/cat": 3}),
         Averaged(members=("members/1", "members/2"), temperature=0.9),
         DIFFERENCE,

@@ -20,6 +20,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from finetune.data.cleaning import RANKS, same_content
     from finetune.data.decoding import (
         ImageSource,
         UndecodableError,
@@ -27,20 +28,27 @@ if TYPE_CHECKING:
         decode,
         in_threads,
         native_size,
+        read_header,
         read_image,
         read_or_explain,
         reason_of,
         why_undecodable,
         why_unreadable,
     )
-    from finetune.data.folder import files_below
+    from finetune.data.folder import describe_overlooked, files_below
     from finetune.data.identity import DataIdentity, identify
     from finetune.data.image_splits import ImageSplits, groups_of, labels_of, paths_of, without_undecodable
     from finetune.data.known_groups import groups_by_rule
     from finetune.data.listing import check_images, list_images
     from finetune.data.paths import PathTable, check_data, table_of_paths
     from finetune.data.pixels import Pixels
-    from finetune.data.sources import group_training_images, label_paths, load_images, load_scored_images
+    from finetune.data.sources import (
+        group_training_images,
+        label_paths,
+        load_images,
+        load_scored_images,
+        load_with_copies,
+    )
     from finetune.data.splitting import even_sample, stratified_folds, stratified_holdout, stratified_subset
     from finetune.data.streaming import ImageStream
 
@@ -51,11 +59,15 @@ _HOMES = {
     "decode": "decoding",
     "in_threads": "decoding",
     "native_size": "decoding",
+    "read_header": "decoding",
     "read_image": "decoding",
     "read_or_explain": "decoding",
     "reason_of": "decoding",
     "why_undecodable": "decoding",
     "why_unreadable": "decoding",
+    "RANKS": "cleaning",
+    "same_content": "cleaning",
+    "describe_overlooked": "folder",
     "files_below": "folder",
     "DataIdentity": "identity",
     "identify": "identity",
@@ -75,6 +87,7 @@ _HOMES = {
     "label_paths": "sources",
     "load_images": "sources",
     "load_scored_images": "sources",
+    "load_with_copies": "sources",
     "even_sample": "splitting",
     "stratified_folds": "splitting",
     "stratified_holdout": "splitting",
@@ -84,6 +97,7 @@ _HOMES = {
 """Module of the folder that defines each name."""
 
 __all__ = [
+    "RANKS",
     "DataIdentity",
     "ImageSource",
     "ImageSplits",
@@ -95,6 +109,7 @@ __all__ = [
     "check_data",
     "check_images",
     "decode",
+    "describe_overlooked",
     "even_sample",
     "files_below",
     "group_training_images",
@@ -107,11 +122,14 @@ __all__ = [
     "list_images",
     "load_images",
     "load_scored_images",
+    "load_with_copies",
     "native_size",
     "paths_of",
+    "read_header",
     "read_image",
     "read_or_explain",
     "reason_of",
+    "same_content",
     "stratified_folds",
     "stratified_holdout",
     "stratified_subset",

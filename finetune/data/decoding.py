@@ -140,6 +140,12 @@ def native_size(source: ImageSource) -> tuple[int, int]:
         return image.size
 
 
+def read_header(source: ImageSource) -> tuple[tuple[int, int], str]:
+    """Return the width and height in pixels, and Pillow's colour mode, in the header of the file."""
+    with Image.open(_open(source)) as image:
+        return image.size, image.mode
+
+
 def read_exif(path: str, kind: str) -> str | None:
     """Return what the camera stored in a file: its name (`camera`), the day (`date`) or the place to about 1 km
     (`place`); None if the file does not say it."""

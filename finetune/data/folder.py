@@ -78,6 +78,20 @@ def walk_files(folder: Path) -> Iterator[str]:
                 yield os.path.join(parent, name)  # noqa: PTH118  (with many files, a Path would take most of the time)
 
 
+def describe_overlooked(root: Path) -> list[tuple[Path, str]]:
+    """Return what is in a folder of images but is not read, with the reason: empty class folders, and loose images."""
+    splits = _split_folders(root)
+    found = []
+    for folder in list(splits.values()) or [root]:
+        for entry in sorted(folder.iterdir()):
+            if _is_class_folder(entry):
+                if not files_below(entry):
+                    found.append((entry, "a class folder without images"))
+            elif entry.is_file() and not entry.name.startswith(".") and not is_side_file(entry.name):
+                found.append((entry, "a file next to the class folders, which is not read"))
+    return found
+
+
 def is_side_file(name: str) -> bool:
     """Return whether a file is not an image, by its ending."""
     return os.path.splitext(name)[1].lower() in SIDE_FILES  # noqa: PTH122  (as in `walk_files`)

@@ -46,18 +46,26 @@ def load_images(
     Raises:
         DataError: the data cannot be found, or has no images, only one class, a class with one image, ...
     """
-    loaded, stream = _load_any(data, columns or TableColumns(), seed)
-    cleaned = clean(loaded, data, copies=stream is None)
-    if stream is not None and groups not in {"auto", "none"}:
-        raise DataError(f"a stream has no groups; leave groups out, or store {data} by writing hf: in its name")
-    table, rule = with_groups(cleaned.table, groups, data)
-    splits = _noted(replace(to_splits(table, seed), stream=stream, group_rule=rule), cleaned)
-    splits = replace(splits, num_shared=_num_shared(splits))
+    splits = _load_splits(data, columns or TableColumns(), seed, groups, copies=False)
+    stream = splits.stream
     if limit is not None and stream is not None:
         raise DataError(f"a stream is read as a whole; leave --limit out, or store {data} by writing hf: in its name")
     if limit is not None:
         keep = stratified_subset(labels_of(splits.train), limit, seed)
         splits = replace(splits, train=splits.train.select(keep))
+    check_counts(splits)
+    return splits
+
+
+def load_with_copies(data: str) -> ImageSplits:
+    """Return the labelled splits of `data` as `load_images` does, but with all copies of the same picture.
+
+    Raises:
+        DataError: as `load_images`, or the data is a stream.
+    """
+    if data.startswith("stream:"):
+        raise DataError(f"images of a stream are not compared; store {data} by writing hf: in its name")
+    splits = _load_splits(data, TableColumns(), 0, "auto", copies=True)
     check_counts(splits)
     return splits
 
@@ -107,6 +115,17 @@ def label_paths(paths: list[str], labels: list[str], groups: list[str] | None = 
     splits = _noted(splits, cleaned)
     check_counts(splits)
     return splits
+
+
+def _load_splits(data: str, columns: TableColumns, seed: int, groups: str, copies: bool) -> ImageSplits:
+    """Return the labelled splits of `data`, with or without copies of the same picture."""
+    loaded, stream = _load_any(data, columns, seed)
+    cleaned = clean(loaded, data, copies=stream is None and not copies)
+    if stream is not None and groups not in {"auto", "none"}:
+        raise DataError(f"a stream has no groups; leave groups out, or store {data} by writing hf: in its name")
+    table, rule = with_groups(cleaned.table, groups, data)
+    splits = _noted(replace(to_splits(table, seed), stream=stream, group_rule=rule), cleaned)
+    return replace(splits, num_shared=_num_shared(splits))
 
 
 def group_training_images(splits: ImageSplits, rule: str) -> ImageSplits:

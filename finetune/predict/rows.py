@@ -155,7 +155,7 @@ def _csv_bytes(columns: Columns) -> tuple[bytes, int]:
     writer.writerow(columns)
     header = text.getvalue()
     for row in zip(*columns.values(), strict=True):
-        writer.writerow([f"{value:{DIGITS}}" if isinstance(value, float) else as_cell(value) for value in row])
+        writer.writerow([f"{value:{DIGITS}}" if isinstance(value, float) else as_cell(str(value)) for value in row])
     return _utf8(text.getvalue()), len(_utf8(header))
 
 

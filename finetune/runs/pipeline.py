@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from finetune.auditing.crossing import describe_crossing, find_crossing
 from finetune.data import (
     ImageSplits,
     UndecodableError,
@@ -208,6 +209,7 @@ def decide_all(
     except UndecodableError as error:
         splits = _checked_by_decoding(splits, error, report)
         splits, measured = _measure(recipe, splits, lambda rule: without_undecodable(regroup(rule)), report, start)
+    _warn_of_crossing(recipe, splits, measured[0].preprocessing.shorter_side, report)
     members = decide(recipe, measured, share)
     report.choice(members[0].choice, members[0].plan.model)
     report.plan(members[0].plan, describe_members(members) if share == 1.0 else "")  # a search has many trainings
@@ -228,6 +230,14 @@ def _measure(
         report.evidence(evidence)
         measured.append(evidence)
     return splits, measured
+
+
+def _warn_of_crossing(recipe: Recipe, splits: ImageSplits, side: int, report: Report) -> None:
+    """Print which test images, decoded to a shorter `side`, show pictures of the training split, unless time is limited."""
+    if recipe.time_budget is None:
+        crossing = from_main_process(partial(find_crossing, splits, side))
+        if crossing:
+            report.say(f"  {describe_crossing(crossing, recipe.data)}")
 
 
 def _checked_by_decoding(splits: ImageSplits, error: UndecodableError, report: Report) -> ImageSplits:

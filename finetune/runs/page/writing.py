@@ -85,7 +85,7 @@ def write_report(folder: RunFolder, model: Predictor | None = None, splits: Imag
     numbers = {each.name: number for number, each in enumerate(content.drawn, start=1)}
     path = folder.path / REPORT
     text = (
-        _environment()
+        page_templates()
         .get_template("report.html")
         .render(
             content=content,
@@ -112,14 +112,14 @@ def write_comparison(folders: Sequence[RunFolder], path: Path) -> Comparison:
     if path.exists():
         raise RunFolderError(f"{path} exists and is not overwritten; give another --output")
     comparison = compare(folders)
-    text = _environment().get_template("comparison.html").render(comparison=comparison)
+    text = page_templates().get_template("comparison.html").render(comparison=comparison)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     return comparison
 
 
 @cache
-def _environment() -> Environment:
+def page_templates() -> Environment:
     """Return the templates; every value that they insert is escaped."""
     environment = Environment(
         loader=PackageLoader("finetune.runs.page"),

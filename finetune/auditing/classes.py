@@ -1,0 +1,43 @@
+"""Check the classes and the layout of the data: names that differ in spelling alone, and classes without images."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from finetune.auditing.findings import AuditFinding
+from finetune.auditing.images import AuditedImages
+from finetune.data import describe_overlooked
+from finetune.errors import quoted_names
+
+
+def check_classes(data: str, images: AuditedImages) -> Iterator[AuditFinding]:
+    """Yield findings about classes and folders.
+
+    Args:
+        data: the data, as given.
+        images: its images.
+    """
+    for split in dict.fromkeys(images.splits):
+        present = {images.label(index) for index in images.in_split(split)}
+        for name in images.class_names:
+            if name not in present:
+                yield AuditFinding(
+                    kind="class", split=split, label=name, about=f"no image of this class in the {split} split"
+                )
+    spelled: dict[str, list[str]] = defaultdict(list)
+    for name in images.class_names:
+        spelled["".join(filter(str.isalnum, name.casefold())) or name].append(name)
+    for names in spelled.values():
+        if len(names) > 1:
+            counts = [int((images.labels == images.class_names.index(name)).sum()) for name in names]
+            rare = names[int(np.argmin(counts))]
+            about = f"the names {quoted_names(names)} differ in case, spaces or punctuation alone"
+            yield AuditFinding(kind="class", label=rare, suggested_label=names[int(np.argmax(counts))], about=about)
+    root = Path(data).expanduser()
+    if root.is_dir():
+        for path, about in describe_overlooked(root):
+            yield AuditFinding(
+                kind="class", path=str(path.absolute()), label=path.name if path.is_dir() else "", about=about
+            )
