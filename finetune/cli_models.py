@@ -187,7 +187,7 @@ def evaluate(
     unseen = [not seen for seen in count_trained_on(folder, splits, model.plan.refit)]
     if not all(unseen):
         alone = score(probabilities[unseen], labels[unseen], names).top1 if any(unseen) else None
-        typer.echo(_describe_seen(len(unseen), sum(unseen), alone), err=True)
+        printed.say(_describe_seen(len(unseen), sum(unseen), alone))
     printed.summary |= {"run": str(run), "data": data}
     printed.evaluation(metrics)
     if output is not None:

@@ -424,7 +424,7 @@ def test_plan_only_stops_with_a_plan_that_train_takes_edited(command, image_fold
     assert status == 0
     assert "finetune train --plan out/plan.json" in printed
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "recipe.yaml", "evidence.json", "choice.json", "plan.json",
+        "recipe.yaml", "evidence.json", "choice.json", "plan.json", "data.json",
     }  # fmt: skip
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
     plan["probe_strength"] = 0.5
@@ -681,7 +681,7 @@ def test_options_are_frozen():
         ),
         "audit": sorted(["--clean", "--output", "--strict", *output]),
         "watch": [],
-        "predict": ["--output", "--resume", "--top-k"],
+        "predict": ["--output", "--resume", "--sets", "--top-k", "--unknown-at"],
         "embed": ["--dtype", "--output", "--resume"],
         "export": ["--format", "--images", "--output"],
         "push": ["--dry-run"],

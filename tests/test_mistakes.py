@@ -61,7 +61,7 @@ CASES = {
     "audit images --output notes.txt": "notes.txt is a file, not a folder; give another --output",
     "diagnose nowhere": "there is no run in nowhere",
     "serve nowhere": "there is no run in nowhere",
-    "serve begun": "the run in begun is not finished (config.json is missing)",
+    "serve begun": "the run in begun is not finished (metrics.json is missing)",
     "serve nowhere.onnx": "there is no file nowhere.onnx; expected one that 'finetune export' wrote",
     "serve run --port 70000": "should be less than or equal to 65535",
     "serve run --host 192.0.2.1": "port 8000 of 192.0.2.1 cannot be used",

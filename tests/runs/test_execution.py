@@ -87,7 +87,8 @@ def test_a_member_that_did_harm_is_left_out_of_the_average(carry_out):
     assert not finished.models[0].rejected
 
 
-def test_members_that_did_no_harm_stay_together(carry_out):
+def test_members_that_did_no_harm_stay_together(carry_out, recommend_place, monkeypatch):
+    recommend_place(monkeypatch, -1)
     finished = carry_out("full_far", "full_near", fallback="norm_tuning")
     assert finished.members[0].choice.members == ("full_far", "full_near")
     names = [option.name for option in finished.options if not option.recommended]
