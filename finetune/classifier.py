@@ -79,6 +79,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             [label_text(label) for label in labels],
             None if groups is None else read_groups(list(groups)),
             self.seed,
+            recipe.image,
         )
         with TemporaryDirectory(prefix="finetune-") as folder:
             splits, networks = group_images(recipe, splits, partial(group_training_images, splits), reporting(None))

@@ -99,7 +99,7 @@ def evaluate(
 
     folder = RunFolder(run)
     model = folder.read_model()
-    splits = load_scored_images(data, model.class_names, model.plan.columns)
+    splits = load_scored_images(data, model.class_names, model.plan.columns, model.reading)
     assert splits.test is not None
     with report() as printed:
         probabilities = model.probabilities(splits.test, printed.progress)

@@ -12,6 +12,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from finetune.errors import RecipeError
+from finetune.reading import Reading
 from finetune.recipe_texts import parse_duration, parse_ensemble, parse_groups, parse_model_names, parse_trackers
 from finetune.value import FrozenModel, explain
 
@@ -198,6 +199,8 @@ class Recipe(FrozenModel):
     not stored)."""
     columns: TableColumns = TableColumns()
     """Names of the columns of a table."""
+    image: Reading = Reading()
+    """Range, channels and pages of images that are not plain 8-bit grey or colour."""
     groups: Annotated[str, BeforeValidator(parse_groups)] = "auto"
     """Groups of images that no split and no fold divides, such as speakers: `none`; `column` (the group column of the
     data); `folder` (the first folder of the path that is not the class, as in CLASS/SUBJECT/image.jpg or

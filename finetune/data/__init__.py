@@ -9,6 +9,8 @@ The modules, in the order in which an image passes through them:
 - `image_splits`: makes train, validation and test splits; `splitting` chooses which images are held out.
 - `identity`: identifies the images of a run, so that it is not continued on other data.
 - `decoding`: decodes an image file; `pixels` caches decoded images.
+- `formats`: opens a file of any format; `raster` turns values of any depth, channels and pages into 8-bit RGB; `tiff`
+  and `dicom` read them; `kinds` says what kinds of images there are, and `value_range` finds the range of their values.
 - `paths`: checks the given data before anything is read, and makes a table of image files without labels; `listing`
   lists the image files to predict.
 - `augmentation`: resizes, crops and varies an image; `batches` makes batches of images.
@@ -37,7 +39,13 @@ if TYPE_CHECKING:
     from finetune.data.listing import check_images, list_images
     from finetune.data.paths import PathTable, check_data, table_of_paths
     from finetune.data.pixels import Pixels
-    from finetune.data.sources import group_training_images, label_paths, load_images, load_scored_images
+    from finetune.data.sources import (
+        group_training_images,
+        label_paths,
+        load_images,
+        load_plan_images,
+        load_scored_images,
+    )
     from finetune.data.splitting import even_sample, stratified_folds, stratified_holdout, stratified_subset
     from finetune.data.streaming import ImageStream
 
@@ -67,6 +75,7 @@ _HOMES = {
     "group_training_images": "sources",
     "label_paths": "sources",
     "load_images": "sources",
+    "load_plan_images": "sources",
     "load_scored_images": "sources",
     "even_sample": "splitting",
     "stratified_folds": "splitting",
@@ -98,6 +107,7 @@ __all__ = [
     "labels_of",
     "list_images",
     "load_images",
+    "load_plan_images",
     "load_scored_images",
     "native_size",
     "paths_of",

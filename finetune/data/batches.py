@@ -123,7 +123,7 @@ class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
     ) -> None:
         """Read this process's part of the batches from `stream`."""
         self._stream = stream
-        self._shorter_side = preprocessing.shorter_side
+        self._preprocessing = preprocessing
         self._vary = Variation(preprocessing, plan, share.seed)
         self._share = share
 
@@ -144,7 +144,8 @@ class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
 
     def _decode(self, source: ImageSource) -> NDArray[np.uint8]:
         """Return an image (height, width, 3) uint8."""
-        return np.array(decode(source, self._shorter_side, "an image of the stream"))
+        shorter_side, reading = self._preprocessing.shorter_side, self._preprocessing.reading
+        return np.array(decode(source, shorter_side, "an image of the stream", reading))
 
 
 class StepSampler(Sampler[list[Key]]):

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finetune.data.decoding import ImageSource, Unreadable, digest_of, encoded_bytes, in_threads, why_unreadable
+from finetune.data.decoding import ImageSource, Unreadable, digest_of, encoded_bytes, examine, in_threads
+from finetune.data.kinds import Kind, describe_kinds
 from finetune.data.labels import describe_merged, label_text
 from finetune.data.table import LabelledTable
 from finetune.errors import DataError, quoted_names
+from finetune.reading import AS_STORED, Reading
 
 RANKS = {"test": 0, "validation": 1, "train": 2}
 """Which of two copies stays: that of the test, so that a published test split is not changed for a training image."""
@@ -27,15 +29,18 @@ class Cleaned:
     """Images without a label, and copies."""
     notes: tuple[str, ...]
     """Sentences about what was changed or left out, except for single unreadable files."""
+    has_deep: bool
+    """Whether an image is deeper than 8 bits."""
 
 
-def clean(table: LabelledTable, data: str, copies: bool = True) -> Cleaned:
+def clean(table: LabelledTable, data: str, copies: bool = True, reading: Reading = AS_STORED) -> Cleaned:
     """Return the rows of a table that count.
 
     Args:
         table: labelled images.
         data: name of the data in errors.
         copies: whether to compare the images' contents.
+        reading: how the values of the images become 8-bit RGB.
 
     Raises:
         DataError: no row is left, or no training image that is not also one of the test.
@@ -47,41 +52,51 @@ def clean(table: LabelledTable, data: str, copies: bool = True) -> Cleaned:
     names = None if table.class_names is None else list(dict.fromkeys(map(label_text, table.class_names)))
     table = replace(table, labels=labels, class_names=names)
     labelled, unlabelled = _without_unlabelled(table, data)
-    readable, unreadable = without_unreadable(labelled, data)
+    readable, unreadable, kinds = without_unreadable(labelled, data, reading)
     pictures = same_content(readable.sources) if copies else []
     found, doubled = _without_copies(readable, pictures, data)
     notes += _describe_unlabelled(unlabelled)
     notes += _describe_lost(labelled, readable)
+    notes += describe_kinds(kinds, reading)
     notes += _describe_copies(doubled)
     notes += _describe_contradictions(readable, pictures)
     left_out = [*unlabelled, *(Unreadable(path=copy.path, reason=copy.reason) for copy in doubled)]
-    return Cleaned(table=found, unreadable=unreadable, left_out=tuple(left_out), notes=tuple(notes))
+    return Cleaned(
+        table=found,
+        unreadable=unreadable,
+        left_out=tuple(left_out),
+        notes=tuple(notes),
+        has_deep=any(kind.depth for kind in kinds),
+    )
 
 
-def without_unreadable(table: LabelledTable, data: str) -> tuple[LabelledTable, tuple[Unreadable, ...]]:
-    """Return the readable rows of a table, and the files that cannot be read.
+def without_unreadable(
+    table: LabelledTable, data: str, reading: Reading = AS_STORED
+) -> tuple[LabelledTable, tuple[Unreadable, ...], list[Kind]]:
+    """Return the readable rows of a table, the files that cannot be read, and the kinds of those that can.
 
     Args:
         table: labelled images.
         data: name of the data in errors.
+        reading: how the values of the images become 8-bit RGB.
 
     Raises:
         DataError: no image can be read.
     """
-    reasons = why_unreadable(table.sources)
+    found = examine(table.sources, reading)
     unreadable = tuple(
-        Unreadable(path=table.name(number), reason=reason)
-        for number, reason in enumerate(reasons)
-        if reason is not None
+        Unreadable(path=table.name(number), reason=kind) for number, kind in enumerate(found) if isinstance(kind, str)
     )
+    kinds = [kind for kind in found if not isinstance(kind, str)]
     if not unreadable:
-        return table, unreadable
-    if len(unreadable) == len(reasons):
+        return table, unreadable, kinds
+    if not kinds:
         raise DataError(
-            f"none of the {len(reasons)} files of {data} can be read as an image; the first is {unreadable[0].path}: "
+            f"none of the {len(found)} files of {data} can be read as an image; the first is {unreadable[0].path}: "
             f"{unreadable[0].reason}"
         )
-    return table.select([number for number, reason in enumerate(reasons) if reason is None]), unreadable
+    rows = [number for number, kind in enumerate(found) if not isinstance(kind, str)]
+    return table.select(rows), unreadable, kinds
 
 
 def _without_unlabelled(table: LabelledTable, data: str) -> tuple[LabelledTable, tuple[Unreadable, ...]]:

@@ -5,14 +5,18 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from finetune.data.formats import File, open_image
+from finetune.data.kinds import Kind, kind_of
+from finetune.data.raster import Raster, choose_channels, to_rgb
 from finetune.errors import DataError
+from finetune.reading import AS_STORED, Reading
 
 Given = TypeVar("Given")
 Done = TypeVar("Done")
@@ -40,40 +44,50 @@ class Unreadable:
     """Reason why the file cannot be read."""
 
 
-def read_image(source: ImageSource, shorter_side: int | None = None) -> Image.Image:
+def read_image(source: ImageSource, shorter_side: int | None = None, reading: Reading = AS_STORED) -> Image.Image:
     """Return an upright RGB image with a shorter side of at least `shorter_side` pixels, unless the file has fewer.
 
-    The EXIF orientation is applied, transparent pixels are blended with white, 16-bit and floating-point grey is scaled
-    from its smallest to its largest value, and the first frame of an animation is read. A file at least twice as large
-    as needed is decoded at a reduced size (JPEG: in the frequency domain), which takes a fraction of the time.
+    The EXIF orientation is applied, transparent pixels are blended with white, and the first frame of an animation is
+    read. Images of more than 8 bits, several pages or other channels than grey or colour become RGB as `reading` says;
+    by default, such an image is scaled from its smallest to its largest value. A file at least twice as large as
+    needed is decoded at a reduced size (JPEG: in the frequency domain), which takes a fraction of the time.
 
     Raises:
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: the file is not a readable image.
     """
-    with Image.open(_open(source)) as image:
-        if shorter_side is not None:
-            # JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides stay at least as large as requested.
-            image.draft(None, _draft_size(image.size, shorter_side))
-        upright = ImageOps.exif_transpose(image)
-        rgb = _to_rgb(upright)
+    with opened(source, reading) as image:
+        if isinstance(image, Raster):
+            rgb = to_rgb(image, reading)
+        else:
+            if shorter_side is not None:
+                # JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides stay at least as large as
+                # requested.
+                image.draft(None, _draft_size(image.size, shorter_side))
+            rgb = _with_channels(_to_rgb(ImageOps.exif_transpose(image)), kind_of(image), reading)
     if shorter_side is not None and (factor := min(rgb.size) // shorter_side) >= 2:
         rgb = rgb.reduce(factor)  # means of factor x factor pixels
     return rgb
 
 
-def decode(source: ImageSource, shorter_side: int, name: str) -> Image.Image:
+def opened(source: ImageSource, reading: Reading = AS_STORED) -> AbstractContextManager[Image.Image | Raster]:
+    """Return the context of an image that is opened, but not decoded yet, as `open_image` does."""
+    return open_image(_open(source), reading)
+
+
+def decode(source: ImageSource, shorter_side: int, name: str, reading: Reading = AS_STORED) -> Image.Image:
     """Return the image that `read_image` decodes.
 
     Args:
         source: the image.
         shorter_side: smallest shorter side to decode, in pixels.
         name: name of the image, for the error.
+        reading: how its values become 8-bit RGB.
 
     Raises:
         DataError: the image cannot be decoded.
     """
     try:
-        return read_image(source, shorter_side)
+        return read_image(source, shorter_side, reading)
     except Exception as error:  # decoders raise exceptions of any type
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name} cannot be decoded ({reason}); remove it from the data and start again") from None
@@ -81,7 +95,7 @@ def decode(source: ImageSource, shorter_side: int, name: str) -> Image.Image:
 
 def native_size(source: ImageSource) -> tuple[int, int]:
     """Return the width and height in the header of the file, in pixels."""
-    with Image.open(_open(source)) as image:
+    with opened(source) as image:
         return image.size
 
 
@@ -107,21 +121,23 @@ def read_exif(path: str, kind: str) -> str | None:
     return found or None
 
 
-def why_unreadable(sources: Sequence[ImageSource]) -> list[str | None]:
-    """Return, for each image, the reason why it cannot be read, or None if it can be read.
+def why_unreadable(sources: Sequence[ImageSource], reading: Reading = AS_STORED) -> list[str | None]:
+    """Return, for each image, the reason why it cannot be read, or None if it can be read, as `examine` finds."""
+    return [found if isinstance(found, str) else None for found in examine(sources, reading)]
+
+
+def examine(sources: Sequence[ImageSource], reading: Reading = AS_STORED) -> list[Kind | str]:
+    """Return, for each image, its kind, or the reason why it cannot be read.
 
     A JPEG file with the end marker and a PNG file with correct checksums count as readable. They are not decoded, which
     would take a hundred times as long. All other files are decoded.
     """
-
-    def check(source: ImageSource) -> None:
-        if not _is_whole(source):
-            read_image(source, shorter_side=32)
-
-    return _reasons(check, sources)
+    return _attempt(lambda source: _examine(source, reading), sources)
 
 
-def why_undecodable(sources: Sequence[ImageSource], shorter_side: int) -> list[str | None]:
+def why_undecodable(
+    sources: Sequence[ImageSource], shorter_side: int, reading: Reading = AS_STORED
+) -> list[str | None]:
     """Return, for each image, the reason why it cannot be decoded, or None. All images are decoded, as for a network.
 
     This finds the files that pass `why_unreadable` because their pixels are damaged.
@@ -129,23 +145,24 @@ def why_undecodable(sources: Sequence[ImageSource], shorter_side: int) -> list[s
     Args:
         sources: the images.
         shorter_side: smallest shorter side to decode, in pixels.
+        reading: how the values of the images become 8-bit RGB.
     """
-    return _reasons(lambda source: read_image(source, shorter_side), sources)
+    found = _attempt(lambda source: read_image(source, shorter_side, reading) and None, sources)
+    return [reason if isinstance(reason, str) else None for reason in found]
 
 
-def _reasons(check: Callable[[ImageSource], object], sources: Sequence[ImageSource]) -> list[str | None]:
-    """Return, for each image, the reason why a check failed, or None."""
+def _attempt(check: Callable[[ImageSource], Done], sources: Sequence[ImageSource]) -> list[Done | str]:
+    """Return, for each image, the result of a check, or the reason why it failed."""
 
-    def attempt(source: ImageSource | None) -> str | None:
+    def attempt(source: ImageSource | None) -> Done | str:
         if source is None or (isinstance(source, dict) and source.get("bytes") is None and not source.get("path")):
             return "there is no image in this row"
         try:
-            check(source)
+            return check(source)
         except UnidentifiedImageError:  # its message repeats the path
             return "not an image of a known format"
         except Exception as error:  # decoders raise exceptions of any type (AVIF: RuntimeError)
             return " ".join(str(error).split()) or type(error).__name__
-        return None
 
     return in_threads(attempt, sources)
 
@@ -178,24 +195,44 @@ def digest_of(encoded: bytes) -> bytes:
     return hashlib.blake2b(encoded, digest_size=16).digest()
 
 
-def _is_whole(source: ImageSource) -> bool:
-    """Return whether an image is certainly readable, without decoding it; False means that it is uncertain."""
-    opened = _open(source)
-    with opened if isinstance(opened, io.BytesIO) else Path(opened).open("rb") as file:
-        with Image.open(file) as image:
-            # Pillow checks the checksum of every chunk of a PNG.
-            if image.format == "PNG" and image.mode in {"1", "L", "P", "RGB", "RGBA"}:
-                image.verify()
-                return True
-            is_jpeg = image.format == "JPEG"
+def _examine(source: ImageSource, reading: Reading) -> Kind:
+    """Return the kind of an image; it is decoded unless it is certainly readable.
+
+    Raises:
+        Exception: the image cannot be read; of any type.
+    """
+    found = _look(source, reading)
+    if found is not None:
+        return found
+    with opened(source, reading) as image:
+        kind = kind_of(image)
+    read_image(source, 32, reading)
+    return kind
+
+
+def _look(source: ImageSource, reading: Reading) -> Kind | None:
+    """Return the kind of an image that is certainly readable, without decoding it; None means that it is uncertain."""
+    given = _open(source)
+    with given if isinstance(given, io.BytesIO) else Path(given).open("rb") as file:
+        try:
+            with Image.open(file) as image:
+                kind = kind_of(image)
+                _choose(kind, reading)
+                # Pillow checks the checksum of every chunk of a PNG.
+                if image.format == "PNG" and image.mode in {"1", "L", "P", "RGB", "RGBA"}:
+                    image.verify()
+                    return kind
+                is_jpeg = image.format == "JPEG"
+        except UnidentifiedImageError:  # Pillow does not know the format, or not without another library
+            return None
         if not is_jpeg or file.closed:
-            return False
+            return None
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - JPEG_END_WITHIN))
-        return JPEG_END in file.read()
+        return kind if JPEG_END in file.read() else None
 
 
-def _open(source: ImageSource) -> str | Path | io.BytesIO:
+def _open(source: ImageSource) -> File:
     """Return the path or the bytes of an image as Pillow opens them."""
     if isinstance(source, dict):
         return _open(source["bytes"] if source.get("bytes") is not None else source["path"])
@@ -209,10 +246,7 @@ def _draft_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image of any mode in RGB, transparent pixels blended with white."""
-    # I, I;16 and F are 32-bit, 16-bit and floating-point grey.
-    if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
-        return _stretched(image)
+    """Return an 8-bit image of any mode in RGB, transparent pixels blended with white."""
     if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
         rgba = image.convert("RGBA")
         background = Image.new("RGBA", rgba.size, "white")
@@ -220,16 +254,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _stretched(image: Image.Image) -> Image.Image:
-    """Return an image of deep grey as 8-bit RGB, scaled from its smallest to its largest value.
+def _choose(kind: Kind, reading: Reading) -> list[int]:
+    """Return the numbers of the channels that are read of a kind of image."""
+    return choose_channels(kind.num_channels, kind.names, kind.is_rgb, reading)
 
-    Cameras use 10 to 16 bits, so a fixed divisor does not suit them all. A constant image keeps its value, limited to
-    255.
+
+def _with_channels(rgb: Image.Image, kind: Kind, reading: Reading) -> Image.Image:
+    """Return an RGB image with its channels in the order that a reading asks for.
+
+    Raises:
+        ValueError: the image has not all of the channels.
     """
-    values = np.asarray(image, dtype=np.float32)
-    # 255 (value - low) / (high - low), over finite values; floating-point images may have holes.
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
-    scaled = (values - low) * (255.0 / max(high - low, 1e-12)) if high > low else np.clip(values, 0.0, 255.0)
-    return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+    if reading.channels is None:
+        return rgb
+    bands = [rgb.getchannel(number) for number in _choose(kind, reading)]
+    return Image.merge("RGB", bands if len(bands) == 3 else bands * 3)

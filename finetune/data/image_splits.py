@@ -13,6 +13,7 @@ from finetune.data.splitting import stratified_holdout
 from finetune.data.streaming import ImageStream
 from finetune.data.table import LabelledTable
 from finetune.errors import DataError, quoted_names
+from finetune.reading import AS_STORED, Reading
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,6 +51,8 @@ class ImageSplits:
     """Rule that gave the groups, as in a recipe; empty: the images have no groups."""
     num_shared: int = 0
     """Number of validation and test images whose group also has training images."""
+    reading: Reading = AS_STORED
+    """How the values of the images become 8-bit RGB."""
     stream: ImageStream | None = None
     """Stream of all training images if `train` is only a sample of them, else None."""
 

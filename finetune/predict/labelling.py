@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from finetune.data import Unreadable, why_undecodable, why_unreadable
 from finetune.errors import DataError
 from finetune.predict.rows import Columns
+from finetune.reading import Reading
 
 
 class Labeller(Protocol):
@@ -23,6 +24,11 @@ class Labeller(Protocol):
     @property
     def shorter_side(self) -> int:
         """Smallest shorter side to which images are decoded, in pixels."""
+        ...
+
+    @property
+    def reading(self) -> Reading:
+        """How the values in an image file become 8-bit RGB."""
         ...
 
     def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
@@ -41,12 +47,12 @@ def label_images(model: Labeller, paths: Sequence[str | Path], top_k: int = 1) -
         paths: image files.
         top_k: number of classes to name for each image.
     """
-    left, unreadable = _without([str(path) for path in paths], why_unreadable)
+    left, unreadable = _without([str(path) for path in paths], lambda listed: why_unreadable(listed, model.reading))
     try:
         probabilities = _predict(model, left)
     except DataError:
         # A file may pass the scan and still have damaged pixels. Only now is it worth decoding all files to find it.
-        left, damaged = _without(left, lambda listed: why_undecodable(listed, model.shorter_side))
+        left, damaged = _without(left, lambda listed: why_undecodable(listed, model.shorter_side, model.reading))
         if not damaged:
             raise
         unreadable += damaged

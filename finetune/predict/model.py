@@ -17,6 +17,7 @@ from finetune.history import Row
 from finetune.network.forward import forward_all, logits
 from finetune.predict.metrics import SMALLEST_PROBABILITY, Metrics, log_loss, score, softmax
 from finetune.progress import Progress, no_progress
+from finetune.reading import Reading
 from finetune.work import Work
 
 if TYPE_CHECKING:
@@ -67,6 +68,11 @@ class Predictor(ABC):
         """Smallest shorter side to which images are decoded, in pixels."""
         return self.plan.preprocessing.shorter_side
 
+    @property
+    def reading(self) -> Reading:
+        """How the values in an image file become 8-bit RGB."""
+        return self.plan.preprocessing.reading
+
     @abstractmethod
     def probabilities(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
@@ -77,7 +83,7 @@ class Predictor(ABC):
         Raises:
             DataError: a file cannot be read as an image.
         """
-        return self.probabilities(table_of_paths([str(path) for path in paths]))
+        return self.probabilities(table_of_paths([str(path) for path in paths], self.reading))
 
     def predict(self, paths: Sequence[str | Path]) -> list[str]:
         """Return the most probable class name of each image file.
@@ -99,7 +105,8 @@ class TrainedModel(Predictor):
 
     def probabilities(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
-        scores = scores_of(self.network, Pixels(table, self.plan.preprocessing.shorter_side), self.plan, None, progress)
+        pixels = Pixels(table, self.shorter_side, self.reading)
+        scores = scores_of(self.network, pixels, self.plan, None, progress)
         return softmax(scores.reshape(len(table), len(self.class_names)) / self.temperature)
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from finetune.data import decode, in_threads
 from finetune.errors import ExportError, RunFolderError
+from finetune.reading import Reading
 
 BLOCK = 256
 """Number of images that are decoded before they are predicted."""
@@ -38,6 +39,7 @@ class OnnxModel:
             stored = self._session.get_modelmeta().custom_metadata_map
             self.class_names: tuple[str, ...] = tuple(json.loads(stored["labels"]))
             self.shorter_side = int(stored["shorter_side"])
+            self.reading = Reading.model_validate_json(stored.get("reading", "{}"))
         except Exception as error:  # onnxruntime raises exceptions of many types
             reason = " ".join(str(error).split())[:200]
             raise ExportError(
@@ -59,7 +61,7 @@ class OnnxModel:
         """
 
         def read(path: str | Path) -> NDArray[np.uint8]:
-            return np.array(decode(path, self.shorter_side, str(path)))
+            return np.array(decode(path, self.shorter_side, str(path), self.reading))
 
         blocks = (paths[start : start + BLOCK] for start in range(0, len(paths), BLOCK))
         return np.stack([self.predict_image(image) for block in blocks for image in in_threads(read, block)])

@@ -16,6 +16,7 @@ from finetune.device import MEMORY_FORMATS, best_device
 from finetune.errors import RunFolderError
 from finetune.network.backbone import size_arguments
 from finetune.predict.model import TrainedModel
+from finetune.reading import AS_STORED
 from finetune.value import read_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -31,13 +32,15 @@ def write_network(model: TrainedModel, folder: Path) -> None:
     `timm.create_model("local-dir:FOLDER", pretrained=True)` reads the files, too.
     """
     preprocessing = model.plan.preprocessing
+    # How the values of deep images become 8-bit RGB, which timm leaves to its user.
+    reading = {} if preprocessing.reading == AS_STORED else {"reading": preprocessing.reading.model_dump(mode="json")}
     side = preprocessing.image_size
     # The format has neither devices nor memory layouts. The copy is converted; the model itself stays unchanged.
     network = copy.deepcopy(model.network).cpu().to(memory_format=torch.contiguous_format)
     save_for_hf(
         network,
         str(folder),
-        model_config={"label_names": list(model.class_names), "temperature": model.temperature},
+        model_config={"label_names": list(model.class_names), "temperature": model.temperature, **reading},
         model_args=size_arguments(model.plan.model, side) or None,
         safe_serialization=True,
         data_config={

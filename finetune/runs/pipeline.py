@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from finetune.data import ImageSplits, group_training_images, groups_of, load_images
+from finetune.data import ImageSplits, group_training_images, groups_of, load_images, load_plan_images
 from finetune.decide.choice import choose_strategy
 from finetune.decide.evidence import Evidence
 from finetune.decide.plan import Plan
@@ -170,7 +170,7 @@ def decide_all(
         if licence:
             report.say(f"The weights of {name} have the licence {licence}, which may restrict their use.")
     if splits is None:
-        regroup = partial(load_images, recipe.data, recipe.columns, recipe.limit, recipe.seed)
+        regroup = partial(load_images, recipe.data, recipe.columns, recipe.limit, recipe.seed, reading=recipe.image)
         splits = regroup(recipe.groups)
     else:
         regroup = partial(group_training_images, splits)
@@ -251,7 +251,7 @@ def _train(
     """Load the images unless they are given, then train the members and save the model."""
     if splits is None:
         plan = members[0].plan
-        splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups)
+        splits = load_plan_images(plan)
         report.images(splits)
         report.plan(plan)
     keep_identity(folder, splits)
@@ -285,11 +285,16 @@ def _adopt(plan: Plan, source: RunFolder, folder: RunFolder) -> PlannedRun:
         recipe, evidence, choice = saved.recipe, saved.evidence, saved.choice
     except FinetuneError:
         recipe = load_recipe(
-            data=plan.data, model=plan.model, strategy=plan.strategy, seed=plan.seed, groups=plan.groups
+            data=plan.data,
+            model=plan.model,
+            strategy=plan.strategy,
+            seed=plan.seed,
+            groups=plan.groups,
+            image=plan.preprocessing.reading.model_dump(),
         )
         if plan.weights not in {"pretrained", "random"}:
             recipe = recipe.changed(weights=plan.weights)
-        splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups)
+        splits = load_plan_images(plan)
         evidence = from_main_process(lambda: measure_evidence(recipe, splits))
         choice = choose_strategy(evidence, recipe)
     choice = choice.changed(members=(), ensemble="", fallback="")

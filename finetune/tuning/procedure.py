@@ -12,7 +12,7 @@ from typing import Literal
 
 import optuna
 
-from finetune.data import ImageSplits, load_images
+from finetune.data import ImageSplits, load_plan_images
 from finetune.decide.plan import Plan
 from finetune.decide.planned_run import PlannedRun, budgeted
 from finetune.errors import DivergenceError, RunFolderError, TuningError
@@ -116,7 +116,7 @@ def resume_tuning(path: Path, report: Report | None = None) -> Predictor:
     with reporting(report) as report:
         report.follow(folder)
         plan = decisions.plan
-        splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups)
+        splits = load_plan_images(plan)
         report.images(splits)
         tuning = Tuning.load(path / "tuning.json")
         return _Procedure(folder, decisions, tuning, splits, report, start).carry_out()
