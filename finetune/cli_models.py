@@ -1,5 +1,6 @@
 """Define the commands that use a run: predict, evaluate, diagnose, report and watch."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,7 +42,8 @@ def predict(
 
     paths = list_images(images)
     model = _read_labeller(run)
-    _write_rows(paths, lambda chunk: label_images(model, chunk, top_k), output, (run, "predict", top_k), resume)
+    say = _once_on_stderr()
+    _write_rows(paths, lambda chunk: label_images(model, chunk, top_k, say), output, (run, "predict", top_k), resume)
 
 
 def _write_rows(
@@ -159,6 +161,19 @@ def watch(run: Annotated[Path, typer.Argument(help="The folder of a run in progr
 
     if not watching.watch(run, Console(highlight=False)):
         raise typer.Exit(1)
+
+
+def _once_on_stderr() -> Callable[[str], None]:
+    """Return a function that prints a sentence on stderr, unless it has printed the same with other numbers."""
+    said: set[str] = set()
+
+    def say(sentence: str) -> None:
+        without_numbers = re.sub(r"\d[\d,]*", "", sentence)
+        if without_numbers not in said:
+            said.add(without_numbers)
+            typer.echo(sentence, err=True)
+
+    return say
 
 
 def _print_left_out(files: Sequence["Unreadable"]) -> None:

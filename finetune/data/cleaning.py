@@ -29,8 +29,8 @@ class Cleaned:
     """Images without a label, and copies."""
     notes: tuple[str, ...]
     """Sentences about what was changed or left out, except for single unreadable files."""
-    has_deep: bool
-    """Whether an image is deeper than 8 bits."""
+    kinds: frozenset[Kind]
+    """Kinds of the images that can be read."""
 
 
 def clean(table: LabelledTable, data: str, copies: bool = True, reading: Reading = AS_STORED) -> Cleaned:
@@ -66,7 +66,7 @@ def clean(table: LabelledTable, data: str, copies: bool = True, reading: Reading
         unreadable=unreadable,
         left_out=tuple(left_out),
         notes=tuple(notes),
-        has_deep=any(kind.depth for kind in kinds),
+        kinds=frozenset(kinds),
     )
 
 

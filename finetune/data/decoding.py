@@ -216,6 +216,8 @@ def _look(source: ImageSource, reading: Reading) -> Kind | None:
     with given if isinstance(given, io.BytesIO) else Path(given).open("rb") as file:
         try:
             with Image.open(file) as image:
+                if image.format not in {"JPEG", "PNG"}:
+                    return None
                 kind = kind_of(image)
                 _choose(kind, reading)
                 # Pillow checks the checksum of every chunk of a PNG.

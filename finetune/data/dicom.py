@@ -30,11 +30,13 @@ def read_dicom(file: Any) -> Raster:  # noqa: ANN401  (a path or an open file)
     import pydicom
 
     stored = pydicom.dcmread(file)
-    if "Rows" not in stored or "PixelData" not in stored:
+    if not stored.get("Rows") or not stored.get("PixelData"):
         raise ValueError("it has no image")
     frames = int(stored.get("NumberOfFrames") or 1)
     if frames > 1:
-        raise ValueError(f"it has {frames} frames, but a file with one image is expected; save each frame as a file")
+        raise ValueError(
+            f"it has {frames} frames, but a file with one image is expected; save each frame as a file of its own"
+        )
     is_grey = stored.PhotometricInterpretation in GREY
     is_deep = is_grey and (int(stored.BitsStored) > 8 or _has_modality_values(stored))
     return Raster(

@@ -1,7 +1,7 @@
 """Tell which kinds of images there are: their depth, pages and channels; and say in words how each kind is read."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -11,6 +11,9 @@ from finetune.reading import Reading, describe_pages
 
 ANIMATED = {"GIF": "GIF", "WEBP": "WebP", "PNG": "APNG", "AVIF": "AVIF"}
 """Formats of animations, by Pillow's name."""
+
+SAMPLES = 277
+"""TIFF's tag with the number of values of a pixel."""
 
 GREY_MODES = {"1", "L", "LA", "La"}
 """Pillow's modes with one channel; all others become red, green and blue."""
@@ -37,6 +40,10 @@ class Kind:
     is_cut: bool = False
     """Whether Pillow reads only the upper 8 bits of its 16-bit colours."""
 
+    def needs_range(self, reading: Reading) -> bool:
+        """Return whether images of this kind are scaled by a range: they are deep, and not by a window of their own."""
+        return bool(self.depth) and not (self.has_window and reading.uses_windows)
+
 
 PLAIN = Kind()
 """Colour of 8 bits."""
@@ -60,6 +67,9 @@ def kind_of(image: Image.Image | Raster) -> Kind:
     is_cut = (
         image.format == "PNG" and image.mode in {"RGB", "RGBA", "LA"} and "16" in str(getattr(image, "tile", "")[:1])
     )
+    tags = getattr(image, "tag_v2", {})
+    if image.mode == "RGB" and tags.get(SAMPLES, 3) > 3:
+        return Kind(num_channels=int(tags[SAMPLES]))
     if not is_animated and not is_cut:
         return GREY if image.mode in GREY_MODES else PLAIN
     return Kind(
@@ -90,6 +100,19 @@ def describe_kinds(kinds: Sequence[Kind], reading: Reading) -> list[str]:
         *_about_animations(counts),
         *_about_cut_colours(counts),
     ]
+
+
+def describe_depth(kinds: Iterable[Kind], reading: Reading) -> list[str]:
+    """Return a sentence if the images of a trained model have another depth than its range is for."""
+    found, given = [], {*kinds}
+    if reading.range is None and any(kind.needs_range(reading) for kind in given):
+        found.append(
+            "the model has no range for images deeper than 8 bits, so each of them is scaled from its own smallest to "
+            "its largest value"
+        )
+    if reading.ranges and not all(kind.depth for kind in given):
+        found.append("the range of the model is for images deeper than 8 bits; 8-bit images keep their values")
+    return found
 
 
 def _count(counts: Counter[Kind], belongs: Callable[[Kind], bool]) -> int:
@@ -133,10 +156,11 @@ def _about_pages(counts: Counter[Kind], reading: Reading) -> list[str]:
     if not numbers:
         return []
     count = _count(counts, lambda kind: kind.num_pages > 1)
+    other = "first" if reading.pages not in {None, "first"} else "max (or middle, or a number)"
     pages = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
     return [
         f"{_images(count, 'has', 'have')} {pages} pages: of each, {describe_pages(reading.pages)} is read; "
-        f"--set image.pages=first, middle, max or a number changes it"
+        f"--set image.pages={other} changes it"
     ]
 
 

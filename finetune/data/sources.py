@@ -16,6 +16,7 @@ from finetune.data.image_splits import (
     to_dataset,
     to_splits,
 )
+from finetune.data.kinds import describe_depth
 from finetune.data.known_groups import groups_by_rule, with_groups
 from finetune.data.labels import label_text
 from finetune.data.paths import check_data
@@ -108,7 +109,8 @@ def load_scored_images(
     splits = ImageSplits(
         train=everything.select([]), validation=None, test=everything, class_names=class_names, reading=reading
     )
-    return _noted(splits, cleaned)
+    noted = _noted(splits, cleaned)
+    return replace(noted, notes=(*noted.notes, *describe_depth(cleaned.kinds, reading)))
 
 
 def label_paths(
@@ -152,8 +154,9 @@ def _noted(splits: ImageSplits, cleaned: Cleaned) -> ImageSplits:
 
 def _with_range(splits: ImageSplits, cleaned: Cleaned, reading: Reading, seed: int) -> ImageSplits:
     """Return splits whose images are all read with the same range, that of the training images if none is given."""
-    if not cleaned.has_deep:
-        return replace(splits, reading=reading)
+    if not any(kind.needs_range(reading) for kind in cleaned.kinds):
+        idle = ("no image is deeper than 8 bits, so image.range changes nothing",) if reading.ranges else ()
+        return replace(splits, reading=reading, notes=(*splits.notes, *idle))
     reading, notes = find_range(splits.train["image"], labels_of(splits.train), reading, seed)
     return replace(splits, reading=reading, notes=(*splits.notes, *notes))
 

@@ -49,7 +49,10 @@ def find_range(
     """
     deep = np.flatnonzero(in_threads(lambda source: _has_range(source, reading), sources))
     if not len(deep):
-        return reading, []
+        return reading, [
+            "validation or test images are deeper than 8 bits, but no training image is: each is scaled from its own "
+            "smallest to its largest value"
+        ]
     chosen = deep[even_sample(labels[deep], SAMPLED, seed)]
     # (n_sampled, 1 or 3 channels, 3 percentiles)
     ends = _stacked(in_threads(lambda row: _percentiles(sources[row], reading), chosen.tolist()))
@@ -60,7 +63,7 @@ def find_range(
     if reading.range is None:
         reading = reading.changed(range=None if is_flat else found, window=reading.uses_windows)
     warning = _about_classes(ends, labels[chosen], reading, None if is_flat else found)
-    return reading, [_about_range(len(deep), len(chosen), reading, reading.range == found), *warning]
+    return reading, [_about_range(len(deep), len(labels), len(chosen), reading, reading.range == found), *warning]
 
 
 def _has_range(source: ImageSource, reading: Reading) -> bool:
@@ -94,14 +97,17 @@ def _rounded(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def _about_range(count: int, sampled: int, reading: Reading, is_found: bool) -> str:
+def _about_range(count: int, total: int, sampled: int, reading: Reading, is_found: bool) -> str:
     """Return how the deep images are scaled, in one sentence."""
-    images = f"{count:,} training image{' is' if count == 1 else 's are'} deeper than 8 bits"
+    of_all = f" of {total:,}" if count < total else ""
+    images = f"{count:,}{of_all} training image{' is' if total == 1 else 's are'} deeper than 8 bits"
     if not reading.ranges:
         return f"{images}: each is scaled from its own smallest to its largest value"
     ends = ", ".join(f"{low:,.6g} to {high:,.6g}" for low, high in reading.ranges)
-    origin = f", the range of {sampled} of them (--set 'image.range=[LOW, HIGH]' sets another)" if is_found else ""
-    return f"{images}: values from {ends} become 0 to 255{origin}"
+    drawn = "their range" if sampled == count else f"the range of {sampled} of them"
+    origin = f", {drawn} (--set 'image.range=[LOW, HIGH]' sets another)" if is_found else ""
+    others = "; 8-bit images keep their values" if count < total else ""
+    return f"{images}: values from {ends} become 0 to 255{origin}{others}"
 
 
 def _about_classes(

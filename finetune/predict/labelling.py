@@ -7,7 +7,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.data import Unreadable, why_undecodable, why_unreadable
+from finetune.data import Unreadable, why_undecodable
+from finetune.data.decoding import examine
+from finetune.data.kinds import Kind, describe_depth, describe_kinds
 from finetune.errors import DataError
 from finetune.predict.rows import Columns
 from finetune.reading import Reading
@@ -36,7 +38,9 @@ class Labeller(Protocol):
         ...
 
 
-def label_images(model: Labeller, paths: Sequence[str | Path], top_k: int = 1) -> tuple[Columns, list[Unreadable]]:
+def label_images(
+    model: Labeller, paths: Sequence[str | Path], top_k: int = 1, say: Callable[[str], None] | None = None
+) -> tuple[Columns, list[Unreadable]]:
     """Return a table with one row for each image that can be decoded, and the files that were left out.
 
     Columns: path, label, probability; with `top_k` above 1 label_2, probability_2, ... up to label_k, probability_k of
@@ -46,8 +50,19 @@ def label_images(model: Labeller, paths: Sequence[str | Path], top_k: int = 1) -
         model: the model that predicts the labels.
         paths: image files.
         top_k: number of classes to name for each image.
+        say: function that gets a sentence about how images of several pages, more channels, ... are read.
     """
-    left, unreadable = _without([str(path) for path in paths], lambda listed: why_unreadable(listed, model.reading))
+    kinds: list[Kind] = []
+
+    def why(listed: list[str]) -> list[str | None]:
+        found = examine(listed, model.reading)
+        kinds.extend(kind for kind in found if not isinstance(kind, str))
+        return [kind if isinstance(kind, str) else None for kind in found]
+
+    left, unreadable = _without([str(path) for path in paths], why)
+    if say is not None:
+        for sentence in (*describe_kinds(kinds, model.reading), *describe_depth(kinds, model.reading)):
+            say(sentence)
     try:
         probabilities = _predict(model, left)
     except DataError:

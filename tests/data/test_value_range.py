@@ -1,6 +1,7 @@
 """Images deeper than 8 bits: one range for a data set, from its training images, from the recipe, or for each image."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -136,3 +137,26 @@ def test_a_range_of_a_recipe_is_a_pair_or_three():
     assert one.image.ranges == ((1.0, 2.0),)
     three = load_recipe(data="x", **{"image.range": [[0, 1], [0, 2], [0, 3]]})
     assert three.image.ranges == ((0.0, 1.0), (0.0, 2.0), (0.0, 3.0))
+
+
+def test_a_range_without_deep_images_is_told(image_folder, tmp_path):
+    splits = load_images(str(image_folder(tmp_path / "set")), reading=Reading(range=(0, 10)))
+    assert splits.notes == ("no image is deeper than 8 bits, so image.range changes nothing",)
+
+
+def test_8_bit_images_among_deep_ones_are_told(tmp_path):
+    root = write_set(tmp_path / "set", count=10)
+    for number in range(10):
+        Image.fromarray(np.full((8, 8), number, dtype=np.uint8)).save(root / "class0" / f"plain{number}.png")
+    (said,) = [note for note in load_images(str(root)).notes if "deeper than 8 bits" in note]
+    assert re.match(r"1\d of 25 training images are deeper than 8 bits: ", said)
+    assert said.endswith("; 8-bit images keep their values")
+
+
+def test_scored_images_of_another_depth_are_told(image_folder, tmp_path):
+    deep = str(write_set(tmp_path / "deep", count=6))
+    (said,) = load_scored_images(deep, ("class0", "class1")).notes
+    assert "no range for images deeper than 8 bits" in said
+    plain = str(image_folder(tmp_path / "plain"))
+    (said,) = load_scored_images(plain, ("a", "b"), reading=Reading(range=(0, 10))).notes
+    assert said.endswith("8-bit images keep their values")

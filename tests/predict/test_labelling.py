@@ -79,6 +79,7 @@ def test_an_error_of_the_model_that_no_file_explains_is_raised(image_folder, tmp
     class Failing:
         class_names = model.class_names
         shorter_side = model.shorter_side
+        reading = model.reading
 
         def predict_proba(self, paths):  # noqa: ARG002
             raise DataError("no reason")

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +12,14 @@ from rich.console import Console
 
 import finetune
 from finetune.cli import main
+from finetune.data import load_images
 from finetune.export import export_run
 from finetune.predict.onnx_model import OnnxModel
+from finetune.reading import Reading
 from finetune.runs.folder import RunFolder
 from finetune.runs.report import Report
+
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "science-images.md"
 
 
 def write_images(root, levels, count, seed):
@@ -78,3 +84,31 @@ def test_an_exported_model_uses_the_range_of_the_training_images(finished, tmp_p
     assert exported.reading == model.reading
     paths = sorted(map(str, new.rglob("*.png")))[::6]
     np.testing.assert_allclose(exported.predict_proba(paths), model.predict_proba(paths), atol=0.01)
+
+
+def test_images_of_another_kind_are_told_once_on_stderr(finished, tmp_path, capfd):
+    _, run, _, _ = finished
+    for number in range(3):
+        frames = [Image.new("RGB", (8, 8), (number, level, 0)) for level in (10, 200)]
+        frames[0].save(tmp_path / f"{number}.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", str(run), str(tmp_path)])
+    assert ended.value.code == 0
+    assert capfd.readouterr().err.splitlines() == [
+        "3 images are animated (GIF): the first frame is read",
+        "the range of the model is for images deeper than 8 bits; 8-bit images keep their values",
+    ]
+
+
+def test_the_guide_shows_what_is_printed_about_its_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = GUIDE.read_text("utf-8")
+    code, shown = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", page, re.DOTALL).groups()
+    exec(compile(code, str(GUIDE), "exec"), {})
+    printed = io.StringIO()
+    Report(Console(file=printed, width=100)).images(load_images("counts"))
+    assert printed.getvalue() == shown
+
+
+def test_the_guide_lists_every_key_of_the_section():
+    assert re.findall(r"^\| `image\.(\w+)` \|", GUIDE.read_text("utf-8"), re.MULTILINE) == [*Reading.model_fields]
