@@ -91,12 +91,20 @@ class Reading(FrozenModel):
         """Whether the window of a DICOM file is its range."""
         return self.range is None if self.window is None else self.window
 
+    def describe_ranges(self) -> str:
+        """Return the fixed ranges in words."""
+        ends = [f"{low:,.6g} to {high:,.6g}" for low, high in self.ranges]
+        if len(ends) < 3:
+            return ", ".join(ends)
+        return ", ".join(f"{end} ({colour})" for end, colour in zip(ends, ("red", "green", "blue"), strict=True))
+
     def describe(self) -> str:
         """Return the settings in words; "" if everything is left to the images."""
         parts = []
         if self.ranges:
-            ends = ", ".join(f"{low:g} to {high:g}" for low, high in self.ranges)
-            parts.append(f"values from {ends} become 0 to 255 in images deeper than 8 bits (image.range)")
+            parts.append(
+                f"values from {self.describe_ranges()} become 0 to 255 in images deeper than 8 bits (image.range)"
+            )
         if self.range == "per_image":
             parts.append("each image deeper than 8 bits is scaled by itself (image.range: per_image)")
         if self.channels is not None:

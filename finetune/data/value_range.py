@@ -103,11 +103,10 @@ def _about_range(count: int, total: int, sampled: int, reading: Reading, is_foun
     images = f"{count:,}{of_all} training image{' is' if total == 1 else 's are'} deeper than 8 bits"
     if not reading.ranges:
         return f"{images}: each is scaled from its own smallest to its largest value"
-    ends = ", ".join(f"{low:,.6g} to {high:,.6g}" for low, high in reading.ranges)
     drawn = "their range" if sampled == count else f"the range of {sampled} of them"
     origin = f", {drawn} (--set 'image.range=[LOW, HIGH]' sets another)" if is_found else ""
     others = "; 8-bit images keep their values" if count < total else ""
-    return f"{images}: values from {ends} become 0 to 255{origin}{others}"
+    return f"{images}: values from {reading.describe_ranges()} become 0 to 255{origin}{others}"
 
 
 def _about_classes(
