@@ -75,14 +75,15 @@ def test_dicom_of_signed_values_is_read():
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
-        # PS3.3 C.11.2.1.2.1: ((x - (c - 1/2)) / (w - 1) + 1/2) * 255, with c = 2000 and w = 2041
-        ("LINEAR", [[0, 3, 128], [253, 255, 255]]),
+        # PS3.3 C.11.2.1.2.1: ((x - (c - 1/2)) / (w - 1) + 1/2) * 255, with c = 2000 and w = 11
+        ("LINEAR", [[0, 13, 115], [140, 166, 255]]),
         # PS3.3 C.11.2.1.3.2: ((x - c) / w + 1/2) * 255
-        ("LINEAR_EXACT", [[0, 3, 128], [252, 255, 255]]),
+        ("LINEAR_EXACT", [[0, 12, 104], [128, 151, 243]]),
     ],
 )
 def test_the_window_of_a_dicom_file_is_its_range_and_that_is_said(function, expected):
-    source = dicom(STORED, 12, WindowCenter=2000, WindowWidth=2041, VOILUTFunction=function)
+    stored = np.array([[0, 1995, 1999], [2000, 2001, 2005]], dtype=np.uint16)
+    source = dicom(stored, 12, WindowCenter=2000, WindowWidth=11, VOILUTFunction=function)
     assert pixels(source)[..., 0].tolist() == expected
     assert said(source)[0].startswith("1 image is scaled by the window that each file names; --set image.window=false")
 

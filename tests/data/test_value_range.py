@@ -9,6 +9,7 @@ from PIL import Image
 
 from finetune.data import Pixels, load_images, load_scored_images, read_image, table_of_paths
 from finetune.errors import RecipeError
+from finetune.progress import no_progress
 from finetune.reading import AS_STORED, Reading
 from finetune.recipe import load_recipe
 
@@ -115,6 +116,18 @@ def test_the_cache_tells_ranges_apart_and_finds_entries_of_8_bit_images_again(tm
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "plain.bmp")
     plain = Pixels(table_of_paths([str(tmp_path / "plain.bmp")]), 8)
     assert plain.digest() == "41013717fa91fd7f5bff2e2de3c3a7e4"  # that of the version before ranges
+
+
+def test_cached_images_of_one_range_are_not_found_with_another(tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(np.full((8, 8), 1000, dtype=np.uint16)).save(path)
+    levels = []
+    for high in (2000, 4000):
+        images = Pixels(table_of_paths([str(path)]), 8, Reading(range=(0, high)))
+        images.cache(no_progress)
+        assert images.is_cached
+        levels.append(int(images.read([0])[0][0, 0, 0]))
+    assert levels == [128, 64]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from rich.console import Console
 import finetune
 from finetune.cli import main
 from finetune.data import load_images
+from finetune.errors import DataError
 from finetune.export import export_run
 from finetune.predict.onnx_model import OnnxModel
 from finetune.reading import Reading
@@ -73,6 +75,19 @@ def test_a_prediction_uses_the_range_of_the_training_images(finished):
     _, run, _, new = finished
     paths = sorted(map(str, new.rglob("*.png")))
     assert RunFolder(run).read_model().predict(paths) == [path.split("/")[-2] for path in paths]
+
+
+def test_a_prediction_takes_files_that_its_channels_alone_make_readable(finished, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    model, *_ = finished
+    tifffile.imwrite(
+        tmp_path / "five.tif", np.zeros((32, 32, 5), dtype=np.uint8), photometric="minisblack", planarconfig="contig"
+    )
+    preprocessing = model.plan.preprocessing.changed(reading=Reading(channels=(4, 0, 1)))
+    mapped = replace(model, plan=model.plan.changed(preprocessing=preprocessing))
+    assert mapped.predict_proba([tmp_path / "five.tif"]).shape == (1, 2)
+    with pytest.raises(DataError, match="it has 5 channels"):
+        model.predict_proba([tmp_path / "five.tif"])
 
 
 @pytest.mark.slow
