@@ -83,6 +83,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             [label_text(label) for label in labels],
             None if groups is None else read_groups(list(groups)),
             self.seed,
+            recipe.image,
         )
         try:
             finished = _train(recipe, splits)

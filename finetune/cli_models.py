@@ -170,7 +170,7 @@ def evaluate(
 
     folder = RunFolder(run)
     model = folder.read_model()
-    splits = load_scored_images(data, model.class_names, model.plan.columns)
+    splits = load_scored_images(data, model.class_names, model.plan.columns, model.reading)
     with report() as printed:
         try:
             probabilities = model.probabilities(splits.test, printed.progress)

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 
 from finetune.errors import RecipeError
 from finetune.files import write_text
+from finetune.reading import Reading
 from finetune.recipe_texts import (
     parse_duration,
     parse_ensemble,
@@ -206,6 +207,8 @@ class Recipe(FrozenModel):
     not stored)."""
     columns: TableColumns = TableColumns()
     """Names of the columns of a table."""
+    image: Reading = Reading()
+    """Range, channels and pages of images that are not plain 8-bit grey or colour."""
     groups: Annotated[str, BeforeValidator(parse_groups)] = "auto"
     """Groups of images that no split and no fold divides, such as speakers: `none`; `column` (the group column of the
     data); `folder` (the first folder of the path that is not the class, as in CLASS/SUBJECT/image.jpg or

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "finetune"
 GROUND = (
     "errors",
     "value",
+    "reading",
     "recipe",
     "recipe_texts",
     "cache",

@@ -22,6 +22,7 @@ from finetune.export.agreement import Agreement, Difference
 from finetune.network.weights import WeightsReport
 from finetune.predict.metrics import score
 from finetune.publish.licence import Base
+from finetune.reading import Reading
 from finetune.recipe import AugmentationRecipe, Recipe, TableColumns, TrainingRecipe, TuningRecipe
 from finetune.runs.folder import Averaged, RunMetrics, Seconds
 from finetune.runs.run_state import RunState
@@ -103,6 +104,7 @@ def one_of_each(evidence):
             seconds=2.5,
         ),
         recipe.columns,
+        Reading(range=(100, 4000), window=False, channels=(2, "GFP", 1), pages="max"),
         recipe.training,
         AugmentationRecipe(vertical_flip=True),
         evidence,
@@ -226,12 +228,19 @@ STORED = Path(__file__).parent / "stored"
 """Files that a run wrote before the attributes with aliases had their names."""
 
 
+def _keys_of(stored, written):
+    """What was written of the keys that were stored, in sections, too."""
+    if not isinstance(stored, dict):
+        return written
+    return {key: _keys_of(stored[key], written[key]) for key in stored}
+
+
 @pytest.mark.parametrize(("kind", "name"), [(Evidence, "evidence"), (Plan, "plan")])
 def test_a_file_that_an_earlier_version_wrote_is_read_and_written_with_the_same_keys(tmp_path, kind, name):
     value = kind.load(STORED / f"{name}.json")
     value.save(tmp_path / "value.json")
     stored, written = (json.loads(path.read_text()) for path in (STORED / f"{name}.json", tmp_path / "value.json"))
-    assert {key: written[key] for key in stored} == stored  # keys that are newer have their defaults
+    assert _keys_of(stored, written) == stored  # keys that are newer have their defaults
 
 
 def test_the_aliases_of_stored_files_are_the_attributes_of_the_code():

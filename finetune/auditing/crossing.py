@@ -55,7 +55,7 @@ def find_crossing(splits: ImageSplits, shorter_side: int) -> list[Crossing]:
     count = len(splits.train)
     if splits.stream is not None or not held or max(count, sum(len(table) for _, table in held)) > MOST:
         return []
-    pixels = Pixels([splits.train, *(table for _, table in held)], shorter_side)
+    pixels = Pixels([splits.train, *(table for _, table in held)], shorter_side, splits.reading)
     try:
         pixels.cache(no_progress)
     except DataError:  # the evaluation reports it

@@ -32,7 +32,7 @@ def compute_features(
         progress: called with the number of images done.
     """
     network, about = load_network(Recipe(data=data, strategy="linear_probe"), splits)
-    pixels = Pixels(images.tables, about.preprocessing.shorter_side)
+    pixels = Pixels(images.tables, about.preprocessing.shorter_side, splits.reading)
     pixels.cache(progress)
     device = next(network.parameters()).device
     weights = digest_weights(network, leave_out=find_head(network).names)

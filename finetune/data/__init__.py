@@ -9,6 +9,8 @@ The modules, in the order in which an image passes through them:
 - `image_splits`: makes train, validation and test splits; `splitting` chooses which images are held out.
 - `identity`: identifies the images of a run, so that it is not continued on other data.
 - `decoding`: decodes an image file; `pixels` caches decoded images.
+- `formats`: opens a file of any format; `raster` turns values of any depth, channels and pages into 8-bit RGB; `tiff`
+  and `dicom` read them; `kinds` says what kinds of images there are, and `value_range` finds the range of their values.
 - `paths`: checks the given data before anything is read, and makes a table of image files without labels; `listing`
   lists the image files to predict.
 - `augmentation`: resizes, crops and varies an image; `batches` makes batches of images.
@@ -30,10 +32,7 @@ if TYPE_CHECKING:
         native_size,
         read_header,
         read_image,
-        read_or_explain,
         reason_of,
-        why_undecodable,
-        why_unreadable,
     )
     from finetune.data.folder import describe_overlooked, files_below
     from finetune.data.identity import DataIdentity, identify
@@ -42,10 +41,12 @@ if TYPE_CHECKING:
     from finetune.data.listing import check_images, list_images
     from finetune.data.paths import PathTable, check_data, table_of_paths
     from finetune.data.pixels import Pixels
+    from finetune.data.scanning import read_or_explain, why_undecodable, why_unreadable
     from finetune.data.sources import (
         group_training_images,
         label_paths,
         load_images,
+        load_plan_images,
         load_scored_images,
         load_with_copies,
     )
@@ -61,10 +62,10 @@ _HOMES = {
     "native_size": "decoding",
     "read_header": "decoding",
     "read_image": "decoding",
-    "read_or_explain": "decoding",
+    "read_or_explain": "scanning",
     "reason_of": "decoding",
-    "why_undecodable": "decoding",
-    "why_unreadable": "decoding",
+    "why_undecodable": "scanning",
+    "why_unreadable": "scanning",
     "RANKS": "cleaning",
     "same_content": "cleaning",
     "describe_overlooked": "folder",
@@ -86,6 +87,7 @@ _HOMES = {
     "group_training_images": "sources",
     "label_paths": "sources",
     "load_images": "sources",
+    "load_plan_images": "sources",
     "load_scored_images": "sources",
     "load_with_copies": "sources",
     "even_sample": "splitting",
@@ -121,6 +123,7 @@ __all__ = [
     "labels_of",
     "list_images",
     "load_images",
+    "load_plan_images",
     "load_scored_images",
     "load_with_copies",
     "native_size",

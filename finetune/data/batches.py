@@ -78,7 +78,8 @@ class ImageFiles:
 
     def __getitems__(self, paths: Sequence[str]) -> list[Tensor | str]:
         """Return the pixels (3, size, size) uint8 of several files, or the reason why a file cannot be read."""
-        read = in_threads(partial(read_or_explain, shorter_side=self._preprocessing.shorter_side), paths)
+        about = self._preprocessing
+        read = in_threads(partial(read_or_explain, shorter_side=about.shorter_side, reading=about.reading), paths)
         return [one if isinstance(one, str) else plain_view(one, self._preprocessing) for one in read]
 
     def stack(self, read: Sequence[Tensor | str]) -> FileBatch:
@@ -149,7 +150,7 @@ class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
     ) -> None:
         """Read this process's part of the batches from `stream`."""
         self._stream = stream
-        self._shorter_side = preprocessing.shorter_side
+        self._preprocessing = preprocessing
         self._vary = Variation(preprocessing, plan, share.seed)
         self._share = share
 
@@ -170,7 +171,8 @@ class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
 
     def _decode(self, source: ImageSource) -> NDArray[np.uint8]:
         """Return an image (height, width, 3) uint8."""
-        return np.array(decode(source, self._shorter_side, "an image of the stream"))
+        shorter_side, reading = self._preprocessing.shorter_side, self._preprocessing.reading
+        return np.array(decode(source, shorter_side, "an image of the stream", reading))
 
 
 class StepSampler(Sampler[list[Key]]):

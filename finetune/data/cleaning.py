@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finetune.data.decoding import ImageSource, Unreadable, digest_of, encoded_bytes, in_threads, scan
+from finetune.data.decoding import ImageSource, Unreadable, digest_of, encoded_bytes, in_threads
+from finetune.data.kinds import Kind, describe_kinds
 from finetune.data.labels import describe_merged, label_text
+from finetune.data.scanning import Scan, scan
 from finetune.data.table import LabelledTable
 from finetune.errors import DataError, quoted_names
+from finetune.reading import AS_STORED, Reading
 
 RANKS = {"test": 0, "validation": 1, "train": 2}
 """Which of two copies stays: that of the test, so that a published test split is not changed for a training image."""
@@ -27,15 +30,18 @@ class Cleaned:
     """Images without a label, and copies."""
     notes: tuple[str, ...]
     """Sentences about what was changed or left out, except for single unreadable files."""
+    kinds: frozenset[Kind]
+    """Kinds of the images that can be read."""
 
 
-def clean(table: LabelledTable, data: str, copies: bool = True) -> Cleaned:
+def clean(table: LabelledTable, data: str, copies: bool = True, reading: Reading = AS_STORED) -> Cleaned:
     """Return the rows of a table that count.
 
     Args:
         table: labelled images.
         data: name of the data in errors.
         copies: whether to compare the images' contents.
+        reading: how the values of the images become 8-bit RGB.
 
     Raises:
         DataError: no row is left, or no training image that is not also one of the test.
@@ -48,48 +54,57 @@ def clean(table: LabelledTable, data: str, copies: bool = True) -> Cleaned:
     notes += _describe_unused(names or (), labels)
     table = replace(table, labels=labels, class_names=names)
     labelled, unlabelled = _without_unlabelled(table, data)
-    readable, unreadable, num_broken = without_unreadable(labelled, data)
+    readable, unreadable, scanned = without_unreadable(labelled, data, reading)
+    kinds = [each.kind for each in scanned if each.kind is not None]
     pictures = same_content(readable.sources) if copies else []
     found, doubled = _without_copies(readable, pictures, data)
     notes += _describe_unlabelled(unlabelled)
     notes += _describe_lost(labelled, readable)
-    if num_broken:
+    if num_broken := sum(each.has_broken_metadata for each in scanned):
         notes.append(
             f"metadata of {_counted(num_broken, 'file')} cannot be read: the pixels are used as they are stored"
         )
+    notes += describe_kinds(kinds, reading)
     notes += _describe_copies(doubled)
     notes += _describe_contradictions(readable, pictures)
     left_out = [*unlabelled, *(Unreadable(path=copy.path, reason=copy.reason) for copy in doubled)]
-    return Cleaned(table=found, unreadable=unreadable, left_out=tuple(left_out), notes=tuple(notes))
+    return Cleaned(
+        table=found,
+        unreadable=unreadable,
+        left_out=tuple(left_out),
+        notes=tuple(notes),
+        kinds=frozenset(kinds),
+    )
 
 
-def without_unreadable(table: LabelledTable, data: str) -> tuple[LabelledTable, tuple[Unreadable, ...], int]:
-    """Return the readable rows of a table, the files that cannot be read, and the number of readable files whose
-    metadata cannot be read.
+def without_unreadable(
+    table: LabelledTable, data: str, reading: Reading = AS_STORED
+) -> tuple[LabelledTable, tuple[Unreadable, ...], list[Scan]]:
+    """Return the readable rows of a table, the files that cannot be read, and what a scan found of those that can.
 
     Args:
         table: labelled images.
         data: name of the data in errors.
+        reading: how the values of the images become 8-bit RGB.
 
     Raises:
         DataError: no image can be read.
     """
-    scanned = scan(table.sources)
-    reasons = [each.reason for each in scanned]
-    num_broken = sum(each.has_broken_metadata for each in scanned)
+    found = scan(table.sources, reading)
     unreadable = tuple(
-        Unreadable(path=table.name(number), reason=reason)
-        for number, reason in enumerate(reasons)
-        if reason is not None
+        Unreadable(path=table.name(row), reason=each.reason)
+        for row, each in enumerate(found)
+        if each.reason is not None
     )
+    scanned = [each for each in found if each.reason is None]
     if not unreadable:
-        return table, unreadable, num_broken
-    if len(unreadable) == len(reasons):
+        return table, unreadable, scanned
+    if not scanned:
         raise DataError(
-            f"none of the {len(reasons)} files of {data} can be read as an image; the first is {unreadable[0].path}: "
+            f"none of the {len(found)} files of {data} can be read as an image; the first is {unreadable[0].path}: "
             f"{unreadable[0].reason}"
         )
-    return table.select([number for number, reason in enumerate(reasons) if reason is None]), unreadable, num_broken
+    return table.select([row for row, each in enumerate(found) if each.reason is None]), unreadable, scanned
 
 
 def _without_unlabelled(table: LabelledTable, data: str) -> tuple[LabelledTable, tuple[Unreadable, ...]]:

@@ -6,38 +6,24 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from finetune.data.formats import File, open_image, turned_upright
+from finetune.data.kinds import Kind, kind_of
+from finetune.data.raster import Raster, choose_channels, to_rgb
 from finetune.errors import DataError
+from finetune.reading import AS_STORED, Reading
 
 Given = TypeVar("Given")
 Done = TypeVar("Done")
 
 CHUNK = 16
 """Number of images that a thread takes at once, because switching threads takes longer than reading a small file."""
-
-JPEG_END = b"\xff\xd9"
-"""Marker that ends a JPEG stream."""
-
-JPEG_END_WITHIN = 64
-"""Number of bytes at the end of a file that must contain the end marker; some cameras pad their files."""
-
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""Change that turns an image upright, by the orientation in its metadata (EXIF 2.3, tag 274)."""
 
 # The number of files with broken metadata is printed, instead of a warning for each.
 warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
@@ -60,40 +46,50 @@ class UndecodableError(DataError):
     """An image that passed the scan of the data cannot be decoded."""
 
 
-def read_image(source: ImageSource, shorter_side: int | None = None) -> Image.Image:
+def read_image(source: ImageSource, shorter_side: int | None = None, reading: Reading = AS_STORED) -> Image.Image:
     """Return an upright RGB image with a shorter side of at least `shorter_side` pixels, unless the file has fewer.
 
-    The EXIF orientation is applied if it can be read, transparent pixels are blended with white, 16-bit and
-    floating-point grey is scaled from its smallest to its largest value, and the first frame of an animation is read. A
-    file at least twice as large as needed is decoded at a reduced size (JPEG: in the frequency domain), which takes a
-    fraction of the time.
+    The EXIF orientation is applied if it can be read, transparent pixels are blended with white, and the first frame of
+    an animation is read. Images of more than 8 bits, several pages or other channels than grey or colour become RGB as
+    `reading` says; by default, such an image is scaled from its smallest to its largest value. A file at least twice as
+    large as needed is decoded at a reduced size (JPEG: in the frequency domain), which takes a fraction of the time.
 
     Raises:
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: the file is not a readable image.
     """
-    with Image.open(_open(source)) as image:
-        if shorter_side is not None:
-            # JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides stay at least as large as requested.
-            image.draft(None, _draft_size(image.size, shorter_side))
-        rgb = _to_rgb(_turned_upright(image))
+    with opened(source, reading) as image:
+        if isinstance(image, Raster):
+            rgb = to_rgb(image, reading)
+        else:
+            if shorter_side is not None:
+                # JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides stay at least as large as
+                # requested.
+                image.draft(None, _draft_size(image.size, shorter_side))
+            rgb = _with_channels(_to_rgb(turned_upright(image)), kind_of(image), reading)
     if shorter_side is not None and (factor := min(rgb.size) // shorter_side) >= 2:
         rgb = rgb.reduce(factor)  # means of factor x factor pixels
     return rgb
 
 
-def decode(source: ImageSource, shorter_side: int, name: str) -> Image.Image:
+def opened(source: ImageSource, reading: Reading = AS_STORED) -> AbstractContextManager[Image.Image | Raster]:
+    """Return the context of an image that is opened, but not decoded yet, as `open_image` does."""
+    return open_image(as_file(source), reading)
+
+
+def decode(source: ImageSource, shorter_side: int, name: str, reading: Reading = AS_STORED) -> Image.Image:
     """Return the image that `read_image` decodes.
 
     Args:
         source: the image.
         shorter_side: smallest shorter side to decode, in pixels.
         name: name of the image, for the error.
+        reading: how its values become 8-bit RGB.
 
     Raises:
         UndecodableError: the image cannot be decoded.
     """
     try:
-        return read_image(source, shorter_side)
+        return read_image(source, shorter_side, reading)
     except Exception as error:  # decoders raise exceptions of any type
         raise undecodable(name, error) from None
 
@@ -115,35 +111,19 @@ def reason_of(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def read_or_explain(path: str, shorter_side: int) -> NDArray[np.uint8] | str:
-    """Return the image that `read_image` decodes, (height, width, 3), or the reason why the file cannot be used.
-
-    A file that `why_unreadable` refuses is refused here, too, although its pixels may be whole. It is read once.
-
-    Args:
-        path: image file.
-        shorter_side: smallest shorter side to decode, in pixels.
-    """
-
-    def read(source: ImageSource) -> NDArray[np.uint8]:
-        encoded = encoded_bytes(source)
-        _is_whole(encoded)
-        return np.array(read_image(encoded, shorter_side))
-
-    reason, found = _attempt(read, path)
-    return found if found is not None else str(reason)
-
-
 def native_size(source: ImageSource) -> tuple[int, int]:
     """Return the width and height in the header of the file, in pixels."""
-    with Image.open(_open(source)) as image:
+    with opened(source) as image:
         return image.size
 
 
 def read_header(source: ImageSource) -> tuple[tuple[int, int], str]:
-    """Return the width and height in pixels, and Pillow's colour mode, in the header of the file."""
-    with Image.open(_open(source)) as image:
-        return image.size, image.mode
+    """Return the width and height in pixels, and the colour mode, in the header of the file: that of Pillow, or the
+    type of the values and the number of channels of a raster."""
+    with opened(source) as image:
+        if isinstance(image, Image.Image):
+            return image.size, image.mode
+        return image.size, f"{image.dtype} x {image.num_channels}"
 
 
 def read_exif(path: str, kind: str) -> str | None:
@@ -166,65 +146,6 @@ def read_exif(path: str, kind: str) -> str | None:
     except Exception:  # damaged metadata raise exceptions of any type
         return None
     return found or None
-
-
-class Scan(NamedTuple):
-    """What a scan of a file found."""
-
-    reason: str | None
-    """Reason why the file cannot be read; None if it can be read, as far as a scan can say."""
-    has_broken_metadata: bool = False
-    """Whether the orientation in the metadata cannot be read, so that the pixels are used as they are stored."""
-
-
-def scan(sources: Sequence[ImageSource]) -> list[Scan]:
-    """Return what a scan of each image finds.
-
-    A JPEG file with the end marker and a PNG file with correct checksums count as readable. They are not decoded, which
-    would take a hundred times as long. All other files are decoded.
-    """
-
-    def check(source: ImageSource) -> bool:
-        is_whole, has_broken_metadata = _is_whole(source)
-        if not is_whole:
-            read_image(source, shorter_side=32)
-        return has_broken_metadata
-
-    return [Scan(reason, bool(found)) for reason, found in _attempts(check, sources)]
-
-
-def why_unreadable(sources: Sequence[ImageSource]) -> list[str | None]:
-    """Return, for each image, the reason why it cannot be read, or None, as `scan` finds it."""
-    return [each.reason for each in scan(sources)]
-
-
-def why_undecodable(sources: Sequence[ImageSource], shorter_side: int) -> list[str | None]:
-    """Return, for each image, the reason why it cannot be decoded, or None. All images are decoded, as for a network.
-
-    This finds the files that pass `scan` because their pixels are damaged.
-
-    Args:
-        sources: the images.
-        shorter_side: smallest shorter side to decode, in pixels.
-    """
-    return [reason for reason, _ in _attempts(lambda source: read_image(source, shorter_side) and None, sources)]
-
-
-def _attempts(
-    check: Callable[[ImageSource], Done], sources: Sequence[ImageSource]
-) -> list[tuple[str | None, Done | None]]:
-    """Return, for each image, the reason why a check failed, or None, and what the check returned."""
-    return in_threads(lambda source: _attempt(check, source), sources)
-
-
-def _attempt(check: Callable[[ImageSource], Done], source: ImageSource | None) -> tuple[str | None, Done | None]:
-    """Return the reason why a check of an image failed, or None, and what the check returned."""
-    if source is None or (isinstance(source, dict) and source.get("bytes") is None and not source.get("path")):
-        return "there is no image in this row", None
-    try:
-        return None, check(source)
-    except Exception as error:  # decoders raise exceptions of any type (AVIF: RuntimeError)
-        return reason_of(error), None
 
 
 def in_threads(work: Callable[[Given], Done], given: Sequence[Given]) -> list[Done]:
@@ -255,48 +176,11 @@ def digest_of(encoded: bytes) -> bytes:
     return hashlib.blake2b(encoded, digest_size=16).digest()
 
 
-def _is_whole(source: ImageSource) -> tuple[bool, bool]:
-    """Return whether an image is certainly readable, without decoding it, and whether its metadata are broken.
-
-    The first False means that it is uncertain.
-    """
-    opened = _open(source)
-    with opened if isinstance(opened, io.BytesIO) else Path(opened).open("rb") as file:
-        with Image.open(file) as image:
-            is_broken = {"exif", "xmp"} & image.info.keys() and _orientation(image) is None
-            # Pillow checks the checksum of every chunk of a PNG.
-            if image.format == "PNG" and image.mode in {"1", "L", "P", "RGB", "RGBA"}:
-                image.verify()
-                return True, bool(is_broken)
-            is_jpeg = image.format == "JPEG"
-        if not is_jpeg or file.closed:
-            return False, bool(is_broken)
-        size = file.seek(0, io.SEEK_END)
-        file.seek(max(0, size - JPEG_END_WITHIN))
-        return JPEG_END in file.read(), bool(is_broken)
-
-
-def _open(source: ImageSource) -> str | Path | io.BytesIO:
+def as_file(source: ImageSource) -> File:
     """Return the path or the bytes of an image as Pillow opens them."""
     if isinstance(source, dict):
-        return _open(source["bytes"] if source.get("bytes") is not None else source["path"])
+        return as_file(source["bytes"] if source.get("bytes") is not None else source["path"])
     return io.BytesIO(source) if isinstance(source, bytes) else source
-
-
-def _turned_upright(image: Image.Image) -> Image.Image:
-    """Return an image turned as the orientation in its metadata says; as it is stored if that cannot be read."""
-    image.load()  # before the metadata is read: Pillow turns TIFF images itself while it loads them
-    change = UPRIGHT.get(_orientation(image) or 1)
-    return image if change is None else image.transpose(change)
-
-
-def _orientation(image: Image.Image) -> int | None:
-    """Return the orientation in an image's metadata, 1 if there is none; None if it cannot be read."""
-    try:
-        found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged metadata raise exceptions of any type
-        return None
-    return found if isinstance(found, int) else None
 
 
 def _draft_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
@@ -306,10 +190,7 @@ def _draft_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image of any mode in RGB, transparent pixels blended with white."""
-    # I, I;16 and F are 32-bit, 16-bit and floating-point grey.
-    if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
-        return _stretched(image)
+    """Return an 8-bit image of any mode in RGB, transparent pixels blended with white."""
     if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
         rgba = image.convert("RGBA")
         background = Image.new("RGBA", rgba.size, "white")
@@ -317,16 +198,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _stretched(image: Image.Image) -> Image.Image:
-    """Return an image of deep grey as 8-bit RGB, scaled from its smallest to its largest value.
+def _with_channels(rgb: Image.Image, kind: Kind, reading: Reading) -> Image.Image:
+    """Return an RGB image with its channels in the order that a reading asks for.
 
-    Cameras use 10 to 16 bits, so a fixed divisor does not suit them all. A constant image keeps its value, limited to
-    255.
+    Raises:
+        ValueError: the image has not all of the channels.
     """
-    values = np.asarray(image, dtype=np.float32)
-    # 255 (value - low) / (high - low), over finite values; floating-point images may have holes.
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
-    scaled = (values - low) * (255.0 / max(high - low, 1e-12)) if high > low else np.clip(values, 0.0, 255.0)
-    return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+    if reading.channels is None:
+        return rgb
+    bands = [rgb.getchannel(number) for number in choose_channels(kind.num_channels, kind.names, kind.is_rgb, reading)]
+    return Image.merge("RGB", bands if len(bands) == 3 else bands * 3)

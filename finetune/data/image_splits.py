@@ -8,12 +8,14 @@ from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 from datasets import Image as ImageFeature
 from datasets.arrow_dataset import Column
 
-from finetune.data.decoding import Unreadable, encoded_bytes, why_undecodable
+from finetune.data.decoding import Unreadable, encoded_bytes
+from finetune.data.scanning import why_undecodable
 from finetune.data.splitting import stratified_holdout
 from finetune.data.streaming import ImageStream
 from finetune.data.table import LabelledTable
 from finetune.errors import DataError, quoted_names
 from finetune.names import as_unicode
+from finetune.reading import AS_STORED, Reading
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,6 +58,8 @@ class ImageSplits:
     """Rule that gave the groups, as in a recipe; empty: the images have no groups."""
     num_shared: int = 0
     """Number of validation and test images whose group also has training images."""
+    reading: Reading = AS_STORED
+    """How the values of the images become 8-bit RGB."""
     stream: ImageStream | None = None
     """Stream of all training images if `train` is only a sample of them, else None."""
 
@@ -100,7 +104,7 @@ def without_undecodable(splits: ImageSplits, only_test: bool = False) -> ImageSp
     found: list[Unreadable] = []
     kept: dict[str, Dataset | None] = {}
     for name, part in parts.items():
-        reasons = [] if part is None else why_undecodable(part["image"], CHECKED_SIDE)
+        reasons = [] if part is None else why_undecodable(part["image"], CHECKED_SIDE, splits.reading)
         if part is None or not any(reasons):
             kept[name] = part
             continue

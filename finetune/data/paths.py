@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.data.decoding import why_unreadable
 from finetune.data.demo import refuse_other_demos
 from finetune.data.folder import refuse_without_class_folders
+from finetune.data.scanning import why_unreadable
 from finetune.data.table import refuse_other_files
 from finetune.errors import DataError
+from finetune.reading import AS_STORED, Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +44,13 @@ class PathTable:
         return PathTable(tuple(self.paths[row] for row in rows))
 
 
-def table_of_paths(paths: list[str]) -> PathTable:
+def table_of_paths(paths: list[str], reading: Reading = AS_STORED) -> PathTable:
     """Return an unlabelled table of image files.
 
     Raises:
         DataError: a file is missing or cannot be read as an image.
     """
-    for path, reason in zip(paths, why_unreadable(paths), strict=True):
+    for path, reason in zip(paths, why_unreadable(paths, reading), strict=True):
         if reason is not None:
             raise DataError(f"{path} cannot be read as an image: {reason}")
     return PathTable(tuple(paths))

@@ -14,6 +14,7 @@ from finetune.cache import CachedRows, make_key, new_entry, read_arrays
 from finetune.data.decoding import ImageSource, decode, digest_of, encoded_bytes, in_threads, undecodable
 from finetune.data.paths import PathTable
 from finetune.progress import Progress
+from finetune.reading import AS_STORED, Reading
 from finetune.work import Work
 
 if TYPE_CHECKING:
@@ -29,10 +30,16 @@ SAMPLED = 16
 class Pixels:
     """Upright RGB images of one table, or of several tables one after another, by index."""
 
-    def __init__(self, tables: "Dataset | PathTable | Sequence[Dataset | PathTable]", shorter_side: int) -> None:
+    def __init__(
+        self,
+        tables: "Dataset | PathTable | Sequence[Dataset | PathTable]",
+        shorter_side: int,
+        reading: Reading = AS_STORED,
+    ) -> None:
         """Prepare to read images with a shorter side of at least `shorter_side` pixels, unless the file has fewer."""
         listed = tables if isinstance(tables, (list, tuple)) else [tables]
-        self._parts = [_TablePixels(table, shorter_side) for table in listed]
+        self._parts = [_TablePixels(table, shorter_side, reading) for table in listed]
+        self._reading = reading
         self._starts = [0, *accumulate(len(part.sources) for part in self._parts)]
 
     def __len__(self) -> int:
@@ -45,10 +52,11 @@ class Pixels:
         return all(part.cached is not None for part in self._parts)
 
     def digest(self, indices: Sequence[int] | NDArray[np.intp] | None = None) -> str:
-        """Return a digest of the encoded images at `indices` (all by default), in their order."""
+        """Return a digest of the encoded images at `indices` (all by default), in their order, and of how they are
+        read."""
         digests = np.concatenate([part.contents["digest"] for part in self._parts])
         chosen = digests if indices is None else digests[np.asarray(indices, dtype=np.intp)]
-        return hashlib.blake2b(chosen.tobytes(), digest_size=16).hexdigest()
+        return hashlib.blake2b(chosen.tobytes() + _key_of(self._reading).encode(), digest_size=16).hexdigest()
 
     def cache(self, progress: Progress) -> Work:
         """Decode all images into the cache, unless they are already in it or too large for it, and return the work that
@@ -84,11 +92,12 @@ class Pixels:
 class _TablePixels:
     """Pixels of the images of one table."""
 
-    def __init__(self, table: "Dataset | PathTable", shorter_side: int) -> None:
+    def __init__(self, table: "Dataset | PathTable", shorter_side: int, reading: Reading) -> None:
         """Prepare to read images as `Pixels` does."""
         self.sources = table["image"]
         self.cached: dict[str, CachedRows] | None = None
         self._shorter_side = shorter_side
+        self._reading = reading
         self._contents: NDArray[Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -146,18 +155,24 @@ class _TablePixels:
 
     def _decode(self, index: int) -> Image.Image:
         source = self.sources[index]
-        return decode(source, self._shorter_side, name_of(source, index))
+        return decode(source, self._shorter_side, name_of(source, index), self._reading)
 
     def _key(self) -> str:
-        """Return the cache key: it depends on the content and the order of the files, not on their names."""
+        """Return the cache key: it depends on the content and the order of the files, not on their names, and on how
+        they are read."""
         content = hashlib.blake2b(self.contents["digest"].tobytes()).hexdigest()
-        return make_key("pixels", content, self._shorter_side)
+        return make_key("pixels", content + _key_of(self._reading), self._shorter_side)
 
     def _estimated_bytes(self) -> int:
         """Return the approximate size of all decoded images, in bytes, from a sample evenly spaced in the table."""
         count = len(self.sources)
         sample = in_threads(self._decode, range(0, count, -(-count // SAMPLED)))
         return int(np.mean([3 * image.width * image.height for image in sample]) * count)
+
+
+def _key_of(reading: Reading) -> str:
+    """Return a text for cache keys; "" if images are read as they are stored, as in entries of earlier versions."""
+    return "" if reading == AS_STORED else reading.model_dump_json()
 
 
 def name_of(source: ImageSource, index: int) -> str:

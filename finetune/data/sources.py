@@ -16,18 +16,27 @@ from finetune.data.image_splits import (
     to_dataset,
     to_splits,
 )
+from finetune.data.kinds import describe_depth
 from finetune.data.known_groups import groups_by_rule, with_groups
 from finetune.data.labels import label_text
 from finetune.data.paths import check_data
 from finetune.data.splitting import stratified_subset
 from finetune.data.streaming import ImageStream, load_stream
 from finetune.data.table import LabelledTable, load_table, refuse_several_labels
+from finetune.data.value_range import find_range
+from finetune.decide.plan import Plan
 from finetune.errors import DataError, quoted_names
+from finetune.reading import AS_STORED, Reading
 from finetune.recipe import TableColumns
 
 
 def load_images(
-    data: str, columns: TableColumns | None = None, limit: int | None = None, seed: int = 0, groups: str = "auto"
+    data: str,
+    columns: TableColumns | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    groups: str = "auto",
+    reading: Reading = AS_STORED,
 ) -> ImageSplits:
     """Return the labelled splits of `data`.
 
@@ -42,11 +51,12 @@ def load_images(
         limit: number of training images to use, stratified by class; None: all.
         seed: seed of the splits that are made here.
         groups: rule for the groups, as in a recipe; `auto` reads a group column or `groups.csv`, and searches nothing.
+        reading: how the values of the images become 8-bit RGB: the section `image` of a recipe, or that of a plan.
 
     Raises:
         DataError: the data cannot be found, or has no images, only one class, a class with one image, ...
     """
-    splits = _load_splits(data, columns or TableColumns(), seed, groups, copies=False)
+    splits, cleaned = _load_splits(data, columns or TableColumns(), seed, groups, reading)
     stream = splits.stream
     if limit is not None and stream is not None:
         raise DataError(f"a stream is read as a whole; leave --limit out, or store {data} by writing hf: in its name")
@@ -54,7 +64,7 @@ def load_images(
         keep = stratified_subset(labels_of(splits.train), limit, seed)
         splits = replace(splits, train=splits.train.select(keep))
     check_counts(splits)
-    return splits
+    return _with_range(splits, cleaned, reading, seed)
 
 
 def load_with_copies(data: str) -> ImageSplits:
@@ -65,12 +75,24 @@ def load_with_copies(data: str) -> ImageSplits:
     """
     if data.startswith("stream:"):
         raise DataError(f"images of a stream are not compared; store {data} by writing hf: in its name")
-    splits = _load_splits(data, TableColumns(), 0, "auto", copies=True)
+    splits, cleaned = _load_splits(data, TableColumns(), 0, "auto", AS_STORED, copies=True)
     check_counts(splits)
-    return splits
+    return _with_range(splits, cleaned, AS_STORED, 0)
 
 
-def load_scored_images(data: str, class_names: tuple[str, ...], columns: TableColumns | None = None) -> ImageSplits:
+def load_plan_images(plan: Plan) -> ImageSplits:
+    """Return the labelled splits that a plan was made for, or those that it is to be trained on.
+
+    Raises:
+        DataError: as in `load_images`.
+    """
+    reading = plan.preprocessing.reading
+    return load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups, reading)
+
+
+def load_scored_images(
+    data: str, class_names: tuple[str, ...], columns: TableColumns | None = None, reading: Reading = AS_STORED
+) -> ImageSplits:
     """Return the images to evaluate a trained model on, as `test`: the test split of the data, or all images if it has
     none.
 
@@ -80,7 +102,7 @@ def load_scored_images(data: str, class_names: tuple[str, ...], columns: TableCo
         DataError: the data cannot be loaded, or has a class that the model does not know.
     """
     loaded, _ = _load_any(data, columns or TableColumns(), 0)
-    cleaned = clean(loaded, data)
+    cleaned = clean(loaded, data, reading=reading)
     known = {label_text(name): name for name in class_names}
     table = replace(cleaned.table, labels=[known.get(label, label) for label in cleaned.table.labels])
     if table.splits is not None and "test" in table.splits:
@@ -92,11 +114,20 @@ def load_scored_images(data: str, class_names: tuple[str, ...], columns: TableCo
             f"{quoted_names(list(class_names))}"
         )
     everything = to_dataset(table, class_names)
-    splits = ImageSplits(train=everything.select([]), validation=None, test=everything, class_names=class_names)
-    return _noted(splits, cleaned)
+    splits = ImageSplits(
+        train=everything.select([]), validation=None, test=everything, class_names=class_names, reading=reading
+    )
+    noted = _noted(splits, cleaned)
+    return replace(noted, notes=(*noted.notes, *describe_depth(cleaned.kinds, reading)))
 
 
-def label_paths(paths: list[str], labels: list[str], groups: list[str] | None = None, seed: int = 0) -> ImageSplits:
+def label_paths(
+    paths: list[str],
+    labels: list[str],
+    groups: list[str] | None = None,
+    seed: int = 0,
+    reading: Reading = AS_STORED,
+) -> ImageSplits:
     """Return splits without a test split, made from image files and the class name of each.
 
     Raises:
@@ -110,22 +141,24 @@ def label_paths(paths: list[str], labels: list[str], groups: list[str] | None = 
     if not paths:
         raise DataError("no paths were given; give the image files and their labels")
     refuse_several_labels(paths, labels)
-    cleaned = clean(table, "the given paths")
+    cleaned = clean(table, "the given paths", reading=reading)
     splits = replace(to_splits(cleaned.table, seed), group_rule="" if groups is None else "column")
     splits = _noted(splits, cleaned)
     check_counts(splits)
-    return splits
+    return _with_range(splits, cleaned, reading, seed)
 
 
-def _load_splits(data: str, columns: TableColumns, seed: int, groups: str, copies: bool) -> ImageSplits:
-    """Return the labelled splits of `data`, with or without copies of the same picture."""
+def _load_splits(
+    data: str, columns: TableColumns, seed: int, groups: str, reading: Reading, copies: bool = False
+) -> tuple[ImageSplits, Cleaned]:
+    """Return the labelled splits of `data`, with or without copies of the same picture, and what was left out."""
     loaded, stream = _load_any(data, columns, seed)
-    cleaned = clean(loaded, data, copies=stream is None and not copies)
+    cleaned = clean(loaded, data, copies=stream is None and not copies, reading=reading)
     if stream is not None and groups not in {"auto", "none"}:
         raise DataError(f"a stream has no groups; leave groups out, or store {data} by writing hf: in its name")
     table, rule = with_groups(cleaned.table, groups, data)
     splits = _noted(replace(to_splits(table, seed), stream=stream, group_rule=rule), cleaned)
-    return replace(splits, num_shared=_num_shared(splits))
+    return replace(splits, num_shared=_num_shared(splits)), cleaned
 
 
 def group_training_images(splits: ImageSplits, rule: str) -> ImageSplits:
@@ -138,6 +171,15 @@ def group_training_images(splits: ImageSplits, rule: str) -> ImageSplits:
 def _noted(splits: ImageSplits, cleaned: Cleaned) -> ImageSplits:
     """Return splits that list what was left out."""
     return replace(splits, unreadable=cleaned.unreadable, left_out=cleaned.left_out, notes=cleaned.notes)
+
+
+def _with_range(splits: ImageSplits, cleaned: Cleaned, reading: Reading, seed: int) -> ImageSplits:
+    """Return splits whose images are all read with the same range, that of the training images if none is given."""
+    if not any(kind.needs_range(reading) for kind in cleaned.kinds):
+        idle = ("no image is deeper than 8 bits, so image.range changes nothing",) if reading.ranges else ()
+        return replace(splits, reading=reading, notes=(*splits.notes, *idle))
+    reading, notes = find_range(splits.train["image"], labels_of(splits.train), reading, seed)
+    return replace(splits, reading=reading, notes=(*splits.notes, *notes))
 
 
 def _num_shared(splits: ImageSplits) -> int:

@@ -6,8 +6,9 @@ from itertools import count, islice
 import datasets
 import numpy as np
 
-from finetune.data.decoding import ImageSource, digest_of, encoded_bytes, why_unreadable
+from finetune.data.decoding import ImageSource, digest_of, encoded_bytes
 from finetune.data.hub import image_column_of, label_column_of, load_dataset_dict
+from finetune.data.scanning import why_unreadable
 from finetune.data.splitting import stratified_holdout
 from finetune.data.table import LabelledTable, name_split
 from finetune.decide.workload import HELD_OUT

@@ -19,6 +19,7 @@ def explain_plan(plan: Plan, load: Workload, evidence: Evidence, recipe: Recipe)
     """
     return (
         evidence.image_size_reason,
+        *_about_reading(plan),
         *_about_flips(plan, evidence, recipe),
         _about_forward(evidence),
         *_about_training(plan, load, evidence),
@@ -41,6 +42,12 @@ def explain_groups(finding: GroupFinding) -> str:
     if finding.used:
         return f"{both}; set groups: none to ignore them"
     return f"{both}; this is not certain: set groups: '{finding.rule}' if these images belong together"
+
+
+def _about_reading(plan: Plan) -> tuple[str, ...]:
+    """Return how the values of the images become 8-bit RGB, if the images do not leave it at that."""
+    described = plan.preprocessing.reading.describe()
+    return (described,) if described else ()
 
 
 def _about_flips(plan: Plan, evidence: Evidence, recipe: Recipe) -> tuple[str, ...]:

@@ -1,5 +1,8 @@
 """Define how an image becomes the square input of the network, and choose the side of that square."""
 
+from pydantic import Field
+
+from finetune.reading import Reading
 from finetune.value import FrozenModel
 
 PLAIN_SIZES = (96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
@@ -22,6 +25,9 @@ class Preprocessing(FrozenModel):
     """Mean that is subtracted from each colour channel (red, green, blue), 0 .. 1."""
     std: tuple[float, float, float]
     """Standard deviation by which each colour channel (red, green, blue) is divided, 0 .. 1."""
+
+    reading: Reading = Field(Reading(), repr=False)
+    """How the values in an image file become 8-bit RGB before they are resized."""
 
     @property
     def shorter_side(self) -> int:

@@ -7,9 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data import read_image
+from finetune.decide.plan import Plan
 from finetune.errors import ExportError
 from finetune.export.images import CheckImages
 from finetune.predict.model import Ensemble, Predictor, TrainedModel
+from finetune.reading import AS_STORED
 from finetune.value import FrozenModel
 
 LEAST_EQUAL_LABELS = 0.99
@@ -128,14 +130,21 @@ def refuse_if_different(agreement: Agreement) -> None:
 
 def in_float32(model: Predictor) -> Predictor:
     """Return a model that predicts in float32, whatever the number format of its run is."""
+    return _with_plans(model, lambda plan: plan.changed(forward=plan.forward.changed(precision="float32")))
+
+
+def of_decoded_images(model: Predictor) -> Predictor:
+    """Return a model that predicts from files of 8-bit RGB, whatever the kind of images of its run is."""
+    return _with_plans(model, lambda plan: plan.changed(preprocessing=plan.preprocessing.changed(reading=AS_STORED)))
+
+
+def _with_plans(model: Predictor, change: Callable[[Plan], Plan]) -> Predictor:
+    """Return a model whose plans, of all its networks, are changed."""
     if isinstance(model, Ensemble):
-        return replace(model, members=tuple(_member_in_float32(member) for member in model.members))
+        members = tuple(replace(member, plan=change(member.plan)) for member in model.members)
+        return replace(model, plan=change(model.plan), members=members)
     assert isinstance(model, TrainedModel)
-    return _member_in_float32(model)
-
-
-def _member_in_float32(model: TrainedModel) -> TrainedModel:
-    return replace(model, plan=model.plan.changed(forward=model.plan.forward.changed(precision="float32")))
+    return replace(model, plan=change(model.plan))
 
 
 def _members(model: Predictor) -> tuple[TrainedModel, ...]:

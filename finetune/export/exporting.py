@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from finetune.errors import ExportError, RunFolderError, missing_libraries
-from finetune.export.agreement import Agreement, Predict, compare, refuse_if_different
+from finetune.export.agreement import Agreement, Predict, compare, of_decoded_images, refuse_if_different
 from finetune.export.images import choose_images
 from finetune.export.network import SquareProbabilities
 from finetune.export.program import write_program
 from finetune.predict.onnx_model import OnnxModel
+from finetune.reading import AS_STORED
 from finetune.runs.folder import RunFolder
 
 Format = Literal["onnx", "torch-export"]
@@ -54,7 +55,8 @@ def export_run(
     if file_format == "onnx" and (missing := [name for name in ONNX_LIBRARIES if find_spec(name) is None]):
         raise ExportError(missing_libraries("an export as ONNX", missing))
     model = RunFolder(run).read_model()
-    chosen = choose_images(run, images)
+    reading = model.reading
+    chosen, model = choose_images(run, images, reading), of_decoded_images(model)
     squares = SquareProbabilities(model)
     if file_format == "onnx" and squares.num_bytes > MOST_BYTES:
         raise ExportError(
@@ -62,7 +64,9 @@ def export_run(
             f"--format torch-export"
         )
     shorter_side = max(each.shorter_side for each in squares.preprocessings)
-    metadata = {"labels": list(model.class_names), "shorter_side": shorter_side}
+    metadata: dict[str, object] = {"labels": list(model.class_names), "shorter_side": shorter_side}
+    if reading != AS_STORED:
+        metadata["reading"] = reading.model_dump(mode="json")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"partial-{path.name}")
     try:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from finetune.data import ImageSource, files_below, native_size, read_image, why_unreadable
 from finetune.errors import DataError
+from finetune.reading import AS_STORED, Reading
 
 LEAST_IMAGES = 200
 """Number of images to compare at least."""
@@ -48,7 +49,7 @@ class CheckImages:
         return Dataset.from_dict({"image": rows}, features=Features({"image": ImageFeature(decode=False)}))
 
 
-def choose_images(run: Path, given: Path | None) -> CheckImages:
+def choose_images(run: Path, given: Path | None, reading: Reading = AS_STORED) -> CheckImages:
     """Return at least 200 images of at least 20 shapes: given ones, or the run's own test and held-out images.
 
     If there are fewer images or shapes, images are derived from the real ones: random parts, resized to random shapes.
@@ -57,14 +58,19 @@ def choose_images(run: Path, given: Path | None) -> CheckImages:
     Args:
         run: a run folder.
         given: an image or a folder of images, or None.
+        reading: how the values of the images become 8-bit RGB, in which they are compared.
 
     Raises:
         DataError: nothing that was given can be read as an image.
     """
-    found, name = (_given_images(given), "given images") if given is not None else _own_images(run)
+    if given is not None:
+        found, name = _given_images(given, reading), "given images"
+    else:
+        found, name = _own_images(run, reading)
     count = min(len(found), LEAST_IMAGES)
     # Evenly over the list, in which one class follows another.
-    real = [found[number * len(found) // count] for number in range(count)]
+    paths = [found[number * len(found) // count] for number in range(count)]
+    real = paths if reading == AS_STORED else [_encoded(read_image(path, reading=reading)) for path in paths]
     shapes = {native_size(path) for path in real}
     origin = f"{len(real)} of {len(found)} {name}" if real else f"no image ({name})"
     missing = max(LEAST_IMAGES - len(real), DERIVED_SHAPES if len(shapes) < LEAST_SHAPES else 0)
@@ -76,7 +82,7 @@ def choose_images(run: Path, given: Path | None) -> CheckImages:
     return CheckImages(sources=(*real, *derived), num_shapes=len(shapes), origin=origin)
 
 
-def derive_images(real: Sequence[str], count: int) -> list[bytes]:
+def derive_images(real: Sequence[str | bytes], count: int) -> list[bytes]:
     """Return `count` PNG files of different shapes: random parts of real images, resized; without any, smooth noise."""
     generator = np.random.default_rng(0)
     derived = []
@@ -91,39 +97,44 @@ def derive_images(real: Sequence[str], count: int) -> list[bytes]:
             image = image.crop((left, top, left + wide, top + tall))
         else:
             image = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8))
-        encoded = io.BytesIO()
-        image.resize((width, height), Image.Resampling.BICUBIC).save(encoded, "PNG", compress_level=1)
-        derived.append(encoded.getvalue())
+        derived.append(_encoded(image.resize((width, height), Image.Resampling.BICUBIC)))
     return derived
 
 
-def _given_images(given: Path) -> list[str]:
+def _encoded(image: Image.Image) -> bytes:
+    """Return an image as a PNG file."""
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG", compress_level=1)
+    return encoded.getvalue()
+
+
+def _given_images(given: Path, reading: Reading) -> list[str]:
     """Return the readable image files of a path."""
     if not given.exists():
         raise DataError(f"there is no image or folder {given}")
-    paths = _readable(files_below(given) if given.is_dir() else [str(given)])
+    paths = _readable(files_below(given) if given.is_dir() else [str(given)], reading)
     if not paths:
         raise DataError(f"nothing in {given} can be read as an image; give a folder of images like those of the run")
     return paths
 
 
-def _own_images(run: Path) -> tuple[list[str], str]:
+def _own_images(run: Path, reading: Reading) -> tuple[list[str], str]:
     """Return the run's test images that still exist, with its held-out ones if these are few, and their name."""
     try:
         with (run / "splits.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
     except FileNotFoundError:
         return [], "the run has no splits.csv"
-    parts = {"test": _readable([row["path"] for row in rows if row["split"] == "test"])}
+    parts = {"test": _readable([row["path"] for row in rows if row["split"] == "test"], reading)}
     if len(parts["test"]) < LEAST_IMAGES:
         held_out = [row["path"] for row in rows if row["held_out_by"] or row["split"] == "validation"]
-        parts["held-out"] = _readable(held_out)
+        parts["held-out"] = _readable(held_out, reading)
     names = [name for name, paths in parts.items() if paths]
     found = [path for paths in parts.values() for path in paths]
     return found, f"{' and '.join(names)} images" if names else "the run's images are gone"
 
 
-def _readable(paths: Sequence[str]) -> list[str]:
+def _readable(paths: Sequence[str], reading: Reading) -> list[str]:
     """Return the paths of existing files that can be read as images."""
     there = [path for path in paths if Path(path).is_file()]
-    return [path for path, reason in zip(there, why_unreadable(there), strict=True) if not reason]
+    return [path for path, reason in zip(there, why_unreadable(there, reading), strict=True) if not reason]

@@ -207,7 +207,7 @@ def _draw_sample(splits: ImageSplits, preprocessing: Preprocessing, seed: int) -
     members = stratified_subset(labels, max(PROBE_SAMPLE, 2 * len(counts)), seed)
     table = splits.train if len(members) == len(labels) else splits.train.select(members)
     return _Sample(
-        pixels=Pixels(table, preprocessing.shorter_side),
+        pixels=Pixels(table, preprocessing.shorter_side, preprocessing.reading),
         labels=labels[members],
         groups=None if groups is None else groups[members],
         indices=members,

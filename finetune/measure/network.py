@@ -78,7 +78,7 @@ def load_network(recipe: Recipe, splits: ImageSplits) -> tuple[Any, MeasuredNetw
     network = network.to(device).eval()
     # A network that cannot be trained is refused here, before any image is decoded.
     check_forward(network, name, size)
-    preprocessing = native_preprocessing(network, size)
+    preprocessing = native_preprocessing(network, size).changed(reading=splits.reading)
     return network, MeasuredNetwork(
         name=name,
         reason=explain_model(recipe.models[0], name, has_accelerator),

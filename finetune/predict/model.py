@@ -22,6 +22,7 @@ from finetune.network.head import recorded_features
 from finetune.predict.files import FileRows, on_common_files, rows_of_files
 from finetune.predict.metrics import SMALLEST_PROBABILITY, Metrics, log_loss, score, softmax
 from finetune.progress import Progress, no_progress
+from finetune.reading import Reading
 from finetune.work import Work
 
 if TYPE_CHECKING:
@@ -81,6 +82,11 @@ class Predictor(ABC):
     def features_of(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float32]:
         """Return the features (n_images, width) of a table with an `image` column, as `features` does of files."""
 
+    @property
+    def reading(self) -> Reading:
+        """How the values in an image file become 8-bit RGB."""
+        return self.plan.preprocessing.reading
+
     @abstractmethod
     def probabilities(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
@@ -121,7 +127,8 @@ class TrainedModel(Predictor):
 
     def probabilities(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
-        scores = scores_of(self.network, Pixels(table, self.plan.preprocessing.shorter_side), self.plan, None, progress)
+        pixels = Pixels(table, self.plan.preprocessing.shorter_side, self.reading)
+        scores = scores_of(self.network, pixels, self.plan, None, progress)
         return self.calibrated(scores.reshape(len(table), len(self.class_names)))
 
     def calibrated(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -146,7 +153,7 @@ class TrainedModel(Predictor):
     def features_of(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float32]:
         """Return the features (n_images, width) of a table with an `image` column."""
         plan = self.plan
-        images = PlainImages(Pixels(table, plan.preprocessing.shorter_side), plan.preprocessing)
+        images = PlainImages(Pixels(table, plan.preprocessing.shorter_side, self.reading), plan.preprocessing)
         with recorded_features(self.network) as compute:
             return forward_all(self.network, images, plan.preprocessing, plan.forward, compute, progress)
 

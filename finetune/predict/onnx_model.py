@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from finetune.data import in_threads, read_or_explain
 from finetune.errors import ExportError, RunFolderError, missing_libraries
 from finetune.predict.files import FileRows, rows_of_files
+from finetune.reading import Reading
 
 BLOCK = 256
 """Number of images that are decoded before they are predicted."""
@@ -39,6 +40,7 @@ class OnnxModel:
             stored = self._session.get_modelmeta().custom_metadata_map
             self.class_names: tuple[str, ...] = tuple(json.loads(stored["labels"]))
             self.shorter_side = int(stored["shorter_side"])
+            self.reading = Reading.model_validate_json(stored.get("reading", "{}"))
         except Exception as error:  # onnxruntime raises exceptions of many types
             reason = " ".join(str(error).split())[:200]
             raise ExportError(
@@ -60,7 +62,7 @@ class OnnxModel:
 
         Files are decoded as for a prediction of the run.
         """
-        read = partial(read_or_explain, shorter_side=self.shorter_side)
+        read = partial(read_or_explain, shorter_side=self.shorter_side, reading=self.reading)
         for chunk in chunks:
             rows: list[NDArray[np.float64]] = []
             reasons: list[str | None] = []

@@ -17,6 +17,7 @@ from finetune.errors import RunFolderError
 from finetune.files import PARTIAL, errors_named, replacing
 from finetune.network.backbone import size_arguments
 from finetune.predict.model import TrainedModel
+from finetune.reading import AS_STORED
 from finetune.runs.places import resume_command
 from finetune.value import read_json
 
@@ -33,6 +34,8 @@ def write_network(model: TrainedModel, folder: Path) -> None:
     `timm.create_model("local-dir:FOLDER", pretrained=True)` reads the files, too.
     """
     preprocessing = model.plan.preprocessing
+    # How the values of deep images become 8-bit RGB, which timm leaves to its user.
+    reading = {} if preprocessing.reading == AS_STORED else {"reading": preprocessing.reading.model_dump(mode="json")}
     side = preprocessing.image_size
     # The format has neither devices nor memory layouts. The copy is converted; the model itself stays unchanged.
     network = copy.deepcopy(model.network).cpu().to(memory_format=torch.contiguous_format)
@@ -43,7 +46,7 @@ def write_network(model: TrainedModel, folder: Path) -> None:
         save_for_hf(
             network,
             str(partial),
-            model_config={"label_names": list(model.class_names), "temperature": model.temperature},
+            model_config={"label_names": list(model.class_names), "temperature": model.temperature, **reading},
             model_args=size_arguments(model.plan.model, side) or None,
             safe_serialization=True,
             data_config={

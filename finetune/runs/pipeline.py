@@ -16,6 +16,7 @@ from finetune.data import (
     group_training_images,
     groups_of,
     load_images,
+    load_plan_images,
     without_undecodable,
 )
 from finetune.decide.choice import choose_strategy
@@ -199,7 +200,7 @@ def decide_all(
         if licence:
             report.say(f"The weights of {name} have the licence {licence}, which may restrict their use.")
     if splits is None:
-        regroup = partial(load_images, recipe.data, recipe.columns, recipe.limit, recipe.seed)
+        regroup = partial(load_images, recipe.data, recipe.columns, recipe.limit, recipe.seed, reading=recipe.image)
         splits = regroup(recipe.groups)
     else:
         regroup = partial(group_training_images, splits)
@@ -233,7 +234,7 @@ def _measure(
 
 
 def _warn_of_crossing(recipe: Recipe, splits: ImageSplits, side: int, report: Report) -> None:
-    """Print which test images, decoded to a shorter `side`, show pictures of the training split, unless time is limited."""
+    """Print which test images show pictures of the training split, unless time is limited; `side`: of the cache."""
     if recipe.time_budget is None:
         crossing = from_main_process(partial(find_crossing, splits, side))
         if crossing:
@@ -335,7 +336,7 @@ def _train(
     """
     if splits is None:
         plan = members[0].plan
-        splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups)
+        splits = load_plan_images(plan)
         if were_all_decoded(folder):
             splits = without_undecodable(splits)
         report.images(splits)
@@ -381,11 +382,16 @@ def _adopt(plan: Plan, source: RunFolder, folder: RunFolder) -> PlannedRun:
         recipe, evidence, choice = saved.recipe, saved.evidence, saved.choice
     except FinetuneError:
         recipe = load_recipe(
-            data=plan.data, model=plan.model, strategy=plan.strategy, seed=plan.seed, groups=plan.groups
+            data=plan.data,
+            model=plan.model,
+            strategy=plan.strategy,
+            seed=plan.seed,
+            groups=plan.groups,
+            image=plan.preprocessing.reading.model_dump(),
         )
         if plan.weights not in {"pretrained", "random"}:
             recipe = recipe.changed(weights=plan.weights)
-        splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups)
+        splits = load_plan_images(plan)
         evidence = from_main_process(lambda: measure_evidence(recipe, splits))
         choice = choose_strategy(evidence, recipe)
     choice = choice.changed(members=(), ensemble="", fallback="")

@@ -30,7 +30,7 @@ class ServedFile:
 
     def prepare(self, encoded: bytes) -> NDArray[np.uint8]:
         """Return a decoded image (height, width, 3)."""
-        return np.array(read_image(encoded, self._model.shorter_side))
+        return np.array(read_image(encoded, self._model.shorter_side, self._model.reading))
 
     @contextmanager
     def predictions(self) -> Iterator[Callable[[Sequence[NDArray[np.uint8]]], NDArray[np.float64]]]:

@@ -40,8 +40,9 @@ class ServedNetworks:
 
     def prepare(self, encoded: bytes) -> Views:
         """Return an image, decoded and resized for each network."""
+        reading = self._model.reading  # the same for all networks of an ensemble
         sides = {each.shorter_side for each in self._preprocessings}
-        decoded = {side: np.array(read_image(encoded, side)) for side in sides}
+        decoded = {side: np.array(read_image(encoded, side, reading)) for side in sides}
         return {each: plain_view(decoded[each.shorter_side], each) for each in self._preprocessings}
 
     @contextmanager

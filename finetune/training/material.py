@@ -110,7 +110,7 @@ def prepare(
     network = _create(plan, len(splits.class_names))
     given = splits.validation if plan.validation == "given" else None
     tables = [splits.train] if given is None else [splits.train, given]
-    pixels = Pixels(tables, plan.preprocessing.shorter_side)
+    pixels = Pixels(tables, plan.preprocessing.shorter_side, plan.preprocessing.reading)
     plain = PlainImages(pixels, plan.preprocessing)
     with first_alone():
         work = pixels.cache(progress)

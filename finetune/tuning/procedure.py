@@ -12,7 +12,7 @@ from typing import Literal
 
 import optuna
 
-from finetune.data import ImageSplits, load_images
+from finetune.data import ImageSplits, load_plan_images
 from finetune.decide.plan import Plan
 from finetune.decide.planned_run import PlannedRun, budgeted
 from finetune.errors import DivergenceError, RunFolderError, TuningError
@@ -122,7 +122,7 @@ def resume_tuning(path: Path, report: Report | None = None) -> Predictor:
         report.follow(folder)
         decisions = first_decisions(folder).read_decisions()
         plan = decisions.plan
-        splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups)
+        splits = load_plan_images(plan)
         report.images(splits)
         check_identity(folder, splits, accept=None)
         tuning = Tuning.load(path / "tuning.json")

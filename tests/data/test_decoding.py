@@ -5,7 +5,8 @@ import pytest
 from PIL import ExifTags, Image, features
 
 from finetune.data import load_images
-from finetune.data.decoding import native_size, read_image, why_unreadable
+from finetune.data.decoding import native_size, read_image
+from finetune.data.scanning import why_unreadable
 
 UPRIGHT = {
     1: lambda stored: stored,

@@ -59,9 +59,9 @@ def decoded(monkeypatch):
     """The sources that were decoded, in order."""
     sources = []
 
-    def read(source, shorter_side=None):
+    def read(source, *settings):
         sources.append(source)
-        return read_image(source, shorter_side)
+        return read_image(source, *settings)
 
     monkeypatch.setattr(decoding, "read_image", read)
     return sources

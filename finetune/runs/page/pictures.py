@@ -13,7 +13,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from PIL import Image
 
-from finetune.data import ImageSource, ImageSplits, in_threads, load_images, read_image
+from finetune.data import ImageSource, ImageSplits, in_threads, load_plan_images, read_image
 from finetune.data.augmentation import plain_view
 from finetune.data.batches import normaliser
 from finetune.decide.plan import Plan
@@ -75,7 +75,7 @@ def find_again(plan: Plan) -> FindSource:
             return path
         if not loaded:
             try:
-                splits = load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups)
+                splits = load_plan_images(plan)
                 loaded.append(sources_in(splits, plan))
             except FinetuneError:  # the data is not there any more; the report says so for each picture
                 loaded.append(lambda _split, _path: None)
@@ -98,7 +98,7 @@ def view_images(find: FindSource, rows: pd.DataFrame, plan: Plan) -> list[NDArra
         if source is None:
             return None
         try:
-            image = read_image(source, plan.preprocessing.shorter_side)
+            image = read_image(source, plan.preprocessing.shorter_side, plan.preprocessing.reading)
         except Exception:  # decoders raise exceptions of any type; the file has changed since the run
             return None
         square: NDArray[np.uint8] = plain_view(np.array(image), plan.preprocessing).permute(1, 2, 0).numpy()
