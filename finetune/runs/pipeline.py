@@ -218,11 +218,7 @@ def decide_all(
 
 
 def _measure(
-    recipe: Recipe,
-    splits: ImageSplits,
-    regroup: Callable[[str], ImageSplits],
-    report: Report,
-    start: float,
+    recipe: Recipe, splits: ImageSplits, regroup: Callable[[str], ImageSplits], report: Report, start: float
 ) -> tuple[ImageSplits, list[Evidence]]:
     """Return the images, with their groups if they have any, and the evidence of each network; print each result."""
     splits, networks = group_images(recipe, splits, regroup, report, start)
