@@ -1,5 +1,6 @@
 """Define the commands that use a run: predict, embed, evaluate, diagnose, report and watch."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -59,8 +60,8 @@ def predict(
     def load() -> "Make":
         if has_doubt:
             return _doubtful(run, top_k, unknown_at, sets)
-        model = _read_labeller(run)
-        return lambda chunks: label_files(model, chunks, top_k)
+        model, say = _read_labeller(run), _once_on_stderr()
+        return lambda chunks: label_files(model, chunks, top_k, say)
 
     _make_table(images, load, output, (run, "predict", (top_k, unknown_at, sets)), "labelled")
 
@@ -74,8 +75,8 @@ def _doubtful(run: Path, top_k: int, unknown_at: float | None, sets: float | Non
     doubt = read_doubt(run, unknown_at, sets)
     for line in describe_doubt(doubt):
         typer.echo(line, err=True)
-    model = RunFolder(run).read_model()
-    return lambda chunks: label_with_doubt(model, chunks, top_k, doubt)
+    model, say = RunFolder(run).read_model(), _once_on_stderr()
+    return lambda chunks: label_with_doubt(model, chunks, top_k, doubt, say)
 
 
 def embed(
@@ -252,6 +253,19 @@ def watch(run: Annotated[Path, typer.Argument(help="The folder of a run in progr
 
     if not watching.watch(run, Console(highlight=False)):
         raise typer.Exit(1)
+
+
+def _once_on_stderr() -> Callable[[str], None]:
+    """Return a function that prints a sentence on stderr, unless it has printed the same with other numbers."""
+    said: set[str] = set()
+
+    def say(sentence: str) -> None:
+        without_numbers = re.sub(r"\d[\d,]*", "", sentence)
+        if without_numbers not in said:
+            said.add(without_numbers)
+            typer.echo(sentence, err=True)
+
+    return say
 
 
 def _print_left_out(files: Sequence["Unreadable"]) -> None:

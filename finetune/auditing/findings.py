@@ -7,6 +7,7 @@ from typing import Literal
 import pandas as pd
 
 from finetune.errors import DataError
+from finetune.reading import AS_STORED, Reading
 from finetune.value import FrozenModel
 
 Kind = Literal["two labels", "copy", "near copy", "label", "unreadable", "unlabelled", "image", "class", "groups"]
@@ -73,6 +74,8 @@ class Audit(FrozenModel):
     """Path, label, split and, if there are groups, group of each image to keep: each picture once, on one side."""
     notes: tuple[str, ...] = ()
     """Sentences about how the data was read, and what was not checked."""
+    reading: Reading = AS_STORED
+    """How the values of the images become 8-bit RGB."""
 
     def of_kind(self, kind: Kind) -> tuple[AuditFinding, ...]:
         """Return the findings of one kind."""

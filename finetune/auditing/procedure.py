@@ -66,6 +66,7 @@ def audit(data: str, progress: Progress = no_progress) -> Audit:
         test_accuracy=accuracy,
         test_accuracy_without_copies=without,
         clean_rows=tuple(_clean_rows(images, copies)),
+        reading=splits.reading,
         notes=splits.notes if can_check_labels() else (*splits.notes, MISSING),
     )
 

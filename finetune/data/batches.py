@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from finetune.data import ImageSource, Pixels, decode, in_threads, read_or_explain
 from finetune.data.augmentation import Key, Variation, plain_view
+from finetune.data.kinds import Kind
 from finetune.decide.plan import AugmentationPlan
 from finetune.decide.preprocessing import Preprocessing
 from finetune.device import MEMORY_FORMATS
@@ -64,9 +65,9 @@ class PlainImages:
         return list(zip(images, indices, strict=True))
 
 
-FileBatch = tuple[Tensor, list[str | None]]
-"""Pixels of the files of a batch that can be read, (k, 3, size, size) uint8, and for each file of the batch the reason
-why it cannot be read, or None."""
+FileBatch = tuple[Tensor, list[str | None], list[Kind]]
+"""Pixels of the files of a batch that can be read, (k, 3, size, size) uint8; for each file of the batch the reason why
+it cannot be read, or None; and the kinds of those that can."""
 
 
 class ImageFiles:
@@ -76,18 +77,19 @@ class ImageFiles:
         """Prepare to read files for inputs as in `preprocessing`."""
         self._preprocessing = preprocessing
 
-    def __getitems__(self, paths: Sequence[str]) -> list[Tensor | str]:
-        """Return the pixels (3, size, size) uint8 of several files, or the reason why a file cannot be read."""
+    def __getitems__(self, paths: Sequence[str]) -> list[tuple[Tensor, Kind] | str]:
+        """Return the pixels (3, size, size) uint8 and the kind of each file, or the reason why it cannot be read."""
         about = self._preprocessing
         read = in_threads(partial(read_or_explain, shorter_side=about.shorter_side, reading=about.reading), paths)
-        return [one if isinstance(one, str) else plain_view(one, self._preprocessing) for one in read]
+        return [one if isinstance(one, str) else (plain_view(one[0], about), one[1]) for one in read]
 
-    def stack(self, read: Sequence[Tensor | str]) -> FileBatch:
+    def stack(self, read: Sequence[tuple[Tensor, Kind] | str]) -> FileBatch:
         """Return the batch of what `__getitems__` returns."""
         size = self._preprocessing.image_size
-        views = [one for one in read if isinstance(one, Tensor)]
+        found = [one for one in read if not isinstance(one, str)]
+        views = [view for view, _ in found]
         pixels = torch.stack(views) if views else torch.zeros(0, 3, size, size, dtype=torch.uint8)
-        return pixels, [one if isinstance(one, str) else None for one in read]
+        return pixels, [one if isinstance(one, str) else None for one in read], [kind for _, kind in found]
 
 
 class VariedImages:

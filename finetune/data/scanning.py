@@ -43,8 +43,7 @@ def scan(sources: Sequence[ImageSource], reading: Reading = AS_STORED) -> list[S
     def check(source: ImageSource) -> Scan:
         kind, has_broken_metadata = _look(source, reading)
         if kind is None:
-            with opened(source, reading) as image:
-                kind = kind_of(image)
+            kind = _kind(source, reading)
             read_image(source, 32, reading)
         return Scan(None, has_broken_metadata, kind)
 
@@ -73,8 +72,8 @@ def why_undecodable(
     ]
 
 
-def read_or_explain(path: str, shorter_side: int, reading: Reading = AS_STORED) -> NDArray[np.uint8] | str:
-    """Return the image that `read_image` decodes, (height, width, 3), or the reason why the file cannot be used.
+def read_or_explain(path: str, shorter_side: int, reading: Reading = AS_STORED) -> tuple[NDArray[np.uint8], Kind] | str:
+    """Return the image that `read_image` decodes, (height, width, 3), and its kind; or why the file cannot be used.
 
     A file that `why_unreadable` refuses is refused here, too, although its pixels may be whole. It is read once.
 
@@ -84,10 +83,10 @@ def read_or_explain(path: str, shorter_side: int, reading: Reading = AS_STORED) 
         reading: how the values of the image become 8-bit RGB.
     """
 
-    def read(source: ImageSource) -> NDArray[np.uint8]:
+    def read(source: ImageSource) -> tuple[NDArray[np.uint8], Kind]:
         encoded = encoded_bytes(source)
-        _look(encoded, reading)
-        return np.array(read_image(encoded, shorter_side, reading))
+        kind, _ = _look(encoded, reading)
+        return np.array(read_image(encoded, shorter_side, reading)), kind or _kind(encoded, reading)
 
     reason, found = _attempt(read, path)
     return found if found is not None else str(reason)
@@ -108,6 +107,11 @@ def _attempt(check: Callable[[ImageSource], Done], source: ImageSource | None) -
         return None, check(source)
     except Exception as error:  # decoders raise exceptions of any type (AVIF: RuntimeError)
         return reason_of(error), None
+
+
+def _kind(source: ImageSource, reading: Reading) -> Kind:
+    with opened(source, reading) as image:
+        return kind_of(image)
 
 
 def _look(source: ImageSource, reading: Reading) -> tuple[Kind | None, bool]:

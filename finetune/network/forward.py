@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from finetune.data.augmentation import Key
 from finetune.data.batches import FileBatch, ImageFiles, Images, normaliser, read_files_in_turn, read_in_turn
+from finetune.data.kinds import Kind
 from finetune.decide.evidence import ForwardSettings
 from finetune.decide.preprocessing import Preprocessing
 from finetune.device import autocast
@@ -31,6 +32,8 @@ class FileOutputs:
     """A row for each file that can be read, (k, views, ...): of the image and, with two views, of its mirrored copy."""
     reasons: list[str | None]
     """For each file, the reason why it cannot be read, or None."""
+    kinds: list[Kind]
+    """Kinds of the files that can be read."""
 
 
 def logits(network: nn.Module, inputs: Tensor) -> Tensor:
@@ -150,25 +153,27 @@ def forward_files(
             waiting.append(len(chunk))
             yield from (chunk[at : at + settings.batch_size] for at in range(0, len(chunk), settings.batch_size))
 
-    def send(read: Callable[[], FileBatch]) -> tuple[NDArray[np.float32] | None, list[str | None]]:
-        pixels, reasons = read()
+    def send(read: Callable[[], FileBatch]) -> tuple[NDArray[np.float32] | None, list[str | None], list[Kind]]:
+        pixels, reasons, kinds = read()
         if not len(pixels):
-            return None, reasons
+            return None, reasons, kinds
         views = (pixels, pixels.flip(-1)) if mirrored else (pixels,)
-        return torch.stack([forward(view).float() for view in views], dim=1).numpy(), reasons
+        return torch.stack([forward(view).float() for view in views], dim=1).numpy(), reasons, kinds
 
     rows: list[NDArray[np.float32]] = []
     reasons: list[str | None] = []
+    kinds: list[Kind] = []
     with ThreadTeam(settings.parallel_parts, settings.num_threads, apart=True) as team:
         parts = batches()
         first = list(islice(parts, 3))
         # Without workers, one or two batches are read in less time than workers need to start.
         workers = settings.loader_workers if len(first) > 2 else 0
         read = read_files_in_turn(ImageFiles(preprocessing), device, workers, chain(first, parts))
-        for made, why in team.map(send, read):
+        for made, why, own in team.map(send, read):
             rows += [] if made is None else [made]
             reasons += why
+            kinds += own
             if len(reasons) == waiting[0]:
-                yield FileOutputs(np.concatenate(rows) if rows else np.zeros((0, 1, 0), np.float32), reasons)
+                yield FileOutputs(np.concatenate(rows) if rows else np.zeros((0, 1, 0), np.float32), reasons, kinds)
                 waiting.popleft()
-                rows, reasons = [], []
+                rows, reasons, kinds = [], [], []

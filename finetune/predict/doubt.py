@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save
 from finetune.data import Unreadable
 from finetune.errors import RunFolderError
 from finetune.predict.files import remembered
-from finetune.predict.labelling import table_of_labels
+from finetune.predict.labelling import Say, describe_files, say_nothing, table_of_labels
 from finetune.predict.metrics import wilson_interval
 from finetune.predict.model import Predictor
 from finetune.predict.rows import Columns
@@ -159,7 +159,7 @@ class Doubt:
 
 
 def label_with_doubt(
-    model: Predictor, chunks: Iterator[list[str]], top_k: int, doubt: Doubt
+    model: Predictor, chunks: Iterator[list[str]], top_k: int, doubt: Doubt, say: Say = say_nothing
 ) -> Iterator[tuple[Columns, list[Unreadable]]]:
     """Yield tables like those of `label_files`, with what is doubtful about each label.
 
@@ -172,10 +172,12 @@ def label_with_doubt(
         chunks: paths of the files of each chunk.
         top_k: number of classes to name for each image.
         doubt: the limits.
+        say: called with each sentence about how images of several pages, more channels, ... are read.
     """
     names = model.class_names
     waiting: deque[list[str]] = deque()
     for found in model.label(remembered(chunks, waiting), with_features=doubt.neighbours is not None):
+        describe_files(found.kinds, model.reading, say)
         paths, left_out = found.divided(waiting.popleft())
         probabilities = found.rows[:, : len(names)].reshape(len(paths), len(names))
         columns = table_of_labels(names, paths, probabilities, top_k)

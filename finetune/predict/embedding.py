@@ -51,7 +51,7 @@ class PretrainedNetwork:
         """Yield the inputs of the head, float32 (k, width), for the files of each chunk that can be read."""
         with recorded_features(self.network) as compute:
             for found in forward_files(self.network, self.preprocessing, self.settings, compute, chunks):
-                yield FileRows(found.rows[:, 0], found.reasons)
+                yield FileRows(found.rows[:, 0], found.reasons, found.kinds)
 
 
 def pretrained_network(name: str) -> tuple[PretrainedNetwork, str]:

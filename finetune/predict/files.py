@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data import Unreadable
+from finetune.data.kinds import Kind
 from finetune.errors import DataError
 
 
@@ -21,6 +22,8 @@ class FileRows:
     """A row for each file that can be read, (k, ...), in the order of the files."""
     reasons: list[str | None]
     """For each file of the chunk, the reason why it cannot be read, or None."""
+    kinds: list[Kind]
+    """Kinds of the files that can be read."""
 
     def divided(self, paths: Sequence[str]) -> tuple[list[str], list[Unreadable]]:
         """Return the files with a row, and those without one, from the paths of all files."""

@@ -1,15 +1,24 @@
 """Label new images with a trained model."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data import Unreadable
+from finetune.data.kinds import Kind, describe_depth, describe_kinds
 from finetune.predict.files import FileRows, remembered
 from finetune.predict.rows import Columns
+from finetune.reading import Reading
+
+Say = Callable[[str], None]
+"""Function that is called with a sentence."""
+
+
+def say_nothing(_sentence: str) -> None:
+    """Say nothing."""
 
 
 class Labeller(Protocol):
@@ -20,13 +29,18 @@ class Labeller(Protocol):
         """Names of the classes, in the order of the probabilities."""
         ...
 
+    @property
+    def reading(self) -> Reading:
+        """How the values in an image file become 8-bit RGB."""
+        ...
+
     def label(self, chunks: Iterator[list[str]]) -> Iterator[FileRows]:
         """Yield the class probabilities (k, n_classes) of the files of each chunk that can be read."""
         ...
 
 
 def label_files(
-    model: Labeller, chunks: Iterator[list[str]], top_k: int = 1
+    model: Labeller, chunks: Iterator[list[str]], top_k: int = 1, say: Say = say_nothing
 ) -> Iterator[tuple[Columns, list[Unreadable]]]:
     """Yield, for the image files of each chunk, a table with a row for each that can be read, and the other files.
 
@@ -37,12 +51,20 @@ def label_files(
         model: the model that predicts the labels.
         chunks: paths of the files of each chunk.
         top_k: number of classes to name for each image.
+        say: called with each sentence about how images of several pages, more channels, ... are read.
     """
     waiting: deque[list[str]] = deque()
     for found in model.label(remembered(chunks, waiting)):
+        describe_files(found.kinds, model.reading, say)
         paths, left_out = found.divided(waiting.popleft())
         probabilities = found.rows.reshape(len(paths), len(model.class_names))
         yield table_of_labels(model.class_names, paths, probabilities, top_k), left_out
+
+
+def describe_files(kinds: Sequence[Kind], reading: Reading, say: Say) -> None:
+    """Say how a model reads the files of a chunk that are not plain 8-bit images."""
+    for sentence in (*describe_kinds(kinds, reading), *describe_depth(kinds, reading)):
+        say(sentence)
 
 
 def table_of_labels(

@@ -148,7 +148,7 @@ class TrainedModel(Predictor):
                 scores = over_views(views).reshape(len(views[0]), count)
                 probabilities = self.calibrated(scores)
                 rows = np.hstack([probabilities, found.rows[:, 0, :-count]]) if with_features else probabilities
-                yield FileRows(rows, found.reasons)
+                yield FileRows(rows, found.reasons, found.kinds)
 
     def features_of(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float32]:
         """Return the features (n_images, width) of a table with an `image` column."""
@@ -161,7 +161,7 @@ class TrainedModel(Predictor):
         """Yield the inputs of the head, float32 (k, width), for the files of each chunk that can be read."""
         with recorded_features(self.network) as compute:
             for found in forward_files(self.network, self.plan.preprocessing, self.plan.forward, compute, chunks):
-                yield FileRows(found.rows[:, 0], found.reasons)
+                yield FileRows(found.rows[:, 0], found.reasons, found.kinds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +179,7 @@ class Ensemble(Predictor):
         for found in zip(*parts, strict=True):
             rows, reasons = on_common_files(found)
             probabilities = self.combined([part[:, :count] for part in rows])
-            yield FileRows(np.hstack([probabilities, *(part[:, count:] for part in rows)]), reasons)
+            yield FileRows(np.hstack([probabilities, *(part[:, count:] for part in rows)]), reasons, found[0].kinds)
 
     def features_of(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float32]:
         """Return the joined features (n_images, width) of a table with an `image` column."""
@@ -191,7 +191,7 @@ class Ensemble(Predictor):
         parts = [member.features(mine) for member, mine in zip(self.members, own, strict=True)]
         for found in zip(*parts, strict=True):
             rows, reasons = on_common_files(found)
-            yield FileRows(np.concatenate(rows, axis=1), reasons)
+            yield FileRows(np.concatenate(rows, axis=1), reasons, found[0].kinds)
 
     def probabilities(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data import in_threads, read_or_explain
+from finetune.data.kinds import Kind
 from finetune.errors import ExportError, RunFolderError, missing_libraries
 from finetune.predict.files import FileRows, rows_of_files
 from finetune.reading import Reading
@@ -66,11 +67,14 @@ class OnnxModel:
         for chunk in chunks:
             rows: list[NDArray[np.float64]] = []
             reasons: list[str | None] = []
+            kinds: list[Kind] = []
             for start in range(0, len(chunk), BLOCK):
-                for image in in_threads(read, chunk[start : start + BLOCK]):
-                    rows += [] if isinstance(image, str) else [self.predict_image(image)]
-                    reasons.append(image if isinstance(image, str) else None)
-            yield FileRows(np.reshape(rows, (len(rows), len(self.class_names))), reasons)
+                for found in in_threads(read, chunk[start : start + BLOCK]):
+                    reasons.append(found if isinstance(found, str) else None)
+                    if not isinstance(found, str):
+                        rows.append(self.predict_image(found[0]))
+                        kinds.append(found[1])
+            yield FileRows(np.reshape(rows, (len(rows), len(self.class_names))), reasons, kinds)
 
     def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
         """Return the class probabilities (n_paths, n_classes) of image files.
