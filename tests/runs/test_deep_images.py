@@ -13,13 +13,15 @@ from rich.console import Console
 
 import finetune
 from finetune.cli import main
-from finetune.data import load_images
+from finetune.data import load_images, load_with_copies, table_of_paths, without_undecodable
 from finetune.errors import DataError
 from finetune.export import export_run
+from finetune.predict.files import rows_of_files
 from finetune.predict.onnx_model import OnnxModel
 from finetune.reading import Reading
 from finetune.runs.folder import RunFolder
 from finetune.runs.report import Report
+from finetune.serve.networks import ServedNetworks
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "science-images.md"
 
@@ -99,6 +101,40 @@ def test_an_exported_model_uses_the_range_of_the_training_images(finished, tmp_p
     assert exported.reading == model.reading
     paths = sorted(map(str, new.rglob("*.png")))[::6]
     np.testing.assert_allclose(exported.predict_proba(paths), model.predict_proba(paths), atol=0.01)
+
+
+def test_a_served_model_uses_the_range_of_the_training_images(finished):
+    model, _, _, new = finished
+    paths = sorted(map(str, new.rglob("*.png")))[::12]
+    served = ServedNetworks(model)
+    with served.predictions() as predict:
+        found = predict([served.prepare(Path(path).read_bytes()) for path in paths])
+    np.testing.assert_allclose(found, model.predict_proba(paths), atol=1e-5)
+
+
+def test_features_of_files_and_of_a_table_are_those_of_the_same_values(finished):
+    model, _, _, new = finished
+    paths = sorted(map(str, new.rglob("*.png")))[::12]
+    np.testing.assert_allclose(
+        rows_of_files(model.features, paths), model.features_of(table_of_paths(paths)), atol=1e-4
+    )
+
+
+def test_images_are_left_out_by_the_reading_of_their_splits(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(12):
+            values = np.random.default_rng([ord(name), number]).integers(0, 255, (16, 16, 5), dtype=np.uint8)
+            tifffile.imwrite(tmp_path / name / f"{number}.tif", values, photometric="minisblack", planarconfig="contig")
+    splits = load_images(str(tmp_path), reading=Reading(channels=(4, 0, 1)))
+    assert without_undecodable(splits).unreadable == ()
+
+
+def test_an_audit_reads_images_with_the_range_of_a_run(tmp_path):
+    write_images(tmp_path / "images", {"dim": 300, "bright": 3000}, 12, seed=0)
+    images = str(tmp_path / "images")
+    assert load_with_copies(images).reading == load_images(images).reading != Reading()
 
 
 def test_images_of_another_kind_are_told_once_on_stderr(finished, tmp_path, capfd):
