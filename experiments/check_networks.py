@@ -151,7 +151,7 @@ def check(name: str, splits: ImageSplits, folder: Path) -> Row:
     except Exception as error:  # the point is to find errors of any kind
         row["result"] = "failed"
         row["sentence"] = f"{type(error).__name__}: {str(error)[:200]}"
-        row["traceback"] = traceback.format_exc()[-1500:]
+        row["traceback"] = traceback.format_exc()[-9500:]
     row["seconds"] = round(time.perf_counter() - start, 1)
     return row
 

@@ -146,20 +146,19 @@ def write_header(name: str, results: Sequence[RunResult]) -> None:
 def write_table(all_results: dict[str, list[RunResult]]) -> None:
     """Write recipes/README.md: the table of results."""
     seeds = max(map(len, all_results.values()))
+    numbers = " ".join(map(str, range(seeds)))
     lines = [
         "# Recipes",
         "",
-        "Each file is a recipe for an image set; its first lines hold its measured results.",
-        "The folder of the images is given with `--data`:",
+        "One file for each image set; its first lines state the result. Give the folder of the images with `--data`:",
         "",
         "```bash",
         "finetune train --recipe recipes/oxford_flowers.yaml --data ./flowers",
         "```",
         "",
-        f"Test results are the mean ± standard deviation of {seeds} seeds. The test images are read once in each run,",
-        "at its end.",
+        f"Test results of {seeds} seeds (mean ± standard deviation), read once, at the end of each run.",
         f"Network: the embedded EfficientNet-Lite0. Hardware: {hardware()}.",
-        f"Date: {date.today()}. Command: `python -m experiments.measure_recipes --data DIR`.",
+        f"Date: {date.today()}. Command: `python -m experiments.measure_recipes --data DIR --seeds {numbers}`.",
         "",
         "| recipe | images (training + test) | similarity | probe (5-fold) | chosen | metric | test | time of a run |",
         "|---|---|---|---|---|---|---|---|",

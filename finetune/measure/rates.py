@@ -18,6 +18,7 @@ from finetune.cache import make_key, read_value, write_value
 from finetune.data.batches import PlainImages, normaliser
 from finetune.decide.families import SAFE_FRACTION
 from finetune.decide.preprocessing import Preprocessing
+from finetune.network.backbone import set_training_mode
 from finetune.network.head import find_head
 from finetune.network.outputs import digest_weights
 from finetune.predict.linear_probe import fit_head
@@ -121,10 +122,11 @@ def rate_of_rise(network: nn.Module, inputs: Tensor, labels: Tensor, num_classes
         labels: classes of the images (n,), on the same device.
         num_classes: number of classes.
     """
-    network.eval()
     trained = list(network.parameters())
     for parameter in trained:
         parameter.requires_grad_(True)
+    # As in a training: in evaluation mode some networks (TinyViT, LeViT) keep attention biases from step to step.
+    set_training_mode(network, freeze_statistics=True)
     optimizer = torch.optim.AdamW(trained, lr=LOWEST, weight_decay=0.0)
     # Whole batches alone, so that all have the same noise.
     batches = [(inputs[i : i + BATCH], labels[i : i + BATCH]) for i in range(0, len(inputs) - BATCH + 1, BATCH)]

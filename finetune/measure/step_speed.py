@@ -11,7 +11,7 @@ from finetune.decide.evidence import ForwardSettings, TrainingSpeed
 from finetune.device import autocast
 from finetune.measure.machine import precisions
 from finetune.measure.timing import NOTHING_YET, time_rate
-from finetune.network.backbone import find_norms, find_stages
+from finetune.network.backbone import find_norms, find_stages, set_training_mode
 from finetune.network.cpu import FoldedNorms, ThreadTeam, quick_gradients
 from finetune.network.head import find_head
 from finetune.network.tail import cut
@@ -43,7 +43,7 @@ def _time_training(
     The parameters that require a gradient are trained; batch norms stay frozen. If the speed of another strategy is
     given in `like`, only its settings are timed, or float32 if its precision changes the gradients.
     """
-    module.eval()
+    set_training_mode(module, freeze_statistics=True)
     device = inputs.device
     labels = torch.arange(len(inputs), device=device) % 2
     folded = FoldedNorms(lambda: module(inputs[:1]))

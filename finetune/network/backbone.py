@@ -198,6 +198,7 @@ def profile_stages(network: nn.Module, image_size: int) -> tuple[StageProfile, .
         network(torch.zeros(1, 3, image_size, image_size, device=device))
     for hook in hooks:
         hook.remove()
+    network.eval()  # networks that keep attention biases (TinyViT) forget those of this pass, which hold its graph
     flops = _flops_by_module(counter, network)
     amounts = [_stage_flops(stage, flops) for stage in stages]
     total = sum(amounts) or 1

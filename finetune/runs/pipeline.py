@@ -230,7 +230,7 @@ def _measure(
 
 
 def _warn_of_crossing(recipe: Recipe, splits: ImageSplits, side: int, report: Report) -> None:
-    """Print which test images show pictures of the training split, unless time is limited; `side`: of the cache."""
+    """Print which test images, read at a shorter `side`, show pictures of the training split, if time is unlimited."""
     if recipe.time_budget is None:
         crossing = from_main_process(partial(find_crossing, splits, side))
         if crossing:

@@ -26,6 +26,7 @@ def command(capsys, image_folder, weights, tmp_path, monkeypatch):
     image_folder(tmp_path / "images", splits={"train": {"a": 8, "b": 8}, "test": {"a": 3, "b": 3}})
     monkeypatch.chdir(tmp_path)
     handlers = {number: signal.getsignal(number) for number in interruption.STATUS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it runs in the background
 
     def run(*options):
         given = (
