@@ -77,7 +77,7 @@ def run(
             report.say(f"{folder.path} holds a plan, which is trained as it is")
             return _train(folder, (_adopt(folder.read_plan(), folder, folder),), report, start, splits)
         splits, members = decide_all(recipe, report, splits, start)
-        refuse_if_taken(folder.path)
+        from_main_process(partial(refuse_if_taken, folder.path))
         write_identity(folder, splits)
         folder.begin(members)
         return _train(folder, members, report, start, splits)
@@ -111,7 +111,7 @@ def plan_only(
     with held(folder.path, refuse_if_taken), reporting(report) as report:
         report.folder = folder.path
         splits, (decisions, *others) = decide_all(recipe, report, None, start)
-        refuse_if_taken(folder.path)
+        from_main_process(partial(refuse_if_taken, folder.path))
         write_identity(folder, splits)
         folder.begin([decisions], plot)
         if others:
