@@ -16,7 +16,7 @@ IMPROBABLE = 0.01
 """Largest probability of a given label that is reported as wrong. Of six sets as published, 0.4 % of the images are
 reported then, and of labels that were swapped 48 %; with 0.02 it is 0.9 % and 55 % (experiments/log.md, 2026-11-29)."""
 
-MISSING = "labels were not checked, because cleanlab is not installed; install it: pip install 'finetune[audit]'"
+MISSING = "labels were not checked, because cleanlab is not installed; install it: pip install 'finetune-images[audit]'"
 """Sentence that is printed without cleanlab."""
 
 
