@@ -81,9 +81,16 @@ def describe_crossing(found: Sequence[Crossing], data: str) -> str:
 
 
 def _thumbnails(pixels: Pixels) -> NDArray[np.float32]:
-    """Return small grey images without slow changes of brightness, (n_images, SIDE, SIDE), each of length 1."""
+    """Return small grey images without slow changes of brightness, (n_images, SIDE, SIDE), each of length 1.
+
+    An image smaller than `SIDE` is all zeros: it has too few details to be told from others of its kind.
+    """
+
+    def details(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return small_details(image, SIDE) if min(image.shape[:2]) >= SIDE else np.zeros((SIDE, SIDE), np.float32)
+
     parts = [
-        in_threads(lambda image: small_details(image, SIDE), pixels.read(range(start, min(start + BLOCK, len(pixels)))))
+        in_threads(details, pixels.read(range(start, min(start + BLOCK, len(pixels)))))
         for start in range(0, len(pixels), BLOCK)
     ]
     small = np.stack([image for part in parts for image in part])
