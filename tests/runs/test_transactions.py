@@ -120,7 +120,10 @@ def test_a_run_that_is_killed_at_any_file_operation_ends_with_the_same_model(rec
     assert total > 40
     for at in range(1, total + 1, SOME):
         shutil.rmtree(folder)
-        assert in_child(lambda: pipeline.run(recipe, folder), folder, at)[0] == KILLED
+        status, _ = in_child(lambda: pipeline.run(recipe, folder), folder, at)
+        if status == 0 and at > total / 2:
+            break  # the state of a run is written every second, so that a quicker run has fewer operations
+        assert status == KILLED
         before = sorted(str(file.relative_to(folder)) for file in folder.rglob("*")) if folder.exists() else []
         assert in_child(lambda: continue_as_its_files_say(recipe, folder), folder)[0] == 0, (at, before)
         assert RunFolder(folder).is_finished()
