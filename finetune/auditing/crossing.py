@@ -83,7 +83,7 @@ def describe_crossing(found: Sequence[Crossing], data: str) -> str:
 def _thumbnails(pixels: Pixels) -> NDArray[np.float32]:
     """Return small grey images without slow changes of brightness, (n_images, SIDE, SIDE), each of length 1.
 
-    An image smaller than `SIDE` is all zeros: it has too few details to be told from others of its kind.
+    An image smaller than `SIDE` is all zeros: with so few details, different images look the same.
     """
 
     def details(image: NDArray[np.uint8]) -> NDArray[np.float32]:
