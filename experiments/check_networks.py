@@ -26,6 +26,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from experiments.pages import mark_of, write_between
 from experiments.paths import PAGES, RESULTS
 from experiments.rows import Row, append_row, read_rows
 from finetune import Evidence, ImageSplits, Recipe, choose_strategy, load_images, make_plan, measure_evidence, train
@@ -72,9 +73,6 @@ SIDES = (96, 98, 128)
 
 TOLERANCE = 1e-4
 """Largest difference between the probabilities of the trained and of a reloaded model."""
-
-MARKS = ("<!-- begins: written by experiments.check_networks -->", "<!-- ends -->")
-"""Marks around the table in the page."""
 
 
 def fixed_speeds(network: nn.Module, _name: str, preprocessing: Preprocessing, *_: object) -> Measured:
@@ -210,9 +208,6 @@ def draw_names(count: int, seed: int, largest: float) -> list[str]:
 def write_table(rows: Sequence[Row]) -> None:
     """Write the table of the rows into the page."""
     page = PAGES / "networks.md"
-    text = page.read_text("utf-8")
-    before, _, rest = text.partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
     lines = ["| network | parameters (M) | side (px) | stages | result |", "|---|---|---|---|---|"]
     for row in sorted(rows, key=lambda row: str(row["model"])):
         size = f"{row['parameters'] / 1e6:.1f}" if "parameters" in row else ""
@@ -220,7 +215,7 @@ def write_table(rows: Sequence[Row]) -> None:
         lines.append(
             f"| `{row['model']}` | {size} | {row.get('image_size', '')} | {row.get('stages', '')} | {result} |"
         )
-    page.write_text("\n".join([before + MARKS[0], *lines, MARKS[1] + after]), "utf-8")
+    write_between(page, mark_of("check_networks"), "\n".join(lines))
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.calibrate_forecast import features_of
+from experiments.pages import mark_of, write_between
 from experiments.paths import RESULTS
 from experiments.rows import Row, append_row, read_rows
 from finetune.data import ImageSplits, groups_of, labels_of, load_images, paths_of
@@ -137,10 +138,7 @@ def main() -> None:
     if asked.write is None:
         print(text)
         return
-    begin, end = "<!-- begins: written by experiments.find_groups -->\n", "<!-- ends -->"
-    before, _, rest = asked.write.read_text("utf-8").partition(begin)
-    _, _, after = rest.partition(end)
-    asked.write.write_text(f"{before}{begin}{text}\n{end}{after}", "utf-8")
+    write_between(asked.write, mark_of("find_groups"), text)
 
 
 if __name__ == "__main__":

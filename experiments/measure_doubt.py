@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from experiments.measure_recipes import SETS, hardware
+from experiments.pages import mark_of, write_between
 from experiments.paths import ROOT
 from experiments.rows import Row, append_row, read_rows
-from finetune.data import load_images, table_of_paths
+from finetune.data import load_images
 from finetune.data.folder import walk_files
 from finetune.predict.doubt import Neighbours, find_least_probability, least_probability_in_set
 from finetune.predict.model import Predictor
@@ -44,9 +45,6 @@ OWN, OTHER = 200, 120
 WANTED, COVERAGE = 0.95, 0.9
 """Share of the given labels that shall be right, and share of the sets that shall hold the right class."""
 
-MARKS = "<!-- begins: written by experiments.measure_doubt -->\n", "<!-- ends -->"
-"""Marks around the tables."""
-
 
 def draw(folder: Path, most: int) -> list[str]:
     """Return at most `most` image files below a folder, drawn with seed 0."""
@@ -56,7 +54,7 @@ def draw(folder: Path, most: int) -> list[str]:
 
 def distances(model: Predictor, neighbours: Neighbours, files: list[str]) -> NDArray[np.float64]:
     """Return the distance of each file from its nearest training image, (n_files,)."""
-    return neighbours.distances(model.features_of(table_of_paths(files)))
+    return neighbours.distances(model.embed(files))
 
 
 def measure(run: Path, data: Path, own: str) -> Row:
@@ -130,7 +128,7 @@ def tables(rows: list[Row]) -> str:
             found = row["others"].get(other)
             cells.append(f"{found['auroc']:.3f}, {100 * found['withheld']:.0f} %" if found else "")
         lines.append(f"| {row['set']} | {100 * row['own_withheld']:.1f} % | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -141,8 +139,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the tables of the guide")
     arguments = parser.parse_args()
     if arguments.write:
-        before, rest = GUIDE.read_text("utf-8").split(MARKS[0])
-        GUIDE.write_text(before + MARKS[0] + tables(read_rows(RESULTS)) + MARKS[1] + rest.split(MARKS[1])[1], "utf-8")
+        write_between(GUIDE, mark_of("measure_doubt"), tables(read_rows(RESULTS)))
         return
     known = {row["run"] for row in read_rows(RESULTS)}
     for name, image_set in SETS.items():

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.pages import write_between
 from experiments.rows import Row, append_row, read_rows
 from finetune import ImageSplits, Recipe, choose_strategy, load_images, make_plan, measure_evidence
 from finetune.data import labels_of
@@ -196,16 +197,14 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 def write_table(path: Path, rows: Sequence[Row], is_few: bool) -> None:
     """Replace the table between the marks of a page."""
     what = "folds, " if is_few else ""
-    begin, end = f"<!-- begins: {what}written by experiments.measure_ensembles -->\n", "<!-- ends -->"
-    before, _, rest = path.read_text("utf-8").partition(begin)
-    after = rest.partition(end)[2]
     sets, seeds = sorted({row["set"] for row in rows}), sorted({row["seed"] for row in rows})
     source = (
         f"{len(sets)} sets ({', '.join(sets)}), {len(rows)} cells, seeds {', '.join(map(str, seeds))}; 2 CPU cores "
-        f"(x86_64), {date.today()}.\n"
+        f"(x86_64), {date.today()}."
     )
     lines = "\n".join(table(rows))
-    path.write_text(f"{before}{begin}{lines}\n\n{source}{end}{after}", "utf-8")
+    begin = f"<!-- begins: {what}written by experiments.measure_ensembles -->"
+    write_between(path, begin, f"{lines}\n\n{source}")
 
 
 def main() -> None:

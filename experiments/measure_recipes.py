@@ -20,14 +20,12 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+from experiments.pages import mark_of, write_between
 from experiments.paths import PAGES, ROOT
 from finetune.runs.folder import RunFolder
 
 STRATEGIES = ("auto", "linear_probe", "norm_tuning", "partial", "full", "scratch")
 """Strategies that can be compared."""
-
-MARKS = ("<!-- begins: written by experiments.measure_recipes -->", "<!-- ends -->")
-"""Marks around the table that this program writes into a page."""
 
 SHOWN = ("oxford_flowers", "clothing", "uc_merced", "brain_tumor_mri", "fashion_mnist")
 """Recipes that are the README's examples, from near to far."""
@@ -192,13 +190,7 @@ def write_examples(all_results: dict[str, list[RunResult]]) -> None:
         "",
         f"Mean ± standard deviation of {seeds} seeds; {hardware()}, {date.today()}.",
     ]
-    write_between(ROOT / "README.md", lines)
-
-
-def write_between(path: Path, lines: Sequence[str]) -> None:
-    """Replace the lines between the marks of a page."""
-    before, rest = path.read_text("utf-8").split(MARKS[0])
-    path.write_text(before + "\n".join([MARKS[0], *lines, MARKS[1]]) + rest.split(MARKS[1])[1], "utf-8")
+    write_between(ROOT / "README.md", mark_of("measure_recipes"), "\n".join(lines))
 
 
 def write_comparison(all_results: dict[str, dict[str, list[RunResult]]], command: str) -> None:
@@ -225,7 +217,7 @@ def write_comparison(all_results: dict[str, dict[str, list[RunResult]]], command
         f"Training took {min(ratios):.2f} to {max(ratios):.2f} times the expected seconds "
         f"(median {statistics.median(ratios):.2f}, {len(ratios)} runs).",
     ]
-    write_between(PAGES / "choice.md", lines)
+    write_between(PAGES / "choice.md", mark_of("measure_recipes"), "\n".join(lines))
 
 
 def hardware() -> str:

@@ -25,6 +25,7 @@ from unittest.mock import patch
 import numpy as np
 from PIL import Image, ImageOps
 
+from experiments.pages import mark_of, write_between
 from experiments.paths import RESULTS
 from experiments.rows import Row, append_row, read_rows
 from finetune.auditing.crossing import find_crossing
@@ -229,10 +230,7 @@ def main() -> None:
     if asked.write is None:
         print(text)
         return
-    begin, end = "<!-- begins: written by experiments.plant_faults -->\n", "<!-- ends -->"
-    before, _, rest = asked.write.read_text("utf-8").partition(begin)
-    _, _, after = rest.partition(end)
-    asked.write.write_text(f"{before}{begin}{text}\n{end}{after}", "utf-8")
+    write_between(asked.write, mark_of("plant_faults"), text)
 
 
 if __name__ == "__main__":

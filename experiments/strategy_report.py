@@ -30,6 +30,7 @@ from experiments.grid_policies import (
     priors_without,
     selector,
 )
+from experiments.pages import mark_of, write_between
 from experiments.paths import IMAGES, PAGES, ROOT
 from experiments.rows import read_rows
 from finetune.decide.prior import Prior
@@ -49,9 +50,6 @@ SIZES = {"all": "all images", "20": "20 images per class", "5": "5 images per cl
 
 PREFERENCES: tuple[Preference, ...] = ("balanced", "accuracy", "speed")
 """Preferences of the selector."""
-
-BEGIN, END = "<!-- begins: written by experiments.strategy_report -->", "<!-- ends -->"
-"""Markers of the generated part of the page."""
 
 
 def policies(priors: Mapping[str, Prior]) -> dict[str, Policy]:
@@ -271,9 +269,7 @@ def main() -> None:
         return
     fit_prior(cells).save(ROOT / "finetune" / "decide" / "prior.json")
     target = PAGES / "decisions.md"
-    before, _, rest = target.read_text("utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    target.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", "utf-8")
+    write_between(target, mark_of("strategy_report"), f"\n{text}")
     draw(cells, priors, IMAGES / "selector.svg")
 
 

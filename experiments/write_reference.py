@@ -21,6 +21,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from typer.models import ArgumentInfo, OptionInfo, ParameterInfo
 
+from experiments.pages import mark_of, with_written
+
 ROOT = Path(__file__).resolve().parent.parent
 """Folder of the repository."""
 
@@ -35,9 +37,6 @@ ARCHITECTURE = ROOT / "docs" / "architecture.md"
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 """Page with commands, each with its output."""
-
-MARKS = ("<!-- begins: written by experiments.write_reference -->", "<!-- ends -->")
-"""Generated parts of run-folder.md and architecture.md are between these two lines."""
 
 OUTPUT = re.compile(r"^```bash\n(?P<commands>.*?)^```\n(?P<between>.*?)(?=^```bash\n|\Z)", re.MULTILINE | re.DOTALL)
 """A block of commands, and the text up to the next one."""
@@ -203,8 +202,7 @@ def write_tutorial() -> None:
 
 def _with_generated(page: Path, lines: Sequence[str]) -> str:
     """Return the text of a page with `lines` between its marks."""
-    before, rest = page.read_text("utf-8").split(MARKS[0])
-    return before + "\n".join([MARKS[0], *lines, "", MARKS[1]]) + rest.split(MARKS[1])[1]
+    return with_written(page.read_text("utf-8"), mark_of("write_reference"), "\n".join([*lines, ""]))
 
 
 def _first_sentence(module: Path) -> str:
