@@ -213,7 +213,9 @@ def decide_all(
     _warn_of_crossing(recipe, splits, measured[0].preprocessing.shorter_side, report)
     members = decide(recipe, measured, share)
     report.choice(members[0].choice, members[0].plan.model)
-    report.plan(members[0].plan, describe_members(members) if share == 1.0 else "")  # a search has many trainings
+    report.plan(members[0].plan)
+    if share == 1.0:  # a search has many trainings
+        report.say(describe_members(members), "Time")
     return splits, members
 
 
@@ -231,10 +233,9 @@ def _measure(
 
 def _warn_of_crossing(recipe: Recipe, splits: ImageSplits, side: int, report: Report) -> None:
     """Print which test images, read at a shorter `side`, show pictures of the training split, if time is unlimited."""
-    if recipe.time_budget is None:
-        crossing = from_main_process(partial(find_crossing, splits, side))
-        if crossing:
-            report.say(f"  {describe_crossing(crossing, recipe.data)}")
+    crossing = [] if recipe.time_budget else from_main_process(partial(find_crossing, splits, side))
+    if crossing:
+        report.say(describe_crossing(crossing, recipe.data), "Copies")
 
 
 def _checked_by_decoding(splits: ImageSplits, error: UndecodableError, report: Report) -> ImageSplits:

@@ -135,14 +135,10 @@ class Report:
         else:
             overview.print_choice(self.console, choice, model)
 
-    def plan(self, plan: Plan, time: str = "") -> None:
-        """Print the steps, how the model is evaluated, and the expected time of the whole command if there is one."""
+    def plan(self, plan: Plan) -> None:
+        """Print the steps and how the model is evaluated."""
         self.summary |= {"model": plan.model, "strategy": plan.strategy, "steps": plan.steps}
         (details if self.verbose else overview).print_plan(self.console, plan)
-        if time and self.verbose:
-            print_text(self.console, time)
-        elif time:
-            print_entry(self.console, "Time", time)
 
     def saved_plan(self, path: Path) -> None:
         """Print where the plan is, and the command that trains it."""
@@ -188,6 +184,9 @@ class Report:
             print_text(self.console, "nothing stands out")
         print_text(self.console, f"[dim]checked: {escape(describe_checks(history))}[/dim]")
 
-    def say(self, text: str) -> None:
-        """Print a sentence."""
-        print_text(self.console, escape(text), indent=0)
+    def say(self, text: str, label: str = "") -> None:
+        """Print a sentence: below the section before it with `verbose`, else next to its label, if it has one."""
+        if label and not self.verbose:
+            print_entry(self.console, label, escape(text))
+        else:
+            print_text(self.console, escape(text), indent=2 if label else 0)
