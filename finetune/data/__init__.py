@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from finetune.data.image_splits import ImageSplits, groups_of, labels_of, paths_of, without_undecodable
     from finetune.data.known_groups import groups_by_rule
     from finetune.data.listing import check_images, list_images
-    from finetune.data.paths import PathTable, check_data, table_of_paths
+    from finetune.data.paths import check_data
     from finetune.data.pixels import Pixels
     from finetune.data.scanning import read_or_explain, why_undecodable, why_unreadable
     from finetune.data.sources import (
@@ -80,9 +80,7 @@ _HOMES = {
     "groups_by_rule": "known_groups",
     "check_images": "listing",
     "list_images": "listing",
-    "PathTable": "paths",
     "check_data": "paths",
-    "table_of_paths": "paths",
     "Pixels": "pixels",
     "group_training_images": "sources",
     "label_paths": "sources",
@@ -104,7 +102,6 @@ __all__ = [
     "ImageSource",
     "ImageSplits",
     "ImageStream",
-    "PathTable",
     "Pixels",
     "UndecodableError",
     "Unreadable",
@@ -136,7 +133,6 @@ __all__ = [
     "stratified_folds",
     "stratified_holdout",
     "stratified_subset",
-    "table_of_paths",
     "why_undecodable",
     "why_unreadable",
     "without_undecodable",

@@ -12,7 +12,6 @@ from PIL import Image
 
 from finetune.cache import CachedRows, make_key, new_entry, read_arrays
 from finetune.data.decoding import ImageSource, decode, digest_of, encoded_bytes, in_threads, undecodable
-from finetune.data.paths import PathTable
 from finetune.progress import Progress
 from finetune.reading import AS_STORED, Reading
 from finetune.work import Work
@@ -32,7 +31,7 @@ class Pixels:
 
     def __init__(
         self,
-        tables: "Dataset | PathTable | Sequence[Dataset | PathTable]",
+        tables: "Dataset | Sequence[Dataset]",
         shorter_side: int,
         reading: Reading = AS_STORED,
     ) -> None:
@@ -92,7 +91,7 @@ class Pixels:
 class _TablePixels:
     """Pixels of the images of one table."""
 
-    def __init__(self, table: "Dataset | PathTable", shorter_side: int, reading: Reading) -> None:
+    def __init__(self, table: "Dataset", shorter_side: int, reading: Reading) -> None:
         """Prepare to read images as `Pixels` does."""
         self.sources = table["image"]
         self.cached: dict[str, CachedRows] | None = None

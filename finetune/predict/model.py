@@ -28,8 +28,6 @@ from finetune.work import Work
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from finetune.data import PathTable
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
@@ -79,7 +77,7 @@ class Predictor(ABC):
         ensemble's members are joined."""
 
     @abstractmethod
-    def features_of(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float32]:
+    def features_of(self, table: "Dataset", progress: Progress = no_progress) -> NDArray[np.float32]:
         """Return the features (n_images, width) of a table with an `image` column, as `features` does of files."""
 
     @property
@@ -88,7 +86,7 @@ class Predictor(ABC):
         return self.plan.preprocessing.reading
 
     @abstractmethod
-    def probabilities(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float64]:
+    def probabilities(self, table: "Dataset", progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
 
     def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
@@ -125,7 +123,7 @@ class TrainedModel(Predictor):
     rejected: str = ""
     """Reason why the training was rejected, which makes `network` its linear probe; empty if it was not rejected."""
 
-    def probabilities(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float64]:
+    def probabilities(self, table: "Dataset", progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
         pixels = Pixels(table, self.plan.preprocessing.shorter_side, self.reading)
         scores = scores_of(self.network, pixels, self.plan, None, progress)
@@ -150,7 +148,7 @@ class TrainedModel(Predictor):
                 rows = np.hstack([probabilities, found.rows[:, 0, :-count]]) if with_features else probabilities
                 yield FileRows(rows, found.reasons, found.kinds)
 
-    def features_of(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float32]:
+    def features_of(self, table: "Dataset", progress: Progress = no_progress) -> NDArray[np.float32]:
         """Return the features (n_images, width) of a table with an `image` column."""
         plan = self.plan
         images = PlainImages(Pixels(table, plan.preprocessing.shorter_side, self.reading), plan.preprocessing)
@@ -181,7 +179,7 @@ class Ensemble(Predictor):
             probabilities = self.combined([part[:, :count] for part in rows])
             yield FileRows(np.hstack([probabilities, *(part[:, count:] for part in rows)]), reasons, found[0].kinds)
 
-    def features_of(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float32]:
+    def features_of(self, table: "Dataset", progress: Progress = no_progress) -> NDArray[np.float32]:
         """Return the joined features (n_images, width) of a table with an `image` column."""
         return np.hstack([member.features_of(table, progress) for member in self.members])
 
@@ -193,7 +191,7 @@ class Ensemble(Predictor):
             rows, reasons = on_common_files(found)
             yield FileRows(np.concatenate(rows, axis=1), reasons, found[0].kinds)
 
-    def probabilities(self, table: "Dataset | PathTable", progress: Progress = no_progress) -> NDArray[np.float64]:
+    def probabilities(self, table: "Dataset", progress: Progress = no_progress) -> NDArray[np.float64]:
         """Return the class probabilities (n_images, n_classes) of a table with an `image` column."""
         return self.combined([member.probabilities(table, progress) for member in self.members])
 

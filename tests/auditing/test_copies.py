@@ -4,9 +4,10 @@ import numpy as np
 from PIL import ImageOps
 
 from finetune.auditing.copies import clusters, find_near_copies, nearest_pairs, whitened
-from finetune.data import Pixels, table_of_paths
+from finetune.data import Pixels
 from finetune.progress import no_progress
 from tests.auditing.pictures import picture
+from tests.path_table import table_of_paths
 
 
 def test_neighbours_are_pairs_without_the_image_itself():

@@ -4,8 +4,9 @@ import pytest
 from PIL import Image
 
 from finetune.auditing.oddities import find_oddities
-from finetune.data import Pixels, table_of_paths
+from finetune.data import Pixels
 from tests.auditing.pictures import picture
+from tests.path_table import table_of_paths
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from torchvision.transforms import (
 )
 from torchvision.transforms.functional import adjust_brightness, adjust_contrast, adjust_saturation
 
-from finetune.data import Pixels, batches, table_of_paths
+from finetune.data import Pixels, batches
 from finetune.data.augmentation import ASPECT, Key, _jitter, _random_box
 from finetune.data.batches import (
     BatchShare,
@@ -35,6 +35,7 @@ from finetune.data.batches import (
 from finetune.decide.plan import AugmentationPlan
 from finetune.errors import DataError
 from finetune.progress import no_progress
+from tests.path_table import table_of_paths
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from finetune.cache import list_entries
-from finetune.data import Pixels, decoding, pixels, read_image, table_of_paths
+from finetune.data import Pixels, decoding, pixels, read_image
 from finetune.errors import DataError
 from finetune.progress import no_progress
 from finetune.work import Work
+from tests.path_table import table_of_paths
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 

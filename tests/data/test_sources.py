@@ -13,7 +13,6 @@ from finetune.data import (
     load_images,
     load_scored_images,
     paths_of,
-    table_of_paths,
 )
 from finetune.errors import DataError
 
@@ -383,22 +382,6 @@ def test_the_demo_is_written_once_in_the_cache_folder():
 def test_an_unknown_demo_is_refused_with_the_one_there_is():
     with pytest.raises(DataError, match="there is no demo 'cats'; the embedded demo is demo:digits"):
         load_images("demo:cats")
-
-
-def test_a_table_of_paths_has_the_images_in_their_order_and_no_labels(labelled):
-    table = table_of_paths(labelled[0][::-1])
-    assert paths_of(table) == labelled[0][::-1]
-    assert table.column_names == ["image"]
-
-
-def test_a_path_that_is_not_there_is_named(labelled):
-    with pytest.raises(DataError, match=r"nowhere\.png cannot be read as an image: .*No such file"):
-        table_of_paths([*labelled[0], "nowhere.png"])
-
-
-def test_a_path_that_is_no_image_is_named(labelled, tmp_path):
-    with pytest.raises(DataError, match=r"broken\.jpg cannot be read as an image: \w"):
-        table_of_paths([*labelled[0], str(break_image(tmp_path / "broken.jpg"))])
 
 
 def test_a_file_name_that_is_not_utf_8_is_escaped_and_its_image_is_read(image_folder, tmp_path):

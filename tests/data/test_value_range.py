@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.data import Pixels, load_images, load_scored_images, read_image, table_of_paths
+from finetune.data import Pixels, load_images, load_scored_images, read_image
 from finetune.errors import RecipeError
 from finetune.progress import no_progress
 from finetune.reading import AS_STORED, Reading
 from finetune.recipe import load_recipe
+from tests.path_table import table_of_paths
 
 
 def write_set(root, levels=(300, 3000), count=20, side=24):

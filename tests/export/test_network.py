@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.data import table_of_paths
 from finetune.data.augmentation import plain_view
 from finetune.data.decoding import read_image
 from finetune.export.network import SquareProbabilities
+from tests.path_table import table_of_paths
 
 
 @pytest.mark.parametrize("kind", ["one network", "flips", "ensemble"])

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.data import Pixels, table_of_paths
+from finetune.data import Pixels
 from finetune.data.batches import VariedImages
 from finetune.errors import ModelError
 from finetune.measure import speed as speed_module
@@ -11,6 +11,7 @@ from finetune.measure import step_speed, timing
 from finetune.measure.machine import layouts, precisions
 from finetune.measure.speed import measure_speed
 from finetune.measure.timing import REPETITIONS, Rate, time_rate
+from tests.path_table import table_of_paths
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,14 @@ import torch
 from conftest import FORWARD
 from PIL import Image
 
-from finetune.data import Pixels, table_of_paths
+from finetune.data import Pixels
 from finetune.data.batches import PlainImages, normaliser
 from finetune.network.forward import forward_all, forward_batches, logits
 from finetune.network.head import recorded_features
 from finetune.network.outputs import cached_outputs, count_work, digest_weights, frozen_features
 from finetune.progress import no_progress
 from finetune.work import Work
+from tests.path_table import table_of_paths
 
 
 def of_images(hook):

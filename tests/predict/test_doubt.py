@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from finetune.data import table_of_paths
 from finetune.errors import RunFolderError
 from finetune.predict.doubt import (
     UNLIKE,
@@ -20,6 +19,7 @@ from finetune.predict.doubt import (
 )
 from finetune.predict.labelling import label_files
 from finetune.predict.model import TrainedModel
+from tests.path_table import table_of_paths
 
 
 def calibrated(count, seed, confident=0.5):

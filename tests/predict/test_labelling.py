@@ -3,9 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from finetune.data import files_below, table_of_paths, why_unreadable
+from finetune.data import files_below, why_unreadable
 from finetune.predict.labelling import label_files
 from finetune.predict.model import TrainedModel
+from tests.path_table import table_of_paths
 from tests.predict.damage import damaged_jpeg, damaged_png
 from tests.predict.one_chunk import label_images
 

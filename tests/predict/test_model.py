@@ -40,6 +40,12 @@ def test_the_temperature_divides_the_logits(model, image_folder, tmp_path):
     np.testing.assert_allclose(hot, softmax(logits / 2.0), rtol=1e-4)
 
 
+def test_a_file_that_is_not_there_is_named(model, image_folder, tmp_path):
+    paths = sorted(image_folder(tmp_path).rglob("*.*"))
+    with pytest.raises(DataError, match=r"nowhere\.png cannot be read as an image: .*No such file"):
+        model.predict([*paths, "nowhere.png"])
+
+
 def test_a_file_that_is_not_an_image_is_named(model, tmp_path):
     (tmp_path / "a.png").write_bytes(b"not an image")
     with pytest.raises(DataError, match=r"a\.png cannot be read as an image"):

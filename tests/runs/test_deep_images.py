@@ -13,7 +13,7 @@ from rich.console import Console
 
 import finetune
 from finetune.cli import main
-from finetune.data import load_images, load_with_copies, table_of_paths, without_undecodable
+from finetune.data import load_images, load_with_copies, without_undecodable
 from finetune.errors import DataError
 from finetune.export import export_run
 from finetune.predict.files import rows_of_files
@@ -22,6 +22,7 @@ from finetune.reading import Reading
 from finetune.runs.folder import RunFolder
 from finetune.runs.report import Report
 from finetune.serve.networks import ServedNetworks
+from tests.path_table import table_of_paths
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "science-images.md"
 

@@ -3,12 +3,13 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.data import Pixels, table_of_paths
+from finetune.data import Pixels
 from finetune.data.augmentation import Key
 from finetune.data.batches import PlainImages, VariedImages, normaliser
 from finetune.network.tail import cut
 from finetune.progress import no_progress
 from finetune.training.cached_activations import cache_activations
+from tests.path_table import table_of_paths
 
 NUM_IMAGES, VIEWS = 70, 2
 ALL = np.arange(NUM_IMAGES)
