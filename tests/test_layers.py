@@ -25,6 +25,7 @@ GROUND = (
     "device",
     "progress",
     "system_settings",
+    "templates",
 )
 """Modules that every wing may import."""
 

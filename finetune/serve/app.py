@@ -1,10 +1,8 @@
 """Define the routes of the server: the page, the predictions, and its state."""
 
 import asyncio
-import base64
-import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,14 +10,13 @@ from fastapi import FastAPI, HTTPException, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi_offline import FastAPIOffline
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finetune import __version__
 from finetune.serve.answers import Answer, FailedImage, Health, LabelledImage, Refusal, label
 from finetune.serve.batching import Batcher, Full, ServedModel
 from finetune.serve.uploads import MOST_BYTES, UNREADABLE, Refused, check_upload, why_refused
+from finetune.templates import open_templates
 
 ABOUT = """Label images with a trained classifier: `POST /predict` with one or several files in the field `images`."""
 
@@ -166,23 +163,10 @@ class BodyLimit:
 
 def _page(name: str, class_names: Sequence[str]) -> tuple[str, str]:
     """Return the page, and its policy: the browser runs its own script alone, and asks no other server."""
-    environment = Environment(
-        loader=PackageLoader("finetune.serve"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script = environment.get_template("page.js").render()
-    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-    values: Mapping[str, object] = {
-        "name": name,
-        "class_names": class_names,
-        "script": Markup(script),
-        "most_bytes": MOST_BYTES,
-    }
+    templates = open_templates("finetune.serve")
     policy = (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src blob: data:; "
-        f"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; script-src '{templates.globals['script_hash']}'; style-src 'unsafe-inline'; "
+        f"img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    return environment.get_template("page.html").render(values), policy
+    page = templates.get_template("page.html").render(name=name, class_names=class_names, most_bytes=MOST_BYTES)
+    return page, policy

@@ -1,23 +1,17 @@
 """The report in a real browser: nothing is printed to its console, nothing overflows, and the keyboard suffices."""
 
-import shutil
-
 import pytest
 from test_page import NASTY, make_noisy_folder
 
 import finetune
 from finetune.runs.page.writing import REPORT
 from finetune.training import evaluation
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-"""Programs that can open the report, in the order in which they are looked for."""
-
-FOUND = next(filter(None, map(shutil.which, BROWSERS)), None)
+from tests.browser import FOUND, NONE_FOUND
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra 'browser'")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(FOUND is None, reason=f"there is none of the browsers {', '.join(BROWSERS)}"),
+    pytest.mark.skipif(FOUND is None, reason=NONE_FOUND),
 ]
 
 

@@ -1,25 +1,20 @@
 """The page in a real browser: images are dropped on it, labels appear, and nothing is printed to its console."""
 
-import shutil
 from dataclasses import replace
 
 import pytest
 
 from finetune.serve.networks import ServedNetworks
+from tests.browser import FOUND, NONE_FOUND
 from tests.export.pictures import write_pictures
 from tests.serve.running import running
 
 EVIL = '<img src=x onerror="alert(1)">'
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-"""Programs that can open the page, in the order in which they are looked for."""
-
-FOUND = next(filter(None, map(shutil.which, BROWSERS)), None)
-
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra 'browser'")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(FOUND is None, reason=f"there is none of the browsers {', '.join(BROWSERS)}"),
+    pytest.mark.skipif(FOUND is None, reason=NONE_FOUND),
 ]
 
 

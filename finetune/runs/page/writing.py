@@ -1,14 +1,11 @@
 """Write the report of a run into its folder, and the comparison of several runs, from templates."""
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from jinja2 import Environment
 
 from finetune import __version__
 from finetune.data import ImageSplits
@@ -24,6 +21,7 @@ from finetune.runs.page.content import gather
 from finetune.runs.page.figures import interval_bar
 from finetune.runs.page.pictures import find_again, sources_in
 from finetune.runs.sentences import how_to
+from finetune.templates import open_templates
 
 REPORT = "report.html"
 """Name of the file with the report of a run."""
@@ -121,20 +119,9 @@ def write_comparison(folders: Sequence[RunFolder], path: Path) -> Comparison:
 @cache
 def page_templates() -> Environment:
     """Return the templates; every value that they insert is escaped."""
-    environment = Environment(
-        loader=PackageLoader("finetune.runs.page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = open_templates("finetune.runs.page")
     environment.filters |= {"duration": _unbroken_duration, "how_to": how_to}
-    script = environment.get_template("page.js").render()
-    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-    # The browser runs this script alone: any other, and everything from the network, is refused by the page's policy.
     environment.globals |= {
-        "script": Markup(script),
-        "script_hash": f"sha256-{digest}",
         "version": __version__,
         "columns": _columns,
         "table_rows": _table_rows,
