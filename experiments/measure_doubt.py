@@ -26,9 +26,9 @@ from finetune.data.folder import walk_files
 from finetune.predict.doubt import Neighbours, find_least_probability, least_probability_in_set
 from finetune.predict.model import Predictor
 from finetune.progress import no_progress
+from finetune.runs.doubt import NEIGHBOURS, find_neighbours
 from finetune.runs.folder import RunFolder
 from finetune.runs.image_tables import probabilities_of, read_predictions
-from finetune.runs.neighbours import NEIGHBOURS, find_neighbours
 
 RESULTS = ROOT / "experiments" / "results" / "doubt.jsonl"
 """Rows of the runs."""

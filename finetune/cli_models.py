@@ -69,8 +69,8 @@ def predict(
 def _doubtful(run: Path, top_k: int, unknown_at: float | None, sets: float | None) -> "Make":
     """Return what labels the files of each chunk with what is doubtful, and print the limits on stderr."""
     from finetune.predict.doubt import label_with_doubt
+    from finetune.runs.doubt import describe_doubt, read_doubt
     from finetune.runs.folder import RunFolder
-    from finetune.runs.neighbours import describe_doubt, read_doubt
 
     doubt = read_doubt(run, unknown_at, sets)
     for line in describe_doubt(doubt):

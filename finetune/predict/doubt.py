@@ -141,19 +141,37 @@ class Neighbours:
                 f"the neighbours of this run have {self.features.shape[1]} features, but its network has "
                 f"{features.shape[1]}; train it again"
             )
-        if not len(features):
-            return np.zeros(0)
         return np.asarray(1.0 - (_unit(features) @ self.features.T).max(axis=1), dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What an image must have to be labelled."""
+
+    least: LeastProbability
+    """Smallest probability of the most probable class."""
+    neighbours: Neighbours
+    """Training images, one of which it must be like."""
+
+    def why_withheld(self, probabilities: NDArray[np.floating], distances: NDArray[np.floating]) -> list[str]:
+        """Return, for each image, the reason why its label is withheld, or "".
+
+        Args:
+            probabilities: probability of the most probable class, (k,).
+            distances: distance from the nearest training image, (k,).
+        """
+        return [
+            UNLIKE if distance > self.neighbours.limit else UNSURE if probability < self.least.value else ""
+            for probability, distance in zip(probabilities, distances, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doubt:
     """What a model does where it may be wrong."""
 
-    least: LeastProbability | None = None
-    """Smallest probability at which labels are given; None: labels are always given."""
-    neighbours: Neighbours | None = None
-    """Training images that an image must be like to be labelled; None: no image is compared with them."""
+    limits: Limits | None = None
+    """What an image must have to be labelled; None: all images are labelled."""
     least_in_set: float | None = None
     """Smallest probability of the classes of a set; None: no sets are made."""
 
@@ -176,20 +194,15 @@ def label_with_doubt(
     """
     names = model.class_names
     waiting: deque[list[str]] = deque()
-    for found in model.label(remembered(chunks, waiting), with_features=doubt.neighbours is not None):
+    for found in model.label(remembered(chunks, waiting), with_features=doubt.limits is not None):
         describe_files(found.kinds, model.reading, say)
         paths, left_out = found.divided(waiting.popleft())
         probabilities = found.rows[:, : len(names)].reshape(len(paths), len(names))
         columns = table_of_labels(names, paths, probabilities, top_k)
         added: Columns = {}
-        if doubt.least is not None and doubt.neighbours is not None:
-            distances = doubt.neighbours.distances(found.rows[:, len(names) :]) if paths else np.zeros(0)
-            withheld = [
-                UNLIKE if far else UNSURE if unsure else ""
-                for far, unsure in zip(
-                    distances > doubt.neighbours.limit, probabilities.max(axis=1) < doubt.least.value, strict=True
-                )
-            ]
+        if doubt.limits is not None and paths:
+            distances = doubt.limits.neighbours.distances(found.rows[:, len(names) :])
+            withheld = doubt.limits.why_withheld(probabilities.max(axis=1), distances)
             guesses = columns["label"]
             columns["label"] = ["" if why else str(label) for why, label in zip(withheld, guesses, strict=True)]
             added |= {"guess": guesses, "withheld": withheld, "distance": distances.tolist()}

@@ -16,10 +16,10 @@ from finetune.names import quoted
 from finetune.predict.metrics import score
 from finetune.predict.model import Ensemble, HeldOut, Predictor, TrainedModel, average
 from finetune.processes import divide_rows, from_main_process
+from finetune.runs.doubt import NEIGHBOURS, find_neighbours
 from finetune.runs.execution import Outcome, Searched, carry_out
 from finetune.runs.first_decisions import keep_first_decisions
 from finetune.runs.folder import RunFolder, RunMetrics, Seconds
-from finetune.runs.neighbours import NEIGHBOURS, find_neighbours
 from finetune.runs.page.writing import write_report
 from finetune.runs.report import Report
 

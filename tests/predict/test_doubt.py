@@ -12,6 +12,7 @@ from finetune.predict.doubt import (
     UNSURE,
     Doubt,
     LeastProbability,
+    Limits,
     Neighbours,
     find_least_probability,
     label_with_doubt,
@@ -121,12 +122,12 @@ def test_labels_are_withheld_from_unsure_and_unlike_images_and_the_guess_remains
     neighbours = Neighbours.among(model.features_of(table_of_paths(files)))
     least = LeastProbability(value=float(np.median(probabilities)), share=0.5, right=1.0, interval=(0.9, 1.0))
     near, far = Neighbours(features=neighbours.features, limit=1e-3), Neighbours(features=neighbours.features, limit=-1)
-    ((made, _),) = label_with_doubt(model, iter([files]), 1, Doubt(least=least, neighbours=near))
+    ((made, _),) = label_with_doubt(model, iter([files]), 1, Doubt(limits=Limits(least=least, neighbours=near)))
     assert made["guess"] == plain["label"]
     unsure = probabilities < least.value
     assert made["withheld"] == [UNSURE if one else "" for one in unsure]
     assert made["label"] == ["" if one else label for one, label in zip(unsure, plain["label"], strict=True)]
-    ((made, _),) = label_with_doubt(model, iter([files]), 1, Doubt(least=least, neighbours=far))
+    ((made, _),) = label_with_doubt(model, iter([files]), 1, Doubt(limits=Limits(least=least, neighbours=far)))
     assert set(made["withheld"]) == {UNLIKE}
 
 
@@ -134,7 +135,7 @@ def test_probabilities_are_those_of_a_prediction_without_doubt(model, files):
     (plain, _), *_ = label_files(model, iter([files]))
     neighbours = Neighbours.among(model.features_of(table_of_paths(files)))
     least = LeastProbability(value=0.0, share=1.0, right=1.0, interval=(0.9, 1.0))
-    ((made, _),) = label_with_doubt(model, iter([files]), 1, Doubt(least=least, neighbours=neighbours))
+    ((made, _),) = label_with_doubt(model, iter([files]), 1, Doubt(limits=Limits(least=least, neighbours=neighbours)))
     assert {name: made[name] for name in plain} == plain
 
 

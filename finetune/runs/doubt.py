@@ -4,7 +4,7 @@ from pathlib import Path
 
 from finetune.data import ImageSplits, even_sample, labels_of
 from finetune.errors import RecipeError
-from finetune.predict.doubt import Doubt, LeastProbability, Neighbours, find_least_probability, least_probability_in_set
+from finetune.predict.doubt import Doubt, Limits, Neighbours, find_least_probability, least_probability_in_set
 from finetune.predict.model import Predictor
 from finetune.processes import divide_rows
 from finetune.progress import Progress
@@ -14,7 +14,7 @@ NEIGHBOURS = "neighbours.safetensors"
 """Name of the file with the features of training images."""
 
 MOST = 1000
-"""Largest number of training images that are kept: half a second to two seconds of work on a CPU core."""
+"""Largest number of training images that are kept."""
 
 
 def find_neighbours(model: Predictor, splits: ImageSplits, progress: Progress) -> Neighbours:
@@ -44,7 +44,7 @@ def read_doubt(folder: Path, unknown_at: float | None, sets: float | None) -> Do
     """
     held = read_predictions(folder)
     held = held[held["split"] == "validation"]
-    least: LeastProbability | None = None
+    limits = None
     if unknown_at is not None:
         is_right = (held["label"] == held["predicted"]).to_numpy(bool)
         least = find_least_probability(held["probability"].to_numpy(float), is_right, unknown_at)
@@ -54,29 +54,23 @@ def read_doubt(folder: Path, unknown_at: float | None, sets: float | None) -> Do
                 f"right; give --unknown-at a smaller share ({100 * is_right.mean():.0f} % of all labels are right), or "
                 f"let --sets name several classes"
             )
+        limits = Limits(least=least, neighbours=Neighbours.load(folder / NEIGHBOURS))
     own = held["label_probability"].to_numpy(float)
-    return Doubt(
-        least=least,
-        neighbours=None if unknown_at is None else Neighbours.load(folder / NEIGHBOURS),
-        least_in_set=None if sets is None else least_probability_in_set(own, sets),
-    )
+    return Doubt(limits=limits, least_in_set=None if sets is None else least_probability_in_set(own, sets))
 
 
 def describe_doubt(doubt: Doubt) -> list[str]:
     """Return sentences about the limits, for the person who asked for them."""
     lines = []
-    if doubt.least is not None:
-        low, high = (100 * end for end in doubt.least.interval)
-        lines.append(
-            f"labels are given from a probability of {doubt.least.value:.3g} on: to {100 * doubt.least.share:.0f} % of "
-            f"the held-out images, of which {100 * doubt.least.right:.1f} % are right (95 % interval: {low:.1f} to "
-            f"{high:.1f})"
-        )
-    if doubt.neighbours is not None:
-        lines.append(
-            f"and to images at a distance of at most {doubt.neighbours.limit:.3g} from a training image: 99 % of the "
-            f"training images are that near to another one"
-        )
+    if doubt.limits is not None:
+        least, neighbours = doubt.limits.least, doubt.limits.neighbours
+        low, high = (100 * end for end in least.interval)
+        lines += [
+            f"labels are given from a probability of {least.value:.3g} on: to {100 * least.share:.0f} % of the "
+            f"held-out images, of which {100 * least.right:.1f} % are right (95 % interval: {low:.1f} to {high:.1f})",
+            f"and to images at a distance of at most {neighbours.limit:.3g} from a training image: 99 % of the "
+            f"training images are that near to another one",
+        ]
     if doubt.least_in_set is not None:
         lines.append(f"sets have all classes with a probability of at least {doubt.least_in_set:.3g}")
     return lines
