@@ -26,6 +26,7 @@ from typing import BinaryIO
 
 from finetune.data import Unreadable
 from finetune.errors import DataError, RunFolderError
+from finetune.files import replacing, write_text
 from finetune.predict.rows import (
     Columns,
     chunks_of,
@@ -199,16 +200,15 @@ class Shard:
         Args:
             chunks: for each chunk its index, the place of its first byte in the rows, and its line.
         """
-        joined = self._folder / "joined"
         with_rows = [chunk for chunk in chunks if chunk[2].num_rows]
         parts = (bytes_of(index.with_suffix(".rows"), start, own.num_bytes) for index, start, own in with_rows)
-        if self._is_parquet:
-            write_parquet(parts, joined)
-        else:
-            with joined.open("wb") as file:
-                for number, (part, (_, _, own)) in enumerate(zip(parts, with_rows, strict=True)):
-                    file.write(part[own.header if number else 0 :])
-        joined.replace(self._output)
+        with replacing(self._output) as joined:
+            if self._is_parquet:
+                write_parquet(parts, joined)
+            else:
+                with joined.open("wb") as file:
+                    for number, (part, (_, _, own)) in enumerate(zip(parts, with_rows, strict=True)):
+                        file.write(part[own.header if number else 0 :])
         self._discard()
 
     def _close(self, reason: str) -> None:
@@ -216,9 +216,7 @@ class Shard:
         self._rows.close()
         self._index.close()
         if self._place.rank:
-            ended = self._folder / f"{self._place.rank}.ended"
-            ended.with_suffix(".partial").write_text(reason, "utf-8")
-            ended.with_suffix(".partial").replace(ended)
+            write_text(self._folder / f"{self._place.rank}.ended", reason, durable=False)
         self._lock.release()
 
     def _discard(self) -> None:
