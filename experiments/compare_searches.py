@@ -28,7 +28,8 @@ from finetune.decide.planning import make_plan
 from finetune.measure import measure_evidence
 from finetune.predict.metrics import log_loss
 from finetune.predict.model import fit_temperature
-from finetune.recipe import Recipe, Search, load_recipe
+from finetune.recipe import Recipe, load_recipe
+from finetune.recipe_tuning import Search
 from finetune.training import Checkpoints, HeldOutPredictions, begin, evaluate_at, finish
 from finetune.tuning.space import Dimension, Parameters, Space, plan_of_trial, refine
 from finetune.tuning.state import Trial, Tuning, best_of

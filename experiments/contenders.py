@@ -14,21 +14,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 import finetune
+from experiments.anytime import BUDGETS, FASTAI_EPOCHS, SCRIPT_EPOCHS
 from experiments.bare_network import bare_training, measure_limits
 from experiments.benchmark_network import BATCH, MEAN, NETWORK, STD, by_path, pretrained
 from experiments.paths import ROOT
 from experiments.rows import Row
-from experiments.user_script import EPOCHS, run_script
+from experiments.user_script import run_script
 from finetune.data import labels_of, load_images, paths_of
 from finetune.decide.plan import Plan
+from finetune.errors import RecipeError
 from finetune.measure import measure_evidence
 from finetune.predict.model import Predictor
+from finetune.runs.image_tables import PREDICTIONS
 from finetune.training import train
 
 
@@ -100,8 +106,41 @@ def _training_rate(model: Predictor, plan: Plan) -> float | None:
     return plan.batch_size / float(np.median(durations)) if len(durations) else None
 
 
-def run_fastai(data: Path, seed: int, image_size: int) -> Row:
-    """Return the test images that fastai's `fine_tune`, used as documented, classifies correctly, and its seconds."""
+def run_within(budget: int, data: Path, seed: int, image_size: int) -> Row:
+    """Return the test images that a run of this toolkit classifies correctly within a time budget, and its seconds.
+
+    It is the whole run: everything is measured, decided and trained, and its folder is written. A budget that is too
+    short is refused, in which case there is only the sentence that says so.
+
+    Args:
+        budget: time budget in seconds.
+        data: folder with train and test.
+        seed: seed of the run.
+        image_size: side of the square images, in pixels.
+    """
+    start = time.perf_counter()
+    with TemporaryDirectory() as folder:
+        recipe = finetune.load_recipe(data=str(data), seed=seed, image_size=image_size, time_budget=budget)
+        try:
+            model = finetune.run(recipe, Path(folder) / "run", start=start)
+        except RecipeError as refusal:  # the budget is too short for any training
+            return {"refused": str(refusal)}
+        seconds = time.perf_counter() - start
+        rows = pd.read_parquet(Path(folder) / "run" / PREDICTIONS)
+    tested = rows[rows["split"] == "test"]
+    right = tested["label"] == tested["predicted"]
+    return {"seconds": seconds, "correct": by_path(tested["path"], right), "strategy": model.plan.strategy}
+
+
+def run_fastai(epochs: int, data: Path, seed: int, image_size: int) -> Row:
+    """Return the test images that fastai's `fine_tune`, used as documented, classifies correctly, and its seconds.
+
+    Args:
+        epochs: number of epochs of all layers, which follow one epoch of the head.
+        data: folder with train and test.
+        seed: seed of the run.
+        image_size: side of the square images, in pixels.
+    """
     from fastai.vision.all import (
         Callback,
         CancelValidException,
@@ -130,7 +169,7 @@ def run_fastai(data: Path, seed: int, image_size: int) -> Row:
         item_tfms=Resize(int(image_size / 0.875)),
         batch_tfms=[*aug_transforms(size=image_size), Normalize.from_stats(MEAN, STD, cuda=False)],
         bs=BATCH,
-        num_workers=os.cpu_count(),
+        num_workers=len(os.sched_getaffinity(0)),
     )
     learner = vision_learner(loaders, NETWORK, pretrained=False, normalize=False, metrics=accuracy)
     body = learner.model[0].model
@@ -138,7 +177,7 @@ def run_fastai(data: Path, seed: int, image_size: int) -> Row:
     body.load_state_dict(state, strict=True)
     files = sorted(get_image_files(data / "test"))
     with learner.no_bar(), learner.no_logging():
-        learner.fine_tune(EPOCHS, cbs=WithoutValidation())
+        learner.fine_tune(epochs, cbs=WithoutValidation())
         scores, _ = learner.get_preds(dl=loaders.test_dl(files))
     names = list(loaders.vocab)
     right = [names[int(best)] == file.parent.name for best, file in zip(scores.argmax(dim=1), files, strict=True)]
@@ -158,7 +197,6 @@ def show_help(repetitions: int = 5) -> Row:
 
 CONTENDERS: dict[str, Callable[[Path, int, int], Row]] = {
     "linear_probe": lambda data, seed, size: run_finetune("linear_probe", data, seed, size),
-    "auto": lambda data, seed, size: run_finetune("auto", data, seed, size),
     "partial": lambda data, seed, size: run_finetune("partial", data, seed, size),
     "partial, not cached": lambda data, seed, size: run_finetune("partial", data, seed, size, cached=False),
     "partial, 2 stages": lambda data, seed, size: run_finetune("partial", data, seed, size, stages=2),
@@ -168,11 +206,9 @@ CONTENDERS: dict[str, Callable[[Path, int, int], Row]] = {
     "linear_probe, 60": lambda data, seed, size: run_finetune("linear_probe", data, seed, size, limit=60),
     "linear_probe, 400": lambda data, seed, size: run_finetune("linear_probe", data, seed, size, limit=400),
     "full, short": lambda data, seed, size: run_finetune("full", data, seed, size, steps=40),
-    "fastai": run_fastai,
-    "script, probe": lambda data, seed, size: run_script("tutorial", data, seed, size, train_layers=False),
-    "script, probe, tuned": lambda data, seed, size: run_script("tuned", data, seed, size, train_layers=False),
-    "script": lambda data, seed, size: run_script("tutorial", data, seed, size, train_layers=True),
-    "script, tuned": lambda data, seed, size: run_script("tuned", data, seed, size, train_layers=True),
+    **{f"finetune {seconds}": partial(run_within, seconds) for seconds in BUDGETS},
+    **{f"fastai {epochs}": partial(run_fastai, epochs) for epochs in FASTAI_EPOCHS},
+    **{f"script {epochs}": partial(run_script, epochs) for epochs in SCRIPT_EPOCHS},
     "bare": lambda data, _, size: measure_limits(data, size),
     "help": lambda _data, _seed, _size: show_help(),
 }

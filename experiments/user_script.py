@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,41 +21,35 @@ from experiments.benchmark_network import BATCH, CPU, MEAN, STD, by_path, pretra
 from experiments.rows import Row
 from finetune.measure.machine import precisions
 
-EPOCHS = 5
-"""Number of epochs of fine-tuning, as in tutorials."""
-
 RATE = 1e-3
 """Peak learning rate of fine-tuning: the default of AdamW."""
 
-Mode = Literal["tutorial", "tuned"]
-"""Settings of the computation. `tutorial`: float32 in PyTorch's default layout; `tuned`: bfloat16, if the processor has
-it, in channels-last layout."""
 
-
-def run_script(mode: Mode, data: Path, seed: int, image_size: int, train_layers: bool) -> Row:
+def run_script(epochs: int, data: Path, seed: int, image_size: int) -> Row:
     """Return the test images that the script classifies correctly, and its time in seconds.
 
+    It computes in bfloat16, if the processor has it, and in channels-last layout.
+
     Args:
-        mode: settings of the computation.
+        epochs: number of epochs for which all layers are trained; 0: a logistic regression is fitted to the frozen
+            features instead.
         data: folder with train and test.
         seed: seed of order, augmentation and head.
         image_size: side of the square images, in pixels.
-        train_layers: whether to fine-tune all layers for `EPOCHS`; otherwise a logistic regression is fitted to the
-            frozen features.
     """
     start = time.perf_counter()
     torch.manual_seed(seed)
     varied, plain = _transforms(image_size)
-    train_set = ImageFolder(str(data / "train"), varied if train_layers else plain)
+    train_set = ImageFolder(str(data / "train"), varied if epochs else plain)
     test_set = ImageFolder(str(data / "test"), plain)
-    workers = os.cpu_count() or 1
-    loader = DataLoader(train_set, BATCH, shuffle=train_layers, num_workers=workers, drop_last=train_layers)
+    workers = len(os.sched_getaffinity(0))
+    loader = DataLoader(train_set, BATCH, shuffle=epochs > 0, num_workers=workers, drop_last=epochs > 0)
     test_loader = DataLoader(test_set, BATCH, num_workers=workers)
     network = pretrained(len(train_set.classes))
-    network.to(memory_format=_layout(mode))
-    if train_layers:
-        _fine_tune(network, loader, mode)
-        scores, labels = _outputs(network, network, test_loader, mode)
+    network.to(memory_format=torch.channels_last)
+    if epochs:
+        _fine_tune(network, loader, epochs)
+        scores, labels = _outputs(network, network, test_loader)
         predicted = scores.argmax(axis=1)
     else:
 
@@ -63,9 +57,9 @@ def run_script(mode: Mode, data: Path, seed: int, image_size: int, train_layers:
             features: Tensor = network.forward_head(network.forward_features(images), pre_logits=True)
             return features
 
-        features, targets = _outputs(network, pooled, loader, mode)
+        features, targets = _outputs(network, pooled, loader)
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(features, targets)
-        features, labels = _outputs(network, pooled, test_loader, mode)
+        features, labels = _outputs(network, pooled, test_loader)
         predicted = probe.predict(features)
     paths = [path for path, _ in test_set.samples]
     return {"seconds": time.perf_counter() - start, "correct": by_path(paths, predicted == labels)}
@@ -87,38 +81,32 @@ def _transforms(image_size: int) -> tuple[Any, Any]:
     return varied, plain
 
 
-def _layout(mode: Mode) -> torch.memory_format:
-    return torch.channels_last if mode == "tuned" else torch.contiguous_format
-
-
-def _computing(mode: Mode) -> AbstractContextManager[Any]:
-    is_half = mode == "tuned" and "bfloat16" in precisions(CPU)
+def _computing() -> AbstractContextManager[Any]:
+    is_half = "bfloat16" in precisions(CPU)
     return torch.autocast("cpu", torch.bfloat16) if is_half else nullcontext()
 
 
-def _fine_tune(network: nn.Module, loader: "DataLoader[Any]", mode: Mode) -> None:
+def _fine_tune(network: nn.Module, loader: "DataLoader[Any]", epochs: int) -> None:
     """Train all layers with AdamW and a one-cycle schedule."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=EPOCHS * len(loader))
-    for _ in range(EPOCHS):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=epochs * len(loader))
+    for _ in range(epochs):
         network.train()
         for images, target in loader:
-            with _computing(mode):
-                loss = nn.functional.cross_entropy(network(images.to(memory_format=_layout(mode))), target)
+            with _computing():
+                loss = nn.functional.cross_entropy(network(images.to(memory_format=torch.channels_last)), target)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
 
 
-def _outputs(
-    network: nn.Module, compute: Callable[[Tensor], Tensor], batches: "DataLoader[Any]", mode: Mode
-) -> tuple[Any, Any]:
+def _outputs(network: nn.Module, compute: Callable[[Tensor], Tensor], batches: "DataLoader[Any]") -> tuple[Any, Any]:
     """Return the outputs (n_images, width) of a function of the network, and the labels (n_images,)."""
     network.eval()
     found, labels = [], []
-    with torch.inference_mode(), _computing(mode):
+    with torch.inference_mode(), _computing():
         for images, target in batches:
-            found.append(compute(images.to(memory_format=_layout(mode))).float().numpy())
+            found.append(compute(images.to(memory_format=torch.channels_last)).float().numpy())
             labels.append(target.numpy())
     return np.concatenate(found), np.concatenate(labels)

@@ -23,7 +23,8 @@ from finetune.checks import check_plan, check_resumed, checked
 from finetune.errors import FinetuneError, RecipeError, RunFolderError
 from finetune.files import explain
 from finetune.names import visible
-from finetune.recipe import Preference, Recipe, Search, Strategy, load_recipe, parse_assignment
+from finetune.recipe import Preference, Recipe, Strategy, load_recipe, parse_assignment
+from finetune.recipe_tuning import Search
 from finetune.report_options import takes_report_options
 from finetune.runs.places import describe_interruption, is_resumable, resume_command
 from finetune.system_settings import apply_system_settings, forget_imports, process_start

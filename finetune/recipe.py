@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from finetune.errors import RecipeError
 from finetune.files import write_text
@@ -22,6 +22,7 @@ from finetune.recipe_texts import (
     parse_trackers,
     read_yaml,
 )
+from finetune.recipe_tuning import TuningRecipe
 from finetune.value import FrozenModel, explain
 
 Strategy = Literal["linear_probe", "norm_tuning", "partial", "full", "scratch"]
@@ -51,9 +52,6 @@ BEST_MODELS = (
     "mobilenetv4_conv_medium.e500_r256_in1k",
 )
 """Networks of `auto:best`: small to medium ones of different pretraining, whose weights are on the hub."""
-
-TUNED = ("learning_rate", "lowest_rate_fraction", "weight_decay", "label_smoothing")
-"""Keys of `training` that `finetune tune` searches, the most important first."""
 
 
 class TableColumns(FrozenModel):
@@ -110,6 +108,9 @@ class TrainingRecipe(FrozenModel):
     accumulation: Annotated[int, Field(ge=1)] | None = None
     """Number of micro-batches into which each batch is divided to save memory (gradient accumulation); by default 1,
     or more if a batch is larger than the machine was timed with."""
+    compiled: bool | None = None
+    """Whether PyTorch compiles the network for the training steps (`torch.compile`), which takes about a minute; by
+    default true on an NVIDIA GPU if the training is long enough to gain more than that, else false."""
     precision: Precision | None = None
     """Number format of the training steps: `float32`, `bfloat16` or `float16`; by default the fastest one measured."""
     batch_norm_statistics: BatchNormStatistics | None = None
@@ -155,47 +156,6 @@ class AugmentationRecipe(FrozenModel):
     by default none, or trivialaugment from 20,000 training images."""
     mixing: Mixing | None = None
     """Mixing of pairs of training images and of their labels: `none`, `mixup` or `cutmix`; by default none."""
-
-
-def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
-    """Return the two ends of a range, the lower one first."""
-    if ends[0] >= ends[1]:
-        raise ValueError("expected the lower end first, such as [1e-4, 1e-2]")
-    return ends
-
-
-Limits = Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(_ascending)]
-"""Range of a hyper-parameter in a search: its lowest and its highest value."""
-
-Search = Literal["grid", "random", "tpe"]
-"""Method by which a hyper-parameter search proposes trials."""
-
-
-class TuningRecipe(FrozenModel):
-    """Settings of `finetune tune`. If a range is given, only the hyper-parameters with a range are searched."""
-
-    trials: Annotated[int, Field(ge=2, le=10_000)] | None = None
-    """Number of trials of the search, short and full-length ones together; by default 20."""
-    search: Search | None = None
-    """Search method: `grid`, `random` (log-uniform) or `tpe`, the tree-structured Parzen estimator of Optuna; by
-    default tpe."""
-    storage: str | None = None
-    """URL of the database in which Optuna stores the trials, such as postgresql://HOST/NAME, so that several workers
-    share a search; by default a file in the run folder."""
-    learning_rate: Limits | None = None
-    """Range of the peak learning rate; by default from an eighth of the chosen candidate's to eight times it."""
-    lowest_rate_fraction: Limits | None = None
-    """Range of the learning rate of the lowest trained stage as a fraction of the last stage's; by default 0.1 to 1."""
-    weight_decay: Limits | None = None
-    """Range of the weight decay; by default 0.001 to 0.3."""
-    label_smoothing: Limits | None = None
-    """Range of the label smoothing; by default 0.01 to 0.2."""
-
-    @property
-    def ranges(self) -> dict[str, tuple[float, float]]:
-        """Ranges that the recipe gives, by the name of the hyper-parameter."""
-        named = {name: getattr(self, name) for name in TUNED}
-        return {name: limits for name, limits in named.items() if limits is not None}
 
 
 class Recipe(FrozenModel):

@@ -15,6 +15,7 @@ GROUND = (
     "reading",
     "recipe",
     "recipe_texts",
+    "recipe_tuning",
     "cache",
     "processes",
     "work",

@@ -23,7 +23,8 @@ from finetune.network.weights import WeightsReport
 from finetune.predict.metrics import score
 from finetune.publish.licence import Base
 from finetune.reading import Reading
-from finetune.recipe import AugmentationRecipe, Recipe, TableColumns, TrainingRecipe, TuningRecipe
+from finetune.recipe import AugmentationRecipe, Recipe, TableColumns, TrainingRecipe
+from finetune.recipe_tuning import TuningRecipe
 from finetune.runs.folder import Averaged, RunMetrics, Seconds
 from finetune.runs.run_state import RunState
 from finetune.serve.answers import Answer, ClassProbability, FailedImage, Health, LabelledImage, Refusal

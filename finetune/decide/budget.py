@@ -11,6 +11,10 @@ OVERHEAD_SECONDS = 2.0
 """Approximate time of a command that no measured rate predicts, in seconds: loading the network again, preparing its
 optimizer, and writing the run folder."""
 
+ACCELERATOR_SECONDS = 3.0
+"""Time by which the first steps of a training on an accelerator are slower than the timed ones, in seconds; measured
+once, on an NVIDIA H100 (docs/guides/several-gpus.md)."""
+
 STARTING_SECONDS = 4.0
 """Approximate time of imports on two idle cores, in seconds."""
 
@@ -21,7 +25,8 @@ MARGIN = 1.1
 def finishing_seconds(evidence: Evidence, num_models: int = 1) -> float:
     """Return the expected time after the trainings, in seconds: each model predicts the test images, and the run folder
     is written."""
-    return OVERHEAD_SECONDS + num_models * evidence.num_test * seconds_per_image(evidence.speed)
+    overhead = OVERHEAD_SECONDS + (0.0 if evidence.speed.device_kind == "cpu" else ACCELERATOR_SECONDS)
+    return overhead + num_models * evidence.num_test * seconds_per_image(evidence.speed)
 
 
 def training_budget(budget: float, evidence: Evidence, num_models: int = 1) -> float:

@@ -70,6 +70,8 @@ class MachineSpeed(FrozenModel):
 
     device: str
     """Name of the processor or accelerator."""
+    device_kind: str = "cpu"
+    """PyTorch's name of the kind of device, such as `cpu`, `cuda` or `mps`."""
     num_threads: int
     """Number of threads that one process uses."""
     num_processes: Annotated[int, Field(ge=1)] = 1

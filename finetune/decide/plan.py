@@ -119,6 +119,8 @@ class Plan(FrozenModel):
     """Number of augmented views of each image with cached activations at the frozen boundary; 0: none are cached."""
     precision: Precision
     """Number format of the training steps: `float32`, `bfloat16` or `float16`."""
+    compiled: bool = False
+    """Whether PyTorch compiles the network for the training steps (`torch.compile`); predictions are not compiled."""
     parallel_parts: Annotated[int, Field(ge=1, alias="streams")]
     """Number of parts of a batch that are computed in parallel on a CPU, each by its own thread team."""
     num_threads: Annotated[int, Field(ge=1)]

@@ -1,6 +1,7 @@
 """Explain a plan in sentences with numbers."""
 
 from finetune.decide.candidates import MOST_SCALED, SGD_RATE, rate_factor
+from finetune.decide.compilation import COMPILED_GAIN, COMPILING_SECONDS
 from finetune.decide.evidence import Evidence, ForwardSettings, GroupFinding
 from finetune.decide.families import RATES
 from finetune.decide.plan import Plan
@@ -23,6 +24,7 @@ def explain_plan(plan: Plan, load: Workload, evidence: Evidence, recipe: Recipe)
         *_about_flips(plan, evidence, recipe),
         _about_forward(evidence),
         *_about_training(plan, load, evidence),
+        *_about_compiling(plan, recipe),
         *_about_small_images(plan, evidence),
         *_about_cache(plan),
         *_about_metric(evidence),
@@ -85,6 +87,18 @@ def _about_training(plan: Plan, load: Workload, evidence: Evidence) -> tuple[str
     return (
         f"{fastest.precision} training at {fastest.images_per_second:.0f} images/s{asked}: "
         f"{load.trainings} x {load.steps} steps{refit}",
+    )
+
+
+def _about_compiling(plan: Plan, recipe: Recipe) -> tuple[str, ...]:
+    if not plan.compiled:
+        return ()
+    if recipe.training.compiled:
+        return ("the network is compiled for the training steps, as the recipe asks",)
+    return (
+        f"the network is compiled for the training steps: that takes about {COMPILING_SECONDS:.0f} s and makes steps "
+        f"about {COMPILED_GAIN:g} x as fast, which the expected time leaves out; --set training.compiled=false "
+        f"switches it off",
     )
 
 

@@ -4,10 +4,11 @@ import math
 
 from finetune.decide.candidates import Candidate
 from finetune.decide.choice import Choice
+from finetune.decide.compilation import compiling_pays
 from finetune.decide.evidence import Evidence, TrainingSpeed
 from finetune.decide.plan import Plan
 from finetune.decide.plan_reasons import explain_plan
-from finetune.decide.workload import MANY_IMAGES, SMALL_SET, TRAINING_FOLDS, Workload
+from finetune.decide.workload import MANY_IMAGES, SMALL_SET, TRAINING_FOLDS, Workload, expected_seconds
 from finetune.recipe import BatchNormStatistics, Optimizer, Recipe, Strategy, TrainingRecipe
 
 VERY_MANY_IMAGES = 20_000
@@ -92,6 +93,7 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "test_time_flips": _flips_at_test_time(recipe, evidence),
         "cached_views": load.cached_views,
         "precision": precision,
+        "compiled": _compiled(evidence, load, choice.strategy, asked) and steps > 0,
         "parallel_parts": speed.parallel_parts,
         "num_threads": max(1, evidence.speed.num_threads // speed.parallel_parts),
         "forward": evidence.speed.forward.model_dump(),
@@ -149,6 +151,13 @@ def _co_tuning(evidence: Evidence, strategy: Strategy, asked: TrainingRecipe) ->
         return 0.0
     pays = evidence.source_classes > 0 and evidence.num_images < SMALL_SET
     return _or(asked.co_tuning, CO_TUNING if pays else 0.0)
+
+
+def _compiled(evidence: Evidence, load: Workload, strategy: Strategy, asked: TrainingRecipe) -> bool:
+    """Return whether the network is compiled for the training steps."""
+    if asked.compiled is not None:
+        return asked.compiled
+    return compiling_pays(expected_seconds(strategy, load, evidence), evidence.speed)
 
 
 def _validation(evidence: Evidence) -> str:

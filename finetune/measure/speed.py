@@ -137,6 +137,7 @@ def _measure_speed(
         parameter.grad = None
     return MachineSpeed(
         device=device_name(device),
+        device_kind=device.type,
         num_threads=threads,
         forward=settings,
         forward_images_per_second=rate,

@@ -7,6 +7,7 @@ from torch import nn
 from finetune.decide.plan import Plan
 from finetune.interruption import deferred, is_requested
 from finetune.network.cpu import ThreadTeam
+from finetune.training.compiling import compiles_what_it_can
 from finetune.training.gradients import BatchGradients, count_parallel_parts
 from finetune.training.loop_state import LoopState
 from finetune.training.monitor import Monitor
@@ -39,9 +40,11 @@ def train_steps(task: Task, plan: Plan, accelerator: Accelerator) -> Reached:
     batches = Batches(task.make_loader(range(pace.step, pace.end)), plan, pace.step)
     # Of several processes, each may learn of it at another step, and a checkpoint needs all of them.
     alone = accelerator.num_processes == 1
-    with deferred(alone), ThreadTeam(count_parallel_parts(state.own, plan, accelerator), plan.num_threads) as team:
+    parts = count_parallel_parts(state.own, plan, accelerator)
+    with deferred(alone), compiles_what_it_can(plan), ThreadTeam(parts, plan.num_threads) as team:
         gradients = BatchGradients(task, plan, accelerator, state.module, batches, team)
-        if not pace.is_over and not state.is_sharded:
+        # The compiler fuses batch norms itself, and does not see the convolutions that folding replaces.
+        if not pace.is_over and not state.is_sharded and not plan.compiled:
             gradients.fold_norms()
         while not pace.is_over:
             if is_requested():

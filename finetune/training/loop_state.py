@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from finetune.decide.plan import Plan
 from finetune.history import Row
 from finetune.network.backbone import set_training_mode
+from finetune.training.compiling import compiled
 from finetune.training.optimizer import MovingAverage, make_optimizer, parameter_groups, write
 from finetune.training.sharding import (
     assemble,
@@ -56,6 +57,10 @@ class LoopState:
         """Whether each process holds only a part of the weights."""
         groups = parameter_groups(task, plan, dict(self.own.named_parameters()))
         self.module, self.optimizer = accelerator.prepare(self.own, make_optimizer(plan, groups))
+        """The module that computes the training steps, as the accelerator prepared it, and compiled if the plan says
+        so."""
+        if plan.compiled and not self.is_sharded:
+            self.module = compiled(self.module)
         # Sharding replaces the parameters, in the optimizer, too; those from here on are the trained ones.
         parameters = dict(self.own.named_parameters())
         self.trained = [parameters[name] for names in task.groups.values() for name in names]

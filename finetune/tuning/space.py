@@ -13,7 +13,8 @@ from finetune.decide.evidence import Evidence
 from finetune.decide.plan import Plan
 from finetune.decide.planning import make_plan
 from finetune.errors import RecipeError
-from finetune.recipe import TUNED, Recipe
+from finetune.recipe import Recipe
+from finetune.recipe_tuning import TUNED
 from finetune.value import FrozenModel
 
 REFINED_WIDTH = 0.5

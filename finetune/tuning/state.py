@@ -5,7 +5,8 @@ from typing import Literal
 
 from finetune.decide.choice import Choice
 from finetune.decide.plan import Plan
-from finetune.recipe import Recipe, Search
+from finetune.recipe import Recipe
+from finetune.recipe_tuning import Search
 from finetune.tuning.space import Parameters, Space, make_space
 from finetune.value import FrozenModel
 

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from finetune.errors import TuningError
-from finetune.recipe import Search
+from finetune.recipe_tuning import Search
 from finetune.tuning.space import Parameters, Space, draw, grid
 from finetune.tuning.state import Trial
 from finetune.work import Work

@@ -26,6 +26,11 @@ def test_trainings_get_what_is_left_after_the_time_that_has_passed_and_the_tests
     assert training_budget(100.0, measured) == pytest.approx(100.0 - 20.0 - 3.0 - OVERHEAD_SECONDS)
 
 
+def test_the_first_steps_on_an_accelerator_are_counted(measured):
+    on_gpu = measured.changed(speed=measured.speed.changed(device_kind="cuda"))
+    assert finishing_seconds(on_gpu) == pytest.approx(finishing_seconds(measured) + 3.0)
+
+
 def test_each_model_of_an_average_predicts_the_test_images(measured):
     assert training_budget(100.0, measured, 3) == pytest.approx(100.0 - 20.0 - 9.0 - OVERHEAD_SECONDS)
 
