@@ -5,7 +5,15 @@ from finetune.decide.compilation import COMPILED_GAIN, COMPILING_SECONDS
 from finetune.decide.evidence import Evidence, ForwardSettings, GroupFinding
 from finetune.decide.families import RATES
 from finetune.decide.plan import Plan
-from finetune.decide.workload import MANY_IMAGES, Workload, default_batch_size, num_evaluated, small_cost
+from finetune.decide.workload import (
+    HELD_OUT,
+    MANY_IMAGES,
+    SMALL_SET,
+    TRAINING_FOLDS,
+    Workload,
+    default_batch_size,
+    small_cost,
+)
 from finetune.recipe import Recipe
 
 
@@ -84,10 +92,17 @@ def _about_training(plan: Plan, load: Workload, evidence: Evidence) -> tuple[str
     fastest = evidence.speed.fastest(plan.strategy, load.trainable_stages)
     asked = "" if plan.precision == fastest.precision else f", {plan.precision} was asked for"
     refit = f" and {load.refit_steps} on all images" if load.refit_steps else ""
-    return (
+    found = (
         f"{fastest.precision} training at {fastest.images_per_second:.0f} images/s{asked}: "
         f"{load.trainings} x {load.steps} steps{refit}",
     )
+    if plan.validation == "held_out" and evidence.num_images < SMALL_SET:
+        return (
+            *found,
+            f"{100 * HELD_OUT:.0f} % of the images are held out: the time budget is too short for "
+            f"{TRAINING_FOLDS} folds",
+        )
+    return found
 
 
 def _about_compiling(plan: Plan, recipe: Recipe) -> tuple[str, ...]:
@@ -177,7 +192,8 @@ def _about_stopping(plan: Plan, evidence: Evidence, recipe: Recipe) -> tuple[str
     if recipe.training.patience == 0:
         return ("all steps are taken, as the recipe asks",)
     if evidence.num_images < MANY_IMAGES:
-        held_out = num_evaluated(evidence)
+        is_crossed = plan.validation == "cross_validation"
+        held_out = evidence.num_held if is_crossed else max(1, round(HELD_OUT * evidence.num_held))
         return (
             f"all {plan.steps} steps are taken: with {held_out} held-out images, early stopping would follow noise",
         )

@@ -102,7 +102,7 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "patience": patience,
         "minimum_gain": asked.minimum_gain or 0.0,
         "time_budget": recipe.time_budget or 0.0,
-        "validation": _validation(evidence),
+        "validation": _validation(evidence, load, steps),
         "folds": PROBE_FOLDS if choice.strategy == "linear_probe" and steps == 0 else TRAINING_FOLDS,
         "refit": load.refit_steps > 0,
         "refit_steps": load.refit_steps if steps else 0,
@@ -160,11 +160,13 @@ def _compiled(evidence: Evidence, load: Workload, strategy: Strategy, asked: Tra
     return compiling_pays(expected_seconds(strategy, load, evidence), evidence.speed)
 
 
-def _validation(evidence: Evidence) -> str:
+def _validation(evidence: Evidence, load: Workload, steps: int) -> str:
     """Return the kind of images to evaluate on, as in `Plan.validation`."""
     if evidence.has_validation:
         return "given"
-    return "cross_validation" if evidence.num_images < SMALL_SET else "held_out"
+    # A linear probe without steps is cross-validated at nearly no cost.
+    is_crossed = load.trainings > 1 or (steps == 0 and evidence.num_images < SMALL_SET)
+    return "cross_validation" if is_crossed else "held_out"
 
 
 def _stage_rates(names: list[str], chosen: Candidate) -> list[dict[str, object]]:

@@ -96,48 +96,53 @@ def size_workload(
     Raises:
         RecipeError: the recipe asks for progressive resizing, but the network cannot be trained on smaller images.
     """
-    # 1) Trainings: one and perhaps a refit, or one per fold. After folds the refit has the whole length, because none
-    # of them was trained on all images.
+    # 1) Steps: the default length, or the recipe's.
     batch_size = recipe.batch_size or default_batch_size(evidence.num_images)
-    refit = evidence.num_images < REFIT_SET if recipe.refit is None else recipe.refit
-    trainings, refit_share = 1, REFIT_SHARE if refit else 0.0
-    if not evidence.has_validation and evidence.num_images < SMALL_SET:
-        trainings, refit_share = TRAINING_FOLDS, 1.0
-    # 2) Steps: the default length, or the recipe's.
     usual = default_steps(evidence.num_images) * (SCRATCH_FACTOR if strategy == "scratch" else 1)
     steps = round(length * steps_at(batch_size, usual, default_batch_size(evidence.num_images)))
     if recipe.steps is not None:
         steps = recipe.steps
     elif recipe.epochs is not None:
         steps = math.ceil(recipe.epochs * evidence.num_images / batch_size)
-    # 3) Trained stages of `partial`: at least one stage stays frozen.
+    # 2) Trained stages of `partial`: at least one stage stays frozen.
     stages = recipe.training.trainable_stages or stages or default_trainable_stages(evidence.stages)
     trainable = min(stages, len(evidence.stages) - 1)
 
-    def with_steps(steps: int) -> Workload:
+    def load_of(steps: int, folds: int) -> Workload:
+        # One training and perhaps a refit, or one per fold. After folds the refit has the whole length, because none of
+        # them was trained on all images.
+        refit = evidence.num_images < REFIT_SET if recipe.refit is None else recipe.refit
+        refit_share = 1.0 if folds else REFIT_SHARE if refit else 0.0
         values = boundary_values(evidence.stages, trainable) if strategy == "partial" else None
         views = cached_views(evidence.num_images, steps, batch_size, values, evidence.cache_bytes)
         return Workload(
             trainable_stages=trainable,
             steps=steps,
             batch_size=batch_size,
-            trainings=trainings,
+            trainings=folds or 1,
             refit_steps=math.ceil(refit_share * steps),
             cached_views=views,
             small_steps=0 if views == 1 else small_steps(recipe, evidence, strategy, steps),
         )
 
-    # 4) Time budget: fewer steps, unless the recipe fixes their number.
-    load = with_steps(steps)
+    # 3) Trainings: few images are cross-validated.
+    is_crossed = not evidence.has_validation and evidence.num_images < SMALL_SET
+    load = load_of(steps, TRAINING_FOLDS if is_crossed else 0)
     if recipe.time_budget is None or recipe.steps is not None or recipe.epochs is not None:
         return load
+    # 4) Time budget: one held-out part instead of folds, whose trainings cost about three times as much; then fewer
+    # steps, unless the recipe fixes their number.
     seconds = expected_seconds(strategy, load, evidence)
-    fixed = expected_seconds(strategy, with_steps(0), evidence)
+    if is_crossed and seconds > recipe.time_budget and recipe.ensemble != "folds":
+        load = load_of(steps, 0)
+        seconds = expected_seconds(strategy, load, evidence)
     if seconds <= recipe.time_budget:
         return load
+    folds = load.trainings if load.trainings > 1 else 0
+    fixed = expected_seconds(strategy, load_of(0, folds), evidence)
     # Time is fixed + steps * time per step: the budget beyond the fixed part is divided by the time per step.
     share = max(0.0, recipe.time_budget - fixed) / max(seconds - fixed, 1e-9)
-    return with_steps(max(1, int(steps * share)))
+    return load_of(max(1, int(steps * share)), folds)
 
 
 def default_trainable_stages(stages: tuple[StageProfile, ...]) -> int:
@@ -236,14 +241,6 @@ def small_cost(preprocessing: Preprocessing) -> float:
     return float((preprocessing.smaller().image_size / preprocessing.image_size) ** 2)
 
 
-def num_evaluated(evidence: Evidence) -> int:
-    """Return the approximate number of images that a strategy is evaluated on: all if they are cross-validated, else
-    the held-out ones."""
-    if evidence.num_images < SMALL_SET and not evidence.has_validation:
-        return evidence.num_held
-    return max(1, round(HELD_OUT * evidence.num_held))
-
-
 def boundary_values(stages: tuple[StageProfile, ...], trainable_stages: int) -> int | None:
     """Return the number of values in one image's activation below the last `trainable_stages` stages; None if the
     network cannot be cut there."""
@@ -324,6 +321,7 @@ def _seconds_of_cache(workload: Workload, evidence: Evidence, measured: Training
     is_held_out = workload.trainings == 1 and not workload.refit_steps and not evidence.has_validation
     trained = evidence.num_images * (1.0 - HELD_OUT if is_held_out else 1.0)
     # The plain view of the held-out images, and of as many training images, for the evaluations.
-    evaluated = min(evidence.num_images, 2 * num_evaluated(evidence))
+    held_out = evidence.num_held if workload.trainings > 1 else max(1, round(HELD_OUT * evidence.num_held))
+    evaluated = min(evidence.num_images, 2 * held_out)
     forward = (trained * (views - saved * small) + evaluated) / rate
     return forward + (trained * views + evaluated) / speed.reading_images_per_second

@@ -137,6 +137,16 @@ def test_a_warm_up_always_leaves_a_step(evidence, steps):
     assert plan.warmup_steps == steps - 1
 
 
+def test_a_plan_says_that_its_time_budget_is_too_short_for_folds(evidence):
+    plan = planned(evidence, strategy="full", time_budget=200)
+    assert plan.validation == "held_out"
+    assert "20 % of the images are held out: the time budget is too short for 3 folds" in plan.reasons
+
+
+def test_a_linear_probe_is_cross_validated_whatever_the_time_budget(evidence):
+    assert planned(evidence, strategy="linear_probe", time_budget=20).validation == "cross_validation"
+
+
 def test_a_time_budget_reduces_the_planned_steps(evidence):
     whole, cut = (planned(evidence, strategy="full", time_budget=seconds) for seconds in (None, 100))
     assert 1 <= cut.steps < whole.steps

@@ -131,6 +131,19 @@ def test_a_time_budget_shortens_the_training_to_fit(evidence):
     assert 95 < expected_seconds("full", tight, evidence) <= 100
 
 
+@pytest.mark.parametrize(("seconds", "trainings", "refit_share"), [(1e6, 3, 1.0), (200, 1, 0.25)])
+def test_a_time_budget_that_is_too_short_for_folds_holds_one_part_out(evidence, seconds, trainings, refit_share):
+    free = size_workload(RECIPE, evidence, "full")
+    load = size_workload(RECIPE.changed(time_budget=seconds), evidence, "full")
+    assert (load.trainings, load.steps) == (trainings, free.steps)
+    assert load.refit_steps == math.ceil(refit_share * load.steps)
+
+
+def test_an_ensemble_of_folds_keeps_its_folds_in_a_short_time_budget(evidence):
+    recipe = RECIPE.changed(time_budget=100, ensemble="folds")
+    assert size_workload(recipe, evidence, "full").trainings == 3
+
+
 def test_a_generous_time_budget_changes_nothing(evidence):
     assert size_workload(RECIPE.changed(time_budget=1e6), evidence, "full") == size_workload(RECIPE, evidence, "full")
 
