@@ -98,12 +98,7 @@ def size_workload(
     """
     # 1) Steps: the default length, or the recipe's.
     batch_size = recipe.batch_size or default_batch_size(evidence.num_images)
-    usual = default_steps(evidence.num_images) * (SCRATCH_FACTOR if strategy == "scratch" else 1)
-    steps = round(length * steps_at(batch_size, usual, default_batch_size(evidence.num_images)))
-    if recipe.steps is not None:
-        steps = recipe.steps
-    elif recipe.epochs is not None:
-        steps = math.ceil(recipe.epochs * evidence.num_images / batch_size)
+    steps = _usual_steps(recipe, evidence, strategy, length)
     # 2) Trained stages of `partial`: at least one stage stays frozen.
     stages = recipe.training.trainable_stages or stages or default_trainable_stages(evidence.stages)
     trainable = min(stages, len(evidence.stages) - 1)
@@ -143,6 +138,17 @@ def size_workload(
     # Time is fixed + steps * time per step: the budget beyond the fixed part is divided by the time per step.
     share = max(0.0, recipe.time_budget - fixed) / max(seconds - fixed, 1e-9)
     return load_of(max(1, int(steps * share)), folds)
+
+
+def _usual_steps(recipe: Recipe, evidence: Evidence, strategy: Strategy, length: float) -> int:
+    """Return the number of steps of a training without a time budget."""
+    batch_size = recipe.batch_size or default_batch_size(evidence.num_images)
+    if recipe.steps is not None:
+        return recipe.steps
+    if recipe.epochs is not None:
+        return math.ceil(recipe.epochs * evidence.num_images / batch_size)
+    usual = default_steps(evidence.num_images) * (SCRATCH_FACTOR if strategy == "scratch" else 1)
+    return round(length * steps_at(batch_size, usual, default_batch_size(evidence.num_images)))
 
 
 def default_trainable_stages(stages: tuple[StageProfile, ...]) -> int:
