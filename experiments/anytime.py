@@ -12,6 +12,9 @@ from experiments.rows import Row
 BUDGETS = (30, 120, 600)
 """Time budgets at which the contenders are compared, in seconds."""
 
+GRACE = 1.1
+"""Multiple of a budget up to which a run counts as ended by then, for each toolkit: no run ends on the second."""
+
 SETS = ("wbc4", "emodb7", "flowers12", "dtd10", "magtile5", "monkey10")
 """Image sets of the comparison: microscopy, spectrograms of speech, flowers, textures, industrial tiles, animals."""
 
@@ -53,7 +56,8 @@ FAMILIES = (
 
 
 def within(results: Results, family: Family, name: str, seed: int, budget: float) -> Row | None:
-    """Return what a toolkit has reached at a budget: the result of its longest run that has ended by then.
+    """Return what a toolkit has reached at a budget: the result of its longest run that has ended by then, or within
+    `GRACE` of it.
 
     No test score takes part in the selection. None: no run has ended.
 
@@ -65,7 +69,7 @@ def within(results: Results, family: Family, name: str, seed: int, budget: float
         budget: time in seconds.
     """
     rows = [results[contender, name, seed] for contender in family.contenders if (contender, name, seed) in results]
-    ended = [row for row in rows if row.get("seconds", math.inf) <= budget]
+    ended = [row for row in rows if row.get("seconds", math.inf) <= GRACE * budget]
     return max(ended, key=lambda row: float(row["seconds"])) if ended else None
 
 
