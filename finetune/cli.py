@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from finetune import __version__, cli_audit, cli_models, cli_sharing, interruption
+from finetune import __version__, cli_audit, cli_compare, cli_models, cli_sharing, interruption
 from finetune.checks import check_plan, check_resumed, checked
 from finetune.errors import FinetuneError, RecipeError, RunFolderError
 from finetune.files import explain
@@ -275,6 +275,7 @@ for command in (
     cli_models.predict,
     cli_models.embed,
     cli_models.evaluate,
+    cli_compare.compare,
     cli_models.diagnose,
     cli_models.report,
     cli_models.watch,

@@ -102,8 +102,16 @@ def print_plan(console: Console, plan: Plan) -> None:
         print_text(console, escape(reason))
 
 
-def print_result(console: Console, metrics: RunMetrics, folder: Path, members: Sequence[Predictor]) -> None:
-    """Print the metrics of the final model and its members, its cost, and its run folder."""
+def print_result(console: Console, metrics: RunMetrics, folder: Path, members: Sequence[Predictor], reads: str) -> None:
+    """Print the metrics of the final model and its members, its cost, and its run folder.
+
+    Args:
+        console: the console to print on.
+        metrics: metrics and cost of the run.
+        folder: the run folder.
+        members: the members of an ensemble.
+        reads: sentence about how often the test split was scored, or "".
+    """
     if metrics.options:
         print_title(console, "Options, evaluated on the held-out images")
         columns = ("model", "top-1", "log-loss", "ECE", "training", "ms/image")
@@ -120,6 +128,7 @@ def print_result(console: Console, metrics: RunMetrics, folder: Path, members: S
     print_text(console, f"{describe_metrics(metrics.validation)} ({source})", "  validation", 13)
     if metrics.test is not None:
         print_text(console, describe_metrics(metrics.test), "  test", 13)
+        print_some(console, escape(reads))
         print_some(console, describe_hardest_class(metrics.test))
     print_some(console, f"[yellow]{escape(metrics.note)}[/yellow]" if metrics.note else "")
     for verdict in metrics.verdicts:

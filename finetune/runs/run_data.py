@@ -59,11 +59,16 @@ def count_trained_on(folder: RunFolder, splits: ImageSplits, with_validation: bo
         splits: the images to evaluate on, as `test`.
         with_validation: whether the final model was trained on the validation split, too.
     """
-    known = _read(folder)
-    if known is None or not known.images or splits.test is None:
+    seen = contents_in(folder, "train", *(("validation",) if with_validation else ()))
+    if not seen or splits.test is None:
         return []
-    seen = known.contents("train", *(("validation",) if with_validation else ()))
     return [f"{content.size} {content.digest}" in seen for content in contents_of(splits.test)]
+
+
+def contents_in(folder: RunFolder, *splits: str) -> set[str]:
+    """Return what identifies the content of each image in some splits of a run; nothing if the run does not say it."""
+    known = _read(folder)
+    return set() if known is None else known.contents(*splits)
 
 
 def _read(folder: RunFolder) -> DataIdentity | None:
