@@ -161,6 +161,9 @@ def evaluate(
         ),
     ],
     output: Annotated[Path | None, typer.Option(help="JSON file to write the metrics to.")] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Evaluate although the data of the run has changed since then.")
+    ] = False,
 ) -> None:
     """Evaluate a trained run on labelled images."""
     check_prediction(run, output, data=data)
@@ -169,7 +172,7 @@ def evaluate(
     from finetune.runs.labelled import predict_labelled
 
     with report() as printed:
-        found = predict_labelled(RunFolder(run), data, printed.progress)
+        found = predict_labelled(RunFolder(run), data, printed.progress, accept_changes)
     _print_left_out(found.splits.unreadable)
     for note in found.splits.notes:
         typer.echo(visible(note), err=True)
@@ -178,6 +181,8 @@ def evaluate(
     if not all(unseen):
         alone = score(found.probabilities[unseen], labels[unseen], names).top1 if any(unseen) else None
         printed.say(_describe_seen(len(unseen), int(unseen.sum()), alone))
+    if found.changes:
+        printed.say(f"the data has changed since the run began, which is accepted and recorded: {found.changes}")
     if found.reads:
         printed.say(found.reads)
     printed.summary |= {"run": str(run), "data": data}

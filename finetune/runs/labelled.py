@@ -15,7 +15,7 @@ from finetune.progress import Progress, no_progress
 from finetune.runs.comparing import Comparison, compare
 from finetune.runs.folder import RunFolder
 from finetune.runs.image_tables import places_of, rows_of
-from finetune.runs.run_data import count_trained_on
+from finetune.runs.run_data import check_evaluated, count_trained_on
 from finetune.runs.test_reads import describe_models, remember_model
 
 
@@ -33,23 +33,30 @@ class Labelled:
     """Probabilities of the classes, (n_images, n_classes)."""
     unseen: NDArray[np.bool_]
     """Whether the model was not trained on each image, (n_images,)."""
+    changes: str
+    """How the images differ from those of the run, in words; empty if they do not, or are other data."""
     reads: str
     """Sentence about how many models have scored these images; empty if they are few."""
 
 
-def predict_labelled(folder: RunFolder, data: str, progress: Progress = no_progress) -> Labelled:
+def predict_labelled(
+    folder: RunFolder, data: str, progress: Progress = no_progress, accept_changes: bool | None = None
+) -> Labelled:
     """Return labelled images with the predictions of a run; images that cannot be decoded are left out.
 
     Args:
         folder: the run folder.
         data: the images, in any form that `load_scored_images` accepts.
         progress: called with the number of images done.
+        accept_changes: whether data of the run may have changed since the run began; None: it is not compared.
 
     Raises:
-        FinetuneError: the run is not finished, the data cannot be loaded or has classes that the model does not know.
+        FinetuneError: the run is not finished, the data cannot be loaded, has changed, or has classes that the model
+            does not know.
     """
     model = folder.read_model()
     splits = load_scored_images(data, model.class_names, model.plan.columns, model.reading)
+    changes = "" if accept_changes is None else check_evaluated(folder, splits, data, accept_changes)
     try:
         probabilities = model.probabilities(splits.test, progress)
     except UndecodableError:
@@ -66,6 +73,7 @@ def predict_labelled(folder: RunFolder, data: str, progress: Progress = no_progr
         labels=labels,
         probabilities=probabilities,
         unseen=~np.asarray(seen or [False] * len(labels), dtype=bool),
+        changes=changes,
         reads=describe_models(remember_model(contents, model), len(labels), "images"),
     )
 
