@@ -41,6 +41,8 @@ class DataIdentity(FrozenModel):
     earlier versions have none."""
     all_decoded: bool = False
     """Whether all images were decoded, and those that cannot be were left out."""
+    copies: tuple[tuple[str, ...], ...] = ()
+    """Changed copies of one picture that no split divides: size in bytes and digest of their images, as text."""
     accepted: tuple[str, ...] = ()
     """Changes of the images since the run began that were accepted (`--accept-changes`), in words."""
 
@@ -111,6 +113,7 @@ def identify(splits: ImageSplits) -> DataIdentity:
         counts=dict(sorted(Counter(f"{split}/{name}" for split, _, _, name in rows).items())),
         images=listed,
         all_decoded=splits.all_decoded,
+        copies=splits.copies,
     )
 
 

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from finetune.data import DataIdentity, ImageSplits, identify, without_undecodable
+from finetune.data import DataIdentity, ImageSplits, identify, load_plan_images, tie_copies, without_undecodable
 from finetune.data.identity import contents_of
+from finetune.decide.plan import Plan
 from finetune.errors import RunFolderError
 from finetune.names import quoted
 from finetune.processes import from_main_process
@@ -85,10 +86,25 @@ def _is_same(first: str, second: str) -> bool:
     return first == second or Path(first).expanduser().resolve() == Path(second).expanduser().resolve()
 
 
-def were_all_decoded(folder: RunFolder) -> bool:
-    """Return whether the run left out the images that cannot be decoded."""
-    known = from_main_process(lambda: _read(folder))
-    return known is not None and known.all_decoded
+def load_known_images(folder: RunFolder, plan: Plan, source: RunFolder | None = None) -> ImageSplits:
+    """Return the images of a plan as the run divided them: without those that cannot be decoded, if it left them out,
+    and with copies of one picture on one side.
+
+    Args:
+        folder: the run folder.
+        plan: the plan.
+        source: the folder of the plan, which counts if the run folder does not say how its images were divided.
+
+    Raises:
+        DataError: the images cannot be loaded.
+    """
+    known = from_main_process(lambda: _read(folder) or _read(source or folder))
+    splits = load_plan_images(plan)
+    if known is None:
+        return splits
+    if known.all_decoded:
+        splits = without_undecodable(splits)
+    return tie_copies(splits, known.copies, plan.seed, plan.limit or None)
 
 
 def forget_training(folder: RunFolder) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import optuna
 
-from finetune.data import ImageSplits, load_plan_images
+from finetune.data import ImageSplits
 from finetune.decide.plan import Plan
 from finetune.decide.planned_run import PlannedRun, budgeted
 from finetune.errors import DivergenceError, RunFolderError, TuningError
@@ -30,7 +30,7 @@ from finetune.runs.lock import held
 from finetune.runs.pipeline import claim_folder, decide_all, reporting
 from finetune.runs.places import refuse_if_finished, refuse_if_taken, refuse_without_a_plan, refuse_without_tuning
 from finetune.runs.report import Report
-from finetune.runs.run_data import check_identity, forget_training, write_identity
+from finetune.runs.run_data import check_identity, forget_training, load_known_images, write_identity
 from finetune.runs.saving import save_run
 from finetune.training import Checkpoints, TrainingDivergedError, TrainingState, begin, evaluate_at, history_so_far
 from finetune.tuning.checks import Checks
@@ -127,8 +127,7 @@ def resume_tuning(path: Path, report: Report | None = None, accept_changes: bool
     with held(path, refuse_if_finished), reporting(report) as report:
         report.follow(folder)
         decisions = first_decisions(folder).read_decisions()
-        plan = decisions.plan
-        splits = load_plan_images(plan)
+        splits = load_known_images(folder, decisions.plan)
         report.images(splits)
         forget = partial(_forget_search, decisions=decisions)
         if changes := check_identity(folder, splits, accept=accept_changes, forget=forget):
