@@ -61,6 +61,8 @@ class ImageSplits:
     """Whether all images were decoded, and those that cannot be were left out."""
     test_was_made: bool = False
     """Whether `test` was split off from the training images because the data has no test split."""
+    test_share: float = 0.0
+    """Share of all images that became `test`, 0 .. 1, if it was split off."""
     group_rule: str = ""
     """Rule that gave the groups, as in a recipe; empty: the images have no groups."""
     num_shared: int = 0
@@ -180,6 +182,7 @@ def to_splits(table: LabelledTable, seed: int, pictures: Sequence[Sequence[int]]
             test=everything.select(held_out),
             class_names=class_names,
             test_was_made=True,
+            test_share=len(held_out) / len(everything),
         )
     rows_of = {
         name: [number for number, split in enumerate(splits) if split == name]

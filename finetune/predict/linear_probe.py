@@ -339,13 +339,16 @@ def _refined(
 
 @contextmanager
 def _fitting() -> Iterator[None]:
-    """Return a context for fits: one thread for each product of matrices, and no warnings about convergence.
+    """Return a context for fits: one thread for each product of matrices, and no warnings about convergence or about
+    many classes.
 
     The products are too small for two threads, which would wait for each other most of the time (experiments/log.md,
     2026-11-25). A fit that has not converged is compared by its held-out log-loss like any other.
     """
     with threadpool_limits(limits=1, user_api="blas"), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
+        # Classes of one or two images are classes, too.
+        warnings.filterwarnings("ignore", message="The number of unique classes", category=UserWarning)
         yield
 
 

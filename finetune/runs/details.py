@@ -87,7 +87,7 @@ def print_choice(console: Console, choice: Choice) -> None:
     print_text(console, f"forecast: {escape(choice.forecast.sentence)}")
 
 
-def print_plan(console: Console, plan: Plan) -> None:
+def print_plan(console: Console, plan: Plan, splits: ImageSplits) -> None:
     """Print the steps, the learning rates, how the model is evaluated, and the plan's reasons."""
     print_title(console, "Plan")
     trained = [f"{stage.name} {stage.learning_rate:.1e}" for stage in plan.stages if stage.learning_rate > 0]
@@ -97,7 +97,7 @@ def print_plan(console: Console, plan: Plan) -> None:
             f"{counted(plan.steps, 'step')} of {plan.batch_size} images in {plan.precision}; "
             f"learning rates: {', '.join([*trained, f'head {plan.head_learning_rate:.1e}'])}",
         )
-    print_text(console, f"evaluation: {describe_evaluation(plan)}")
+    print_text(console, f"evaluation: {describe_evaluation(plan, splits)}")
     for reason in plan.reasons:
         print_text(console, escape(reason))
 

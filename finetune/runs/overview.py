@@ -91,10 +91,10 @@ def print_choice(console: Console, choice: Choice, model: str) -> None:
     )
 
 
-def print_plan(console: Console, plan: Plan) -> None:
+def print_plan(console: Console, plan: Plan, splits: ImageSplits) -> None:
     """Print the length of the training, and how the model is evaluated."""
     steps = f"{plan.steps} steps of {plan.batch_size} images; " if plan.steps else ""
-    print_entry(console, "Plan", f"{steps}evaluated on {describe_evaluation(plan)}")
+    print_entry(console, "Plan", f"{steps}evaluated on {describe_evaluation(plan, splits)}")
 
 
 def print_result(console: Console, metrics: RunMetrics, folder: Path, reads: str) -> None:

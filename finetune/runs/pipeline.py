@@ -217,7 +217,7 @@ def decide_all(
         splits, measured = _measure(recipe, tie(splits), partial(changed, tie, regroup), report, start)
     members = decide(recipe, measured, share)
     report.choice(members[0].choice, members[0].plan.model)
-    report.plan(members[0].plan)
+    report.plan(members[0].plan, splits)
     if share == 1.0:  # a search has many trainings
         report.say(describe_members(members), "Time")
     return splits, members
@@ -332,7 +332,7 @@ def _train(
         plan = members[0].plan
         splits = load_known_images(folder, plan, source)
         report.images(splits)
-        report.plan(plan)
+        report.plan(plan, splits)
         if changes := check_identity(folder, splits, source, accept):
             report.say(f"The data has changed, which is accepted and recorded in data.json: {changes}")
     with _history_saved(folder):

@@ -135,10 +135,10 @@ class Report:
         else:
             overview.print_choice(self.console, choice, model)
 
-    def plan(self, plan: Plan) -> None:
+    def plan(self, plan: Plan, splits: ImageSplits) -> None:
         """Print the steps and how the model is evaluated."""
         self.summary |= {"model": plan.model, "strategy": plan.strategy, "steps": plan.steps}
-        (details if self.verbose else overview).print_plan(self.console, plan)
+        (details if self.verbose else overview).print_plan(self.console, plan, splits)
 
     def saved_plan(self, path: Path) -> None:
         """Print where the plan is, and the command that trains it."""
