@@ -40,7 +40,9 @@ def tie_copies(
     stay, held_out = stratified_holdout(labels, fraction, seed, together_of(everything))
     if limit is not None and len(stay) > limit:
         stay = stay[stratified_subset(labels[stay], limit, seed)]
-    return replace(known, train=everything.select(stay), test=everything.select(held_out))
+    # Under a limit, most images are in neither split, and the share stays about what it was.
+    share = splits.test_share if limit is not None else len(held_out) / len(everything)
+    return replace(known, train=everything.select(stay), test=everything.select(held_out), test_share=share)
 
 
 def _pictures(dataset: object, numbers: dict[str, int]) -> NDArray[np.int64]:

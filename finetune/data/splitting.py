@@ -98,10 +98,9 @@ def stratified_folds(
         return [_of_images(place, fold) for fold in stratified_folds(labels[first], num_folds, seed, own_groups)]
     smallest = int(np.bincount(labels)[np.unique(labels)].min())
     num_folds = max(2, min(num_folds, smallest))  # every fold holds out an image of every class
-    if groups is None:
-        splitter = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
-        return list(splitter.split(np.zeros(len(labels)), labels))
-    return _group_folds(labels, num_folds, seed, groups)
+    if groups is not None:
+        return _group_folds(labels, num_folds, seed, groups)
+    return _folds(StratifiedKFold(num_folds, shuffle=True, random_state=seed), labels)
 
 
 def _of_images(
@@ -132,7 +131,15 @@ def _group_folds(
     num_groups = len(np.unique(groups))
     if num_groups < 2:
         raise DataError("all images belong to one group, so no image can be held out; check the group column")
-    splitter = StratifiedGroupKFold(min(num_folds, num_groups), shuffle=True, random_state=seed)
+    return _folds(StratifiedGroupKFold(min(num_folds, num_groups), shuffle=True, random_state=seed), labels, groups)
+
+
+def _folds(
+    splitter: StratifiedKFold | StratifiedGroupKFold,
+    labels: NDArray[np.integer],
+    groups: NDArray[np.str_] | None = None,
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Return the (training, held-out) indices of the folds of a splitter."""
     with warnings.catch_warnings():
         # A class with fewer images than folds is missing from some folds; with groups this cannot be avoided.
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)

@@ -214,7 +214,10 @@ def decide_all(
         splits, measured = _measure(recipe, splits, regroup, report, start)
     if copies := find_copies(recipe, splits, measured[0].preprocessing.shorter_side, report):
         tie = partial(tie_copies, copies=copies, seed=recipe.seed, limit=recipe.limit)
-        splits, measured = _measure(recipe, tie(splits), partial(changed, tie, regroup), report, start)
+        splits = tie(splits)
+        if splits.test_was_made:
+            report.images(splits)
+        splits, measured = _measure(recipe, splits, partial(changed, tie, regroup), report, start)
     members = decide(recipe, measured, share)
     report.choice(members[0].choice, members[0].plan.model)
     report.plan(members[0].plan, splits)

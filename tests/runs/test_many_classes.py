@@ -1,4 +1,4 @@
-"""A thousand classes of three images: what is printed is what happened, and the final model is trained on all it may."""
+"""A thousand classes of three images: what is printed is what happened, and the final model sees all images."""
 
 import json
 import os
