@@ -93,6 +93,11 @@ class _Sample:
     counts: NDArray[np.int64]
     """Number of training images of each class, before sampling, (num_classes,)."""
 
+    def together(self, grouping: Grouping | None) -> Together | None:
+        """Return what keeps images of the sample together: groups, if they are used, and copies of one picture."""
+        groups = grouping.groups if grouping is not None and grouping.used else None
+        return groups if self.pictures is None else Ties(groups, self.pictures)
+
 
 def measure_evidence(
     recipe: Recipe, splits: ImageSplits, progress: Progress = no_progress, seconds_before: float = 0.0
@@ -129,8 +134,7 @@ def measure_evidence(
     features, mirrored, own_work = _compute_features(network, about, sample, recipe, speed.forward, progress)
     progress("cross-validating the linear probe", 0, 1)
     grouping = _grouping(splits, sample, features, recipe)
-    groups = grouping.groups if grouping is not None and grouping.used else None
-    together: Together | None = groups if sample.pictures is None else Ties(groups, sample.pictures)
+    together = sample.together(grouping)
     probe = evaluate_probe(features, sample.labels, together, len(sample.counts), metric, recipe.seed)
     strength = probe.inverse_regularization
     finding = grouping and measure_groups(features, sample.labels, grouping, strength, recipe.seed)
