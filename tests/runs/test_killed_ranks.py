@@ -52,10 +52,11 @@ def process_of_rank(launched, rank):
     ("launcher", "rank", "continuing"), [("torchrun", 1, 1), ("torchrun", 0, 3), ("accelerate", 1, 2)]
 )
 def test_a_killed_rank_ends_the_others_and_the_run_continues(tmp_path, weights, launcher, rank, continuing):
-    images = make_image_folder(tmp_path / "images", splits={"train": {"a": 12, "b": 12}, "test": {"a": 4, "b": 4}})
+    counts = {"train": {"a": 12, "b": 12}, "val": {"a": 4, "b": 4}, "test": {"a": 4, "b": 4}}
+    images = make_image_folder(tmp_path / "images", splits=counts)
     folder = tmp_path / "run"
     options = ("--data", images, "--set", f"weights={weights}", *OPTIONS)
-    launched = start(launcher, 2, *options, "--steps", "400", "--output", folder)
+    launched = start(launcher, 2, *options, "--steps", "300", "--output", folder)
     try:
         while (
             len(list(folder.glob("history.jsonl"))) < 1 or len((folder / "history.jsonl").read_text().splitlines()) < 20
