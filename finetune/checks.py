@@ -50,6 +50,22 @@ def check_audit(data: str, output: Path | None, clean: Path | None) -> None:
         raise RecipeError(f"--clean writes a CSV table, and {clean} does not end with .csv; name it {clean.stem}.csv")
 
 
+def check_comparison(runs: Sequence[Path], data: str | None) -> None:
+    """Check that there are two or more finished runs, and that the data exists.
+
+    Raises:
+        FinetuneError: there is one run, a run is missing or not finished, or there is no such data.
+    """
+    from finetune.data import check_data
+
+    for run in runs:
+        places.refuse_without_a_model(run)
+    if len(runs) < 2:
+        raise RecipeError(f"{runs[0]} is compared with another run; give two or more run folders")
+    if data is not None:
+        check_data(data)
+
+
 def check_plan(plan: Path) -> None:
     """Check that a plan can be read, and that its data exists.
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from finetune import __version__, cli_audit, cli_models, cli_sharing, interruption
+from finetune import __version__, cli_audit, cli_compare, cli_models, cli_sharing, interruption
 from finetune.checks import check_plan, check_resumed, checked
 from finetune.errors import FinetuneError, RecipeError, RunFolderError
 from finetune.files import explain
@@ -86,6 +86,11 @@ GENERAL_OPTIONS = ("--help", "--version", "--install-completion", "--show-comple
 
 START: ContextVar[float] = ContextVar("start")
 """Value of `time.perf_counter()` when the command began, from which a time budget counts."""
+
+AcceptChanges = Annotated[
+    bool,
+    typer.Option("--accept-changes", help="With --resume (or --plan): train although the data has changed since then."),
+]
 
 Output = Annotated[Path | None, typer.Option(help="Run folder; runs/<data>-<time> by default.")]
 
@@ -175,12 +180,7 @@ def train(
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Measure, choose and plan, then stop.")] = False,
     plan: Annotated[Path | None, typer.Option(help="Train this saved plan.json as it is.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the interrupted run in this folder.")] = None,
-    accept_changes: Annotated[
-        bool,
-        typer.Option(
-            "--accept-changes", help="With --resume or --plan: train although the data has changed since then."
-        ),
-    ] = False,
+    accept_changes: AcceptChanges = False,
 ) -> None:
     """Measure the images, choose a strategy and say why, train, and write a run folder."""
     if accept_changes and plan is None and resume is None:
@@ -246,8 +246,11 @@ def tune(
         str | None, typer.Option(help="Database URL for several workers; a file in the run folder by default.")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the interrupted search in this folder.")] = None,
+    accept_changes: AcceptChanges = False,
 ) -> None:
     """Search for hyper-parameters in six steps, train the best ones, and write a run folder."""
+    if accept_changes and resume is None:
+        raise RecipeError("--accept-changes is for --resume, which compares the data; leave it out")
     tuning = {"trials": trials, "search": search, "storage": storage}
     tuning = {name: value for name, value in tuning.items() if value is not None}
     if resume is not None:
@@ -265,7 +268,7 @@ def tune(
     forget_imports()
     with _resumable(report):
         if resume is not None:
-            searching.resume_tuning(resume, report())
+            searching.resume_tuning(resume, report(), accept_changes)
         else:
             searching.tune(recipe, output, report(), start=START.get())
 
@@ -275,6 +278,7 @@ for command in (
     cli_models.predict,
     cli_models.embed,
     cli_models.evaluate,
+    cli_compare.compare,
     cli_models.diagnose,
     cli_models.report,
     cli_models.watch,

@@ -161,34 +161,30 @@ def evaluate(
         ),
     ],
     output: Annotated[Path | None, typer.Option(help="JSON file to write the metrics to.")] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Evaluate although the data of the run has changed since then.")
+    ] = False,
 ) -> None:
     """Evaluate a trained run on labelled images."""
     check_prediction(run, output, data=data)
-    from finetune.data import UndecodableError, labels_of, load_scored_images, without_undecodable
     from finetune.predict.metrics import score
     from finetune.runs.folder import RunFolder
-    from finetune.runs.run_data import count_trained_on
+    from finetune.runs.labelled import predict_labelled
 
-    folder = RunFolder(run)
-    model = folder.read_model()
-    splits = load_scored_images(data, model.class_names, model.plan.columns, model.reading)
     with report() as printed:
-        try:
-            probabilities = model.probabilities(splits.test, printed.progress)
-        except UndecodableError:
-            splits = without_undecodable(splits, only_test=True)
-            if splits.test is None:
-                raise
-            probabilities = model.probabilities(splits.test, printed.progress)
-    _print_left_out(splits.unreadable)
-    for note in splits.notes:
+        found = predict_labelled(RunFolder(run), data, printed.progress, accept_changes)
+    _print_left_out(found.splits.unreadable)
+    for note in found.splits.notes:
         typer.echo(visible(note), err=True)
-    labels, names = labels_of(splits.test), list(model.class_names)
-    metrics = score(probabilities, labels, names)
-    unseen = [not seen for seen in count_trained_on(folder, splits, model.plan.refit)]
+    labels, names, unseen = found.labels, list(found.model.class_names), found.unseen
+    metrics = score(found.probabilities, labels, names)
     if not all(unseen):
-        alone = score(probabilities[unseen], labels[unseen], names).top1 if any(unseen) else None
-        printed.say(_describe_seen(len(unseen), sum(unseen), alone))
+        alone = score(found.probabilities[unseen], labels[unseen], names).top1 if any(unseen) else None
+        printed.say(_describe_seen(len(unseen), int(unseen.sum()), alone))
+    if found.changes:
+        printed.say(f"the data has changed since the run began, which is accepted and recorded: {found.changes}")
+    if found.reads:
+        printed.say(found.reads)
     printed.summary |= {"run": str(run), "data": data}
     printed.evaluation(metrics)
     if output is not None:

@@ -677,7 +677,15 @@ def test_options_are_frozen():
         "train": sorted([*recipe_options, *output, "--accept-changes", "--plan", "--plan-only", "--resume"]),
         "plan": sorted([*recipe_options, *output, "--plot"]),
         "tune": sorted(
-            [*set(recipe_options) - {"--ensemble"}, *output, "--trials", "--search", "--storage", "--resume"]
+            [
+                *set(recipe_options) - {"--ensemble"},
+                *output,
+                "--trials",
+                "--search",
+                "--storage",
+                "--resume",
+                "--accept-changes",
+            ]
         ),
         "audit": sorted(["--clean", "--output", "--strict", *output]),
         "watch": [],
@@ -687,7 +695,8 @@ def test_options_are_frozen():
         "push": ["--dry-run"],
         "serve": ["--host", "--port"],
         "report": ["--output"],
-        "evaluate": sorted(["--data", "--output", *output]),
+        "evaluate": sorted(["--accept-changes", "--data", "--output", *output]),
+        "compare": sorted(["--data", *output]),
         "diagnose": [],
         "cache": ["--clear"],
         "schema": [],

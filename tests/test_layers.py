@@ -47,7 +47,17 @@ WINGS = (
 )
 """Folders from the lowest to the highest; each imports the ground and what stands before it."""
 
-FACES = ("checks", "classifier", "report_options", "cli_audit", "cli_sharing", "cli_models", "cli", "__init__")
+FACES = (
+    "checks",
+    "classifier",
+    "report_options",
+    "cli_audit",
+    "cli_compare",
+    "cli_sharing",
+    "cli_models",
+    "cli",
+    "__init__",
+)
 """Modules that import everything: scikit-learn's manner, the command line and its options, and the package."""
 
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "datasets"}

@@ -1,33 +1,37 @@
-"""Look quickly for pictures that are on both sides of a split, in every run; a whole audit finds more.
+"""Look quickly for copies of one picture, in every run; a whole audit finds more.
 
 Small grey images are compared by their correlation, which sees re-encoded, resized and mirrored copies but no cropped
 ones; the few pairs that correlate are verified by their pixels (`matching`).
 """
 
 import shlex
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from datasets import Dataset
 from numpy.typing import NDArray
 
-from finetune.auditing.copies import verified
-from finetune.auditing.matching import small_details
+from finetune.auditing.copies import Pair, clusters, verified
+from finetune.auditing.matching import LEAST_SIDE, small_details
 from finetune.data import ImageSplits, Pixels, in_threads, paths_of
+from finetune.data.identity import contents_of
 from finetune.errors import DataError
 from finetune.progress import no_progress
 
-SIDE = 24
-"""Side of the small images, in pixels."""
-
 SIMILAR = 0.93
 """Least correlation of two small images whose pixels are compared."""
+
+NEAREST = 3
+"""Largest number of similar images that are compared with an image, as they are and mirrored each: the copies of one
+picture are found from one to the next."""
 
 MOST = 5000
 """Largest number of training images, and of other images, that are compared."""
 
 BLOCK = 256
-"""Number of images that are read at once."""
+"""Number of images that are read, or compared with all others, at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,31 +46,81 @@ class Crossing:
     """Path of the training image."""
 
 
-def find_crossing(splits: ImageSplits, shorter_side: int) -> list[Crossing]:
-    """Return the validation and test images that show the picture of a training image.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuickCopies:
+    """The images of all splits, and which of them show one picture."""
 
-    Nothing is compared if there are more than `MOST` images, or if the decoded images do not fit into the cache.
+    tables: tuple[Dataset, ...]
+    """The splits, the training images first."""
+    names: tuple[str, ...]
+    """Name of each split."""
+    pairs: tuple[Pair, ...]
+    """Pairs of images that show one picture, by their index in all splits one after another."""
+
+    def crossing(self) -> list[Crossing]:
+        """Return the validation and test images that show the picture of a training image."""
+        count = len(self.tables[0])
+        originals: dict[int, int] = {}
+        for pair in self.pairs:
+            if pair.first < count <= pair.second:
+                originals.setdefault(pair.second, pair.first)
+        places = self._places() if originals else []
+        return [Crossing(*places[own], places[first][0]) for own, first in sorted(originals.items())]
+
+    def pictures(self) -> tuple[tuple[str, ...], ...]:
+        """Return the contents (size and digest, as text) of the images of each picture that several images show."""
+        rows = sorted({index for pair in self.pairs for index in (pair.first, pair.second)})
+        place = {index: number for number, index in enumerate(rows)}
+        own = clusters(len(rows), [(place[pair.first], place[pair.second]) for pair in self.pairs])
+        found: dict[int, list[str]] = defaultdict(list)
+        for number, content in zip(own.tolist(), self._contents(rows), strict=True):
+            found[number].append(content)
+        return tuple(tuple(dict.fromkeys(contents)) for contents in found.values())
+
+    def path(self, index: int) -> str:
+        """Return the path of an image, given by its index in all splits."""
+        return self._places()[index][0]
+
+    def _places(self) -> list[tuple[str, str]]:
+        """Return the path and the split of each image."""
+        named = zip(self.names, self.tables, strict=True)
+        return [(path, name) for name, table in named for path in paths_of(table)]
+
+    def _contents(self, rows: Sequence[int]) -> list[str]:
+        """Return the contents of some images, given by their index in ascending order."""
+        texts, start = [], 0
+        for table in self.tables:
+            own = [row - start for row in rows if start <= row < start + len(table)]
+            texts += [f"{content.size} {content.digest}" for content in contents_of(table.select(own))] if own else []
+            start += len(table)
+        return texts
+
+
+def find_quick_copies(splits: ImageSplits, shorter_side: int) -> QuickCopies | None:
+    """Return which images show one picture; of given splits, copies between validation and test are not looked for.
+
+    None: nothing is compared, because the images are a stream, there are more than `MOST`, or the decoded images do not
+    fit into the cache.
 
     Args:
         splits: the images.
         shorter_side: shorter side at which the training images are in the cache, in pixels.
     """
-    held = [(name, table) for name, table in (("validation", splits.validation), ("test", splits.test)) if table]
+    others = [(name, table) for name, table in (("validation", splits.validation), ("test", splits.test)) if table]
     count = len(splits.train)
-    if splits.stream is not None or not held or max(count, sum(len(table) for _, table in held)) > MOST:
-        return []
-    pixels = Pixels([splits.train, *(table for _, table in held)], shorter_side, splits.reading)
+    if splits.stream is not None or max(count, sum(len(table) for _, table in others)) > MOST:
+        return None
+    tables = (splits.train, *(table for _, table in others))
+    pixels = Pixels(tables, shorter_side, splits.reading)
     try:
         pixels.cache(no_progress)
     except DataError:  # the evaluation reports it
-        return []
+        return None
     if not pixels.is_cached:
-        return []
-    places = [("train", path) for path in paths_of(splits.train)]
-    places += [(name, path) for name, table in held for path in paths_of(table)]
-    pairs = verified(_similar(_thumbnails(pixels), count), pixels, no_progress)
-    originals = {pair.second: pair.first for pair in reversed(pairs)}
-    return [Crossing(places[own][1], places[own][0], places[first][1]) for own, first in sorted(originals.items())]
+        return None
+    similar = _similar(_thumbnails(pixels), len(pixels) if splits.test_was_made else count)
+    pairs = verified(similar, pixels, no_progress)
+    return QuickCopies(tables=tables, names=("train", *(name for name, _ in others)), pairs=tuple(pairs))
 
 
 def describe_crossing(found: Sequence[Crossing], data: str) -> str:
@@ -81,13 +135,15 @@ def describe_crossing(found: Sequence[Crossing], data: str) -> str:
 
 
 def _thumbnails(pixels: Pixels) -> NDArray[np.float32]:
-    """Return small grey images without slow changes of brightness, (n_images, SIDE, SIDE), each of length 1.
+    """Return small grey images without slow changes of brightness, each of length 1, (n_images, side, side).
 
-    An image smaller than `SIDE` is all zeros: with so few details, different images look the same.
+    The side is `LEAST_SIDE`. An image that is too small to be compared is all zeros.
     """
 
     def details(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return small_details(image, SIDE) if min(image.shape[:2]) >= SIDE else np.zeros((SIDE, SIDE), np.float32)
+        if min(image.shape[:2]) < LEAST_SIDE:
+            return np.zeros((LEAST_SIDE, LEAST_SIDE), np.float32)
+        return small_details(image, LEAST_SIDE)
 
     parts = [
         in_threads(details, pixels.read(range(start, min(start + BLOCK, len(pixels)))))
@@ -95,17 +151,22 @@ def _thumbnails(pixels: Pixels) -> NDArray[np.float32]:
     ]
     small = np.stack([image for part in parts for image in part])
     length = np.sqrt((small**2).sum(axis=(1, 2), keepdims=True))
-    unit: NDArray[np.float32] = small / np.maximum(length, SIDE)
+    unit: NDArray[np.float32] = small / np.maximum(length, LEAST_SIDE)
     return unit
 
 
 def _similar(small: NDArray[np.float32], count: int) -> list[tuple[int, int]]:
-    """Return pairs of one of the first `count` images and one of the others: the most similar one, if it is similar."""
-    train = small[:count].reshape(count, -1)
+    """Return pairs of one of the first `count` images and another one: the most similar ones, if they are similar."""
+    flat = small.reshape(len(small), -1)
+    mirrored = small[:, :, ::-1].reshape(len(small), -1)
     pairs = set()
-    for others in (small[count:], small[count:, :, ::-1]):
-        similarity = others.reshape(len(others), -1) @ train.T
-        best = similarity.argmax(axis=1)
-        for row in np.flatnonzero(similarity[np.arange(len(best)), best] >= SIMILAR):
-            pairs.add((int(best[row]), count + int(row)))
+    for start in range(0, len(flat), BLOCK):
+        rows = np.arange(start, min(start + BLOCK, len(flat)))
+        for own in (flat[rows], mirrored[rows]):
+            similarity = own @ flat[:count].T
+            similarity[rows[rows < count] - start, rows[rows < count]] = -1.0  # itself
+            nearest = np.argpartition(-similarity, min(NEAREST, count) - 1, axis=1)[:, :NEAREST]
+            for row, columns in zip(rows.tolist(), nearest, strict=True):
+                found = columns[similarity[row - start, columns] >= SIMILAR]
+                pairs |= {(min(row, int(column)), max(row, int(column))) for column in found}
     return sorted(pairs)

@@ -20,6 +20,9 @@ COARSE, FINE = 32, 128
 SMALLEST_PART = 0.55
 """Smallest side of a cropped copy, as a share of the original's side."""
 
+LEAST_SIDE = 24
+"""Shorter side below which an image is not compared, in pixels: with so few details, different images look the same."""
+
 COARSE_SIDES = tuple(range(COARSE, round(SMALLEST_PART * COARSE) - 1, -1))
 """Longer sides of the laid image in the coarse comparison, in pixels."""
 
@@ -68,13 +71,16 @@ class Pattern:
 
     def __init__(self, image: NDArray[np.uint8]) -> None:
         """Reduce an image (height, width, 3)."""
+        self._shorter_side = min(image.shape[:2])
         self.grey = _grey(image, FINE)
         self._field = _Field(_resized(self.grey, COARSE))
         self._templates = _Templates(_resized(self.grey, COARSE), COARSE, COARSE_SIDES)
 
     def compare(self, other: "Pattern") -> Match:
-        """Return how well one of the images shows the picture of the other."""
+        """Return how well one of the images shows the picture of the other; not at all if one is too small."""
         best = Match(-1.0, False, 1.0)
+        if min(self._shorter_side, other._shorter_side) < LEAST_SIDE:
+            return best
         for field, templates in ((self._field, other._templates), (other._field, self._templates)):
             for mirrored in (False, True):
                 score, side = field.best(templates, mirrored)

@@ -7,6 +7,7 @@ The modules, in the order in which an image passes through them:
 - `labels`: reads class names; `cleaning` leaves out what must not count: missing labels, unreadable files, copies.
 - `known_groups`: gives each image the group that the recipe names; `grouping` reads groups from paths.
 - `image_splits`: makes train, validation and test splits; `splitting` chooses which images are held out.
+- `pictures`: keeps copies of one picture on one side of the splits that are made here.
 - `identity`: identifies the images of a run, so that it is not continued on other data.
 - `decoding`: decodes an image file; `pixels` caches decoded images.
 - `formats`: opens a file of any format; `raster` turns values of any depth, channels and pages into 8-bit RGB; `tiff`
@@ -36,10 +37,11 @@ if TYPE_CHECKING:
     )
     from finetune.data.folder import describe_overlooked, files_below
     from finetune.data.identity import DataIdentity, identify
-    from finetune.data.image_splits import ImageSplits, groups_of, labels_of, paths_of, without_undecodable
+    from finetune.data.image_splits import ImageSplits, groups_of, labels_of, paths_of, together_of, without_undecodable
     from finetune.data.known_groups import groups_by_rule
     from finetune.data.listing import check_images, list_images
     from finetune.data.paths import check_data
+    from finetune.data.pictures import tie_copies
     from finetune.data.pixels import Pixels
     from finetune.data.scanning import read_or_explain, why_undecodable, why_unreadable
     from finetune.data.sources import (
@@ -50,7 +52,14 @@ if TYPE_CHECKING:
         load_scored_images,
         load_with_copies,
     )
-    from finetune.data.splitting import even_sample, stratified_folds, stratified_holdout, stratified_subset
+    from finetune.data.splitting import (
+        Ties,
+        Together,
+        even_sample,
+        stratified_folds,
+        stratified_holdout,
+        stratified_subset,
+    )
     from finetune.data.streaming import ImageStream
 
 _HOMES = {
@@ -90,7 +99,11 @@ _HOMES = {
     "load_with_copies": "sources",
     "even_sample": "splitting",
     "stratified_folds": "splitting",
+    "Ties": "splitting",
+    "Together": "splitting",
     "stratified_holdout": "splitting",
+    "tie_copies": "pictures",
+    "together_of": "image_splits",
     "stratified_subset": "splitting",
     "ImageStream": "streaming",
 }
@@ -103,6 +116,8 @@ __all__ = [
     "ImageSplits",
     "ImageStream",
     "Pixels",
+    "Ties",
+    "Together",
     "UndecodableError",
     "Unreadable",
     "check_data",
@@ -133,6 +148,8 @@ __all__ = [
     "stratified_folds",
     "stratified_holdout",
     "stratified_subset",
+    "tie_copies",
+    "together_of",
     "why_undecodable",
     "why_unreadable",
     "without_undecodable",

@@ -32,6 +32,8 @@ class Cleaned:
     """Sentences about what was changed or left out, except for single unreadable files."""
     kinds: frozenset[Kind]
     """Kinds of the images that can be read."""
+    pictures: tuple[tuple[int, ...], ...]
+    """Rows of the table that show one picture, for each picture that is in several classes."""
 
 
 def clean(table: LabelledTable, data: str, copies: bool = True, reading: Reading = AS_STORED) -> Cleaned:
@@ -57,7 +59,7 @@ def clean(table: LabelledTable, data: str, copies: bool = True, reading: Reading
     readable, unreadable, scanned = without_unreadable(labelled, data, reading)
     kinds = [each.kind for each in scanned if each.kind is not None]
     pictures = same_content(readable.sources) if copies else []
-    found, doubled = _without_copies(readable, pictures, data)
+    stay, doubled = _without_copies(readable, pictures, data)
     notes += _describe_unlabelled(unlabelled)
     notes += _describe_lost(labelled, readable)
     if num_broken := sum(each.has_broken_metadata for each in scanned):
@@ -69,11 +71,12 @@ def clean(table: LabelledTable, data: str, copies: bool = True, reading: Reading
     notes += _describe_contradictions(readable, pictures)
     left_out = [*unlabelled, *(Unreadable(path=copy.path, reason=copy.reason) for copy in doubled)]
     return Cleaned(
-        table=found,
+        table=readable if not doubled else readable.select(stay),
         unreadable=unreadable,
         left_out=tuple(left_out),
         notes=tuple(notes),
         kinds=frozenset(kinds),
+        pictures=_pictures_left(pictures, stay),
     )
 
 
@@ -165,8 +168,8 @@ class _Copy:
 
 def _without_copies(
     table: LabelledTable, pictures: Sequence[Sequence[int]], data: str
-) -> tuple[LabelledTable, tuple[_Copy, ...]]:
-    """Return a table in which a picture counts once and is in one split, and the rows that were left out.
+) -> tuple[list[int], tuple[_Copy, ...]]:
+    """Return the rows with which a picture counts once and is in one split, and the rows that were left out.
 
     Of a picture under several classes in one split, one of each class stays: which is right cannot be known.
     """
@@ -182,15 +185,20 @@ def _without_copies(
             else:
                 stays = kept.get(label, first)
                 left[row] = _Copy(table.name(row), splits[row], table.name(stays), splits[stays])
-    if not left:
-        return table, ()
     rows = [row for row in range(len(table.labels)) if row not in left]
-    if all(splits[row] != "train" for row in rows) and "train" in splits:
+    if left and all(splits[row] != "train" for row in rows) and "train" in splits:
         raise DataError(
             f"every training image of {data} is also an image of its test or validation split; give other images to "
             f"train on"
         )
-    return table.select(rows), tuple(left[row] for row in sorted(left))
+    return rows, tuple(left[row] for row in sorted(left))
+
+
+def _pictures_left(pictures: Sequence[Sequence[int]], stay: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Return the rows of each picture that has several, counted among the rows that stay."""
+    place = {row: number for number, row in enumerate(stay)}
+    left = (tuple(place[row] for row in rows if row in place) for rows in pictures)
+    return tuple(rows for rows in left if len(rows) > 1)
 
 
 def same_content(sources: Sequence[ImageSource]) -> list[list[int]]:

@@ -41,6 +41,8 @@ class DataIdentity(FrozenModel):
     earlier versions have none."""
     all_decoded: bool = False
     """Whether all images were decoded, and those that cannot be were left out."""
+    copies: tuple[tuple[str, ...], ...] = ()
+    """Changed copies of one picture that no split divides: size in bytes and digest of their images, as text."""
     accepted: tuple[str, ...] = ()
     """Changes of the images since the run began that were accepted (`--accept-changes`), in words."""
 
@@ -58,6 +60,28 @@ class DataIdentity(FrozenModel):
         ]
         further = f"; and {len(changes) - 5} more differences" if len(changes) > 5 else ""
         return "; ".join(changes[:5]) + further if changes else "files were replaced, renamed or moved"
+
+    def difference_from_part(self, part: "DataIdentity") -> str:
+        """Return how the images of an evaluation differ from those at the same places here, in words; "" if not.
+
+        Args:
+            part: the images of the test split, or of all splits, all listed as one split.
+        """
+        contents = {path: row.split("\t")[1:] for path, row in part.images.items()}
+        tested = {
+            path.removeprefix("test: "): row.split("\t")[1:]
+            for path, row in self.images.items()
+            if row.startswith("test\t")
+        }
+        everything = {path: row.split("\t")[1:] for path, row in self.images.items()}
+        # The data has a test split of its own if more of its images are in ours than among all.
+        whole, folder, votes = max(
+            ((own, *_place_of(contents, own)) for own in (tested, everything)), key=lambda found: found[2]
+        )
+        if not votes:
+            return f"none of the {len(contents)} images is one of the run"
+        before = {path: "\t".join(["", *row]) for path, row in whole.items()}
+        return _compare(before, {folder + path: "\t".join(["", *row]) for path, row in contents.items()})
 
     def contents(self, *splits: str) -> set[str]:
         """Return the size and the digest of each image of some splits, as text."""
@@ -89,6 +113,7 @@ def identify(splits: ImageSplits) -> DataIdentity:
         counts=dict(sorted(Counter(f"{split}/{name}" for split, _, _, name in rows).items())),
         images=listed,
         all_decoded=splits.all_decoded,
+        copies=splits.copies,
     )
 
 
@@ -144,6 +169,26 @@ def _compare(before: dict[str, str], after: dict[str, str]) -> str:
         else:
             found["moved to another split"].append(path)
     return "; ".join(f"{len(paths)} {kind} ({_named(paths)})" for kind, paths in found.items())
+
+
+def _place_of(part: dict[str, list[str]], whole: dict[str, list[str]]) -> tuple[str, int]:
+    """Return the folder of `whole`, "" or ending with "/", below which the images of `part` are, and how many of these
+    have the same content there.
+
+    Args:
+        part: class, size and digest of each image by its path.
+        whole: the same of all images.
+    """
+    by_content: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for path, row in whole.items():
+        by_content[tuple(row[1:])].append(path)
+    votes = Counter(
+        known.removesuffix(path)
+        for path, row in part.items()
+        for known in by_content[tuple(row[1:])]
+        if known == path or known.endswith(f"/{path}")
+    )
+    return votes.most_common(1)[0] if votes else ("", 0)
 
 
 def _named(paths: list[str]) -> str:

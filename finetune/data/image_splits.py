@@ -1,5 +1,6 @@
 """Divide a table of labelled images into training, validation and test splits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from datasets.arrow_dataset import Column
 
 from finetune.data.decoding import Unreadable, encoded_bytes
 from finetune.data.scanning import why_undecodable
-from finetune.data.splitting import stratified_holdout
+from finetune.data.splitting import Ties, Together, stratified_holdout
 from finetune.data.streaming import ImageStream
 from finetune.data.table import LabelledTable
 from finetune.errors import DataError, quoted_names
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 
 CHECKED_SIDE = 256
 """Smallest shorter side to which images are decoded to see whether they can be, in pixels."""
+
+PICTURE = "picture"
+"""Name of the column with the number of the picture that an image shows."""
+
+LEAST_PICTURES = 3
+"""Number of pictures that a class needs so that copies are kept together: for the test, to hold out, to train on."""
 
 TEST_FRACTION = 0.15
 """Fraction of each class that becomes the test split, if the data has no splits."""
@@ -54,12 +61,16 @@ class ImageSplits:
     """Whether all images were decoded, and those that cannot be were left out."""
     test_was_made: bool = False
     """Whether `test` was split off from the training images because the data has no test split."""
+    test_share: float = 0.0
+    """Share of all images that became `test`, 0 .. 1, if it was split off."""
     group_rule: str = ""
     """Rule that gave the groups, as in a recipe; empty: the images have no groups."""
     num_shared: int = 0
     """Number of validation and test images whose group also has training images."""
     reading: Reading = AS_STORED
     """How the values of the images become 8-bit RGB."""
+    copies: tuple[tuple[str, ...], ...] = ()
+    """Changed copies of one picture that no split made here divides: the contents of their images (`contents_of`)."""
     stream: ImageStream | None = None
     """Stream of all training images if `train` is only a sample of them, else None."""
 
@@ -77,6 +88,31 @@ def labels_of(dataset: Dataset) -> "NDArray[np.int64]":
 def groups_of(dataset: Dataset) -> "NDArray[np.str_] | None":
     """Return the groups (n_images,) of a split, or None if it has no groups."""
     return np.asarray(dataset["group"][:], dtype=str) if "group" in dataset.column_names else None
+
+
+def together_of(dataset: Dataset) -> "Together | None":
+    """Return what keeps the images of a split together: their groups, and the copies of one picture; None: nothing."""
+    groups = groups_of(dataset)
+    if PICTURE not in dataset.column_names:
+        return groups
+    return Ties(groups, np.asarray(dataset[PICTURE][:], dtype=np.int64))
+
+
+def with_pictures(dataset: Dataset, pictures: "NDArray[np.int64]") -> Dataset:
+    """Return a split with the number of the picture that each image shows, (n_images,), if some show the same one.
+
+    Pictures of a class that has only two of them or fewer are not kept together: without them, it could not be split.
+    """
+    if PICTURE in dataset.column_names:
+        dataset = dataset.remove_columns(PICTURE)
+    pictures, labels = pictures.copy(), labels_of(dataset)
+    for label in np.unique(labels):
+        own = np.flatnonzero(labels == label)
+        if len(np.unique(pictures[own])) < LEAST_PICTURES:
+            pictures[own] = len(pictures) + own
+    if len(np.unique(pictures)) == len(pictures):
+        return dataset
+    return dataset.add_column(PICTURE, pictures.tolist())
 
 
 def paths_of(dataset: Dataset) -> list[str]:
@@ -121,8 +157,13 @@ def without_undecodable(splits: ImageSplits, only_test: bool = False) -> ImageSp
     return decoded
 
 
-def to_splits(table: LabelledTable, seed: int) -> ImageSplits:
+def to_splits(table: LabelledTable, seed: int, pictures: Sequence[Sequence[int]] = ()) -> ImageSplits:
     """Return the splits of a table; if the table has no splits, `TEST_FRACTION` of each class become the test split.
+
+    Args:
+        table: labelled images.
+        seed: seed of the test split.
+        pictures: rows that show one picture, which are not divided, for each picture that has several rows.
 
     Raises:
         DataError: there is no training image, or a class has images in the validation or test split only.
@@ -131,16 +172,17 @@ def to_splits(table: LabelledTable, seed: int) -> ImageSplits:
     class_names = tuple(name for name in table.class_names or sorted(found) if name in found)
     splits = table.splits
     if splits is None:
-        everything = to_dataset(table, class_names)
+        everything = with_pictures(to_dataset(table, class_names), _number_pictures(pictures, len(table.labels)))
         # One image for the test, one to hold out, one to train on.
         check_counts(ImageSplits(train=everything, validation=None, test=None, class_names=class_names), least=3)
-        stay, held_out = stratified_holdout(labels_of(everything), TEST_FRACTION, seed, groups_of(everything))
+        stay, held_out = stratified_holdout(labels_of(everything), TEST_FRACTION, seed, together_of(everything))
         return ImageSplits(
             train=everything.select(stay),
             validation=None,
             test=everything.select(held_out),
             class_names=class_names,
             test_was_made=True,
+            test_share=len(held_out) / len(everything),
         )
     rows_of = {
         name: [number for number, split in enumerate(splits) if split == name]
@@ -159,9 +201,19 @@ def to_splits(table: LabelledTable, seed: int) -> ImageSplits:
     # A class that the data set names but has no image of is not a class of the model.
     class_names = tuple(name for name in class_names if name in trained)
     parts = {name: to_dataset(table.select(rows), class_names) for name, rows in rows_of.items() if rows}
+    numbers = _number_pictures(pictures, len(table.labels))[rows_of["train"]]
+    parts["train"] = with_pictures(parts["train"], numbers)
     return ImageSplits(
         train=parts["train"], validation=parts.get("validation"), test=parts.get("test"), class_names=class_names
     )
+
+
+def _number_pictures(pictures: Sequence[Sequence[int]], count: int) -> "NDArray[np.int64]":
+    """Return the first row that shows the same picture, for each of `count` rows, (count,)."""
+    numbers = np.arange(count)
+    for rows in pictures:
+        numbers[list(rows)] = min(rows)
+    return numbers
 
 
 def to_dataset(table: LabelledTable, class_names: tuple[str, ...]) -> Dataset:

@@ -142,7 +142,7 @@ def label_paths(
         raise DataError("no paths were given; give the image files and their labels")
     refuse_several_labels(paths, labels)
     cleaned = clean(table, "the given paths", reading=reading)
-    splits = replace(to_splits(cleaned.table, seed), group_rule="" if groups is None else "column")
+    splits = replace(to_splits(cleaned.table, seed, cleaned.pictures), group_rule="" if groups is None else "column")
     splits = _noted(splits, cleaned)
     check_counts(splits)
     return _with_range(splits, cleaned, reading, seed)
@@ -157,7 +157,7 @@ def _load_splits(
     if stream is not None and groups not in {"auto", "none"}:
         raise DataError(f"a stream has no groups; leave groups out, or store {data} by writing hf: in its name")
     table, rule = with_groups(cleaned.table, groups, data)
-    splits = _noted(replace(to_splits(table, seed), stream=stream, group_rule=rule), cleaned)
+    splits = _noted(replace(to_splits(table, seed, cleaned.pictures), stream=stream, group_rule=rule), cleaned)
     return replace(splits, num_shared=_num_shared(splits)), cleaned
 
 

@@ -1,33 +1,66 @@
 """Choose the images to hold out: stratified by class, reproducible by the seed, and without dividing a group."""
 
 import warnings
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from finetune.errors import DataError
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+
+@dataclass(frozen=True, slots=True)
+class Ties:
+    """What keeps images on one side of every split: that they show one picture and, if there are any, groups."""
+
+    groups: NDArray[np.str_] | None
+    """Group of each image (n_images,), or None."""
+    pictures: NDArray[np.int64]
+    """Number of the picture that each image shows, (n_images,)."""
+
+    def first_images(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.str_] | None]:
+        """Return the first image of each picture (n_pictures,), the place of each image's picture among them
+        (n_images,), and the group of each picture: pictures of one group, and groups with one picture, are together.
+        """
+        _, first, place = np.unique(self.pictures, return_index=True, return_inverse=True)
+        if self.groups is None:
+            return first, place, None
+        _, group = np.unique(self.groups, return_inverse=True)
+        # Pictures and groups are the nodes of a graph, and each image is an edge between its picture and its group.
+        nodes = len(first) + int(group.max()) + 1
+        edges = coo_matrix((np.ones(len(place)), (place, len(first) + group)), shape=(nodes, nodes))
+        _, parts = connected_components(edges, directed=False)
+        return first, place, parts[: len(first)].astype(str)
+
+
+Together: TypeAlias = NDArray[np.str_] | Ties
+"""What keeps images together: their groups, or ties."""
 
 
 def stratified_holdout(
-    labels: "NDArray[np.integer]", fraction: float, seed: int, groups: "NDArray[np.str_] | None" = None
-) -> tuple["NDArray[np.intp]", "NDArray[np.intp]"]:
+    labels: NDArray[np.integer], fraction: float, seed: int, groups: Together | None = None
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the sorted indices of the images that stay and of those that are held out.
 
-    Groups are not divided. Without groups, a class with two or more images has at least one image on each side.
+    Groups and copies of one picture are not divided; with copies, the fraction is that of the pictures. Without groups,
+    a class with two or more images (or pictures) has at least one on each side.
 
     Args:
         labels: class indices (n_images,).
         fraction: fraction of each class to hold out, approximately.
         seed: seed of the draw.
-        groups: group of each image (n_images,), or None.
+        groups: group of each image (n_images,), ties, or None.
 
     Raises:
         DataError: there is only one group.
     """
+    if isinstance(groups, Ties):
+        first, place, own_groups = groups.first_images()
+        return _of_images(place, stratified_holdout(labels[first], fraction, seed, own_groups))
     if groups is not None:
         # Make 1 / fraction folds, and take the one with the number of images nearest to the fraction.
         folds = _group_folds(labels, max(2, round(1 / fraction)), seed, groups)
@@ -44,9 +77,10 @@ def stratified_holdout(
 
 
 def stratified_folds(
-    labels: "NDArray[np.integer]", num_folds: int, seed: int, groups: "NDArray[np.str_] | None" = None
-) -> list[tuple["NDArray[np.intp]", "NDArray[np.intp]"]]:
-    """Return the (training, held-out) indices of each fold; every image is held out once, and groups are not divided.
+    labels: NDArray[np.integer], num_folds: int, seed: int, groups: Together | None = None
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Return the (training, held-out) indices of each fold; every image is held out once, and neither groups nor
+    copies of one picture are divided.
 
     If the smallest class has fewer than `num_folds` images, there are as many folds as it has images, but at least two.
 
@@ -54,20 +88,30 @@ def stratified_folds(
         labels: class indices (n_images,).
         num_folds: number of folds.
         seed: seed of the draw.
-        groups: group of each image (n_images,), or None.
+        groups: group of each image (n_images,), ties, or None.
 
     Raises:
         DataError: there is only one group.
     """
+    if isinstance(groups, Ties):
+        first, place, own_groups = groups.first_images()
+        return [_of_images(place, fold) for fold in stratified_folds(labels[first], num_folds, seed, own_groups)]
     smallest = int(np.bincount(labels)[np.unique(labels)].min())
     num_folds = max(2, min(num_folds, smallest))  # every fold holds out an image of every class
-    if groups is None:
-        splitter = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
-        return list(splitter.split(np.zeros(len(labels)), labels))
-    return _group_folds(labels, num_folds, seed, groups)
+    if groups is not None:
+        return _group_folds(labels, num_folds, seed, groups)
+    return _folds(StratifiedKFold(num_folds, shuffle=True, random_state=seed), labels)
 
 
-def even_sample(labels: "NDArray[np.integer]", most: int, seed: int) -> "NDArray[np.intp]":
+def _of_images(
+    place: NDArray[np.intp], parts: tuple[NDArray[np.intp], NDArray[np.intp]]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the images of both sides of a split of their pictures; `place` is the picture of each image."""
+    stay, held_out = parts
+    return np.flatnonzero(np.isin(place, stay)), np.flatnonzero(np.isin(place, held_out))
+
+
+def even_sample(labels: NDArray[np.integer], most: int, seed: int) -> NDArray[np.intp]:
     """Return the sorted indices of at most `most` images, divided among the classes as equally as possible."""
     # Each image gets its rank in a random order of its class. The images are then taken by rank: first one image of
     # each class, then a second one, and so on.
@@ -81,20 +125,28 @@ def even_sample(labels: "NDArray[np.integer]", most: int, seed: int) -> "NDArray
 
 
 def _group_folds(
-    labels: "NDArray[np.integer]", num_folds: int, seed: int, groups: "NDArray[np.str_]"
-) -> list[tuple["NDArray[np.intp]", "NDArray[np.intp]"]]:
+    labels: NDArray[np.integer], num_folds: int, seed: int, groups: NDArray[np.str_]
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Return (training, held-out) indices of folds that do not divide groups."""
     num_groups = len(np.unique(groups))
     if num_groups < 2:
         raise DataError("all images belong to one group, so no image can be held out; check the group column")
-    splitter = StratifiedGroupKFold(min(num_folds, num_groups), shuffle=True, random_state=seed)
+    return _folds(StratifiedGroupKFold(min(num_folds, num_groups), shuffle=True, random_state=seed), labels, groups)
+
+
+def _folds(
+    splitter: StratifiedKFold | StratifiedGroupKFold,
+    labels: NDArray[np.integer],
+    groups: NDArray[np.str_] | None = None,
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Return the (training, held-out) indices of the folds of a splitter."""
     with warnings.catch_warnings():
         # A class with fewer images than folds is missing from some folds; with groups this cannot be avoided.
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         return list(splitter.split(np.zeros(len(labels)), labels, groups))
 
 
-def stratified_subset(labels: "NDArray[np.integer]", count: int, seed: int) -> "NDArray[np.intp]":
+def stratified_subset(labels: NDArray[np.integer], count: int, seed: int) -> NDArray[np.intp]:
     """Return the sorted indices of `count` images, in proportion to the sizes of the classes, and at least two of each
     class.
 
@@ -118,7 +170,7 @@ def stratified_subset(labels: "NDArray[np.integer]", count: int, seed: int) -> "
     return np.sort(np.concatenate(chosen))
 
 
-def _quotas(sizes: "NDArray[np.integer]", count: int) -> "NDArray[np.integer]":
+def _quotas(sizes: NDArray[np.integer], count: int) -> NDArray[np.integer]:
     """Return the number of images to take from each class: in proportion, at least 2 each, `count` in all.
 
     Quotas start from the exact proportions, rounded down. Then images are added or removed one at a time, each in the

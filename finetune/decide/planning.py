@@ -103,7 +103,7 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "minimum_gain": asked.minimum_gain or 0.0,
         "time_budget": recipe.time_budget or 0.0,
         "validation": _validation(evidence, load, steps),
-        "folds": PROBE_FOLDS if choice.strategy == "linear_probe" and steps == 0 else TRAINING_FOLDS,
+        "folds": _folds(evidence, PROBE_FOLDS if choice.strategy == "linear_probe" and steps == 0 else TRAINING_FOLDS),
         "refit": load.refit_steps > 0,
         "refit_steps": load.refit_steps if steps else 0,
         "metric": evidence.metric,
@@ -232,3 +232,8 @@ def flips_are_safe(evidence: Evidence) -> bool:
     0.87): they may show something else, or something that does not exist.
     """
     return evidence.chirality is not None and evidence.chirality < CHIRAL
+
+
+def _folds(evidence: Evidence, most: int) -> int:
+    """Return the number of folds of a cross-validation: each holds out an image of every class, as far as it can."""
+    return max(2, min(most, *evidence.class_counts.values()))

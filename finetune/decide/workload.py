@@ -53,6 +53,10 @@ PARTIAL_SHARE = 0.72
 REFIT_SET = 1000
 """Number of training images below which, by default, the final model is also trained on the held-out images."""
 
+MOST_HELD_OUT = 0.3
+"""Largest share of the training images that the final model may do without. Of classes of two or three images, a third
+or a half is held out, because each class has at least one image on each side."""
+
 REFIT_SHARE = 0.25
 """Ratio of the number of steps of a refit that continues from the evaluated weights to that of the training
 (experiments/log.md, 2026-11-25)."""
@@ -106,7 +110,8 @@ def size_workload(
     def load_of(steps: int, folds: int) -> Workload:
         # One training and perhaps a refit, or one per fold. After folds the refit has the whole length, because none of
         # them was trained on all images.
-        refit = evidence.num_images < REFIT_SET if recipe.refit is None else recipe.refit
+        is_needed = evidence.num_images < REFIT_SET or held_out_share(evidence) > MOST_HELD_OUT
+        refit = is_needed if recipe.refit is None else recipe.refit
         refit_share = 1.0 if folds else REFIT_SHARE if refit else 0.0
         values = boundary_values(evidence.stages, trainable) if strategy == "partial" else None
         views = cached_views(evidence.num_images, steps, batch_size, values, evidence.cache_bytes)
@@ -245,6 +250,16 @@ def small_views(views: int, small: int, steps: int) -> int:
 def small_cost(preprocessing: Preprocessing) -> float:
     """Return the cost of a smaller image relative to a full-size one: the ratio of their areas."""
     return float((preprocessing.smaller().image_size / preprocessing.image_size) ** 2)
+
+
+def held_out_share(evidence: Evidence) -> float:
+    """Return the share of the training images that is held out, 0 .. 1; 0 if the data has a validation split."""
+    if evidence.has_validation:
+        return 0.0
+    counts = evidence.class_counts.values()
+    # As `stratified_holdout` does it: at least one image of each class is held out, and at least one stays.
+    held_out = sum(min(max(1, round(HELD_OUT * count)), count - 1) for count in counts)
+    return held_out / sum(counts)
 
 
 def boundary_values(stages: tuple[StageProfile, ...], trainable_stages: int) -> int | None:

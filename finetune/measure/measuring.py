@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from finetune.cache import make_key, read_value, size_limit, write_value
-from finetune.data import ImageSplits, Pixels, even_sample, groups_of, labels_of, stratified_subset
+from finetune.data import (
+    ImageSplits,
+    Pixels,
+    Ties,
+    Together,
+    even_sample,
+    groups_of,
+    labels_of,
+    stratified_subset,
+    together_of,
+)
 from finetune.data.batches import PlainImages, VariedImages, normaliser, read_in_turn
 from finetune.decide.budget import OVERHEAD_SECONDS, least_following, refuse_short_budget
 from finetune.decide.evidence import Evidence, ForwardSettings, MachineSpeed, StageProfile
@@ -76,10 +86,17 @@ class _Sample:
     """Class of each image of the sample, (n,)."""
     groups: NDArray[np.str_] | None
     """Group of each image of the sample, (n,); None where the images have no groups."""
+    pictures: NDArray[np.int64] | None
+    """Number of the picture that each image of the sample shows, (n,); None where each shows another one."""
     indices: NDArray[np.intp]
     """Index of each image of the sample among the training images, (n,)."""
     counts: NDArray[np.int64]
     """Number of training images of each class, before sampling, (num_classes,)."""
+
+    def together(self, grouping: Grouping | None) -> Together | None:
+        """Return what keeps images of the sample together: groups, if they are used, and copies of one picture."""
+        groups = grouping.groups if grouping is not None and grouping.used else None
+        return groups if self.pictures is None else Ties(groups, self.pictures)
 
 
 def measure_evidence(
@@ -117,8 +134,8 @@ def measure_evidence(
     features, mirrored, own_work = _compute_features(network, about, sample, recipe, speed.forward, progress)
     progress("cross-validating the linear probe", 0, 1)
     grouping = _grouping(splits, sample, features, recipe)
-    groups = grouping.groups if grouping is not None and grouping.used else None
-    probe = evaluate_probe(features, sample.labels, groups, len(sample.counts), metric, recipe.seed)
+    together = sample.together(grouping)
+    probe = evaluate_probe(features, sample.labels, together, len(sample.counts), metric, recipe.seed)
     strength = probe.inverse_regularization
     finding = grouping and measure_groups(features, sample.labels, grouping, strength, recipe.seed)
     progress("cross-validating the linear probe", 1, 1)
@@ -205,11 +222,13 @@ def _draw_sample(splits: ImageSplits, preprocessing: Preprocessing, seed: int) -
     labels, groups = labels_of(splits.train), groups_of(splits.train)
     counts = np.bincount(labels, minlength=len(splits.class_names))
     members = stratified_subset(labels, max(PROBE_SAMPLE, 2 * len(counts)), seed)
+    together = together_of(splits.train)
     table = splits.train if len(members) == len(labels) else splits.train.select(members)
     return _Sample(
         pixels=Pixels(table, preprocessing.shorter_side, preprocessing.reading),
         labels=labels[members],
         groups=None if groups is None else groups[members],
+        pictures=together.pictures[members] if isinstance(together, Ties) else None,
         indices=members,
         counts=counts,
     )

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.data import Together
 from finetune.decide.evidence import LearningCurve, ProbeResult
 from finetune.predict.linear_probe import CURVE_SHARES, ProbeFolds, cross_validate, error_slope, learning_curve
 from finetune.predict.metrics import log_loss, metric_error, metric_value
@@ -16,7 +17,7 @@ strong, because the difference is faint."""
 def evaluate_probe(
     features: NDArray[np.float32],
     labels: NDArray[np.int64],
-    groups: NDArray[np.str_] | None,
+    groups: Together | None,
     num_classes: int,
     metric: Metric,
     seed: int,
@@ -26,7 +27,7 @@ def evaluate_probe(
     Args:
         features: features of the images (n_images, width).
         labels: classes of the images (n_images,).
-        groups: group of each image (n_images,); a group is never divided between training and held-out images.
+        groups: group of each image (n_images,), or ties; neither is divided between training and held-out images.
         num_classes: number of classes.
         metric: metric of the choice; for `balanced_accuracy`, answers to unequal classes are compared, too.
         seed: seed of the folds.
@@ -73,7 +74,7 @@ def _curve(
     features: NDArray[np.float32],
     labels: NDArray[np.int64],
     folds: ProbeFolds,
-    groups: NDArray[np.str_] | None,
+    groups: Together | None,
     seed: int,
 ) -> LearningCurve:
     """Return the accuracy of the probe with a quarter, a half, and all of each fold's training images."""
@@ -93,7 +94,7 @@ def _corrections(
     features: NDArray[np.float32],
     labels: NDArray[np.int64],
     folds: ProbeFolds,
-    groups: NDArray[np.str_] | None,
+    groups: Together | None,
     seed: int,
 ) -> dict[str, float]:
     """Return the held-out balanced accuracy with each correction for classes of unequal size, by its name."""

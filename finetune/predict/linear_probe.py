@@ -24,7 +24,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from finetune.data import stratified_folds, stratified_subset
+from finetune.data import Together, stratified_folds, stratified_subset
 from finetune.predict.metrics import SMALLEST_PROBABILITY, log_loss, softmax
 
 INVERSE_REGULARIZATIONS = (1e-3, 5e-3, 2.5e-2, 0.12, 0.6, 3.0)
@@ -162,7 +162,7 @@ def cross_validate(
     labels: NDArray[np.int64],
     num_classes: int,
     seed: int,
-    groups: NDArray[np.str_] | None = None,
+    groups: Together | None = None,
     inverse_regularizations: tuple[float, ...] = INVERSE_REGULARIZATIONS,
     balanced: bool = False,
     folds: int = FOLDS,
@@ -177,7 +177,7 @@ def cross_validate(
         labels: classes of the images (n_images,).
         num_classes: number of classes.
         seed: seed of the folds.
-        groups: group of each image (n_images,); a group is never divided between training and held-out images.
+        groups: group of each image (n_images,), or ties; neither is divided between training and held-out images.
         inverse_regularizations: values to try, in this order.
         balanced: whether every class has the same total weight.
         folds: number of folds.
@@ -220,7 +220,7 @@ def learning_curve(
     num_classes: int,
     seed: int,
     inverse_regularization: float,
-    groups: NDArray[np.str_] | None = None,
+    groups: Together | None = None,
     folds: int = FOLDS,
 ) -> NDArray[np.float64]:
     """Return how often each held-out image is labelled wrongly by heads fitted to fewer images.
@@ -234,7 +234,7 @@ def learning_curve(
         num_classes: number of classes.
         seed: seed of the folds and of the draws.
         inverse_regularization: inverse regularization C of every head.
-        groups: group of each image (n_images,); a group is never divided between training and held-out images.
+        groups: group of each image (n_images,), or ties; neither is divided between training and held-out images.
         folds: number of folds.
 
     Returns:
@@ -339,13 +339,16 @@ def _refined(
 
 @contextmanager
 def _fitting() -> Iterator[None]:
-    """Return a context for fits: one thread for each product of matrices, and no warnings about convergence.
+    """Return a context for fits: one thread for each product of matrices, and no warnings about convergence or about
+    many classes.
 
     The products are too small for two threads, which would wait for each other most of the time (experiments/log.md,
     2026-11-25). A fit that has not converged is compared by its held-out log-loss like any other.
     """
     with threadpool_limits(limits=1, user_api="blas"), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
+        # Classes of one or two images are classes, too.
+        warnings.filterwarnings("ignore", message="The number of unique classes", category=UserWarning)
         yield
 
 

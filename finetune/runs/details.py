@@ -87,7 +87,7 @@ def print_choice(console: Console, choice: Choice) -> None:
     print_text(console, f"forecast: {escape(choice.forecast.sentence)}")
 
 
-def print_plan(console: Console, plan: Plan) -> None:
+def print_plan(console: Console, plan: Plan, splits: ImageSplits) -> None:
     """Print the steps, the learning rates, how the model is evaluated, and the plan's reasons."""
     print_title(console, "Plan")
     trained = [f"{stage.name} {stage.learning_rate:.1e}" for stage in plan.stages if stage.learning_rate > 0]
@@ -97,13 +97,21 @@ def print_plan(console: Console, plan: Plan) -> None:
             f"{counted(plan.steps, 'step')} of {plan.batch_size} images in {plan.precision}; "
             f"learning rates: {', '.join([*trained, f'head {plan.head_learning_rate:.1e}'])}",
         )
-    print_text(console, f"evaluation: {describe_evaluation(plan)}")
+    print_text(console, f"evaluation: {describe_evaluation(plan, splits)}")
     for reason in plan.reasons:
         print_text(console, escape(reason))
 
 
-def print_result(console: Console, metrics: RunMetrics, folder: Path, members: Sequence[Predictor]) -> None:
-    """Print the metrics of the final model and its members, its cost, and its run folder."""
+def print_result(console: Console, metrics: RunMetrics, folder: Path, members: Sequence[Predictor], reads: str) -> None:
+    """Print the metrics of the final model and its members, its cost, and its run folder.
+
+    Args:
+        console: the console to print on.
+        metrics: metrics and cost of the run.
+        folder: the run folder.
+        members: the members of an ensemble.
+        reads: sentence about how often the test split was scored, or "".
+    """
     if metrics.options:
         print_title(console, "Options, evaluated on the held-out images")
         columns = ("model", "top-1", "log-loss", "ECE", "training", "ms/image")
@@ -120,6 +128,7 @@ def print_result(console: Console, metrics: RunMetrics, folder: Path, members: S
     print_text(console, f"{describe_metrics(metrics.validation)} ({source})", "  validation", 13)
     if metrics.test is not None:
         print_text(console, describe_metrics(metrics.test), "  test", 13)
+        print_some(console, escape(reads))
         print_some(console, describe_hardest_class(metrics.test))
     print_some(console, f"[yellow]{escape(metrics.note)}[/yellow]" if metrics.note else "")
     for verdict in metrics.verdicts:

@@ -112,10 +112,10 @@ def list_predictions(model: Predictor, splits: ImageSplits) -> pd.DataFrame:
     if model.held_out is not None:
         own = [places[index] for index in indices]
         folds = [fold_of.get(int(index)) for index in indices]
-        parts.append(_rows("validation", own, folds, model.held_out, model.class_names))
+        parts.append(rows_of("validation", own, folds, model.held_out, model.class_names))
     if model.tested is not None and splits.test is not None:
         own = places_of(splits.test)
-        parts.append(_rows("test", own, [None] * len(own), model.tested, model.class_names))
+        parts.append(rows_of("test", own, [None] * len(own), model.tested, model.class_names))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -181,10 +181,21 @@ def indices_of(names: "pd.Series[str]", class_names: Sequence[str]) -> NDArray[n
     return np.asarray([place[name] for name in names], dtype=np.int64)
 
 
-def _rows(
+def rows_of(
     split: str, places: list[str], folds: list[int | None], predicted: HeldOut, class_names: tuple[str, ...]
 ) -> pd.DataFrame:
-    """Return the rows of one split."""
+    """Return the predictions of one split as `list_predictions` lists them.
+
+    Args:
+        split: `validation` or `test`.
+        places: path of each image.
+        folds: fold of a cross-validation that held out each image, or None.
+        predicted: probabilities and labels of the images.
+        class_names: names of the classes.
+
+    Raises:
+        ValueError: the numbers of images differ.
+    """
     probabilities, labels = predicted.probabilities, predicted.labels
     if len(places) != len(labels):
         raise ValueError(f"{len(labels)} predictions for {len(places)} images of the {split} split")

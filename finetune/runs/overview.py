@@ -91,14 +91,21 @@ def print_choice(console: Console, choice: Choice, model: str) -> None:
     )
 
 
-def print_plan(console: Console, plan: Plan) -> None:
+def print_plan(console: Console, plan: Plan, splits: ImageSplits) -> None:
     """Print the length of the training, and how the model is evaluated."""
     steps = f"{plan.steps} steps of {plan.batch_size} images; " if plan.steps else ""
-    print_entry(console, "Plan", f"{steps}evaluated on {describe_evaluation(plan)}")
+    print_entry(console, "Plan", f"{steps}evaluated on {describe_evaluation(plan, splits)}")
 
 
-def print_result(console: Console, metrics: RunMetrics, folder: Path) -> None:
-    """Print the accuracy of the final model, what stands out, the cost and the report."""
+def print_result(console: Console, metrics: RunMetrics, folder: Path, reads: str) -> None:
+    """Print the accuracy of the final model, what stands out, the cost and the report.
+
+    Args:
+        console: the console to print on.
+        metrics: metrics and cost of the run.
+        folder: the run folder.
+        reads: sentence about how often the test split was scored, or "".
+    """
     kept = next((option.name for option in metrics.options if option.recommended), "")
     if kept:
         compared = f"of {len(metrics.options)} models and averages that were compared (metrics.json)"
@@ -109,6 +116,7 @@ def print_result(console: Console, metrics: RunMetrics, folder: Path) -> None:
         print_entry(console, "Result", validation)
     else:
         print_entry(console, "Result", describe_top1(metrics.test, "test image"))
+        print_some(console, "", escape(reads))
         print_entry(console, "", validation)
         print_some(console, "", describe_hardest_class(metrics.test))
     print_some(console, "Note", f"[yellow]{escape(metrics.note)}[/yellow]" if metrics.note else "")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from finetune.auditing.crossing import describe_crossing, find_crossing
 from finetune.data import (
     ImageSplits,
     UndecodableError,
@@ -17,6 +16,7 @@ from finetune.data import (
     groups_of,
     load_images,
     load_plan_images,
+    tie_copies,
     without_undecodable,
 )
 from finetune.decide.choice import choose_strategy
@@ -30,6 +30,7 @@ from finetune.network.weights import binding_licence, resolve_model
 from finetune.predict.model import Predictor
 from finetune.processes import from_main_process, is_main_process, num_processes
 from finetune.recipe import Recipe, load_recipe
+from finetune.runs.copies import changed, find_copies
 from finetune.runs.execution import decide, measure_networks
 from finetune.runs.first_decisions import read_members
 from finetune.runs.folder import RunFolder
@@ -44,7 +45,7 @@ from finetune.runs.places import (
     refuse_without_a_plan,
 )
 from finetune.runs.report import Report
-from finetune.runs.run_data import check_identity, forget_training, were_all_decoded, write_identity
+from finetune.runs.run_data import check_identity, forget_training, load_known_images, write_identity
 from finetune.runs.saving import save_run
 from finetune.runs.sentences import describe_groups
 from finetune.runs.tracking import check_trackers
@@ -209,11 +210,17 @@ def decide_all(
         splits, measured = _measure(recipe, splits, regroup, report, start)
     except UndecodableError as error:
         splits = _checked_by_decoding(splits, error, report)
-        splits, measured = _measure(recipe, splits, lambda rule: without_undecodable(regroup(rule)), report, start)
-    _warn_of_crossing(recipe, splits, measured[0].preprocessing.shorter_side, report)
+        regroup = partial(changed, without_undecodable, regroup)
+        splits, measured = _measure(recipe, splits, regroup, report, start)
+    if copies := find_copies(recipe, splits, measured[0].preprocessing.shorter_side, report):
+        tie = partial(tie_copies, copies=copies, seed=recipe.seed, limit=recipe.limit)
+        splits = tie(splits)
+        if splits.test_was_made:
+            report.images(splits)
+        splits, measured = _measure(recipe, splits, partial(changed, tie, regroup), report, start)
     members = decide(recipe, measured, share)
     report.choice(members[0].choice, members[0].plan.model)
-    report.plan(members[0].plan)
+    report.plan(members[0].plan, splits)
     if share == 1.0:  # a search has many trainings
         report.say(describe_members(members), "Time")
     return splits, members
@@ -229,13 +236,6 @@ def _measure(
         report.evidence(evidence)
         measured.append(evidence)
     return splits, measured
-
-
-def _warn_of_crossing(recipe: Recipe, splits: ImageSplits, side: int, report: Report) -> None:
-    """Print which test images, read at a shorter `side`, show pictures of the training split, if time is unlimited."""
-    crossing = [] if recipe.time_budget else from_main_process(partial(find_crossing, splits, side))
-    if crossing:
-        report.say(describe_crossing(crossing, recipe.data), "Copies")
 
 
 def _checked_by_decoding(splits: ImageSplits, error: UndecodableError, report: Report) -> ImageSplits:
@@ -333,11 +333,9 @@ def _train(
     """
     if splits is None:
         plan = members[0].plan
-        splits = load_plan_images(plan)
-        if were_all_decoded(folder):
-            splits = without_undecodable(splits)
+        splits = load_known_images(folder, plan, source)
         report.images(splits)
-        report.plan(plan)
+        report.plan(plan, splits)
         if changes := check_identity(folder, splits, source, accept):
             report.say(f"The data has changed, which is accepted and recorded in data.json: {changes}")
     with _history_saved(folder):

@@ -135,10 +135,10 @@ class Report:
         else:
             overview.print_choice(self.console, choice, model)
 
-    def plan(self, plan: Plan) -> None:
+    def plan(self, plan: Plan, splits: ImageSplits) -> None:
         """Print the steps and how the model is evaluated."""
         self.summary |= {"model": plan.model, "strategy": plan.strategy, "steps": plan.steps}
-        (details if self.verbose else overview).print_plan(self.console, plan)
+        (details if self.verbose else overview).print_plan(self.console, plan, splits)
 
     def saved_plan(self, path: Path) -> None:
         """Print where the plan is, and the command that trains it."""
@@ -147,19 +147,20 @@ class Report:
         print_text(self.console, f"The plan is in {escape(str(path))}. Edit it if you like, then train it:", indent=0)
         print_commands(self.console, "Next", [f"finetune train --plan {quoted(path)}"])
 
-    def result(self, metrics: RunMetrics, folder: Path, members: Sequence[Predictor] = ()) -> None:
+    def result(self, metrics: RunMetrics, folder: Path, members: Sequence[Predictor] = (), reads: str = "") -> None:
         """Print the metrics of the final model, its cost, its run folder, and the next two commands.
 
         Args:
             metrics: metrics and cost of the run.
             folder: the run folder.
             members: the members of an ensemble, for their own metrics.
+            reads: sentence about how often the test split was scored; empty if seldom.
         """
         self.summary |= {"run": str(folder), **summarise(metrics)}
         if self.verbose:
-            details.print_result(self.console, metrics, folder, members)
+            details.print_result(self.console, metrics, folder, members, reads)
         else:
-            overview.print_result(self.console, metrics, folder)
+            overview.print_result(self.console, metrics, folder, reads)
         self.console.print()
         run = quoted(folder)
         commands = [

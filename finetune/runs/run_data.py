@@ -1,14 +1,18 @@
 """Keep what identifies the images of a run in its folder, and refuse to continue it on other images."""
 
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
-from finetune.data import DataIdentity, ImageSplits, identify
+from finetune.data import DataIdentity, ImageSplits, identify, load_plan_images, tie_copies, without_undecodable
 from finetune.data.identity import contents_of
+from finetune.decide.plan import Plan
 from finetune.errors import RunFolderError
 from finetune.names import quoted
 from finetune.processes import from_main_process
 from finetune.runs.folder import RunFolder
-from finetune.runs.places import IDENTITY
+from finetune.runs.places import IDENTITY, holds_tuning
 
 
 def write_identity(folder: RunFolder, splits: ImageSplits) -> None:
@@ -22,7 +26,11 @@ def write_identity(folder: RunFolder, splits: ImageSplits) -> None:
 
 
 def check_identity(
-    folder: RunFolder, splits: ImageSplits, source: RunFolder | None = None, accept: bool | None = False
+    folder: RunFolder,
+    splits: ImageSplits,
+    source: RunFolder | None = None,
+    accept: bool = False,
+    forget: Callable[[RunFolder], None] | None = None,
 ) -> str:
     """Compare the images with those that a run or a plan was made for, and return the changes that were accepted.
 
@@ -32,18 +40,71 @@ def check_identity(
         folder: the run folder.
         splits: the images.
         source: the folder of the plan, whose images count if the run folder does not say which its own are.
-        accept: whether to accept changes, and to record them; None: the command cannot.
+        accept: whether to accept changes, and to record them.
+        forget: removes what was trained so far; `forget_training` by default.
 
     Raises:
         RunFolderError: the images have changed.
     """
-    return from_main_process(lambda: _check_identity(folder, splits, source or folder, accept))
+    return from_main_process(lambda: _check_identity(folder, splits, source or folder, accept, forget))
 
 
-def were_all_decoded(folder: RunFolder) -> bool:
-    """Return whether the run left out the images that cannot be decoded."""
-    known = from_main_process(lambda: _read(folder))
-    return known is not None and known.all_decoded
+def check_evaluated(folder: RunFolder, splits: ImageSplits, data: str, accept: bool) -> str:
+    """Compare the images of an evaluation with those of the run, if both are of the same data, and return the changes
+    that were accepted; they are recorded in the run folder, if it can be written to.
+
+    Args:
+        folder: the run folder.
+        splits: the images, as `test`.
+        data: the data, as the evaluation names it.
+        accept: whether to accept changes.
+
+    Raises:
+        RunFolderError: the images have changed.
+    """
+    known, plan = _read(folder), folder.read_plan()
+    # Under a limit, the run lists only the training images that it used.
+    if known is None or not known.images or plan.limit or not _is_same(plan.data, data):
+        return ""
+    if known.all_decoded:
+        splits = without_undecodable(splits, only_test=True)
+    difference = known.difference_from_part(identify(splits))
+    if difference and not accept:
+        raise RunFolderError(
+            f"{data} has changed since the run in {folder.path} began: {difference}; restore the data, or accept the "
+            f"changes with --accept-changes"
+        )
+    record = f"evaluated on changed data: {difference}"
+    if difference and record not in known.accepted:
+        with suppress(OSError):
+            known.changed(accepted=(*known.accepted, record)).save(folder.path / IDENTITY)
+    return difference
+
+
+def _is_same(first: str, second: str) -> bool:
+    """Return whether two names are of the same data."""
+    return first == second or Path(first).expanduser().resolve() == Path(second).expanduser().resolve()
+
+
+def load_known_images(folder: RunFolder, plan: Plan, source: RunFolder | None = None) -> ImageSplits:
+    """Return the images of a plan as the run divided them: without those that cannot be decoded, if it left them out,
+    and with copies of one picture on one side.
+
+    Args:
+        folder: the run folder.
+        plan: the plan.
+        source: the folder of the plan, which counts if the run folder does not say how its images were divided.
+
+    Raises:
+        DataError: the images cannot be loaded.
+    """
+    known = from_main_process(lambda: _read(folder) or _read(source or folder))
+    splits = load_plan_images(plan)
+    if known is None:
+        return splits
+    if known.all_decoded:
+        splits = without_undecodable(splits)
+    return tie_copies(splits, known.copies, plan.seed, plan.limit or None)
 
 
 def forget_training(folder: RunFolder) -> None:
@@ -59,11 +120,16 @@ def count_trained_on(folder: RunFolder, splits: ImageSplits, with_validation: bo
         splits: the images to evaluate on, as `test`.
         with_validation: whether the final model was trained on the validation split, too.
     """
-    known = _read(folder)
-    if known is None or not known.images or splits.test is None:
+    seen = contents_in(folder, "train", *(("validation",) if with_validation else ()))
+    if not seen or splits.test is None:
         return []
-    seen = known.contents("train", *(("validation",) if with_validation else ()))
     return [f"{content.size} {content.digest}" in seen for content in contents_of(splits.test)]
+
+
+def contents_in(folder: RunFolder, *splits: str) -> set[str]:
+    """Return what identifies the content of each image in some splits of a run; nothing if the run does not say it."""
+    known = _read(folder)
+    return set() if known is None else known.contents(*splits)
 
 
 def _read(folder: RunFolder) -> DataIdentity | None:
@@ -71,19 +137,26 @@ def _read(folder: RunFolder) -> DataIdentity | None:
     return DataIdentity.load(path) if path.exists() else None
 
 
-def _check_identity(folder: RunFolder, splits: ImageSplits, source: RunFolder, accept: bool | None) -> str:
+def _check_identity(
+    folder: RunFolder,
+    splits: ImageSplits,
+    source: RunFolder,
+    accept: bool,
+    forget: Callable[[RunFolder], None] | None,
+) -> str:
     found = identify(splits)
     known = _read(folder) or _read(source)
     difference = "" if known is None else known.difference(found)
     if difference and not accept:
-        or_accept = "" if accept is None else "accept the changes with --accept-changes, "
-        command = "tune" if accept is None else "train"
+        command = "tune" if holds_tuning(folder.path) else "train"
         raise RunFolderError(
-            f"the data has changed since the run in {source.path} began: {difference}; restore the data, {or_accept}or "
-            f"train anew: finetune {command} --recipe {quoted(source.path / 'recipe.yaml')}"
+            f"the data has changed since the run in {source.path} began: {difference}; restore the data, accept the "
+            f"changes with --accept-changes, or train anew: finetune {command} --recipe "
+            f"{quoted(source.path / 'recipe.yaml')}"
         )
     if known is not None and difference:
-        forget_training(folder)
+        # What was trained goes first: if the process ends here, the changes are still to be accepted.
+        (forget or forget_training)(folder)
         found = found.changed(accepted=(*known.accepted, difference))
     elif known is not None:
         found = found.changed(accepted=known.accepted)

@@ -22,6 +22,8 @@ from finetune.runs.first_decisions import keep_first_decisions
 from finetune.runs.folder import RunFolder, RunMetrics, Seconds
 from finetune.runs.page.writing import write_report
 from finetune.runs.report import Report
+from finetune.runs.run_data import contents_in
+from finetune.runs.test_reads import describe_models, remember_model
 
 Model = TypeVar("Model", bound=Predictor)
 
@@ -80,8 +82,20 @@ def save_run(
     from_main_process(lambda: neighbours.save(folder.path / NEIGHBOURS))
     folder.write_model(model, metrics, splits, finished.members)
     from_main_process(lambda: write_report(folder, model, splits))
-    report.result(metrics, folder.path, model.members if isinstance(model, Ensemble) else ())
+    report.result(metrics, folder.path, model.members if isinstance(model, Ensemble) else (), _reads(folder, model))
     return model
+
+
+def _reads(folder: RunFolder, model: Predictor) -> str:
+    """Return a sentence about how many models have scored the same test images, with this one; "" if they are few."""
+    if model.test is None:
+        return ""
+
+    def remember() -> int:
+        tested = contents_in(folder, "test")
+        return remember_model(tested, model) if tested else 0
+
+    return describe_models(from_main_process(remember), model.test.num_images, "test images")
 
 
 def _keep_rejected(folder: RunFolder, rejected: Sequence[TrainedMember]) -> str:

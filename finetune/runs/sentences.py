@@ -16,6 +16,7 @@ from finetune.predict.model import Predictor
 from finetune.progress import duration
 from finetune.runs.folder import RunMetrics, Seconds
 from finetune.runs.layout import TableRow, counted
+from finetune.training import plan_phases
 
 LISTED = 5
 """Largest number of unreadable files that are listed by name; the others are counted."""
@@ -38,7 +39,8 @@ def describe_images(splits: ImageSplits) -> str:
     parts = [f"{len(splits.train):,} training"]
     parts += [f"{len(splits.validation):,} validation"] if splits.validation is not None else []
     parts += [f"{len(splits.test):,} test"] if splits.test is not None else []
-    origin = "; 15 % of the images were set apart for the test" if splits.test_was_made else ""
+    share = f"{100 * splits.test_share:.0f} %"
+    origin = f"; {share} of the images were set apart for the test" if splits.test_was_made else ""
     return f"{', '.join(parts)} images of {len(splits.class_names)} classes{origin}"
 
 
@@ -84,12 +86,13 @@ def describe_machine(evidence: Evidence) -> str:
     )
 
 
-def describe_evaluation(plan: Plan) -> str:
+def describe_evaluation(plan: Plan, splits: ImageSplits) -> str:
     """Return the images that the model is evaluated on, and whether the final model is trained on them, too."""
+    phases = plan_phases(plan, splits)
     images = {
         "given": "the validation split",
-        "held_out": "20 % of the training images, held out",
-        "cross_validation": f"{plan.folds}-fold cross-validation",
+        "held_out": f"{100 * len(phases[0].held_out) / len(splits.train):.0f} % of the training images, held out",
+        "cross_validation": f"{sum(len(phase.held_out) > 0 for phase in phases)}-fold cross-validation",
     }[plan.validation]
     refit = "; the final model is then trained on all images" if plan.refit else ""
     return f"{images}, by {plan.metric}{refit}"

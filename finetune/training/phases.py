@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.data import ImageSplits, groups_of, labels_of, stratified_folds, stratified_holdout
+from finetune.data import ImageSplits, labels_of, stratified_folds, stratified_holdout, together_of
 from finetune.decide.plan import Plan, plan_of_cycle, plan_of_refit
 from finetune.decide.workload import HELD_OUT
 from finetune.errors import DataError
@@ -59,17 +59,17 @@ def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
     if given is not None:
         first = evaluated("validation", np.arange(len(labels)), np.arange(len(labels), count))
         return [first, refit(first)] if plan.refit else [first]
-    groups = groups_of(splits.train)
+    together = together_of(splits.train)
     if plan.validation == "held_out":
-        # Images of one group (one patient, one place) stay on the same side.
-        stay, held = stratified_holdout(labels, HELD_OUT, plan.seed, groups)
+        # Images of one group (one patient, one place) and copies of one picture stay on the same side.
+        stay, held = stratified_holdout(labels, HELD_OUT, plan.seed, together)
         first = evaluated("validation", stay, held)
         return [first, refit(first)] if plan.refit else [first]
     # Each image is held out once, and its prediction comes from the fold that did not train on it.
     folds = [
         # The best step on a fold's own held-out images would make its accuracy too high: the last weights are kept.
         replace(evaluated(f"fold-{number}", stay, held), plan=plan_of_cycle(plan).changed(keep="last"))
-        for number, (stay, held) in enumerate(stratified_folds(labels, plan.folds, plan.seed, groups), start=1)
+        for number, (stay, held) in enumerate(stratified_folds(labels, plan.folds, plan.seed, together), start=1)
     ]
     return [folds[plan.fold - 1]] if plan.fold else [*folds, refit(None)]
 

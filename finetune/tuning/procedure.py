@@ -12,11 +12,12 @@ from typing import Literal
 
 import optuna
 
-from finetune.data import ImageSplits, load_plan_images
+from finetune.data import ImageSplits
 from finetune.decide.plan import Plan
 from finetune.decide.planned_run import PlannedRun, budgeted
 from finetune.errors import DivergenceError, RunFolderError, TuningError
 from finetune.files import write_text
+from finetune.names import quoted
 from finetune.predict.metrics import log_loss, metric_value
 from finetune.predict.model import Predictor, fit_temperature
 from finetune.processes import num_processes
@@ -29,7 +30,7 @@ from finetune.runs.lock import held
 from finetune.runs.pipeline import claim_folder, decide_all, reporting
 from finetune.runs.places import refuse_if_finished, refuse_if_taken, refuse_without_a_plan, refuse_without_tuning
 from finetune.runs.report import Report
-from finetune.runs.run_data import check_identity, write_identity
+from finetune.runs.run_data import check_identity, forget_training, load_known_images, write_identity
 from finetune.runs.saving import save_run
 from finetune.training import Checkpoints, TrainingDivergedError, TrainingState, begin, evaluate_at, history_so_far
 from finetune.tuning.checks import Checks
@@ -45,6 +46,9 @@ LONGEST_TRIAL = 0.25
 COARSE_STEPS = RUNGS[-1]
 """Share of the steps that a coarse trial takes. After the first rung, a third of the steps, high rates still look worse
 than they are (experiments/compare_searches.py)."""
+
+STUDY = "study.db"
+"""Name of the database with the trials of a search that is not shared."""
 
 COARSE_TIME = 0.4
 """Share of that time that the coarse trials may take."""
@@ -101,15 +105,17 @@ def tune(
         return _Procedure(folder, decisions, tuning, splits, report, start).carry_out()
 
 
-def resume_tuning(path: Path, report: Report | None = None) -> Predictor:
+def resume_tuning(path: Path, report: Report | None = None, accept_changes: bool = False) -> Predictor:
     """Resume an interrupted search; with one worker, the result is that of an uninterrupted search.
 
     Args:
         path: the run folder of the search.
         report: the report to print on; nothing is printed by default.
+        accept_changes: whether the images may have changed since the search began; the changes are recorded, and the
+            search starts from its first step.
 
     Raises:
-        RunFolderError: there is no interrupted search.
+        RunFolderError: there is no interrupted search, or its images have changed.
         TuningError: a step failed, so a search would be wasted.
     """
     start = time.perf_counter()
@@ -121,12 +127,33 @@ def resume_tuning(path: Path, report: Report | None = None) -> Predictor:
     with held(path, refuse_if_finished), reporting(report) as report:
         report.follow(folder)
         decisions = first_decisions(folder).read_decisions()
-        plan = decisions.plan
-        splits = load_plan_images(plan)
+        splits = load_known_images(folder, decisions.plan)
         report.images(splits)
-        check_identity(folder, splits, accept=None)
+        forget = partial(_forget_search, decisions=decisions)
+        if changes := check_identity(folder, splits, accept=accept_changes, forget=forget):
+            report.say(f"The data has changed, which is accepted and recorded in data.json: {changes}")
         tuning = Tuning.load(path / "tuning.json")
         return _Procedure(folder, decisions, tuning, splits, report, start).carry_out()
+
+
+def _forget_search(folder: RunFolder, decisions: PlannedRun) -> None:
+    """Remove the findings and trials of a search, because its images are others from now on.
+
+    Raises:
+        RunFolderError: other workers share its trials.
+    """
+    if decisions.recipe.tuning.storage is not None:
+        raise RunFolderError(
+            f"the search in {folder.path} shares its trials with other workers, so changes of its data cannot be "
+            f"accepted; restore the data, or begin another search: finetune tune --recipe "
+            f"{quoted(folder.path / 'recipe.yaml')}"
+        )
+    folder.write_decisions(decisions)  # those that the search began with
+    Tuning.load(folder.path / "tuning.json").begun_anew().save(folder.path / "tuning.json")
+    for left in folder.path.glob(f"{STUDY}*"):
+        left.unlink()
+    shutil.rmtree(folder.path / "trials", ignore_errors=True)
+    forget_training(folder)
 
 
 class _Procedure:
@@ -149,7 +176,7 @@ class _Procedure:
         self._start = start
         url = decisions.recipe.tuning.storage
         self._is_shared = url is not None
-        self._storage = open_storage(url or f"sqlite:///{(folder.path / 'study.db').resolve()}")
+        self._storage = open_storage(url or f"sqlite:///{(folder.path / STUDY).resolve()}")
 
     def carry_out(self) -> Predictor:
         """Take the steps that remain; return the winner."""

@@ -82,6 +82,17 @@ class Tuning(FrozenModel):
         """Number of fine trials."""
         return self.num_trials - self.num_coarse
 
+    def begun_anew(self) -> "Tuning":
+        """Return this search before its first step."""
+        return Tuning(
+            name=self.name,
+            worker=self.worker,
+            search=self.search,
+            num_trials=self.num_trials,
+            asked=self.asked,
+            space=self.asked,
+        )
+
 
 def begin_tuning(recipe: Recipe, choice: Choice, plan: Plan, name: str, worker: str) -> Tuning:
     """Return the search that a recipe asks for, before its first step.

@@ -53,3 +53,11 @@ def test_blank_images_are_not_the_same_picture():
 @pytest.mark.parametrize("size", [(1, 1), (300, 4), (8, 8)])
 def test_images_of_any_shape_are_compared(size):
     assert not pattern(picture(1, size)).compare(pattern(picture(2))).is_same
+
+
+def test_images_of_a_few_pixels_are_not_compared():
+    small = picture(0).resize((48, 23))
+    match = pattern(small).compare(pattern(small))
+    assert not match.is_same
+    large = picture(0).resize((48, 24))
+    assert pattern(large).compare(pattern(large)).is_same

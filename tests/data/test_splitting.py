@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from finetune.data.splitting import stratified_folds, stratified_holdout, stratified_subset
+from finetune.data.splitting import Ties, stratified_folds, stratified_holdout, stratified_subset
 from finetune.errors import DataError
 
 SEEDS = range(25)
@@ -206,3 +206,34 @@ def test_a_limit_below_two_images_a_class_says_how_many_are_needed():
     with pytest.raises(DataError, match=r"a limit of 5 images .* 3 classes; use at least 6"):
         stratified_subset(np.repeat([0, 1, 2], 10), 5, 0)
     assert len(stratified_subset(np.repeat([0, 1, 2], 10), 6, 0)) == 6
+
+
+def test_copies_of_one_picture_are_never_divided_and_pictures_are_stratified():
+    labels = np.repeat([0, 1], [60, 40])
+    pictures = np.arange(100) // 2 * 2  # each picture twice
+    stay, held = stratified_holdout(labels, 0.2, 0, Ties(None, pictures))
+    assert not {*pictures[stay]} & {*pictures[held]}
+    assert np.bincount(labels[held]).tolist() == [12, 8]
+    folds = stratified_folds(labels, 5, 0, Ties(None, pictures))
+    assert sorted(np.concatenate([held for _, held in folds])) == list(range(100))
+    assert all(not {*pictures[train]} & {*pictures[held]} for train, held in folds)
+
+
+def test_pictures_that_groups_share_join_these_groups():
+    labels = np.tile([0, 1], 20)
+    groups = np.repeat([f"g{number}" for number in range(10)], 4)
+    pictures = np.arange(40)
+    pictures[4] = 0  # one picture in the first two groups
+    folds = stratified_folds(labels, 4, 0, Ties(groups, pictures))
+    for train, held in folds:
+        assert not {*groups[train]} & {*groups[held]}
+        assert ("g0" in groups[held]) == ("g1" in groups[held])
+
+
+def test_images_without_copies_are_split_as_if_nothing_were_known_of_pictures():
+    labels = np.arange(50) % 3
+    for own, plain in zip(
+        stratified_folds(labels, 5, 1, Ties(None, np.arange(50))), stratified_folds(labels, 5, 1), strict=True
+    ):
+        assert np.array_equal(own[0], plain[0])
+        assert np.array_equal(own[1], plain[1])

@@ -1,11 +1,14 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
+from finetune.data import stratified_holdout
 from finetune.decide.choice import choose_strategy
 from finetune.decide.plan import Plan, plan_of_cycle, plan_of_refit, shortened
 from finetune.decide.planning import flips_are_safe, make_plan
+from finetune.decide.workload import HELD_OUT, held_out_share
 from finetune.errors import FinetuneError, RecipeError
 from finetune.recipe import STRATEGIES, AugmentationRecipe, Recipe, TableColumns, TrainingRecipe
 
@@ -164,6 +167,21 @@ def test_a_time_budget_reduces_the_planned_steps(evidence):
 def test_below_600_images_are_cross_validated_and_below_1000_refitted(evidence, images, validation, refit):
     plan = planned(of_size(evidence, images))
     assert (plan.validation, plan.refit) == (validation, refit)
+
+
+@pytest.mark.parametrize(("each", "refit"), [(2, True), (3, True), (4, False), (10, False)])
+def test_the_final_model_is_trained_on_all_images_where_a_large_part_of_them_is_held_out(evidence, each, refit):
+    counts = {f"class {number}": each for number in range(1000)}
+    many = evidence.changed(num_images=1000 * each, num_held=1000 * each, num_classes=1000, class_counts=counts)
+    plan = planned(many, strategy="full")
+    assert (plan.validation, plan.refit) == ("held_out", refit)
+    stay, held = stratified_holdout(np.repeat(np.arange(1000), each), HELD_OUT, 0)
+    assert held_out_share(many) == len(held) / (len(stay) + len(held))
+
+
+def test_no_more_folds_are_planned_than_the_smallest_class_has_images(evidence):
+    few = evidence.changed(class_counts={"a": 2, "b": 60}, num_images=62, num_held=62, num_classes=2)
+    assert planned(few, strategy="full").folds == 2
 
 
 @pytest.mark.parametrize("images", [300, 5000])

@@ -1,5 +1,6 @@
 """Comparisons of runs on the images that all of them were evaluated on."""
 
+import json
 import shutil
 
 import numpy as np
@@ -10,9 +11,10 @@ from scipy.stats import binomtest
 import finetune
 from finetune.cli import main
 from finetune.errors import RunFolderError
+from finetune.runs.comparing import class_differences, compare, holm, mcnemar, paired_interval
 from finetune.runs.folder import RunFolder
 from finetune.runs.image_tables import PREDICTIONS
-from finetune.runs.page.comparison import compare, holm, mcnemar, paired_interval
+from finetune.runs.page.comparison import draw_comparison
 from finetune.runs.page.writing import write_comparison
 
 
@@ -62,8 +64,9 @@ def test_runs_are_compared_image_by_image(first, tmp_path):
     assert test.difference == pytest.approx(-1 / 3)
     assert test.p_value == binomtest(0, 3).pvalue == 0.25
     assert "the 9 images do not tell them apart" in test.sentence
-    assert len(test.lost_pictures) == 3
-    assert all(each.picture.image for each in test.lost_pictures)
+    (drawn,) = draw_comparison(comparison, one.read_plan()).tests
+    assert len(drawn.lost_pictures) == 3
+    assert all(each.picture.image for each in drawn.lost_pictures)
 
 
 def test_images_are_matched_by_their_paths_and_not_by_their_order(first, tmp_path):
@@ -131,6 +134,53 @@ def test_an_output_for_one_run_is_refused(first, capsys):
         main(["report", str(first.path), "--output", "mine.html"])
     assert ended.value.code == 2
     assert "the report of one run is written into its folder" in capsys.readouterr().err
+
+
+def compare_by_command(capsys, *words):
+    """Return the exit status of `finetune compare`, and what it printed on stdout and stderr."""
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", *map(str, words)])
+    return ended.value.code, *capsys.readouterr()
+
+
+def test_the_command_prints_the_test_the_classes_and_what_seeds_leave_open(first, tmp_path, capsys):
+    other = change(first, tmp_path / "other", with_results([True, False]))
+    code, printed, _ = compare_by_command(capsys, first.path, other.path, "--json")
+    assert code == 0
+    found = json.loads(printed)
+    (test,) = compare([first, other]).tests
+    assert found["images"] == "9 test images"
+    assert (found["tests"][0]["gained"], found["tests"][0]["lost"]) == (test.gained, test.lost)
+    assert sum(each["reference"] - each["right"] for each in found["tests"][0]["classes"]) == test.lost - test.gained
+    assert "each run is one training (the seed 0), so this compares models and not settings" in found["notes"][0]
+
+
+def test_other_images_compare_runs_without_those_that_one_was_trained_on(first, tmp_path, capsys, image_folder):
+    other = change(first, tmp_path / "other", lambda _table: None)
+    data = image_folder(tmp_path / "more", {"a": 24, "b": 24, "c": 24})  # the first 20 of each are those of the run
+    code, printed, _ = compare_by_command(capsys, first.path, other.path, "--data", data, "--json")
+    assert code == 0
+    found = json.loads(printed)
+    trained = pd.read_csv(first.path / "splits.csv")["split"].value_counts()["train"]
+    assert found["images"] == f"{72 - trained} images of {data}"
+    assert found["tests"][0]["difference"] == 0.0
+    assert f"{trained} images of {data} are left out, because a run was trained on them" in found["notes"]
+
+
+def test_a_single_run_is_not_compared(first, capsys):
+    code, _, error = compare_by_command(capsys, first.path)
+    assert code == 2
+    assert "is compared with another run; give two or more run folders" in error
+
+
+def test_classes_are_listed_by_their_difference_and_corrected_for_their_number():
+    labels = np.repeat(np.array(["a", "b", "c"], dtype=object), [10, 8, 4])
+    first = np.array([True] * 10 + [False] * 8 + [True, True, False, False])
+    second = np.array([True] * 10 + [True] * 8 + [True, False, False, False])
+    found = class_differences(first, second, labels)
+    assert [(each.name, each.count, each.reference, each.right) for each in found] == [("b", 8, 0, 8), ("c", 4, 2, 1)]
+    assert found[0].p_value == pytest.approx(3 * 2 * 0.5**8)
+    assert found[1].p_value == 1.0
 
 
 @pytest.mark.parametrize(("lost", "gained"), [(0, 0), (1, 0), (5, 5), (3, 12), (30, 8)])

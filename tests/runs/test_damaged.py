@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.cli import main
 from finetune.data import DataIdentity
 from finetune.errors import FinetuneError, RunFolderError
 from finetune.recipe import load_recipe
@@ -201,3 +202,41 @@ def test_a_plan_is_not_trained_on_changed_data_unless_that_is_accepted(interrupt
         pipeline.run_plan(folder / "plan.json", tmp_path / "again")
     pipeline.run_plan(folder / "plan.json", tmp_path / "again", accept_changes=True)
     assert RunFolder(tmp_path / "again").is_finished()
+
+
+def evaluate(folder, images, *words):
+    """Return the exit status of `finetune evaluate`."""
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", str(folder), "--data", str(images), *words])
+    return ended.value.code
+
+
+def test_an_evaluation_on_unchanged_data_of_the_run_compares_nothing_away(interrupted):
+    folder, images = interrupted
+    pipeline.resume(folder)
+    assert evaluate(folder, images) == 0
+    assert json.loads((folder / "data.json").read_text())["accepted"] == []
+
+
+@pytest.mark.parametrize("change", [remove, move, overwrite])
+def test_a_run_is_not_evaluated_on_its_changed_data_unless_that_is_accepted(interrupted, change, capsys):
+    folder, images = interrupted
+    pipeline.resume(folder)
+    change(images)
+    assert evaluate(folder, images) == 2
+    assert f"{images} has changed since the run in {folder} began: 1 " in capsys.readouterr().err
+    assert evaluate(folder, images, "--accept-changes") == 0
+    (accepted,) = json.loads((folder / "data.json").read_text())["accepted"]
+    assert accepted.startswith("evaluated on changed data: 1 ")
+
+
+def test_only_the_test_split_counts_in_an_evaluation_of_data_that_has_one():
+    rows = {f"{split}/a/{n}.jpg": f"{split}\ta\t5\t{split}{n}" for split in ("train", "test") for n in range(3)}
+    known = DataIdentity(digest="", counts={}, images=rows)
+    part = {f"a/{n}.jpg": f"test\ta\t5\ttest{n}" for n in range(3)}
+    assert known.difference_from_part(known.changed(images=part)) == ""
+    part["a/1.jpg"] = "test\ta\t5\tother"
+    part["a/7.jpg"] = part.pop("a/2.jpg")
+    assert known.difference_from_part(known.changed(images=part)) == (
+        "1 changed (test/a/1.jpg); 1 removed (test/a/2.jpg); 1 added (test/a/7.jpg)"
+    )

@@ -240,6 +240,14 @@ def test_confused_classes_become_neighbours_and_the_pair_is_named():
     assert most_confused(counts, 5) == [(0, 3, 4, 4), (1, 2, 3, 0)]
 
 
+def test_the_accuracy_is_drawn_against_the_share_of_images_that_is_labelled():
+    confidence = np.linspace(1.0, 0.5, 100)
+    right = np.arange(100) < 80  # the 20 least probable are wrong
+    chart = str(charts.accuracy_against_share(confidence, right))
+    assert "all images labelled: 80\u00a0% right" in chart
+    assert str(charts.accuracy_against_share(np.ones(3), np.array([True, False, True]))).count("<svg") == 2
+
+
 def test_marks_keep_apart_in_order_and_within_the_chart():
     assert charts.keep_apart([50.0, 10.0, 50.0], 20.0, (0.0, 100.0)) == [40.0, 10.0, 60.0]
     assert charts.keep_apart([95.0, 95.0], 20.0, (0.0, 100.0)) == [80.0, 100.0]

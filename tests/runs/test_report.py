@@ -80,10 +80,10 @@ def test_the_chance_of_each_candidate_is_shown_and_explained(report, evidence):
     assert "  P(best): probability of being the most accurate candidate\n" in printed(report)
 
 
-def test_the_plan_is_printed_with_steps_rates_and_evaluation(report, evidence):
+def test_the_plan_is_printed_with_steps_rates_and_evaluation(report, evidence, image_folder, tmp_path):
     choice = choose_strategy(evidence)
     plan = make_plan(Recipe(data="x"), evidence, choice)
-    report.plan(plan)
+    report.plan(plan, splits_of(image_folder(tmp_path / "images")))
     assert f"{plan.steps} steps of {plan.batch_size} images in {plan.precision}; learning rates: " in printed(report)
     assert "evaluation: 3-fold cross-validation, by top1; the final model is then trained on all images" in printed(
         report
@@ -168,10 +168,11 @@ def whole_run(evidence, metrics, image_folder, tmp_path):
         choice = choose_strategy(evidence)
         with report:
             report.progress("computing features", 2, 2)
-            report.images(splits_of(image_folder(tmp_path / "images")))
+            splits = splits_of(image_folder(tmp_path / "images"))
+            report.images(splits)
             report.evidence(evidence)
             report.choice(choice, evidence.model)
-            report.plan(make_plan(Recipe(data="x"), evidence, choice))
+            report.plan(make_plan(Recipe(data="x"), evidence, choice), splits)
             report.result(metrics, tmp_path / "run")
         return printed(report).splitlines(), report
 

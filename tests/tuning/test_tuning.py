@@ -251,6 +251,21 @@ def test_a_search_that_is_interrupted_again_and_again_ends_as_one_that_is_not(be
     assert_same_weights(whole.network, resumed.network)
 
 
+def test_a_search_whose_changed_images_are_accepted_begins_anew(begun, tmp_path):
+    folder = begun(tmp_path / "run")
+    first = json.loads((folder / "plan.json").read_text())["data"]
+    data = shutil.copytree(first, tmp_path / "images")
+    for name in ("plan.json", "recipe.yaml"):
+        (folder / name).write_text((folder / name).read_text().replace(first, str(data)))
+    (data / "train" / "a" / "0.png").unlink()
+    with pytest.raises(RunFolderError, match=r"1 removed \(train/a/0.png\); restore the data, accept the changes with"):
+        finetune.resume_tuning(folder)
+    with pytest.raises(StopError):
+        finetune.resume_tuning(folder, Stopping(r"overfit: training \(validation\)", 2), accept_changes=True)
+    assert json.loads((folder / "tuning.json").read_text())["findings"][1:] == []
+    assert json.loads((folder / "data.json").read_text())["accepted"] == ["1 removed (train/a/0.png)"]
+
+
 def test_an_interrupted_refit_of_the_winner_resumes_to_the_same_result(begun, finished, tmp_path):
     model, folder = finished
     again = begun(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Draw the charts of a report: accuracy against time, learning curves, and the reliability of the probabilities."""
+"""Draw the charts of a report: accuracy against time, learning curves, and what the probabilities are worth."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,6 +24,9 @@ MARK = 21.0
 
 MOST_DOTS = 12
 """Largest number of evaluations that are marked on their line."""
+
+LEAST_LABELLED = 10
+"""Smallest number of labelled images whose accuracy is drawn."""
 
 MOST_POINTS = 300
 """Largest number of points of a line. A longer history is drawn as means of neighbouring steps."""
@@ -240,6 +243,34 @@ def reliability(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> Ma
             )
         figure.y = share
         return figure.draw("Reliability: share of right predictions against their probability")
+
+    return both_widths(draw)
+
+
+def accuracy_against_share(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> Markup:
+    """Return the chart of the share of right labels against the share of images that are labelled, where the labels of
+    the least probable predictions are withheld.
+
+    Args:
+        confidence: probability of the predicted class of each image, (n_images,).
+        right: whether the predicted class is right, (n_images,).
+    """
+    order = np.argsort(-confidence, kind="stable")
+    count = np.arange(1, len(order) + 1)
+    accuracy = np.cumsum(right[order]) / count
+    # Images of equal probability are labelled together, and shares of a few images say little.
+    ends = np.flatnonzero(np.append(np.diff(confidence[order]) < 0, True) & (count >= min(LEAST_LABELLED, len(order))))
+    thinned = ends[:: max(1, math.ceil(len(ends) / MOST_POINTS))]
+    points = [(float(count[end] / len(order)), float(accuracy[end])) for end in dict.fromkeys([*thinned, ends[-1]])]
+    lowest = min(share for _, share in points)
+
+    def draw(width: float) -> Markup:
+        figure = Figure(width, (0.0, 1.0), (max(0.0, lowest - 0.02), 1.0), height=260.0)
+        figure.axes("share of the images that is labelled", "share of the labels that is right", percent, percent)
+        figure.line(points, "accent")
+        share, last = points[-1]
+        figure.point(share, last, "chosen", f"all images labelled: {percent(last)} right")
+        return figure.draw("Share of right labels against the share of images that is labelled")
 
     return both_widths(draw)
 

@@ -14,7 +14,7 @@ from finetune.decide.plan import Plan
 from finetune.predict.metrics import Metrics, wilson_interval
 from finetune.predict.model import TrainedModel
 from finetune.runs.image_tables import indices_of
-from finetune.runs.page.charts import reliability
+from finetune.runs.page.charts import accuracy_against_share, reliability
 from finetune.runs.page.confusions import ConfusionMatrix, Pair, count_confusions, make_matrix, most_confused
 from finetune.runs.page.figures import interval_bar
 from finetune.runs.page.pictures import LARGE, SMALL, FindSource, Picture, draw_picture, map_images, view_images
@@ -106,6 +106,8 @@ class Evaluated:
     """Confusion matrix."""
     reliability: Markup
     """Chart of the reliability of the probabilities."""
+    withheld: Markup
+    """Chart of the accuracy against the share of images that is labelled."""
     num_wrong: int
     """Number of images that are predicted wrongly."""
     errors: tuple[ImagePrediction, ...]
@@ -170,6 +172,7 @@ def describe_split(
         num_classes=sum(row.num_images > 0 for row in metrics.per_class),
         matrix=make_matrix(counts, names),
         reliability=reliability(rows["probability"].to_numpy(np.float64), right),
+        withheld=accuracy_against_share(rows["probability"].to_numpy(np.float64), right),
         num_wrong=len(wrong),
         errors=illustrator.draw(wrong.head(MOST_ERRORS), LARGE, has_maps=True),
         pairs=tuple(_show_pair(pair, rows, names, counts, illustrator) for pair in most_confused(counts, MOST_PAIRS)),

@@ -13,9 +13,10 @@ from finetune.errors import RecipeError, RunFolderError
 from finetune.files import write_text
 from finetune.predict.model import Ensemble, Predictor
 from finetune.progress import duration
+from finetune.runs.comparing import Comparison, compare
 from finetune.runs.folder import RunFolder
 from finetune.runs.image_tables import read_predictions
-from finetune.runs.page.comparison import Comparison, compare
+from finetune.runs.page.comparison import MOST_CLASSES, draw_comparison
 from finetune.runs.page.confusions import ConfusionMatrix
 from finetune.runs.page.content import gather
 from finetune.runs.page.figures import interval_bar
@@ -110,7 +111,8 @@ def write_comparison(folders: Sequence[RunFolder], path: Path) -> Comparison:
     if path.exists():
         raise RunFolderError(f"{path} exists and is not overwritten; give another --output")
     comparison = compare(folders)
-    text = page_templates().get_template("comparison.html").render(comparison=comparison)
+    drawn = draw_comparison(comparison, folders[0].read_plan())
+    text = page_templates().get_template("comparison.html").render(drawn=drawn, most_classes=MOST_CLASSES)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     return comparison
