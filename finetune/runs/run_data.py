@@ -66,9 +66,9 @@ def check_evaluated(folder: RunFolder, splits: ImageSplits, data: str, accept: b
     # Under a limit, the run lists only the training images that it used.
     if known is None or not known.images or plan.limit or not _is_same(plan.data, data):
         return ""
-    if known.all_decoded:
-        splits = without_undecodable(splits, only_test=True)
     difference = known.difference_from_part(identify(splits))
+    if difference:  # images that cannot be decoded are left out anyway
+        difference = known.difference_from_part(identify(without_undecodable(splits, only_test=True)))
     if difference and not accept:
         raise RunFolderError(
             f"{data} has changed since the run in {folder.path} began: {difference}; restore the data, or accept the "
