@@ -28,7 +28,7 @@ from finetune.decide.budget import OVERHEAD_SECONDS, least_following, refuse_sho
 from finetune.decide.evidence import Evidence, ForwardSettings, MachineSpeed, StageProfile
 from finetune.decide.plan import AugmentationPlan
 from finetune.decide.preprocessing import Preprocessing
-from finetune.decide.workload import default_batch_size, default_trainable_stages, half_stages
+from finetune.decide.workload import default_batch_size, default_trainable_stages, half_stages, measured_images
 from finetune.device import MEMORY_FORMATS, autocast
 from finetune.errors import CacheError
 from finetune.measure.domain import DomainProbe
@@ -54,10 +54,6 @@ from finetune.work import Work
 
 IMBALANCED = 5.0
 """Least ratio of the largest class to the smallest at which strategies are compared by balanced accuracy."""
-
-PROBE_SAMPLE = 5000
-"""Largest number of images on which the linear probe is cross-validated; with that many, the standard error of its
-accuracy is below half a point."""
 
 DOMAIN_SAMPLE = 200
 """Number of images on which the domain similarity is measured; another draw changes it by about .02
@@ -218,10 +214,10 @@ def _imbalance(sample: _Sample) -> float:
 
 
 def _draw_sample(splits: ImageSplits, preprocessing: Preprocessing, seed: int) -> _Sample:
-    """Return the training images to measure: at most `PROBE_SAMPLE`, or twice the number of classes if that is more."""
+    """Return the training images to measure: at most `measured_images`."""
     labels, groups = labels_of(splits.train), groups_of(splits.train)
     counts = np.bincount(labels, minlength=len(splits.class_names))
-    members = stratified_subset(labels, max(PROBE_SAMPLE, 2 * len(counts)), seed)
+    members = stratified_subset(labels, measured_images(len(counts)), seed)
     together = together_of(splits.train)
     table = splits.train if len(members) == len(labels) else splits.train.select(members)
     return _Sample(

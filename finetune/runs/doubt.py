@@ -1,14 +1,25 @@
 """Keep what a run needs to know when its model should not answer, and read it back."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from finetune.data import ImageSplits, even_sample, labels_of
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.cache import size_limit
+from finetune.data import ImageSplits, Pixels, even_sample, labels_of
+from finetune.data.batches import PlainImages
 from finetune.errors import RecipeError
+from finetune.network.head import find_head
+from finetune.network.outputs import digest_weights, frozen_features
 from finetune.predict.doubt import Doubt, Limits, Neighbours, find_least_probability, least_probability_in_set
-from finetune.predict.model import Predictor
-from finetune.processes import divide_rows
+from finetune.predict.model import Predictor, TrainedModel
+from finetune.processes import divide_rows, first_alone
 from finetune.progress import Progress
 from finetune.runs.image_tables import read_predictions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 NEIGHBOURS = "neighbours.safetensors"
 """Name of the file with the features of training images."""
@@ -27,7 +38,18 @@ def find_neighbours(model: Predictor, splits: ImageSplits, progress: Progress) -
     """
     chosen = even_sample(labels_of(splits.train), MOST, model.plan.seed)
     table = splits.train
+    if isinstance(model, TrainedModel) and not model.plan.steps and size_limit():
+        return Neighbours.among(_frozen(model, table, progress)[chosen])
     return Neighbours.among(divide_rows(lambda rows: model.features_of(table.select(rows), progress), chosen))
+
+
+def _frozen(model: TrainedModel, table: "Dataset", progress: Progress) -> NDArray[np.float32]:
+    """Return the features (n_images, width) of a linear probe, which are those that its measurement has cached."""
+    plan, network = model.plan, model.network
+    images = PlainImages(Pixels(table, plan.preprocessing.shorter_side, model.reading), plan.preprocessing)
+    weights = digest_weights(network, leave_out=find_head(network).names)
+    with first_alone():
+        return frozen_features(network, images, plan.preprocessing, plan.forward, weights, progress).numpy()
 
 
 def read_doubt(folder: Path, unknown_at: float | None, sets: float | None) -> Doubt:

@@ -211,7 +211,7 @@ def test_a_time_budget_too_short_for_the_probe_is_refused(evidence):
     with pytest.raises(
         RecipeError, match=r"it leaves 1 s for this training, and the linear probe alone takes about 2 s"
     ):
-        choose_strategy(evidence, AUTO.changed(time_budget=1))
+        choose_strategy(evidence.changed(cache_bytes=0), AUTO.changed(time_budget=1))
 
 
 def test_a_fixed_rate_leaves_one_way_to_train_all_layers(evidence):

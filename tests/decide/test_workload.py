@@ -167,9 +167,15 @@ def test_partial_costs_only_its_trained_stages_where_views_are_cached():
     assert cost_per_image("partial", 0.5, cached=False) == pytest.approx(2.0)
 
 
-def test_a_linear_probe_costs_one_forward_pass_of_every_image(evidence):
-    load = size_workload(RECIPE, evidence, "linear_probe")
-    assert expected_seconds("linear_probe", load, evidence) == pytest.approx(240 / 200 + 240 / 500 + 0.5)
+@pytest.mark.parametrize(
+    ("changes", "forward"),
+    [({}, 0), ({"cache_bytes": 0}, 240), ({"num_images": 5000, "num_held": 5000}, 0), ({"num_held": 5001}, 5001)],
+)
+def test_a_linear_probe_sends_forward_what_its_measurement_has_not_cached(evidence, changes, forward):
+    measured = evidence.changed(**changes)
+    load = size_workload(RECIPE, measured, "linear_probe")
+    expected = forward / 200 + forward / 500 + 0.5
+    assert expected_seconds("linear_probe", load, measured) == pytest.approx(expected)
 
 
 def test_full_costs_reading_and_training_of_every_image_of_every_step(evidence):
@@ -224,7 +230,7 @@ def test_an_asked_length_is_not_changed_by_the_batch(evidence, length):
 
 def test_processes_share_the_time_of_a_training_but_not_of_the_features(evidence):
     load = size_workload(RECIPE, evidence, "full")
-    features = expected_seconds("linear_probe", load, evidence) - 0.5
+    features = 240 / 200 + 240 / 500
     alone, eight = (
         expected_seconds("full", load, evidence.changed(speed=evidence.speed.changed(num_processes=count)))
         for count in (1, 8)

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from finetune.cache import list_entries
 from finetune.data import decoding, load_images
+from finetune.decide import workload
 from finetune.decide.evidence import MachineSpeed
 from finetune.errors import ModelError, RecipeError
 from finetune.measure import measure_evidence, measuring
@@ -193,7 +194,7 @@ def test_a_linear_probe_looks_at_no_mirrored_image(measured):
 
 @pytest.mark.usefixtures("empty_cache")
 def test_of_many_images_only_the_probes_sample_is_decoded(measured, monkeypatch):
-    monkeypatch.setattr(measuring, "PROBE_SAMPLE", 12)
+    monkeypatch.setattr(workload, "PROBE_SAMPLE", 12)
     evidence = measured({"train": {"a": 15, "b": 15}})
     assert evidence.num_images == 30
     assert (evidence.work.forward_images, evidence.work.decoded_images) == (36, 12)
