@@ -66,7 +66,10 @@ def print_evidence(console: Console, evidence: Evidence) -> None:
         ("size", f"{size}; the largest class has {evidence.imbalance:.1f} x the images of the smallest"),
         ("resolution", f"{evidence.native_shorter_side} px stored; {evidence.image_size_reason}"),
         ("domain similarity", describe_similarity(evidence)),
-        ("linear probe", f"{describe_probe(evidence)} top-1, cross-validated"),
+        (
+            "linear probe",
+            f"{describe_probe(evidence)} {'mean average precision' if evidence.has_sets else 'top-1'}, cross-validated",
+        ),
         ("this machine", describe_machine(evidence)),
     ]
     if evidence.groups is not None:
