@@ -71,8 +71,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         for name in {"data", "model", "strategy", "prefer", "seed"} & (self.settings or {}).keys():
             raise RecipeError(f"{name} is not one of the settings; give it as a parameter of its own")
         self.labels_are_matrix_ = getattr(labels, "ndim", 1) == 2
-        given: Sequence[Any] = _as_sets(labels) if any(map(is_list, labels)) else list(labels)
-        flat = [name for each in given for name in each] if any(map(is_list, labels)) else given
+        are_sets = self.labels_are_matrix_ or any(map(is_list, labels))
+        given: Sequence[Any] = _as_sets(labels) if are_sets else list(labels)
+        flat = [name for each in given for name in each] if are_sets else given
         # Texts are without white space around them; other types stay as they are given.
         names = {label_text(label): label_text(label) if isinstance(label, str) else label for label in flat}
         recipe = load_recipe(

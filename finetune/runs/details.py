@@ -84,10 +84,16 @@ def print_choice(console: Console, choice: Choice) -> None:
     for reason in choice.reasons:
         print_text(console, escape(reason))
     if choice.backbones:
-        print_table(console, NETWORKS, rows_of_backbones(choice), TEXTS, optional=["linear probe"])
-    print_table(console, CANDIDATES, rows_of_candidates(choice), TEXTS, optional=["basis", "P(best)"])
+        print_table(console, _headed(NETWORKS, choice), rows_of_backbones(choice), TEXTS, optional=["linear probe"])
+    print_table(console, _headed(CANDIDATES, choice), rows_of_candidates(choice), TEXTS, optional=["basis", "P(best)"])
     print_text(console, "P(best): probability of being the most accurate candidate")
     print_text(console, f"forecast: {escape(choice.forecast.sentence)}")
+
+
+def _headed(columns: Sequence[str], choice: Choice) -> tuple[str, ...]:
+    """Return the columns of a table of candidates, with the accuracy that is expected of them."""
+    name = "expected mAP" if choice.expected_metric == "mean_average_precision" else "expected top-1"
+    return tuple(column.replace("expected top-1", name) for column in columns)
 
 
 def print_plan(console: Console, plan: Plan, splits: ImageSplits) -> None:

@@ -220,3 +220,40 @@ def test_a_linear_probe_is_one_logistic_regression_for_each_label(recipe, root):
     model = finetune.run(recipe.changed(strategy="linear_probe", steps=None), root / "probe")
     assert model.plan.steps == 0
     assert model.test.sets.mean_average_precision > 0.5
+
+
+def test_a_search_compares_trials_of_sets(recipe, root):
+    pytest.importorskip("optuna")
+    from finetune.tuning import tune
+
+    model = tune(recipe.changed(steps=12, tuning={"trials": 2, "search": "random"}), root / "tuned")
+    assert model.plan.has_sets
+    assert model.test.sets is not None
+
+
+def test_known_groups_of_sets_are_measured_and_not_divided(recipe, root, patches):
+    table = write_table(
+        patches.assign(group=[f"g{number // 4}" for number in range(len(patches))]), root / "groups.csv"
+    )
+    model = finetune.run(recipe.changed(data=str(table), strategy="linear_probe", steps=None), root / "grouped")
+    decisions = RunFolder(root / "grouped").read_decisions()
+    assert decisions.evidence.groups.num_groups > 5
+    splits = pd.read_csv(root / "grouped" / "splits.csv")
+    assert (splits.groupby("group")["split"].nunique() == 1).all()
+    assert model.plan.has_sets
+
+
+def test_an_audit_of_sets_is_refused(image_folder, tmp_path):
+    table = pd.DataFrame({"path": [str(path) for path in sorted(image_folder(tmp_path / "images").rglob("*.*"))]})
+    table["label"] = [["a"], ["a", "b"], ["b"], []] * (len(table) // 4)
+    table.to_parquet(tmp_path / "table.parquet")
+    with pytest.raises(DataError, match="an audit is of images with one label each"):
+        finetune.audit(str(tmp_path / "table.parquet"))
+
+
+@pytest.mark.parametrize("imbalance", ["none", "class_weights"])
+def test_weights_of_rare_labels_leave_the_probabilities_calibrated(recipe, root, imbalance):
+    changed = recipe.changed(strategy="linear_probe", steps=None, training={"imbalance": imbalance})
+    model = finetune.run(changed, root / f"probe-{imbalance}")
+    held = model.held_out
+    np.testing.assert_allclose(held.probabilities.mean(axis=0), held.labels.mean(axis=0), atol=0.12)
