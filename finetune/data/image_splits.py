@@ -10,7 +10,7 @@ from datasets import Image as ImageFeature
 from datasets.arrow_dataset import Column
 
 from finetune.data.decoding import Unreadable, encoded_bytes
-from finetune.data.label_sets import count_images, to_matrix
+from finetune.data.label_sets import count_images, images_by_class, to_matrix
 from finetune.data.scanning import why_undecodable
 from finetune.data.splitting import Ties, Together, stratified_holdout
 from finetune.data.streaming import ImageStream
@@ -113,9 +113,8 @@ def with_pictures(dataset: Dataset, pictures: "NDArray[np.int64]") -> Dataset:
     """
     if PICTURE in dataset.column_names:
         dataset = dataset.remove_columns(PICTURE)
-    pictures, labels = pictures.copy(), labels_of(dataset)
-    for label in np.unique(labels):
-        own = np.flatnonzero(labels == label)
+    pictures = pictures.copy()
+    for own in images_by_class(labels_of(dataset)):
         if len(np.unique(pictures[own])) < LEAST_PICTURES:
             pictures[own] = len(pictures) + own
     if len(np.unique(pictures)) == len(pictures):

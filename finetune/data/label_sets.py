@@ -157,6 +157,12 @@ def count_images(labels: "NDArray[np.integer]", num_classes: int) -> "NDArray[np
     return np.asarray(np.bincount(labels, minlength=num_classes), dtype=np.int64)
 
 
+def images_by_class(labels: "NDArray[np.integer]") -> list["NDArray[np.intp]"]:
+    """Return the indices of the images of each class that has any; an image with several labels is in several."""
+    found = [column > 0 for column in labels.T] if has_sets(labels) else [labels == own for own in np.unique(labels)]
+    return [np.flatnonzero(is_own) for is_own in found if is_own.any()]
+
+
 def describe_sets(sets: Sequence[Sequence[str]], source: str) -> str:
     """Return in one sentence that images have several labels, and what says so."""
     without = sum(not names for names in sets)
