@@ -28,7 +28,8 @@ from finetune.decide.forecast import NINETY_PERCENT, Assumptions, likely_slope
 from finetune.network.backbone import create_network, native_preprocessing
 from finetune.network.head import find_head
 from finetune.network.outputs import digest_weights, frozen_features
-from finetune.predict.linear_probe import CURVE_SHARES, cross_validate, error_slope, fit_head, learning_curve
+from finetune.predict.linear_probe import cross_validate, fit_head
+from finetune.predict.probe_curve import CURVE_SHARES, error_slope, learning_curve
 
 IMAGE_SIZE = 128
 """Side of the square images, in pixels."""

@@ -26,7 +26,7 @@ from finetune.data import ImageSplits, labels_of, load_images, stratified_subset
 from finetune.decide.choice import choose_strategy
 from finetune.decide.planning import make_plan
 from finetune.measure import measure_evidence
-from finetune.predict.metrics import log_loss
+from finetune.predict.links import log_loss
 from finetune.predict.model import fit_temperature
 from finetune.recipe import Recipe, load_recipe
 from finetune.recipe_tuning import Search

@@ -13,11 +13,13 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
 from finetune.data import ImageSplits, UndecodableError, group_training_images, label_paths, without_undecodable
-from finetune.data.labels import label_text, refuse_lists
+from finetune.data.label_sets import names_in
+from finetune.data.labels import is_list, label_text
 from finetune.data.paths import listed
 from finetune.data.table import read_groups
-from finetune.errors import RecipeError
+from finetune.errors import DataError, RecipeError
 from finetune.predict.model import Predictor, average
+from finetune.predict.set_metrics import give_labels
 from finetune.recipe import Recipe, load_recipe
 from finetune.runs.execution import Outcome, carry_out, decide
 from finetune.runs.pipeline import group_images, reporting
@@ -59,7 +61,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Args:
             paths: (n_images) image files.
             labels: (n_images) class of each image, of any type that can be sorted; images whose class is missing
-                (None, NaN, an empty text) are left out.
+                (None, NaN, an empty text) are left out. Or any number of labels for each image: lists of classes, or a
+                matrix (n_images, n_classes) of 0 and 1, whose classes are then the numbers of its columns.
             groups: (n_images) group of each image, or None; images of one group stay on one side of every split.
 
         Raises:
@@ -67,9 +70,12 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         for name in {"data", "model", "strategy", "prefer", "seed"} & (self.settings or {}).keys():
             raise RecipeError(f"{name} is not one of the settings; give it as a parameter of its own")
-        refuse_lists(labels, "labels hold")
+        self.labels_are_matrix_ = getattr(labels, "ndim", 1) == 2
+        are_sets = self.labels_are_matrix_ or any(map(is_list, labels))
+        given: Sequence[Any] = _as_sets(labels) if are_sets else list(labels)
+        flat = [name for each in given for name in each] if are_sets else given
         # Texts are without white space around them; other types stay as they are given.
-        names = {label_text(label): label_text(label) if isinstance(label, str) else label for label in labels}
+        names = {label_text(label): label_text(label) if isinstance(label, str) else label for label in flat}
         recipe = load_recipe(
             data="the given paths",
             model=self.model,
@@ -80,7 +86,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         splits = label_paths(
             [str(path) for path in listed(paths)],
-            [label_text(label) for label in labels],
+            _texts_of(given),
             None if groups is None else read_groups(list(groups)),
             self.seed,
             recipe.image,
@@ -110,20 +116,72 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self._fitted().predict_proba(paths)[:, self.columns_]
 
     def predict(self, paths: Sequence[str | Path]) -> NDArray[Any]:
-        """Return the most probable label of each image file, (n_paths,).
+        """Return the most probable label of each image file, (n_paths,), or the labels as `fit` got them.
+
+        These are a matrix (n_paths, n_classes) of 0 and 1, or a tuple of labels for each image in an array of objects.
 
         Raises:
             NotFittedError: `fit` was not called.
             DataError: a file is missing or cannot be read as an image.
         """
-        best = self.predict_proba(paths).argmax(axis=1)
-        predicted: NDArray[Any] = self.classes_[best]
+        probabilities = self.predict_proba(paths)
+        predicted: NDArray[Any]
+        thresholds = self._fitted().thresholds
+        if thresholds is None:
+            predicted = self.classes_[probabilities.argmax(axis=1)]
+            return predicted
+        rows = give_labels(probabilities, np.asarray(thresholds)[self.columns_].tolist()).astype(np.int64)
+        if self.labels_are_matrix_:
+            return rows
+        predicted = np.empty(len(rows), dtype=object)
+        predicted[:] = [names_in(row, self.classes_.tolist()) for row in rows]
         return predicted
+
+    def score(
+        self, paths: Sequence[str | Path], labels: Sequence[Any], sample_weight: NDArray[np.floating] | None = None
+    ) -> float:
+        """Return the share of images whose label is right, or all labels of which are right.
+
+        Args:
+            paths: (n_images) image files.
+            labels: (n_images) their labels, as for `fit`.
+            sample_weight: (n_images) weight of each image; None: all have the same.
+        """
+        if self._fitted().thresholds is None or self.labels_are_matrix_:
+            return float(super().score(paths, labels, sample_weight))
+        right = [set(found) == set(own) for found, own in zip(self.predict(paths), labels, strict=True)]
+        return float(np.average(right, weights=sample_weight))
 
     def _fitted(self) -> Predictor:
         if not hasattr(self, "model_"):
             raise NotFittedError("this ImageClassifier is not fitted yet; call fit with paths and labels first")
         return self.model_
+
+
+def _as_sets(labels: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Return any number of labels for each image as tuples; of a matrix of 0 and 1, they are numbers of columns.
+
+    Raises:
+        DataError: some images have a list of labels and others have not, or a matrix has other values than 0 and 1, or
+            a column without 1.
+    """
+    if getattr(labels, "ndim", 1) == 2:
+        matrix = np.asarray(labels)
+        if not np.isin(matrix, (0, 1)).all():
+            raise DataError("a matrix of labels has 0 or 1 for each image (row) and class (column), not other values")
+        if not matrix.any(axis=0).all():
+            empty = int(matrix.any(axis=0).argmin())
+            raise DataError(f"no image has the label of column {empty} of the matrix; leave the column out")
+        return [tuple(np.flatnonzero(row).tolist()) for row in matrix]
+    if not all(map(is_list, labels)):
+        raise DataError("some images have a list of labels and others have not; give each image a list, empty or not")
+    return [tuple(label) for label in labels]
+
+
+def _texts_of(labels: Sequence[Any]) -> list[str] | list[tuple[str, ...]]:
+    """Return class names as texts, or the sorted set of them for each image that has a tuple."""
+    sets = [tuple(sorted({label_text(name) for name in label})) for label in labels if isinstance(label, tuple)]
+    return sets or [label_text(label) for label in labels]
 
 
 def _train(recipe: Recipe, splits: ImageSplits) -> Outcome:

@@ -72,6 +72,11 @@ def _doubtful(run: Path, top_k: int, unknown_at: float | None, sets: float | Non
     from finetune.runs.doubt import describe_doubt, read_doubt
     from finetune.runs.folder import RunFolder
 
+    if RunFolder(run).read_plan().has_sets:
+        raise RecipeError(
+            "--unknown-at and --sets are for models of one label per image; this one gives any number of labels, and "
+            "without these options the columns p_<class> have the probability of each"
+        )
     doubt = read_doubt(run, unknown_at, sets)
     for line in describe_doubt(doubt):
         typer.echo(line, err=True)
@@ -177,9 +182,11 @@ def evaluate(
     for note in found.splits.notes:
         typer.echo(visible(note), err=True)
     labels, names, unseen = found.labels, list(found.model.class_names), found.unseen
-    metrics = score(found.probabilities, labels, names)
+    thresholds = found.model.thresholds
+    metrics = score(found.probabilities, labels, names, thresholds)
     if not all(unseen):
-        alone = score(found.probabilities[unseen], labels[unseen], names).top1 if any(unseen) else None
+        is_counted = any(unseen) and thresholds is None
+        alone = score(found.probabilities[unseen], labels[unseen], names).top1 if is_counted else None
         printed.say(_describe_seen(len(unseen), int(unseen.sum()), alone))
     if found.changes:
         printed.say(f"the data has changed since the run began, which is accepted and recorded: {found.changes}")

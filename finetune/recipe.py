@@ -4,7 +4,6 @@ A key that is left out means "decide for me". This module does not decide anythi
 open keys.
 """
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
@@ -19,11 +18,12 @@ from finetune.recipe_texts import (
     parse_ensemble,
     parse_groups,
     parse_model_names,
-    parse_trackers,
+    parse_names,
+    read_numbers,
     read_yaml,
 )
 from finetune.recipe_tuning import TuningRecipe
-from finetune.value import FrozenModel, explain
+from finetune.value import FrozenModel, explain, is_none
 
 Strategy = Literal["linear_probe", "norm_tuning", "partial", "full", "scratch"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -31,7 +31,7 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 BatchNormStatistics = Literal["frozen", "re_estimated", "updated"]
 Layout = Literal["channels_last", "contiguous"]
-Metric = Literal["top1", "balanced_accuracy"]
+Metric = Literal["top1", "balanced_accuracy", "mean_average_precision"]
 Mixing = Literal["none", "mixup", "cutmix"]
 Optimizer = Literal["adamw", "sgd"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -69,6 +69,20 @@ class TableColumns(FrozenModel):
     group: str | None = None
     """Name of the column with the group of each image, such as a patient; a group is never divided between splits. By
     default `group`, if it exists."""
+    delimiter: Annotated[str | None, Field(min_length=1, exclude_if=is_none)] = None
+    """Text between the labels in the column with the class, such as `;`, where an image has any number of labels;
+    `json` reads JSON lists. By default each image has one label, unless the column holds lists."""
+    labels: Annotated[tuple[str, ...] | None, BeforeValidator(parse_names), Field(min_length=2, exclude_if=is_none)] = (
+        None
+    )
+    """Names of columns of 0 and 1, one for each class, where an image has any number of labels, such as `[cat, dog]`.
+    By default the classes are in one column."""
+
+    @model_validator(mode="after")
+    def _labels_are_in_one_place(self) -> Self:
+        if self.labels is not None and (self.label is not None or self.delimiter is not None):
+            raise ValueError("columns.labels names a column for each class; leave columns.label and delimiter out")
+        return self
 
 
 class TrainingRecipe(FrozenModel):
@@ -197,8 +211,9 @@ class Recipe(FrozenModel):
     """Models that are averaged: `seeds:N`, `snapshots:N`, `folds`, `backbones`, or `auto` (snapshots:3); by default one
     model, or two with `prefer: accuracy` if either may be the more accurate one."""
     metric: Metric | None = None
-    """Metric by which models are compared: `top1` or `balanced_accuracy`; by default top1, or balanced_accuracy if the
-    largest class has at least 5 times the images of the smallest."""
+    """Metric by which models are compared: `top1`, `balanced_accuracy`, or `mean_average_precision` where images have
+    any number of labels; by default top1, or balanced_accuracy if the largest class has at least 5 times the images of
+    the smallest."""
     image_size: Annotated[int, Field(ge=16, le=2048)] | None = None
     """Side of the square images that the network receives, in pixels; by default chosen from the size of the images,
     the network and the machine."""
@@ -219,7 +234,7 @@ class Recipe(FrozenModel):
     default true below 1,000 training images."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the splits, the order of the images, the augmentation and new weights; by default 0."""
-    track: Annotated[tuple[Tracker, ...], BeforeValidator(parse_trackers)] | None = None
+    track: Annotated[tuple[Tracker, ...], BeforeValidator(parse_names)] | None = None
     """Experiment trackers that get each row of the history, such as `tensorboard` or `tensorboard,mlflow`; their
     packages must be installed. By default none."""
     training: TrainingRecipe = TrainingRecipe()
@@ -301,7 +316,7 @@ def load_recipe(path: Path | None = None, /, **overrides: Any) -> Recipe:  # noq
         content = loaded
     for key, value in overrides.items():
         _put(content, key.replace("__", ".").split("."), value)
-    content = _read_numbers(content)
+    content = read_numbers(content)
     if "data" not in content:
         raise RecipeError("no data was given; say --data PATH, or 'data: PATH' in the recipe")
     return Recipe.parse(content, origin=str(path) if path else "recipe")
@@ -341,17 +356,3 @@ def _put(content: dict[str, Any], keys: list[str], value: object) -> None:
             raise RecipeError(f"'{section}' is not a section of the recipe, so it has no key '{last}'")
         content = inner
     content[last] = value
-
-
-def _read_numbers(content: dict[str, Any]) -> dict[str, Any]:
-    """Return `content` with texts such as "2e-5" as numbers, because YAML 1.1 reads an exponent without a dot as
-    text."""
-    read: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, dict):
-            read[key] = _read_numbers(value)
-        elif isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-            read[key] = float(value)
-        else:
-            read[key] = value
-    return read

@@ -77,10 +77,10 @@ def parse_model_names(text: object) -> object:
     return text
 
 
-def parse_trackers(text: object) -> object:
+def parse_names(text: object) -> object:
     """Return the names in a text as a tuple; return any other object unchanged.
 
-    >>> parse_trackers("tensorboard,mlflow")
+    >>> parse_names("tensorboard,mlflow")
     ('tensorboard', 'mlflow')
     """
     if isinstance(text, str):
@@ -110,3 +110,17 @@ def read_yaml(text: str) -> Any:  # noqa: ANN401  (YAML holds anything)
         yaml.YAMLError, ValueError, RecursionError: the text is not YAML.
     """
     return yaml.load(text, Loader=_Loader)  # a subclass of the safe loader
+
+
+def read_numbers(content: dict[str, Any]) -> dict[str, Any]:
+    """Return `content` with texts such as "2e-5" as numbers, because YAML 1.1 reads an exponent without a dot as
+    text."""
+    read: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            read[key] = read_numbers(value)
+        elif isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+            read[key] = float(value)
+        else:
+            read[key] = value
+    return read

@@ -16,6 +16,11 @@ from finetune.errors import FinetuneError, RecipeError, nearest_names
 from finetune.files import write_text
 
 
+def is_none(value: object) -> bool:
+    """Return whether a field has no value, so that files of data without it stay as they were."""
+    return value is None
+
+
 class FrozenModel(BaseModel):
     """A frozen value with checked fields. `changed` returns a copy with other values, `save` writes a file, `load`
     reads it."""

@@ -5,6 +5,7 @@ from sklearn.exceptions import NotFittedError
 
 from finetune import ImageClassifier
 from finetune.errors import DataError, RecipeError
+from tests.labelled_patches import write_patches
 from tests.predict.damage import damaged_png
 
 
@@ -107,10 +108,43 @@ def test_images_that_were_left_out_are_listed_and_warned_of(settings, images, tm
     assert fitted.classes_.tolist() == ["a", "b"]
 
 
-def test_several_labels_of_an_image_are_refused(settings, images):
+def test_lists_for_some_images_only_are_refused(settings, images):
     paths, labels = images
-    with pytest.raises(DataError, match="labels hold several labels per image"):
-        classifier(settings).fit(paths, [["a", "b"], *([label] for label in labels[1:])])
+    with pytest.raises(DataError, match="some images have a list of labels and others have not"):
+        classifier(settings).fit(paths, [["a", "b"], *labels[1:]])
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory):
+    return write_patches(tmp_path_factory.mktemp("patches"), 30)
+
+
+def test_lists_of_labels_are_fitted_and_predicted_as_sets(settings, patches):
+    with pytest.warns(UserWarning, match="any number of labels"):
+        fitted = classifier(settings).fit(patches["path"], patches["labels"].map(list))
+    assert fitted.classes_.tolist() == ["blue", "green", "red"]
+    found = fitted.predict(patches["path"][:5])
+    assert all(isinstance(names, tuple) and {*names} <= {"blue", "green", "red"} for names in found)
+    share = np.mean([{*own} == {*names} for own, names in zip(found, patches["labels"][:5], strict=True)])
+    assert fitted.score(patches["path"][:5], list(patches["labels"][:5])) == share
+
+
+def test_a_matrix_of_labels_is_fitted_and_predicted_as_one(settings, patches):
+    matrix = np.array([[int(name in names) for name in ("red", "green", "blue")] for names in patches["labels"]])
+    with pytest.warns(UserWarning, match="any number of labels"):
+        fitted = classifier(settings).fit(patches["path"], matrix)
+    assert fitted.classes_.tolist() == [0, 1, 2]
+    found = fitted.predict(patches["path"])
+    assert found.shape == matrix.shape
+    assert set(np.unique(found)) <= {0, 1}
+    assert fitted.score(patches["path"], matrix) == (found == matrix).all(axis=1).mean()
+
+
+def test_a_column_of_the_matrix_without_an_image_is_refused(settings, patches):
+    matrix = np.zeros((len(patches), 3), dtype=int)
+    matrix[::2, 0] = matrix[1::2, 2] = 1
+    with pytest.raises(DataError, match="no image has the label of column 1 of the matrix"):
+        classifier(settings).fit(patches["path"], matrix)
 
 
 def test_a_single_path_is_not_taken_for_a_list_of_letters(settings, images):

@@ -102,9 +102,9 @@ def test_a_missing_label_column_names_the_columns_there_are(command, tmp_path):
     assert said == ("table.csv has no label column; the columns are path, kind: name it with --set columns.label=NAME")
 
 
-def test_several_labels_an_image_are_out_of_scope(command, tmp_path):
+def test_an_image_in_two_rows_is_refused_with_the_way_to_give_it_several_labels(command, tmp_path):
     pd.DataFrame({"path": ["a.png"] * 2, "label": ["x", "y"]}).to_csv(tmp_path / "table.csv", index=False)
-    assert "several labels per image are not supported" in mistake(command("--data", "table.csv"))
+    assert mistake(command("--data", "table.csv")).endswith("with --set 'columns.delimiter=\";\"'")
 
 
 def test_an_unknown_model_gets_the_nearest_names_before_images_are_read(command, image_folder, tmp_path):

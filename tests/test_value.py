@@ -65,6 +65,7 @@ def one_of_each(evidence):
     choice = choose_strategy(evidence, recipe)
     plan = make_plan(recipe, evidence, choice)
     metrics = score(np.array([[0.7, 0.3], [0.4, 0.6], [0.8, 0.2]]), np.array([0, 1, 1]), ["a", "b"])
+    sets = score(np.array([[0.7, 0.8], [0.4, 0.1], [0.2, 0.9]]), np.array([[1, 1], [0, 0], [0, 1]]), ["a", "b"]).sets
     work = Work(forward_images=10, backward_images=4, forward_equivalents=22.0, decoded_images=3, cache_hits=7)
     option = Option(
         name="mean of 2", top1=0.9, log_loss=0.3, calibration_error=0.02, train_seconds=60.0,
@@ -145,6 +146,8 @@ def one_of_each(evidence):
         plan.augmentation,
         metrics,
         metrics.per_class[0],
+        sets,
+        sets.per_class[0],
         work,
         seconds,
         RunMetrics(validation=metrics, validation_source="3 folds", test=None, seconds=seconds, work=work),

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.predict.linear_probe import cross_validate
-from finetune.predict.metrics import softmax
+from finetune.predict.links import softmax
 
 IMPROBABLE = 0.01
 """Largest probability of a given label that is reported as wrong. Of six sets as published, 0.4 % of the images are

@@ -4,7 +4,8 @@ The modules, in the order in which an image passes through them:
 
 - `sources`: loads labelled images from anywhere; `folder` scans a folder, `table` reads a table, `hub` and `streaming`
   read Hugging Face data sets, `demo` writes the embedded demo.
-- `labels`: reads class names; `cleaning` leaves out what must not count: missing labels, unreadable files, copies.
+- `labels`: reads class names; `label_sets` reads and writes sets of them, and `iterative` divides images with sets;
+  `cleaning` leaves out what must not count: missing labels, unreadable files, copies.
 - `known_groups`: gives each image the group that the recipe names; `grouping` reads groups from paths.
 - `image_splits`: makes train, validation and test splits; `splitting` chooses which images are held out.
 - `pictures`: keeps copies of one picture on one side of the splits that are made here.

@@ -52,8 +52,9 @@ def clean(table: LabelledTable, data: str, copies: bool = True, reading: Reading
         raise DataError(f"{data} has no rows; give at least two labelled images of each class")
     notes = [*table.notes, *describe_merged(dict.fromkeys(table.labels))]
     labels = [label_text(label) for label in table.labels]
+    named = labels if table.sets is None else table.names()
     names = None if table.class_names is None else list(dict.fromkeys(map(label_text, table.class_names)))
-    notes += _describe_unused(names or (), labels)
+    notes += _describe_unused(names or (), named)
     table = replace(table, labels=labels, class_names=names)
     labelled, unlabelled = _without_unlabelled(table, data)
     readable, unreadable, scanned = without_unreadable(labelled, data, reading)
@@ -139,10 +140,10 @@ def _describe_unused(names: Sequence[str], labels: Sequence[str]) -> list[str]:
 
 def _describe_lost(before: LabelledTable, after: LabelledTable) -> list[str]:
     """Return a sentence about the classes of which no file can be read."""
-    lost = sorted({*before.labels} - {*after.labels})
+    lost = sorted({*before.names()} - {*after.names()})
     if not lost:
         return []
-    counts = Counter(before.labels)
+    counts = Counter(before.names())
     return [
         f"no file of {'class' if len(lost) == 1 else 'the classes'} {quoted_names(lost)} can be read "
         f"({sum(counts[name] for name in lost)} files): the model will not know "
@@ -251,6 +252,9 @@ def _describe_contradictions(table: LabelledTable, pictures: Sequence[Sequence[i
     if not twice:
         return []
     first = " and ".join(f"{table.name(row)} ('{label}')" for label, row in sorted(twice[0].items())[:2])
+    if table.sets is not None:
+        count = _counted(len(twice), "picture")
+        return [f"{count} {'has' if len(twice) == 1 else 'have'} other labels in other rows: {first}"]
     return [
         f"{_counted(len(twice), 'picture')} {'is' if len(twice) == 1 else 'are'} in several classes, of which at most "
         f"one is right: {first}{' and others' if len(twice) > 1 else ''}"

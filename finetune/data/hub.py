@@ -1,19 +1,23 @@
 """Read Hugging Face data sets from the hub or from a local folder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from finetune.data.label_sets import read_sets
 from finetune.data.labels import read_labels
 from finetune.data.table import (
     LABEL_COLUMNS,
     SPLIT_NAMES,
     LabelledTable,
+    Labelling,
     find_column,
+    labelling_of_sets,
     name_split,
     read_groups,
+    read_labelling,
     refuse_straddling_groups,
 )
 from finetune.errors import DataError
@@ -26,13 +30,12 @@ def load_hub_table(name: str, columns: TableColumns) -> LabelledTable:
     Columns are found by their type (Image, ClassLabel), then by their name. Classes have the order of the ClassLabel.
 
     Raises:
-        DataError: the data set cannot be loaded, has no image column, has several labels per image, ...
+        DataError: the data set cannot be loaded, has no image column, ...
     """
     images: list[datasets.Dataset] = []
-    labels: list[str] = []
+    parts: list[Labelling] = []
     splits: list[str] = []
     groups: list[str] = []
-    class_names: list[str] | None = None
     grouped = False
     if columns.split is not None:
         raise DataError(f"{name}: a Hugging Face data set has its own splits; remove columns.split")
@@ -40,37 +43,63 @@ def load_hub_table(name: str, columns: TableColumns) -> LabelledTable:
     # The training split comes first, so that its ClassLabel decides the order of the classes.
     for split, dataset in sorted(loaded.items(), key=lambda item: SPLIT_NAMES.get(str(item[0])) != "train"):
         image_column = image_column_of(dataset, columns.path, name)
-        label_column = label_column_of(dataset, columns.label, name)
         undecoded = dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
         images.append(undecoded if image_column == "image" else undecoded.rename_column(image_column, "image"))
-        feature = dataset.features[label_column]
-        values = list(dataset[label_column])
-        if isinstance(feature, datasets.ClassLabel):
-            class_names = class_names or []
-            class_names += [known for known in feature.names if known not in class_names]
-            if all(value is None or value < 0 for value in values):
-                raise DataError(f"{name}: images of the split '{split}' have no label; remove the split")
-            values = ["" if value is None or value < 0 else feature.names[value] for value in values]
-        labels += read_labels(values, label_column, declared=isinstance(feature, datasets.ClassLabel))
-        splits += [name_split(str(split), name)] * len(values)
+        parts.append(_labelling_of(dataset, str(split), columns, name))
+        splits += [name_split(str(split), name)] * len(dataset)
         group_column = "group" if "group" in dataset.column_names else None
         if columns.group is not None:
             group_column = find_column(dataset.column_names, columns.group, (), "group", name)
         grouped = grouped or group_column is not None
         # Without a group column in this split, each image is a group of its own.
         groups += (
-            [f"{split} {row}" for row in range(len(values))]
+            [f"{split} {row}" for row in range(len(dataset))]
             if group_column is None
             else read_groups(list(dataset[group_column]), f"{split} row")
         )
     if grouped:
         refuse_straddling_groups(groups, splits)
+    found = _joined(parts)
     return LabelledTable(
         sources=datasets.concatenate_datasets(images)["image"],  # read from the disk when they are needed
-        labels=labels,
+        labels=found.labels,
+        sets=found.sets,
         splits=splits if set(splits) != {"train"} else None,
         groups=groups if grouped else None,
-        class_names=class_names,
+        class_names=found.class_names,
+        notes=found.notes,
+    )
+
+
+def _labelling_of(dataset: datasets.Dataset, split: str, columns: TableColumns, name: str) -> Labelling:
+    """Return which labels the images of a split have."""
+    if columns.labels is not None or columns.delimiter is not None:
+        texts = [key for key, feature in dataset.features.items() if not isinstance(feature, datasets.Image)]
+        return read_labelling({key: list(dataset[key]) for key in texts}, columns, name)
+    label_column = label_column_of(dataset, columns.label, name)
+    feature, values = dataset.features[label_column], list(dataset[label_column])
+    if isinstance(feature, datasets.List):
+        known = feature.feature.names if isinstance(feature.feature, datasets.ClassLabel) else None
+        named = [[each if known is None else known[each] for each in value or ()] for value in values]
+        sets = read_sets(named, label_column, None)
+        return labelling_of_sets(sets, f"column '{label_column}', lists", known and list(known))
+    if not isinstance(feature, datasets.ClassLabel):
+        return Labelling(read_labels(values, label_column))
+    if all(value is None or value < 0 for value in values):
+        raise DataError(f"{name}: images of the split '{split}' have no label; remove the split")
+    values = ["" if value is None or value < 0 else feature.names[value] for value in values]
+    return Labelling(read_labels(values, label_column, declared=True), class_names=list(feature.names))
+
+
+def _joined(parts: Sequence[Labelling]) -> Labelling:
+    """Return what is known about the labels of all splits, the first of which decides the order of the classes."""
+    named = [part.class_names for part in parts if part.class_names is not None]
+    sets = [part.sets for part in parts if part.sets is not None]
+    return Labelling(
+        labels=[label for part in parts for label in part.labels],
+        sets=[each for part in sets for each in part] if sets else None,
+        class_names=list(dict.fromkeys(name for part in named for name in part)) if named else None,
+        source=parts[0].source,
     )
 
 
@@ -117,16 +146,15 @@ def label_column_of(dataset: datasets.Dataset | datasets.IterableDataset, asked:
     """Return the name of the column with classes, found by its type, then by its name.
 
     Raises:
-        DataError: there is no such column, or several, or it has several labels per image.
+        DataError: there is no such column, or several.
     """
-    several = [
-        column
-        for column, feature in dataset.features.items()
-        if isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.ClassLabel)
-    ]
-    if several and asked in (None, *several):
-        raise DataError(f"{name}: '{several[0]}' holds several labels per image; multi-label data is not supported")
-    found: list[str] = [key for key, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
+    found: list[str] = [key for key, feature in dataset.features.items() if _is_class(feature)]
     if asked is None and len(found) == 1:
         return found[0]
     return find_column(found or dataset.column_names, asked, LABEL_COLUMNS, "label", name)
+
+
+def _is_class(feature: object) -> bool:
+    """Return whether a column holds classes, or lists of classes."""
+    own = feature.feature if isinstance(feature, datasets.List) else feature
+    return isinstance(own, datasets.ClassLabel)

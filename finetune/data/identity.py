@@ -10,6 +10,7 @@ from pydantic import Field
 
 from finetune.data.decoding import in_threads
 from finetune.data.image_splits import ImageSplits, labels_of, paths_of
+from finetune.data.label_sets import class_texts
 from finetune.value import FrozenModel
 
 HASHED = 16 * 1024
@@ -95,7 +96,7 @@ def identify(splits: ImageSplits) -> DataIdentity:
     rows: list[tuple[str, str, Content, str]] = []
     for split, part in parts.items():
         if part is not None:
-            names = [splits.class_names[label] for label in labels_of(part)]
+            names = class_texts(labels_of(part), splits.class_names)
             rows += zip([split] * len(names), paths_of(part), contents_of(part), names, strict=True)
     folders = {os.path.dirname(path) for _, path, _, _ in rows}  # noqa: PTH120  (called for each image)
     root = os.path.commonpath(folders) if len({os.path.isabs(folder) for folder in folders}) == 1 else ""  # noqa: PTH117

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
+from datasets import ClassLabel, Dataset, Features, List, Value, concatenate_datasets
 from datasets import Image as ImageFeature
 from datasets.arrow_dataset import Column
 
 from finetune.data.decoding import Unreadable, encoded_bytes
+from finetune.data.label_sets import count_images, images_by_class, to_matrix
 from finetune.data.scanning import why_undecodable
 from finetune.data.splitting import Ties, Together, stratified_holdout
 from finetune.data.streaming import ImageStream
@@ -39,7 +40,7 @@ class ImageSplits:
     """Labelled images, divided into splits for training, validation and test.
 
     Each split is a `datasets.Dataset` with an undecoded `image`, a `label` (ClassLabel over `class_names`, the same in
-    all splits) and, if the data has groups, a `group`.
+    all splits; of images with sets of labels, a list with a 0 or 1 for each class) and, if there are any, a `group`.
     """
 
     train: Dataset
@@ -75,14 +76,21 @@ class ImageSplits:
     """Stream of all training images if `train` is only a sample of them, else None."""
 
     @property
+    def has_sets(self) -> bool:
+        """Whether an image has any number of labels."""
+        return isinstance(self.train.features["label"], List)
+
+    @property
     def num_training_images(self) -> int:
         """Number of training images, including those that are only in the stream."""
         return len(self.train) if self.stream is None else self.stream.num_images
 
 
 def labels_of(dataset: Dataset) -> "NDArray[np.int64]":
-    """Return the class indices (n_images,) of a split."""
-    return np.asarray(dataset.with_format("numpy")["label"][:], dtype=np.int64)
+    """Return the class indices (n_images,) of a split, or its sets of labels (n_images, num_classes)."""
+    found = np.asarray(dataset.with_format("numpy")["label"][:], dtype=np.int64)
+    feature = dataset.features["label"]
+    return found.reshape(len(dataset), feature.length) if isinstance(feature, List) else found
 
 
 def groups_of(dataset: Dataset) -> "NDArray[np.str_] | None":
@@ -105,9 +113,8 @@ def with_pictures(dataset: Dataset, pictures: "NDArray[np.int64]") -> Dataset:
     """
     if PICTURE in dataset.column_names:
         dataset = dataset.remove_columns(PICTURE)
-    pictures, labels = pictures.copy(), labels_of(dataset)
-    for label in np.unique(labels):
-        own = np.flatnonzero(labels == label)
+    pictures = pictures.copy()
+    for own in images_by_class(labels_of(dataset)):
         if len(np.unique(pictures[own])) < LEAST_PICTURES:
             pictures[own] = len(pictures) + own
     if len(np.unique(pictures)) == len(pictures):
@@ -168,7 +175,7 @@ def to_splits(table: LabelledTable, seed: int, pictures: Sequence[Sequence[int]]
     Raises:
         DataError: there is no training image, or a class has images in the validation or test split only.
     """
-    found = set(table.labels)
+    found = set(table.names())
     class_names = tuple(name for name in table.class_names or sorted(found) if name in found)
     splits = table.splits
     if splits is None:
@@ -190,9 +197,9 @@ def to_splits(table: LabelledTable, seed: int, pictures: Sequence[Sequence[int]]
     }
     if not rows_of["train"]:
         raise DataError("the data has a test split but no training images; add a train split")
-    trained = {table.labels[number] for number in rows_of["train"]}
+    trained = {*table.names(rows_of["train"])}
     for name in ("validation", "test"):
-        only_later = sorted({table.labels[number] for number in rows_of[name]} - trained)
+        only_later = sorted({*table.names(rows_of[name])} - trained)
         if only_later:
             raise DataError(
                 f"the {name} split has classes without any training image: {quoted_names(only_later)}; "
@@ -217,11 +224,16 @@ def _number_pictures(pictures: Sequence[Sequence[int]], count: int) -> "NDArray[
 
 
 def to_dataset(table: LabelledTable, class_names: tuple[str, ...]) -> Dataset:
-    """Return a table as a split; labels become indices into `class_names`."""
-    position = {name: number for number, name in enumerate(class_names)}
+    """Return a table as a split; labels become indices into `class_names`, and sets become a 0 or 1 for each class."""
     image = ImageFeature(decode=False)
-    content: dict[str, list[Any]] = {"label": [position[label] for label in table.labels]}
-    features = {"label": ClassLabel(names=list(class_names))}
+    content: dict[str, Any]
+    if table.sets is None:
+        position = {name: number for number, name in enumerate(class_names)}
+        content = {"label": [position[label] for label in table.labels]}
+        features = {"label": ClassLabel(names=list(class_names))}
+    else:
+        content = {"label": to_matrix(table.sets, class_names).tolist()}
+        features = {"label": List(Value("int8"), length=len(class_names))}
     if table.groups is not None:
         content["group"] = list(table.groups)
         features["group"] = Value("string")
@@ -247,11 +259,13 @@ def check_counts(splits: ImageSplits, least: int = 2) -> None:
     Raises:
         DataError: there is only one class, or a class has too few training images.
     """
-    counts = np.bincount(labels_of(splits.train), minlength=len(splits.class_names))
+    counts = count_images(labels_of(splits.train), len(splits.class_names))
     if len(splits.class_names) < 2:
         raise DataError(
             f"there is only one class, '{splits.class_names[0]}'; a classifier needs at least two, each in its "
             f"own folder"
+            if splits.class_names
+            else "no training image has a label; fill in the labels"
         )
     few = [name for name, count in zip(splits.class_names, counts, strict=True) if count < least]
     if few:

@@ -41,30 +41,17 @@ def read_labels(values: Sequence[Any], name: str, declared: bool = False) -> lis
         declared: whether the data set lists its classes, so that a name with a comma is surely one label.
 
     Raises:
-        DataError: an image has several labels.
+        DataError: an image has several labels; the sentence says how to ask for that.
     """
-    refuse_lists(values, f"column '{name}' holds")
     labels = ["" if not label_text(value) else str(value) for value in values]
     if not declared:
         _refuse_joined({label_text(label) for label in labels} - {""}, name)
     return labels
 
 
-def refuse_lists(values: Sequence[Any], where: str) -> None:
-    """Refuse labels that are lists.
-
-    Args:
-        values: the labels.
-        where: beginning of the sentence, such as "column 'label' holds".
-
-    Raises:
-        DataError: a label is a list, an array or the like.
-    """
-    if any(
-        not isinstance(value, (str, bytes)) and getattr(value, "shape", None) != () and hasattr(value, "__len__")
-        for value in values
-    ):
-        raise DataError(f"{where} several labels per image; multi-label data is not supported")
+def is_list(value: object) -> bool:
+    """Return whether a label is a list, an array or the like."""
+    return not isinstance(value, (str, bytes)) and getattr(value, "shape", None) != () and hasattr(value, "__len__")
 
 
 def _refuse_joined(known: set[str], name: str) -> None:
@@ -78,8 +65,10 @@ def _refuse_joined(known: set[str], name: str) -> None:
         if (len(by_comma) > 1 and known.issuperset(by_comma)) or (
             len(by_others) > 1 and not known.isdisjoint(by_others)
         ):
+            delimiter = "," if len(by_others) == 1 else next(each for each in "|;" if each in label)
             raise DataError(
-                f"column '{name}' holds several labels per image ({label!r}); multi-label data is not supported"
+                f"column '{name}' holds several labels per image ({label!r}); to train on sets of labels, name what "
+                f"stands between them: --set 'columns.delimiter=\"{delimiter}\"'"
             )
 
 

@@ -18,11 +18,12 @@ from finetune.data.image_splits import (
 )
 from finetune.data.kinds import describe_depth
 from finetune.data.known_groups import groups_by_rule, with_groups
+from finetune.data.label_sets import as_text, class_texts
 from finetune.data.labels import label_text
 from finetune.data.paths import check_data
 from finetune.data.splitting import stratified_subset
 from finetune.data.streaming import ImageStream, load_stream
-from finetune.data.table import LabelledTable, load_table, refuse_several_labels
+from finetune.data.table import LabelledTable, Labelling, labelling_of_sets, load_table, refuse_several_labels
 from finetune.data.value_range import find_range
 from finetune.decide.plan import Plan
 from finetune.errors import DataError, quoted_names
@@ -76,6 +77,8 @@ def load_with_copies(data: str) -> ImageSplits:
     if data.startswith("stream:"):
         raise DataError(f"images of a stream are not compared; store {data} by writing hf: in its name")
     splits, cleaned = _load_splits(data, TableColumns(), 0, "auto", AS_STORED, copies=True)
+    if splits.has_sets:
+        raise DataError(f"an audit is of images with one label each, but those of {data} have any number")
     check_counts(splits)
     return _with_range(splits, cleaned, AS_STORED, 0)
 
@@ -91,23 +94,34 @@ def load_plan_images(plan: Plan) -> ImageSplits:
 
 
 def load_scored_images(
-    data: str, class_names: tuple[str, ...], columns: TableColumns | None = None, reading: Reading = AS_STORED
+    data: str,
+    class_names: tuple[str, ...],
+    columns: TableColumns | None = None,
+    reading: Reading = AS_STORED,
+    has_sets: bool = False,
 ) -> ImageSplits:
     """Return the images to evaluate a trained model on, as `test`: the test split of the data, or all images if it has
     none.
 
-    Labels are indices into the model's `class_names`.
+    Labels are indices into the model's `class_names`, or sets of them.
+
+    Args:
+        data: labelled images, as for `load_images`.
+        class_names: classes of the model.
+        columns: names of a table's columns.
+        reading: how the model reads the values of the images.
+        has_sets: whether the model gives an image any number of labels.
 
     Raises:
-        DataError: the data cannot be loaded, or has a class that the model does not know.
+        DataError: the data cannot be loaded, has a class that the model does not know, or sets that it does not
+            give.
     """
     loaded, _ = _load_any(data, columns or TableColumns(), 0)
     cleaned = clean(loaded, data, reading=reading)
-    known = {label_text(name): name for name in class_names}
-    table = replace(cleaned.table, labels=[known.get(label, label) for label in cleaned.table.labels])
+    table = _with_known_names(cleaned.table, class_names, has_sets, data)
     if table.splits is not None and "test" in table.splits:
         table = table.select([number for number, split in enumerate(table.splits) if split == "test"])
-    unknown = sorted(set(table.labels) - set(class_names))
+    unknown = sorted(set(table.names()) - set(class_names))
     if unknown:
         raise DataError(
             f"{data} has classes that the model does not know: {quoted_names(unknown)}; it knows "
@@ -123,12 +137,12 @@ def load_scored_images(
 
 def label_paths(
     paths: list[str],
-    labels: list[str],
+    labels: list[str] | list[tuple[str, ...]],
     groups: list[str] | None = None,
     seed: int = 0,
     reading: Reading = AS_STORED,
 ) -> ImageSplits:
-    """Return splits without a test split, made from image files and the class name of each.
+    """Return splits without a test split, made from image files and the class name of each, or its set of class names.
 
     Raises:
         DataError: the numbers of paths and labels (or groups) differ, no image can be read, there is only one class,
@@ -137,10 +151,19 @@ def label_paths(
     for what, values in (("labels", labels), ("groups", groups)):
         if values is not None and len(values) != len(paths):
             raise DataError(f"{len(paths)} paths and {len(values)} {what} were given; give one for each path")
-    table = LabelledTable(sources=list(paths), labels=list(labels), groups=groups, splits=["train"] * len(paths))
+    sets = [label for label in labels if isinstance(label, tuple)]
+    found = labelling_of_sets(sets, "lists") if sets else Labelling([str(label) for label in labels])
+    table = LabelledTable(
+        sources=list(paths),
+        labels=found.labels,
+        sets=found.sets,
+        groups=groups,
+        splits=["train"] * len(paths),
+        notes=found.notes,
+    )
     if not paths:
         raise DataError("no paths were given; give the image files and their labels")
-    refuse_several_labels(paths, labels)
+    refuse_several_labels(paths, found.labels)
     cleaned = clean(table, "the given paths", reading=reading)
     splits = replace(to_splits(cleaned.table, seed, cleaned.pictures), group_rule="" if groups is None else "column")
     splits = _noted(splits, cleaned)
@@ -161,9 +184,25 @@ def _load_splits(
     return replace(splits, num_shared=_num_shared(splits)), cleaned
 
 
+def _with_known_names(table: LabelledTable, class_names: tuple[str, ...], has_sets: bool, data: str) -> LabelledTable:
+    """Return a table with the names that the model has for the classes; for a model of sets, of one label each.
+
+    Raises:
+        DataError: images have sets of labels, but the model gives one label.
+    """
+    known = {label_text(name): name for name in class_names}
+    if table.sets is not None and not has_sets:
+        raise DataError(f"{data} has several labels per image, but the model gives one; evaluate it on other data")
+    if not has_sets:
+        return replace(table, labels=[known.get(label, label) for label in table.labels])
+    given = table.sets if table.sets is not None else [(label,) for label in table.labels]
+    sets = [tuple(known.get(name, name) for name in names) for names in given]
+    return replace(table, sets=sets, labels=list(map(as_text, sets)))
+
+
 def group_training_images(splits: ImageSplits, rule: str) -> ImageSplits:
     """Return splits whose training images have the groups that a rule finds in their paths."""
-    names = [splits.class_names[label] for label in labels_of(splits.train)]
+    names = class_texts(labels_of(splits.train), splits.class_names)
     groups = groups_by_rule(rule, paths_of(splits.train), names)
     return replace(splits, train=splits.train.add_column("group", groups), group_rule=rule)
 

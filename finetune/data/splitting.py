@@ -10,6 +10,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from finetune.data.iterative import divide
+from finetune.data.label_sets import has_sets, rarest_class
 from finetune.errors import DataError
 
 
@@ -47,10 +49,10 @@ def stratified_holdout(
     """Return the sorted indices of the images that stay and of those that are held out.
 
     Groups and copies of one picture are not divided; with copies, the fraction is that of the pictures. Without groups,
-    a class with two or more images (or pictures) has at least one on each side.
+    a class with two or more images (or pictures) has at least one on each side, unless images have sets of labels.
 
     Args:
-        labels: class indices (n_images,).
+        labels: class indices (n_images,), or sets of labels (n_images, num_classes).
         fraction: fraction of each class to hold out, approximately.
         seed: seed of the draw.
         groups: group of each image (n_images,), ties, or None.
@@ -61,6 +63,9 @@ def stratified_holdout(
     if isinstance(groups, Ties):
         first, place, own_groups = groups.first_images()
         return _of_images(place, stratified_holdout(labels[first], fraction, seed, own_groups))
+    if has_sets(labels):
+        part = divide(labels, (1.0 - fraction, fraction), seed, _checked(groups))
+        return np.flatnonzero(part == 0), np.flatnonzero(part == 1)
     if groups is not None:
         # Make 1 / fraction folds, and take the one with the number of images nearest to the fraction.
         folds = _group_folds(labels, max(2, round(1 / fraction)), seed, groups)
@@ -85,7 +90,7 @@ def stratified_folds(
     If the smallest class has fewer than `num_folds` images, there are as many folds as it has images, but at least two.
 
     Args:
-        labels: class indices (n_images,).
+        labels: class indices (n_images,), or sets of labels (n_images, num_classes).
         num_folds: number of folds.
         seed: seed of the draw.
         groups: group of each image (n_images,), ties, or None.
@@ -96,6 +101,8 @@ def stratified_folds(
     if isinstance(groups, Ties):
         first, place, own_groups = groups.first_images()
         return [_of_images(place, fold) for fold in stratified_folds(labels[first], num_folds, seed, own_groups)]
+    if has_sets(labels):
+        return _folds_of_sets(labels, num_folds, seed, groups)
     smallest = int(np.bincount(labels)[np.unique(labels)].min())
     num_folds = max(2, min(num_folds, smallest))  # every fold holds out an image of every class
     if groups is not None:
@@ -111,8 +118,35 @@ def _of_images(
     return np.flatnonzero(np.isin(place, stay)), np.flatnonzero(np.isin(place, held_out))
 
 
+def _folds_of_sets(
+    labels: NDArray[np.integer], num_folds: int, seed: int, groups: NDArray[np.str_] | None
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Return the (training, held-out) indices of each fold of images with sets of labels."""
+    counts = labels.sum(axis=0)
+    smallest = int(counts[counts > 0].min(initial=len(labels)))
+    most = len(labels) if groups is None else len(np.unique(groups))
+    num_folds = max(2, min(num_folds, smallest, most))
+    part = divide(labels, [1.0 / num_folds] * num_folds, seed, _checked(groups))
+    return [(np.flatnonzero(part != fold), np.flatnonzero(part == fold)) for fold in range(num_folds)]
+
+
+def _checked(groups: NDArray[np.str_] | None) -> NDArray[np.str_] | None:
+    """Return groups that can be divided.
+
+    Raises:
+        DataError: there is only one group.
+    """
+    if groups is not None and len(np.unique(groups)) < 2:
+        raise DataError("all images belong to one group, so no image can be held out; check the group column")
+    return groups
+
+
 def even_sample(labels: NDArray[np.integer], most: int, seed: int) -> NDArray[np.intp]:
-    """Return the sorted indices of at most `most` images, divided among the classes as equally as possible."""
+    """Return the sorted indices of at most `most` images, divided among the classes as equally as possible.
+
+    An image with a set of labels counts for its rarest class.
+    """
+    labels = rarest_class(labels)
     # Each image gets its rank in a random order of its class. The images are then taken by rank: first one image of
     # each class, then a second one, and so on.
     generator = np.random.default_rng(seed)
@@ -128,9 +162,8 @@ def _group_folds(
     labels: NDArray[np.integer], num_folds: int, seed: int, groups: NDArray[np.str_]
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Return (training, held-out) indices of folds that do not divide groups."""
+    _checked(groups)
     num_groups = len(np.unique(groups))
-    if num_groups < 2:
-        raise DataError("all images belong to one group, so no image can be held out; check the group column")
     return _folds(StratifiedGroupKFold(min(num_folds, num_groups), shuffle=True, random_state=seed), labels, groups)
 
 
@@ -148,13 +181,14 @@ def _folds(
 
 def stratified_subset(labels: NDArray[np.integer], count: int, seed: int) -> NDArray[np.intp]:
     """Return the sorted indices of `count` images, in proportion to the sizes of the classes, and at least two of each
-    class.
+    class. An image with a set of labels counts for its rarest class.
 
     Raises:
         DataError: `count` is less than two images per class.
     """
     if count >= len(labels):
         return np.arange(len(labels))
+    labels = rarest_class(labels)
     classes, sizes = np.unique(labels, return_counts=True)
     if count < 2 * len(classes):
         raise DataError(

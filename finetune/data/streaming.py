@@ -82,6 +82,8 @@ def load_stream(name: str, columns: TableColumns, seed: int) -> tuple[LabelledTa
     class_names: list[str] = []
     streamed: datasets.IterableDataset | None = None
     num_images = 0
+    if columns.delimiter is not None or columns.labels is not None:
+        raise DataError(f"a stream is read with one label per image alone; store the data set with hf:{name}")
     for split, dataset in load_dataset_dict(name, streaming=True).items():
         label_column = label_column_of(dataset, columns.label, name)
         class_names = _class_names(dataset, label_column, name)
@@ -143,6 +145,11 @@ def _plain(dataset: datasets.IterableDataset, image_column: str, label_column: s
 def _class_names(dataset: datasets.IterableDataset, label_column: str, name: str) -> list[str]:
     """Return the names of the classes in the order of the ClassLabel."""
     feature = dataset.features[label_column] if dataset.features else None
+    if isinstance(feature, datasets.List):
+        raise DataError(
+            f"{name}: '{label_column}' holds several labels per image, which a stream does not read; store the data "
+            f"set with hf:{name}"
+        )
     if not isinstance(feature, datasets.ClassLabel):
         raise DataError(
             f"{name}: the classes of a stream must be known in advance, but '{label_column}' is not a ClassLabel; "

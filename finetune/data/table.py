@@ -1,13 +1,14 @@
 """Read a table of images: a CSV, TSV or Parquet file with a path and a label, and optionally a split and a group."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetune.data.decoding import ImageSource
-from finetune.data.labels import label_text, read_labels
+from finetune.data.label_sets import as_text, describe_sets, read_sets, sets_of_marks
+from finetune.data.labels import is_list, label_text, read_labels
 from finetune.errors import DataError, nearest_names
 from finetune.names import as_unicode
 from finetune.recipe import TableColumns
@@ -42,7 +43,9 @@ class LabelledTable:
     sources: Sequence[ImageSource]
     """Source of each image."""
     labels: Sequence[str]
-    """Name of each image's class; "" where it is missing."""
+    """Name of each image's class; "" where it is missing. Of images with sets, the set in words."""
+    sets: Sequence[tuple[str, ...]] | None = None
+    """Names of the classes of each image, any number of them; None: each image has one, in `labels`."""
     splits: Sequence[str] | None = None
     """Split of each image: `train`, `validation` or `test`; None: the data has no splits."""
     groups: Sequence[str] | None = None
@@ -57,11 +60,19 @@ class LabelledTable:
         return LabelledTable(
             sources=self._selected(rows),
             labels=[self.labels[row] for row in rows],
+            sets=None if self.sets is None else [self.sets[row] for row in rows],
             splits=None if self.splits is None else [self.splits[row] for row in rows],
             groups=None if self.groups is None else [self.groups[row] for row in rows],
             class_names=self.class_names,
             notes=self.notes,
         )
+
+    def names(self, rows: Sequence[int] | None = None) -> list[str]:
+        """Return the class of each of some rows, or of all; of images with sets, all classes one after another."""
+        chosen = range(len(self.labels)) if rows is None else rows
+        if self.sets is None:
+            return [self.labels[row] for row in chosen]
+        return [name for row in chosen for name in self.sets[row]]
 
     def _selected(self, rows: Sequence[int]) -> Sequence[ImageSource]:
         from datasets.arrow_dataset import Column
@@ -83,12 +94,13 @@ def load_table(path: Path, columns: TableColumns) -> LabelledTable:
     """Return the images that a CSV, TSV or Parquet file lists; relative paths are relative to the folder of the file.
 
     Raises:
-        DataError: the file is not a table, a column is missing, or an image has several labels.
+        DataError: the file is not a table, a column is missing, or an image has several labels that were not asked for.
     """
     frame = _read(path)
     path_column = find_column(list(frame.columns), columns.path, PATH_COLUMNS, "path", str(path))
-    label_column = find_column(list(frame.columns), columns.label, LABEL_COLUMNS, "label", str(path))
-    labels = read_labels(frame[label_column].tolist(), label_column)
+    content = {str(name): frame[name].tolist() for name in frame.columns}
+    found = read_labelling(content, columns, str(path))
+    labels = found.labels
     images = frame[path_column].tolist()
     if any(isinstance(image, str) and not image for image in images):
         raise DataError(f"{path}: {sum(not image for image in images)} rows have no {path_column}")
@@ -104,7 +116,58 @@ def load_table(path: Path, columns: TableColumns) -> LabelledTable:
     groups = None if group_column is None else read_groups(frame[group_column].tolist())
     if splits is not None and groups is not None:
         refuse_straddling_groups(groups, splits)
-    return LabelledTable(sources=sources, labels=labels, splits=splits, groups=groups)
+    return LabelledTable(
+        sources=sources,
+        labels=labels,
+        sets=found.sets,
+        splits=splits,
+        groups=groups,
+        class_names=found.class_names,
+        notes=found.notes,
+    )
+
+
+class Labelling(NamedTuple):
+    """What a table says about the labels of its images; the fields are those of `LabelledTable`."""
+
+    labels: list[str]
+    sets: list[tuple[str, ...]] | None = None
+    class_names: list[str] | None = None
+    source: str = ""
+    """Where sets of labels are from, in words."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentence about sets of labels, if there are any."""
+        return () if self.sets is None else (describe_sets(self.sets, self.source),)
+
+
+def labelling_of_sets(sets: list[tuple[str, ...]], source: str, class_names: list[str] | None = None) -> Labelling:
+    """Return what is known about images with sets of labels."""
+    return Labelling(list(map(as_text, sets)), sets, class_names, source)
+
+
+def read_labelling(content: Mapping[str, Sequence[Any]], columns: TableColumns, origin: str) -> Labelling:
+    """Return which labels each image has, from the columns of a table.
+
+    Args:
+        content: cells of each column, by its name.
+        columns: names of the columns, and how sets of labels are written.
+        origin: name of the data, for errors.
+
+    Raises:
+        DataError: there is no such column, or an image has several labels that were not asked for.
+    """
+    if columns.labels is not None:
+        marks = {find_column(list(content), name, (), "labels", origin): () for name in columns.labels}
+        sets = sets_of_marks({name: content[name] for name in marks}, origin)
+        source = f"columns of 0 and 1: {', '.join(marks)}"
+        return labelling_of_sets(sets, source, list(map(label_text, marks)))
+    name = find_column(list(content), columns.label, LABEL_COLUMNS, "label", origin)
+    if columns.delimiter is None and not any(map(is_list, content[name])):
+        return Labelling(read_labels(content[name], name))
+    parted = "lists" if columns.delimiter is None else f"parted by {columns.delimiter!r}"
+    return labelling_of_sets(read_sets(content[name], name, columns.delimiter), f"column '{name}', {parted}")
 
 
 def read_groups(values: Sequence[Any], of: str = "row") -> list[str]:
@@ -276,8 +339,8 @@ def refuse_several_labels(images: list[str], labels: list[str]) -> None:
         image = os.path.normpath(given)
         if label and first.setdefault(image, label) != label:
             raise DataError(
-                f"{given[:300]} is listed as '{first[image][:60]}' and as '{label[:60]}'; several labels per image are "
-                f"not supported"
+                f"{given[:300]} is listed as '{first[image][:60]}' and as '{label[:60]}'; list an image once, and if "
+                f"it has several labels, list all of them in one cell, with --set 'columns.delimiter=\";\"'"
             )
 
 

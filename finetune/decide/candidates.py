@@ -95,7 +95,7 @@ class Candidate(FrozenModel):
     lowest_rate_fraction: float
     """Learning rate of the lowest trained stage as a fraction of the last stage's."""
     expected_top1: float
-    """Expected top-1 accuracy, 0 .. 1."""
+    """Expected top-1 accuracy, or mean average precision of sets of labels, 0 .. 1."""
     expected_top1_error: float
     """Std of the top-1 accuracy on new images."""
     expected_interval: tuple[float, float] = (0.0, 1.0)
@@ -227,6 +227,6 @@ def _expected_of_scratch(evidence: Evidence) -> float:
     """Return the expected top-1 accuracy of random weights, 0 .. 1."""
     # chance + (probe - chance) * SCRATCH_SHARE * n / (n + SCRATCH_HALF), with n images per class: nothing above chance
     # without images, half of the share at SCRATCH_HALF.
-    chance = 1.0 / evidence.num_classes
+    chance = evidence.chance
     size = evidence.images_per_class / (evidence.images_per_class + SCRATCH_HALF)
     return chance + (evidence.probe_accuracy - chance) * SCRATCH_SHARE * size

@@ -1,8 +1,10 @@
 """Choose the strategy: decide by the evidence, explain the decision, and forecast the gain of more images."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from finetune.decide.candidates import Candidate
 from finetune.decide.contest import RULES, utility
@@ -10,7 +12,7 @@ from finetune.decide.decision import make_decision
 from finetune.decide.evidence import Evidence
 from finetune.decide.forecast import Forecast, forecast
 from finetune.decide.reasons import explain, explain_backbone
-from finetune.recipe import Preference, Recipe, Strategy
+from finetune.recipe import Metric, Preference, Recipe, Strategy
 from finetune.value import FrozenModel
 
 
@@ -51,6 +53,8 @@ class Choice(FrozenModel):
     """Name of the candidate to train if the chosen one is rejected; empty: the linear probe is kept instead."""
     forecast: Forecast
     """Expected gain of more images, with the chosen candidate."""
+    expected_metric: Annotated[Metric, Field(exclude_if=lambda metric: metric == "top1")] = "top1"
+    """Accuracy that is expected of candidates: `mean_average_precision` of sets of labels; left out if it is `top1`."""
 
     @property
     def chosen(self) -> Candidate:
@@ -96,6 +100,7 @@ def choose_strategy(evidence: Evidence, recipe: Recipe | None = None) -> Choice:
         ensemble=decision.ensemble,
         fallback=decision.fallback,
         forecast=forecast(evidence, candidates[0].expected_top1),
+        expected_metric="mean_average_precision" if evidence.has_sets else "top1",
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from finetune.decide.evidence import Evidence
-from finetune.decide.plan import Plan
+from finetune.decide.plan import MOST_WEIGHT, Plan
 from finetune.history import Row
 from finetune.recipe import Mixing
 
@@ -75,7 +75,9 @@ def band(stage: str, plan: Plan) -> tuple[float, float]:
 
 
 def entropy(evidence: Evidence) -> float:
-    """Return the log-loss of the best constant answer, in nats."""
+    """Return the log-loss of the best constant answer, in nats; for sets of labels, summed over the classes."""
+    if evidence.has_sets:
+        return sum(_binary_entropy(share) for share in _shares(evidence))
     # H = -sum p log p over the frequencies p of the classes.
     total = sum(evidence.class_counts.values())
     return -sum(count / total * math.log(count / total) for count in evidence.class_counts.values() if count)
@@ -83,6 +85,8 @@ def entropy(evidence: Evidence) -> float:
 
 def _constant_loss(plan: Plan, evidence: Evidence) -> float:
     """Return the train loss of the best constant answer, in nats: the entropy of the smoothed, weighted labels."""
+    if evidence.has_sets:
+        return _constant_loss_of_sets(plan, evidence)
     # q = (1 - s) p + s / K with the label smoothing s and K classes. Class weights make all p equal to 1 / K.
     counts = list(evidence.class_counts.values())
     frequencies = [count / sum(counts) for count in counts]
@@ -95,6 +99,11 @@ def _constant_loss(plan: Plan, evidence: Evidence) -> float:
 def _least_loss(plan: Plan, evidence: Evidence) -> float:
     """Return the smallest possible train loss, of a network that predicts the smoothed and mixed label of every image,
     in nats."""
+    if evidence.has_sets:
+        # Every smoothed label has the entropy of s / 2, and mixing blurs those that two images do not share.
+        differing = sum(2 * share * (1 - share) for share in _shares(evidence))
+        smoothed = evidence.num_classes * _binary_entropy(plan.label_smoothing / 2)
+        return smoothed + MIXED_ENTROPY[plan.augmentation.mixing] * differing
     # The entropy of a smoothed label (1 - s + s / K for the class, s / K for each other one), plus the entropy of a
     # mixed label for the fraction of pairs with different classes, 1 - sum p^2.
     others = plan.label_smoothing / evidence.num_classes
@@ -102,3 +111,29 @@ def _least_loss(plan: Plan, evidence: Evidence) -> float:
     least = -right * math.log(right) - ((evidence.num_classes - 1) * others * math.log(others) if others else 0.0)
     same = sum((count / sum(evidence.class_counts.values())) ** 2 for count in evidence.class_counts.values())
     return least + MIXED_ENTROPY[plan.augmentation.mixing] * (1.0 - same)
+
+
+def _constant_loss_of_sets(plan: Plan, evidence: Evidence) -> float:
+    """Return the train loss of the best constant answers to all labels, in nats."""
+    total = 0.0
+    for share in _shares(evidence):
+        # With weight w of images with the label, w p log q + (1 - p) log(1 - q) is largest at q = w p / (w p + 1 - p).
+        target = (1 - plan.label_smoothing) * share + plan.label_smoothing / 2
+        weight = 1.0
+        if plan.imbalance == "class_weights" and share:
+            weight = min(max((1 - share) / share, 1 / MOST_WEIGHT), MOST_WEIGHT)
+        mass = weight * target + 1 - target
+        total += mass * _binary_entropy(weight * target / mass)
+    return total
+
+
+def _shares(evidence: Evidence) -> list[float]:
+    """Return the share of the images that have each label."""
+    return [count / evidence.num_images for count in evidence.class_counts.values()]
+
+
+def _binary_entropy(share: float) -> float:
+    """Return the entropy of a label that a share of the images has, in nats."""
+    if not 0.0 < share < 1.0:
+        return 0.0
+    return -share * math.log(share) - (1 - share) * math.log(1 - share)

@@ -110,7 +110,8 @@ class LearningCurve(FrozenModel):
     num_images: tuple[int, ...]
     """Numbers of training images: a quarter, a half and all of the training images of a fold."""
     accuracy: tuple[float, ...]
-    """Top-1 accuracy for each number of training images, on the same held-out images, 0 .. 1."""
+    """Top-1 accuracy, or mean average precision of sets of labels, for each number of training images, on the same
+    held-out images, 0 .. 1."""
     slope: float
     """Exponent b of the learning curve `errors ~ images ** -b`, from its first to its last point."""
     slope_error: float
@@ -121,9 +122,9 @@ class ProbeResult(FrozenModel):
     """Cross-validation of the linear probe, a linear classifier on frozen features."""
 
     accuracy: float
-    """Cross-validated top-1 accuracy, 0 .. 1."""
+    """Cross-validated top-1 accuracy, or mean average precision of sets of labels, 0 .. 1."""
     accuracy_error: float
-    """Standard error of the cross-validated top-1 accuracy, 0 .. 1."""
+    """Standard error of `accuracy`, 0 .. 1."""
     balanced_accuracy: float
     """Cross-validated balanced accuracy, the mean of the classes' accuracies, 0 .. 1."""
     log_loss: float
@@ -132,8 +133,8 @@ class ProbeResult(FrozenModel):
     """Inverse regularization C with the lowest cross-validated log-loss, for standardised features and a loss summed
     over images."""
     answers: dict[str, float]
-    """Cross-validated balanced accuracy with each correction for classes of unequal size (`none`, `class_weights` and
-    `logit_adjustment`), 0 .. 1."""
+    """Cross-validated balanced accuracy, or mean average precision of sets of labels, with each correction for classes
+    of unequal size (`none`, `class_weights` and `logit_adjustment`), 0 .. 1."""
     curve: LearningCurve
     """Accuracy as a function of the number of training images."""
 
@@ -226,14 +227,25 @@ class Evidence(FrozenModel):
     work: Work
     """Amount of computation in the measurement: images decoded and sent through the network."""
     metric: Metric
-    """Metric by which models are compared: `top1` or `balanced_accuracy`."""
+    """Metric by which models are compared: `top1`, `balanced_accuracy`, or, of sets of labels,
+    `mean_average_precision`."""
     has_validation: bool
     """Whether the data has a validation split of its own."""
+
+    @property
+    def has_sets(self) -> bool:
+        """Whether images have any number of labels."""
+        return self.metric == "mean_average_precision"
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of guessing: that of one of K equally frequent classes, or the mean share of images with a label."""
+        return self.images_per_class / self.num_images if self.has_sets else 1.0 / self.num_classes
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def probe_accuracy(self) -> float:
-        """Cross-validated top-1 accuracy of the linear probe, 0 .. 1: `probe.accuracy`."""
+        """Cross-validated accuracy of the linear probe, 0 .. 1: `probe.accuracy`."""
         return self.probe.accuracy
 
     @computed_field  # type: ignore[prop-decorator]

@@ -19,6 +19,9 @@ CYCLE_SHARE = 0.4
 CYCLE_RATE = 0.5
 """Ratio of the peak rates of a further cycle to those of the training."""
 
+MOST_WEIGHT = 10.0
+"""Largest weight of the images with a label of a set, and of those without: a rarer label would rest on few images."""
+
 Rate = Annotated[float, Field(ge=0, le=10)]
 """A learning rate."""
 
@@ -152,7 +155,8 @@ class Plan(FrozenModel):
     """Number of steps of the refit, which continues from the evaluated weights. After a cross-validation, which has
     several trainings, it starts from the beginning and takes `steps`."""
     metric: Metric
-    """Metric by which models are compared: `top1` or `balanced_accuracy`."""
+    """Metric by which models are compared: `top1`, `balanced_accuracy`, or `mean_average_precision`, which says that
+    images have any number of labels."""
     seed: Annotated[int, Field(ge=0)]
     """Seed of the splits."""
     training_seed: Annotated[int, Field(ge=0)]
@@ -208,6 +212,20 @@ class Plan(FrozenModel):
                 f"of the lower ones to 0"
             )
         return self
+
+    @model_validator(mode="after")
+    def _suits_the_labels(self) -> Self:
+        if self.has_sets and (self.imbalance == "logit_adjustment" or self.co_tuning):
+            raise ValueError(
+                "images have any number of labels (metric: mean_average_precision), so logit adjustment and co-tuning "
+                "do not apply; set imbalance to class_weights or none, and co_tuning to 0"
+            )
+        return self
+
+    @property
+    def has_sets(self) -> bool:
+        """Whether images have any number of labels, whose probabilities are sigmoids."""
+        return self.metric == "mean_average_precision"
 
     @property
     def noise_seed(self) -> int:

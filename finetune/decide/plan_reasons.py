@@ -4,7 +4,7 @@ from finetune.decide.candidates import MOST_SCALED, SGD_RATE, rate_factor
 from finetune.decide.compilation import COMPILED_GAIN, COMPILING_SECONDS
 from finetune.decide.evidence import Evidence, ForwardSettings, GroupFinding
 from finetune.decide.families import RATES
-from finetune.decide.plan import Plan
+from finetune.decide.plan import MOST_WEIGHT, Plan
 from finetune.decide.workload import (
     HELD_OUT,
     MANY_IMAGES,
@@ -35,7 +35,7 @@ def explain_plan(plan: Plan, load: Workload, evidence: Evidence, recipe: Recipe)
         *_about_compiling(plan, recipe),
         *_about_small_images(plan, evidence),
         *_about_cache(plan),
-        *_about_metric(evidence),
+        *_about_metric(plan, evidence),
         *_about_co_tuning(plan.co_tuning),
         *_about_rates(plan, evidence, recipe),
         *_about_family(plan, evidence, recipe),
@@ -133,7 +133,20 @@ def _about_cache(plan: Plan) -> tuple[str, ...]:
     return (f"{plan.cached_views} augmented views of each image go through the frozen stages once and are cached",)
 
 
-def _about_metric(evidence: Evidence) -> tuple[str, ...]:
+def _about_balance(plan: Plan, evidence: Evidence) -> str:
+    """Return how images with a label are weighted in the loss, and why."""
+    found = " and ".join(f"{100 * value:.1f} % with {name}" for name, value in evidence.probe.answers.items())
+    rule = f"images with a label weigh as much as those without, up to {MOST_WEIGHT:g} x"
+    state = rule if plan.imbalance == "class_weights" else "all images weigh the same"
+    return f"{state} (linear probe: {found})".replace("class_weights", "weights").replace("none", "no weights")
+
+
+def _about_metric(plan: Plan, evidence: Evidence) -> tuple[str, ...]:
+    if evidence.has_sets:
+        return (
+            f"images have any number of labels: each label has its own probability (sigmoid, binary cross-entropy), "
+            f"and models are compared by mean average precision; {_about_balance(plan, evidence)}",
+        )
     if evidence.metric != "balanced_accuracy":
         return ()
     return (

@@ -83,7 +83,8 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "accumulation": asked.accumulation or _accumulation(evidence, load, statistics),
         "optimizer": optimizer,
         "weight_decay": _or(asked.weight_decay, WEIGHT_DECAY[optimizer]),
-        "label_smoothing": _or(asked.label_smoothing, LABEL_SMOOTHING),
+        # Smoothing would add half a label of every rare class to each image.
+        "label_smoothing": _or(asked.label_smoothing, 0.0 if evidence.has_sets else LABEL_SMOOTHING),
         "co_tuning": _co_tuning(evidence, choice.strategy, asked),
         "clip_norm": asked.clip_norm or 1.0,
         "average_decay": max(0.0, 1.0 - 1.0 / max(1.0, horizon)),
@@ -144,10 +145,10 @@ def _accumulation(evidence: Evidence, load: Workload, statistics: str) -> int:
 def _co_tuning(evidence: Evidence, strategy: Strategy, asked: TrainingRecipe) -> float:
     """Return the weight of the pretrained classifier's loss.
 
-    It is 0 for random weights, which have no pretrained classifier, and for a linear probe, which does not change the
-    features. With many images co-tuning gained nothing (docs/explanation/training.md).
+    It is 0 for random weights, which have no pretrained classifier, for a linear probe, which does not change the
+    features, and for sets of labels. With many images co-tuning gained nothing (docs/explanation/training.md).
     """
-    if strategy in {"linear_probe", "scratch"}:
+    if strategy in {"linear_probe", "scratch"} or evidence.has_sets:
         return 0.0
     pays = evidence.source_classes > 0 and evidence.num_images < SMALL_SET
     return _or(asked.co_tuning, CO_TUNING if pays else 0.0)

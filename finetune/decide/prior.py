@@ -78,15 +78,17 @@ def believe(prior: Prior, evidence: Evidence, names: Sequence[str]) -> Belief:
     """Return the belief about some of the prior's candidates, in the order of `names`."""
     error = max(1.0 - evidence.probe_accuracy, LEAST_ERROR)
     known = features(evidence.images_per_class, evidence.domain_similarity)
-    factor = 1.0 if evidence.similarity_calibrated else UNCALIBRATED
+    # The grid was trained with one label per image: for sets of labels, 1 - mAP takes the place of the errors.
+    factor = 1.0 if evidence.similarity_calibrated and not evidence.has_sets else UNCALIBRATED
     if evidence.groups is not None and evidence.groups.used:
         factor *= GROUPED
-    belief = belief_of(prior, known, error, evidence.probe_accuracy_error, evidence.num_classes, factor)
+    guessing = 1.0 / evidence.chance if evidence.has_sets else evidence.num_classes
+    belief = belief_of(prior, known, error, evidence.probe_accuracy_error, guessing, factor)
     return belief.among([prior.candidates.index(name) for name in names])
 
 
 def belief_of(
-    prior: Prior, known: Sequence[float], error: float, error_deviation: float, num_classes: int, factor: float = 1.0
+    prior: Prior, known: Sequence[float], error: float, error_deviation: float, num_classes: float, factor: float = 1.0
 ) -> Belief:
     """Return the belief about all of the prior's candidates.
 
@@ -95,7 +97,7 @@ def belief_of(
         known: features of the image set, as from `features`.
         error: cross-validated error rate of the linear probe, 0 .. 1.
         error_deviation: standard error of that error rate.
-        num_classes: number of classes, which sets the accuracy of guessing.
+        num_classes: number of classes, which sets the accuracy of guessing; for sets of labels, one over that accuracy.
         factor: factor on the scales of the deviations.
     """
     random = np.random.default_rng(0)

@@ -25,7 +25,7 @@ def explain(decision: Decision, evidence: Evidence, recipe: Recipe) -> tuple[str
         *_about_budget(candidates, recipe),
         *_about_members(decision.members, candidates),
         *_about_ensemble(decision.ensemble, recipe),
-        _expectation(candidates, decision.name),
+        _expectation(candidates, decision.name, evidence),
     )
 
 
@@ -114,12 +114,16 @@ def _about_ensemble(ensemble: str, recipe: Recipe) -> tuple[str, ...]:
     return (f"{averaged[kind]}, unless one model is better on the held-out images",) if kind else ()
 
 
-def _expectation(candidates: Sequence[Candidate], name: str) -> str:
+def _expectation(candidates: Sequence[Candidate], name: str, evidence: Evidence) -> str:
     chosen, probe = (next(each for each in candidates if each.name == own) for own in (name, "linear_probe"))
     low, high = (100 * end for end in chosen.expected_interval)
-    expected = f"expected {100 * chosen.expected_top1:.1f} % top-1 on new images (90 %: {low:.1f} to {high:.1f})"
+    metric = "mean average precision" if evidence.has_sets else "top-1"
+    expected = f"expected {100 * chosen.expected_top1:.1f} % {metric} on new images (90 %: {low:.1f} to {high:.1f})"
     if chosen.name == "linear_probe":
         return expected
     before = 100 * probe.expected_top1
     gain = 100 * chosen.expected_top1 - before
-    return f"{expected}: the linear probe's {before:.1f} % {gain:+.1f} points, a gain learned from other image sets"
+    known = " of one label per image, so it is uncalibrated" if evidence.has_sets else ""
+    return (
+        f"{expected}: the linear probe's {before:.1f} % {gain:+.1f} points, a gain learned from other image sets{known}"
+    )

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from finetune.predict.metrics import log_losses
+from finetune.predict.links import log_losses
 from finetune.predict.model import HeldOut, Predictor
-from finetune.value import FrozenModel
+from finetune.value import FrozenModel, is_none
 
 
 class Option(FrozenModel):
@@ -18,6 +20,8 @@ class Option(FrozenModel):
     """Name of the model, such as a candidate, an average or a blend."""
     top1: float
     """Accuracy on the held-out images, 0 to 1."""
+    mean_average_precision: Annotated[float | None, Field(exclude_if=is_none)] = None
+    """Mean average precision of sets of labels on the held-out images; left out where each image has one label."""
     log_loss: float
     """Mean log-loss on the held-out images, in nats."""
     calibration_error: float
@@ -28,6 +32,11 @@ class Option(FrozenModel):
     """Expected time to predict one image on the measured machine, in milliseconds."""
     recommended: bool
     """Whether this model is the one that is kept."""
+
+    @property
+    def main(self) -> float:
+        """Mean average precision of sets of labels, else the accuracy."""
+        return self.top1 if self.mean_average_precision is None else self.mean_average_precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +97,7 @@ def _option(offer: Offer, recommended: bool) -> Option:
     return Option(
         name=offer.name,
         top1=metrics.top1,
+        mean_average_precision=None if metrics.sets is None else metrics.main,
         log_loss=metrics.log_loss,
         calibration_error=metrics.calibration_error,
         train_seconds=round(offer.train_seconds, 2),

@@ -1,6 +1,6 @@
 """Compare the predictions of an exported model with those of its run, and refuse a model that differs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from finetune.decide.plan import Plan
 from finetune.errors import ExportError
 from finetune.export.images import CheckImages
 from finetune.predict.model import Ensemble, Predictor, TrainedModel
+from finetune.predict.set_metrics import give_labels
 from finetune.reading import AS_STORED
 from finetune.value import FrozenModel
 
@@ -28,7 +29,7 @@ class Difference(FrozenModel):
     """Differences between two predictions of the same images."""
 
     equal_labels: float
-    """Share of images for which both predict the same class."""
+    """Share of images for which both predict the same class; of sets of labels, share of labels on which both agree."""
     percentile95: float
     """95th percentile, over the images, of the largest difference between the two probabilities of a class."""
     largest: float
@@ -89,7 +90,9 @@ def compare(model: Predictor, predict: Predict, shorter_side: int, images: Check
 
     def exported(side: int | None) -> Difference:
         return difference(
-            np.stack([predict(np.array(read_image(source, side))) for source in images.sources]), expected
+            np.stack([predict(np.array(read_image(source, side))) for source in images.sources]),
+            expected,
+            model.thresholds,
         )
 
     is_float32 = all(member.plan.forward.precision == "float32" for member in _members(model))
@@ -99,15 +102,28 @@ def compare(model: Predictor, predict: Predict, shorter_side: int, images: Check
         num_shapes=images.num_shapes,
         exported=exported(shorter_side),
         decoded_in_full=exported(None),
-        own_precision=None if is_float32 else difference(model.probabilities(table), expected),
+        own_precision=None if is_float32 else difference(model.probabilities(table), expected, model.thresholds),
     )
 
 
-def difference(first: NDArray[np.float64], second: NDArray[np.float64]) -> Difference:
-    """Return the differences between two predictions (n_images, n_classes)."""
+def difference(
+    first: NDArray[np.float64], second: NDArray[np.float64], thresholds: Sequence[float] | None = None
+) -> Difference:
+    """Return the differences between two predictions (n_images, n_classes).
+
+    Args:
+        first: probabilities of one model.
+        second: probabilities of the other one.
+        thresholds: probability from which each label of a set is given; None: each image has one label.
+    """
     gaps = np.abs(first - second).max(axis=1)
+    equal = (
+        first.argmax(axis=1) == second.argmax(axis=1)
+        if thresholds is None
+        else give_labels(first, thresholds) == give_labels(second, thresholds)
+    )
     return Difference(
-        equal_labels=float((first.argmax(axis=1) == second.argmax(axis=1)).mean()),
+        equal_labels=float(equal.mean()),
         percentile95=float(np.percentile(gaps, 95)),
         largest=float(gaps.max()),
     )

@@ -33,7 +33,7 @@ def export_run(
     """Export the model of a run as one file; return its path and how it agrees with the run.
 
     The file has everything after the decoding of an image: resizing, cropping, normalisation, the network or networks,
-    the temperature, the softmax, and the names of the classes.
+    the temperature, the softmax (or sigmoid), and the names of the classes (with the thresholds of labels).
 
     Args:
         run: a run folder.
@@ -65,6 +65,8 @@ def export_run(
         )
     shorter_side = max(each.shorter_side for each in squares.preprocessings)
     metadata: dict[str, object] = {"labels": list(model.class_names), "shorter_side": shorter_side}
+    if model.thresholds is not None:
+        metadata["thresholds"] = list(model.thresholds)
     if reading != AS_STORED:
         metadata["reading"] = reading.model_dump(mode="json")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from finetune.decide.preprocessing import Preprocessing
-from finetune.predict.metrics import SMALLEST_PROBABILITY
+from finetune.predict.links import Link
 from finetune.predict.model import Ensemble, Predictor, TrainedModel
 
 
 class MemberProbabilities(nn.Module):
-    """The probabilities of one trained network: normalisation, test-time flips, temperature and softmax."""
+    """The probabilities of one trained network: normalisation, test-time flips, temperature and softmax or sigmoid."""
 
     def __init__(self, model: TrainedModel) -> None:
         """Copy the network of `model` to the CPU; the model itself stays unchanged."""
@@ -21,6 +21,7 @@ class MemberProbabilities(nn.Module):
         self.network = copy.deepcopy(model.network).cpu().to(memory_format=torch.contiguous_format).float().eval()
         self._flips = model.plan.test_time_flips
         self._temperature = model.temperature
+        self._link = model.link
         # (pixels / 255 - mean) / std = (pixels - 255 mean) / (255 std), as in the eager path
         colours = model.plan.preprocessing
         self.mean = nn.Buffer(torch.tensor(colours.mean).view(1, 3, 1, 1) * 255.0)
@@ -31,9 +32,9 @@ class MemberProbabilities(nn.Module):
         inputs = (squares.to(torch.float32) - self.mean) / self.std
         logits = self.network(inputs)
         if self._flips:
-            logits = log_mean([logits.softmax(dim=1), self.network(inputs.flip(-1)).softmax(dim=1)])
-        probabilities: Tensor = (logits / self._temperature).softmax(dim=1)
-        return probabilities
+            both = [self._link.probabilities(each) for each in (logits, self.network(inputs.flip(-1)))]
+            logits = logits_of_mean(both, self._link)
+        return self._link.probabilities(logits / self._temperature)
 
 
 class SquareProbabilities(nn.Module):
@@ -48,6 +49,7 @@ class SquareProbabilities(nn.Module):
         self.preprocessings = distinct_preprocessings(model)
         self._uses = [self.preprocessings.index(_square_of(member.plan.preprocessing)) for member in members]
         self._temperature = model.temperature if isinstance(model, Ensemble) else None
+        self._link = model.link
 
     @cached_property
     def num_bytes(self) -> int:
@@ -60,14 +62,12 @@ class SquareProbabilities(nn.Module):
         if self._temperature is None:
             only: Tensor = parts[0]
             return only
-        combined: Tensor = (log_mean(parts) / self._temperature).softmax(dim=1)
-        return combined
+        return self._link.probabilities(logits_of_mean(parts, self._link) / self._temperature)
 
 
-def log_mean(parts: Sequence[Tensor]) -> Tensor:
-    """Return the logarithms of the mean of several probabilities, each (n, num_classes), as an ensemble predicts."""
-    mean = torch.stack(list(parts)).mean(dim=0)
-    return mean.clamp(min=SMALLEST_PROBABILITY).log()
+def logits_of_mean(parts: Sequence[Tensor], link: Link) -> Tensor:
+    """Return logits of the mean of several probabilities, each (n, num_classes), as an ensemble predicts."""
+    return link.logits(torch.stack(list(parts)).mean(dim=0))
 
 
 def distinct_preprocessings(model: Predictor) -> tuple[Preprocessing, ...]:

@@ -24,6 +24,7 @@ from finetune.data import (
     together_of,
 )
 from finetune.data.batches import PlainImages, VariedImages, normaliser, read_in_turn
+from finetune.data.label_sets import count_images, has_sets, rarest_class
 from finetune.decide.budget import OVERHEAD_SECONDS, least_following, refuse_short_budget
 from finetune.decide.evidence import Evidence, ForwardSettings, MachineSpeed, StageProfile
 from finetune.decide.plan import AugmentationPlan
@@ -49,7 +50,7 @@ from finetune.network.head import find_head, give_head
 from finetune.network.outputs import count_work, digest_weights, frozen_features
 from finetune.processes import num_processes
 from finetune.progress import Progress, no_progress
-from finetune.recipe import Layout, Recipe
+from finetune.recipe import Layout, Metric, Recipe
 from finetune.work import Work
 
 IMBALANCED = 5.0
@@ -79,7 +80,7 @@ class _Sample:
     pixels: Pixels
     """Pixels of the images of the sample."""
     labels: NDArray[np.int64]
-    """Class of each image of the sample, (n,)."""
+    """Class of each image of the sample, (n,), or its set of labels, (n, num_classes)."""
     groups: NDArray[np.str_] | None
     """Group of each image of the sample, (n,); None where the images have no groups."""
     pictures: NDArray[np.int64] | None
@@ -115,7 +116,7 @@ def measure_evidence(
     refuse_short_budget(recipe.time_budget, seconds_before, OVERHEAD_SECONDS)
     network, about = load_network(recipe, splits)
     sample = _draw_sample(splits, about.preprocessing, recipe.seed)
-    metric = recipe.metric or ("balanced_accuracy" if _imbalance(sample) >= IMBALANCED else "top1")
+    metric = _choose_metric(recipe, sample)
     work = sample.pixels.cache(progress)
     # The machine is measured first, so that everything below runs with the fastest settings. The similarity is next,
     # because computing the features removes the pretrained classifier that it needs.
@@ -157,10 +158,17 @@ def measure_evidence(
     )
 
 
+def _choose_metric(recipe: Recipe, sample: _Sample) -> Metric:
+    """Return the metric by which strategies are compared."""
+    if has_sets(sample.labels):
+        return "mean_average_precision"
+    return recipe.metric or ("balanced_accuracy" if _imbalance(sample) >= IMBALANCED else "top1")
+
+
 def _grouping(splits: ImageSplits, sample: _Sample, features: NDArray[np.float32], recipe: Recipe) -> Grouping | None:
     """Return the groups of the sample: those that are known, else those that are found, if they may be looked for."""
     known = known_groups(splits, sample.groups)
-    if known is None and recipe.groups == "auto" and splits.stream is None:
+    if known is None and recipe.groups == "auto" and splits.stream is None and not splits.has_sets:
         return find_groups(features, splits, sample.indices, recipe.seed)
     return known
 
@@ -196,7 +204,10 @@ def _describe(about: MeasuredNetwork, sample: _Sample, splits: ImageSplits) -> d
         "num_images": num_images,
         "num_held": num_held,
         "num_classes": len(sample.counts),
-        "images_per_class": round(num_images / len(sample.counts), 1),
+        # Of images with sets of labels, each counts for each of its labels.
+        "images_per_class": round(
+            int(sample.counts.sum()) / len(sample.counts) if splits.has_sets else num_images / len(sample.counts), 1
+        ),
         # Of a stream only a sample is counted; the counts are scaled up to the whole stream.
         "class_counts": {name: round(int(count) * num_images / num_held) for name, count in counts},
         "imbalance": round(_imbalance(sample), 2),
@@ -216,7 +227,7 @@ def _imbalance(sample: _Sample) -> float:
 def _draw_sample(splits: ImageSplits, preprocessing: Preprocessing, seed: int) -> _Sample:
     """Return the training images to measure: at most `measured_images`."""
     labels, groups = labels_of(splits.train), groups_of(splits.train)
-    counts = np.bincount(labels, minlength=len(splits.class_names))
+    counts = count_images(labels, len(splits.class_names))
     members = stratified_subset(labels, measured_images(len(counts)), seed)
     together = together_of(splits.train)
     table = splits.train if len(members) == len(labels) else splits.train.select(members)
@@ -332,6 +343,7 @@ def _measure_similarity(
     settings: ForwardSettings,
 ) -> _Domain:
     """Return the domain similarity of `DOMAIN_SAMPLE` images, evenly drawn from the classes; its parts are cached."""
+    labels = rarest_class(labels)
     chosen = even_sample(labels, DOMAIN_SAMPLE, seed)
     preprocessing = native_preprocessing(network, DOMAIN_SIZE).changed(crop_fraction=1.0)
     if is_built_for_one_size(about.name):

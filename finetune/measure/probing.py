@@ -4,9 +4,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data import Together
+from finetune.data.label_sets import has_sets
 from finetune.decide.evidence import LearningCurve, ProbeResult
-from finetune.predict.linear_probe import CURVE_SHARES, ProbeFolds, cross_validate, error_slope, learning_curve
-from finetune.predict.metrics import log_loss, metric_error, metric_value
+from finetune.predict.linear_probe import ProbeFolds, cross_validate
+from finetune.predict.links import log_loss
+from finetune.predict.metrics import accuracy_error_of, accuracy_of, metric_value
+from finetune.predict.probe_curve import CURVE_SHARES, curve_of_sets, error_slope, learning_curve
 from finetune.recipe import Metric
 
 CHIRALITY_REGULARIZATION = 1e-3
@@ -26,21 +29,23 @@ def evaluate_probe(
 
     Args:
         features: features of the images (n_images, width).
-        labels: classes of the images (n_images,).
+        labels: classes of the images (n_images,), or sets of labels (n_images, num_classes).
         groups: group of each image (n_images,), or ties; neither is divided between training and held-out images.
         num_classes: number of classes.
-        metric: metric of the choice; for `balanced_accuracy`, answers to unequal classes are compared, too.
+        metric: metric of the choice; unless it is `top1`, answers to unequal classes are compared, too.
         seed: seed of the folds.
     """
     folds = cross_validate(features, labels, num_classes, seed, groups)
-    predicted = folds.logits.argmax(axis=1)
+    # What is expected of candidates is a top-1 accuracy, or a mean average precision, where images have sets of labels.
+    own: Metric = "mean_average_precision" if has_sets(labels) else "top1"
+    accuracy = accuracy_of(own, folds.logits, labels)
     return ProbeResult(
-        accuracy=round(metric_value("top1", predicted, labels), 4),
-        accuracy_error=round(metric_error("top1", predicted, labels), 4),
-        balanced_accuracy=round(metric_value("balanced_accuracy", predicted, labels), 4),
+        accuracy=round(accuracy, 4),
+        accuracy_error=round(accuracy_error_of(own, folds.logits, labels), 4),
+        balanced_accuracy=round(accuracy_of("balanced_accuracy", folds.logits, labels), 4),
         log_loss=round(log_loss(folds.logits, labels), 4),
         inverse_regularization=folds.inverse_regularization,
-        answers=_corrections(features, labels, folds, groups, seed) if metric == "balanced_accuracy" else {"none": 0.0},
+        answers={"none": 0.0} if metric == "top1" else _corrections(features, labels, folds, groups, seed),
         curve=_curve(features, labels, folds, groups, seed),
     )
 
@@ -78,12 +83,23 @@ def _curve(
     seed: int,
 ) -> LearningCurve:
     """Return the accuracy of the probe with a quarter, a half, and all of each fold's training images."""
+    fitted = len(labels) * (1.0 - 1.0 / len(folds.heads))
+    counts = tuple(round(share * fitted) for share in (*CURVE_SHARES, 1.0))
+    if has_sets(labels):
+        precisions, slope, error = curve_of_sets(
+            features, labels, folds.logits, seed, folds.inverse_regularization, groups
+        )
+        return LearningCurve(
+            num_images=counts,
+            accuracy=tuple(round(each, 4) for each in precisions),
+            slope=round(slope, 3),
+            slope_error=round(error, 3),
+        )
     fewer = learning_curve(features, labels, folds.logits.shape[1], seed, folds.inverse_regularization, groups)
     wrong = np.stack([*fewer, folds.logits.argmax(axis=1) != labels])
-    fitted = len(labels) * (1.0 - 1.0 / len(folds.heads))
     slope, error = error_slope(wrong[0], wrong[-1], 1.0 / CURVE_SHARES[0])
     return LearningCurve(
-        num_images=tuple(round(share * fitted) for share in (*CURVE_SHARES, 1.0)),
+        num_images=counts,
         accuracy=tuple(round(1.0 - float(row.mean()), 4) for row in wrong),
         slope=round(slope, 3),
         slope_error=round(error, 3),
@@ -97,7 +113,13 @@ def _corrections(
     groups: Together | None,
     seed: int,
 ) -> dict[str, float]:
-    """Return the held-out balanced accuracy with each correction for classes of unequal size, by its name."""
+    """Return the held-out balanced accuracy, or mean average precision, with each correction for classes of unequal
+    size, by its name."""
+    if has_sets(labels):
+        strength = (folds.inverse_regularization,)
+        weighted = cross_validate(features, labels, labels.shape[1], seed, groups, strength, balanced=True)
+        both = {"none": folds.logits, "class_weights": weighted.logits}
+        return {name: round(accuracy_of("mean_average_precision", own, labels), 4) for name, own in both.items()}
     counts = np.bincount(labels, minlength=folds.logits.shape[1])
     # Logit adjustment: f_k(x) - log p_k predicts as if all classes were equally frequent (Menon et al. 2021).
     prior = np.log(np.maximum(counts, 1) / counts.sum())

@@ -22,6 +22,7 @@ from finetune.network.backbone import set_training_mode
 from finetune.network.head import find_head
 from finetune.network.outputs import digest_weights
 from finetune.predict.linear_probe import fit_head
+from finetune.predict.links import ANY_LABELS
 from finetune.recipe import Layout
 from finetune.work import Work
 
@@ -136,7 +137,7 @@ def rate_of_rise(network: nn.Module, inputs: Tensor, labels: Tensor, num_classes
         for group in optimizer.param_groups:
             group["lr"] = rate
         images, classes = batches[len(losses) % len(batches)]
-        loss = nn.functional.cross_entropy(network(images).float(), classes)
+        loss = _loss(network(images).float(), classes)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -149,3 +150,11 @@ def rate_of_rise(network: nn.Module, inputs: Tensor, labels: Tensor, num_classes
             break
         rate *= GROWTH
     return rate, len(losses)
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean loss of a batch: cross-entropy, or binary cross-entropy for sets of labels."""
+    if labels.ndim == 2:
+        losses, _ = ANY_LABELS.train_losses(logits, labels, torch.ones(logits.shape[1], device=logits.device), 0.0)
+        return losses.mean()
+    return nn.functional.cross_entropy(logits, labels)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from finetune.data import ImageSplits, groups_by_rule, labels_of, paths_of, stratified_folds, stratified_subset
 from finetune.data.grouping import EXIF, candidate_rules, describe_rule
+from finetune.data.label_sets import has_sets, rarest_class
 from finetune.decide.evidence import GroupFinding
 from finetune.predict.linear_probe import FOLDS, fit_head
 
@@ -166,21 +167,22 @@ def measure_groups(
 
     Args:
         features: features of the images (n_images, width).
-        labels: classes of the images (n_images,).
+        labels: classes of the images (n_images,), or sets of labels (n_images, num_classes).
         grouping: the groups of the images.
         inverse_regularization: inverse regularization C of the probe.
         seed: seed of the draws and the folds.
     """
-    num_classes = int(labels.max()) + 1
+    num_classes = labels.shape[1] if has_sets(labels) else int(labels.max()) + 1
 
     def errors(folds: Folds) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         wrong = np.zeros(len(labels))
         for train, held in folds:
             head = fit_head(features[train], labels[train], num_classes, inverse_regularization)
-            wrong[held] = head.logits(features[held]).argmax(axis=1) != labels[held]
+            logits = head.logits(features[held])
+            wrong[held] = _missed(logits, labels[held]) if has_sets(labels) else logits.argmax(axis=1) != labels[held]
         return wrong, wrong
 
-    shift = compare(labels, stratified_folds(labels, FOLDS, seed, grouping.groups), errors, 1, seed)
+    shift = compare(rarest_class(labels), stratified_folds(labels, FOLDS, seed, grouping.groups), errors, 1, seed)
     return GroupFinding(
         rule=grouping.rule,
         description=describe_rule(grouping.rule),
@@ -190,6 +192,15 @@ def measure_groups(
         error=round(shift.error, 4),
         used=grouping.used,
     )
+
+
+def _missed(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the share of labels that are wrong of those that each image has or is given, (n_images,).
+
+    One less this share is the accuracy of sets (Godbole & Sarawagi 2004); it is 1 where both sets are empty.
+    """
+    given, right = logits > 0.0, labels > 0
+    return np.asarray((given ^ right).sum(axis=1) / np.maximum((given | right).sum(axis=1), 1))
 
 
 def compare(labels: NDArray[np.int64], folds: Folds, errors: Errors, draws: int, seed: int) -> Shift:

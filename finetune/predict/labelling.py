@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 
 from finetune.data import Unreadable
 from finetune.data.kinds import Kind, describe_depth, describe_kinds
+from finetune.data.label_sets import joined
+from finetune.errors import RecipeError
 from finetune.predict.files import FileRows, remembered
 from finetune.predict.rows import Columns
+from finetune.predict.set_metrics import give_labels
 from finetune.reading import Reading
 
 Say = Callable[[str], None]
@@ -30,6 +33,11 @@ class Labeller(Protocol):
         ...
 
     @property
+    def thresholds(self) -> tuple[float, ...] | None:
+        """Probability from which each label is given; None: each image has one, the most probable class."""
+        ...
+
+    @property
     def reading(self) -> Reading:
         """How the values in an image file become 8-bit RGB."""
         ...
@@ -45,26 +53,50 @@ def label_files(
     """Yield, for the image files of each chunk, a table with a row for each that can be read, and the other files.
 
     Columns: path, label, probability; with `top_k` above 1 label_2, probability_2, ... up to label_k, probability_k of
-    the next most probable classes; then `p_<class>` for each class.
+    the next most probable classes; then `p_<class>` for each class. Of a model of sets of labels: path, labels (with a
+    delimiter between them), `p_<class>`.
 
     Args:
         model: the model that predicts the labels.
         chunks: paths of the files of each chunk.
         top_k: number of classes to name for each image.
         say: called with each sentence about how images of several pages, more channels, ... are read.
+
+    Raises:
+        RecipeError: several classes are to be named by a model that gives any number of labels.
     """
+    if model.thresholds is not None and top_k > 1:
+        raise RecipeError(
+            "--top-k is for models of one label per image; this one gives any number of labels, and without the option "
+            "the columns p_<class> have the probability of each"
+        )
     waiting: deque[list[str]] = deque()
     for found in model.label(remembered(chunks, waiting)):
         describe_files(found.kinds, model.reading, say)
         paths, left_out = found.divided(waiting.popleft())
         probabilities = found.rows.reshape(len(paths), len(model.class_names))
-        yield table_of_labels(model.class_names, paths, probabilities, top_k), left_out
+        if model.thresholds is None:
+            yield table_of_labels(model.class_names, paths, probabilities, top_k), left_out
+        else:
+            yield _table_of_sets(model.class_names, paths, probabilities, model.thresholds), left_out
 
 
 def describe_files(kinds: Sequence[Kind], reading: Reading, say: Say) -> None:
     """Say how a model reads the files of a chunk that are not plain 8-bit images."""
     for sentence in (*describe_kinds(kinds, reading), *describe_depth(kinds, reading)):
         say(sentence)
+
+
+def _table_of_sets(
+    class_names: Sequence[str], paths: list[str], probabilities: NDArray[np.float64], thresholds: Sequence[float]
+) -> Columns:
+    """Return the columns of `label_files` for a model of sets of labels."""
+    columns: Columns = {"path": paths, "labels": joined(give_labels(probabilities, thresholds), class_names)}
+    return columns | _probabilities_by_class(class_names, probabilities)
+
+
+def _probabilities_by_class(class_names: Sequence[str], probabilities: NDArray[np.float64]) -> Columns:
+    return {f"p_{name}": probabilities[:, number].tolist() for number, name in enumerate(class_names)}
 
 
 def table_of_labels(
@@ -78,4 +110,4 @@ def table_of_labels(
         ending = f"_{rank + 1}" if rank else ""
         columns[f"label{ending}"] = [class_names[best] for best in order[:, rank]]
         columns[f"probability{ending}"] = probabilities[rows, order[:, rank]].tolist()
-    return columns | {f"p_{name}": probabilities[:, number].tolist() for number, name in enumerate(class_names)}
+    return columns | _probabilities_by_class(class_names, probabilities)

@@ -8,7 +8,6 @@ with the inverse regularization C and class weights a_i, 1 by default. A head is
 V z + b = (V / scale) x + (b - (V / scale) mean).
 """
 
-import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -25,7 +24,9 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from finetune.data import Together, stratified_folds, stratified_subset
-from finetune.predict.metrics import SMALLEST_PROBABILITY, log_loss, softmax
+from finetune.data.label_sets import has_sets
+from finetune.predict.links import SMALLEST_PROBABILITY, log_loss, softmax
+from finetune.predict.set_probe import SetFit, positive_weights, residuals
 
 INVERSE_REGULARIZATIONS = (1e-3, 5e-3, 2.5e-2, 0.12, 0.6, 3.0)
 """Inverse regularizations C that are tried, on standardised features, strongest regularization first."""
@@ -36,16 +37,6 @@ FOLDS = 5
 PATIENCE = 1
 """Number of inverse regularizations in a row without a lower held-out log-loss after which no further one is tried: the
 loss has a single minimum along them."""
-
-CURVE_SHARES = (0.25, 0.5)
-"""Shares of a fold's training images at which a learning curve is measured, in addition to all of them."""
-
-DRAWN_IMAGES = 1000
-"""Approximate product of the number of images and the number of draws of each share of a learning curve, so that few
-images are drawn several times."""
-
-MOST_DRAWS = 5
-"""Largest number of draws of each share."""
 
 SAMPLE = 10_000
 """Largest number of images for which features are held in memory to fit a head."""
@@ -113,13 +104,13 @@ def fit_head(
 
     Args:
         features: features of the images (n, width).
-        labels: classes of the images (n,).
+        labels: classes of the images (n,), or sets of labels (n, num_classes).
         num_classes: number of classes.
         inverse_regularization: inverse regularization C.
         balanced: whether every class has the same total weight.
     """
-    with _fitting():
-        return _Path(features, labels, num_classes, balanced).at(inverse_regularization)
+    with fitting():
+        return HeadPath(features, labels, num_classes, balanced).at(inverse_regularization)
 
 
 def fit_large_head(
@@ -138,7 +129,7 @@ def fit_large_head(
 
     Args:
         features: features of all images, (n_images, width).
-        labels: classes of all images, (n_images,).
+        labels: classes of all images, (n_images,), or sets of labels (n_images, num_classes).
         indices: indices of the images to fit.
         num_classes: number of classes.
         inverse_regularization: inverse regularization C.
@@ -149,8 +140,8 @@ def fit_large_head(
     sample = indices
     if len(indices) > SAMPLE:
         sample = indices[stratified_subset(labels[indices], max(SAMPLE, 2 * num_classes), seed=0)]
-    with _fitting():
-        path = _Path(features.numpy(sample), labels[sample], num_classes, balanced)
+    with fitting():
+        path = HeadPath(features.numpy(sample), labels[sample], num_classes, balanced)
         head = path.at(inverse_regularization)
     if len(sample) == len(indices) or not exact:
         return head
@@ -174,7 +165,7 @@ def cross_validate(
 
     Args:
         features: features of the images (n_images, width).
-        labels: classes of the images (n_images,).
+        labels: classes of the images (n_images,), or sets of labels (n_images, num_classes).
         num_classes: number of classes.
         seed: seed of the folds.
         groups: group of each image (n_images,), or ties; neither is divided between training and held-out images.
@@ -188,8 +179,8 @@ def cross_validate(
     parts = stratified_folds(labels, folds, seed, groups)
     best: tuple[float, float, NDArray[np.float32], list[LinearHead]] | None = None
     worse = 0
-    fits = [_Path(features[train], labels[train], num_classes, balanced) for train, _ in parts]
-    with _fitting(), ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
+    fits = [HeadPath(features[train], labels[train], num_classes, balanced) for train, _ in parts]
+    with fitting(), ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
         for inverse_regularization in inverse_regularizations:
             heads = list(
                 threads.map(
@@ -214,80 +205,9 @@ def cross_validate(
     )
 
 
-def learning_curve(
-    features: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    num_classes: int,
-    seed: int,
-    inverse_regularization: float,
-    groups: Together | None = None,
-    folds: int = FOLDS,
-) -> NDArray[np.float64]:
-    """Return how often each held-out image is labelled wrongly by heads fitted to fewer images.
-
-    The folds are those of `cross_validate`. A quarter and a half of each fold's training images are drawn, the same
-    share of every class, several times where there are few images.
-
-    Args:
-        features: features of the images (n_images, width).
-        labels: classes of the images (n_images,).
-        num_classes: number of classes.
-        seed: seed of the folds and of the draws.
-        inverse_regularization: inverse regularization C of every head.
-        groups: group of each image (n_images,), or ties; neither is divided between training and held-out images.
-        folds: number of folds.
-
-    Returns:
-        Share of wrong labels for each share in `CURVE_SHARES` and image, (2, n_images) in 0 .. 1.
-    """
-    parts = stratified_folds(labels, folds, seed, groups)
-    draws = min(MOST_DRAWS, max(1, round(DRAWN_IMAGES / len(labels))))
-    tasks = [
-        (share, draw, fold) for share in range(len(CURVE_SHARES)) for draw in range(draws) for fold in range(len(parts))
-    ]
-
-    def errors(task: tuple[int, int, int]) -> NDArray[np.bool_]:
-        share, _, fold = task
-        indices, held = parts[fold]
-        # A generator for each task, so that the draws do not depend on the order of the threads.
-        generator = np.random.default_rng((seed, *task))
-        order = generator.permutation(indices)
-        classes = [order[labels[order] == label] for label in np.unique(labels[indices])]
-        taken = np.concatenate([own[: math.ceil(CURVE_SHARES[share] * len(own))] for own in classes])
-        head = _Path(features[taken], labels[taken], num_classes, balanced=False).at(inverse_regularization)
-        wrong: NDArray[np.bool_] = head.logits(features[held]).argmax(axis=1) != labels[held]
-        return wrong
-
-    # The mean over the draws: each image is held out by one fold, so it gets `draws` predictions for each share.
-    wrong = np.zeros((len(CURVE_SHARES), len(labels)))
-    with _fitting(), ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
-        for (share, _, fold), found in zip(tasks, threads.map(errors, tasks), strict=True):
-            wrong[share, parts[fold][1]] += found / draws
-    return wrong
-
-
-def error_slope(before: NDArray[np.floating], after: NDArray[np.floating], factor: float) -> tuple[float, float]:
-    """Return the exponent b of the power law `errors ~ images ** -b` and its standard error.
-
-    Args:
-        before: share of wrong labels for each image, (n_images,) in 0 .. 1.
-        after: share of wrong labels for each image with `factor` times the training images, (n_images,) in 0 .. 1.
-        factor: ratio of the numbers of training images, above 1.
-    """
-    count = len(before)
-    # Half an error is added to both sums (as for log odds, Haldane 1956), so that no logarithm is infinite.
-    first, last = (float(wrong.sum()) + 0.5 for wrong in (before, after))
-    # b = log(E1 / E2) / log(factor) with the sums of errors E1, E2. Delta method: the relative error of a sum is that
-    # of its mean, and both sums are over the same images, so the differences are taken image by image. The terms
-    # 0.5 / E^2 stand for the half errors.
-    relative = before * (count / first) - after * (count / last)
-    error = math.sqrt(float(relative.var()) / count + 0.5 / first**2 + 0.5 / last**2)
-    return math.log(first / last) / math.log(factor), error / math.log(factor)
-
-
 def _refined(
     head: LinearHead,
-    path: "_Path",
+    path: "HeadPath",
     features: FeatureRows,
     labels: NDArray[np.int64],
     indices: NDArray[np.intp],
@@ -300,11 +220,15 @@ def _refined(
     features themselves are read raw, block by block.
     """
     # Class weights n / (K n_k), as scikit-learn's "balanced" has them; K counts the classes with images.
-    counts = np.bincount(labels[indices], minlength=len(head.bias))
-    importance = np.ones(len(counts), dtype=np.float32)
-    if balanced:
+    importance = np.ones(len(head.bias), dtype=np.float32)
+    # Of sets of labels, only the images with a label are weighted.
+    if balanced and has_sets(labels):
+        importance = positive_weights(labels[indices])
+    elif balanced:
+        counts = np.bincount(labels[indices], minlength=len(head.bias))
         importance = (len(indices) / np.maximum(counts, 1) / (counts > 0).sum()).astype(np.float32)
     size = head.weight.size
+    derive = residuals if has_sets(labels) else _residuals
 
     def loss(variables: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         # V and b of the module's docstring, and the same head on raw features: raw = V / scale.
@@ -316,12 +240,8 @@ def _refined(
         for start in range(0, len(indices), BLOCK):
             rows = indices[start : start + BLOCK]
             block, right = features.numpy(rows), labels[rows]
-            scores = softmax(block @ raw.T + offset).astype(np.float32)
-            own = scores[np.arange(len(rows)), right]
-            value += float((importance[right] * -np.log(np.maximum(own, SMALLEST_PROBABILITY))).sum(dtype=np.float64))
-            # dCE/dlogits = p - onehot(y)
-            scores[np.arange(len(rows)), right] -= 1.0
-            scores *= importance[right][:, None]
+            lost, scores = derive(block @ raw.T + offset, right, importance)
+            value += lost
             # dL/draw = sum_i (dCE/dlogits)_i x_i^T, and dL/doffset is the sum over the images.
             of_raw += scores.T @ block
             of_offset += scores.sum(axis=0)
@@ -337,8 +257,22 @@ def _refined(
     return LinearHead(weight=weight.astype(np.float32), bias=bias.astype(np.float32))
 
 
+def _residuals(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], importance: NDArray[np.float32]
+) -> tuple[float, NDArray[np.float32]]:
+    """Return the summed cross-entropy of some images, and its derivative by their logits (n, num_classes)."""
+    # sum_i a[y_i] * -log p_i[y_i], with the weights a of the classes; the probabilities become the derivative in place.
+    scores = softmax(logits).astype(np.float32)
+    own = scores[np.arange(len(labels)), labels]
+    value = float((importance[labels] * -np.log(np.maximum(own, SMALLEST_PROBABILITY))).sum(dtype=np.float64))
+    # dCE/dlogits = p - onehot(y)
+    scores[np.arange(len(labels)), labels] -= 1.0
+    scores *= importance[labels][:, None]
+    return value, scores
+
+
 @contextmanager
-def _fitting() -> Iterator[None]:
+def fitting() -> Iterator[None]:
     """Return a context for fits: one thread for each product of matrices, and no warnings about convergence or about
     many classes.
 
@@ -352,12 +286,13 @@ def _fitting() -> Iterator[None]:
         yield
 
 
-class _Path:
+class HeadPath:
     """Fits of a head to one set of images with several inverse regularizations, each starting from the fit before."""
 
     def __init__(
         self, features: NDArray[np.float32], labels: NDArray[np.int64], num_classes: int, balanced: bool
     ) -> None:
+        """Standardise the features; the arguments are those of `fit_head`."""
         self.mean = features.mean(axis=0)
         # 0.001 of the overall deviation is added, so that features that hardly vary are not scaled up to deviation 1.
         self.scale = features.std(axis=0) + 1e-3 * float(features.std()) + 1e-12
@@ -366,12 +301,19 @@ class _Path:
         self._features /= self.scale
         self._labels = labels
         self._num_classes = num_classes
+        self._sets = SetFit(self._features, labels, balanced) if has_sets(labels) else None
         self._model = LogisticRegression(
             warm_start=True, max_iter=300, tol=1e-3, class_weight="balanced" if balanced else None
         )
 
     def at(self, inverse_regularization: float) -> LinearHead:
         """Return the head with this inverse regularization."""
+        if self._sets is not None:
+            # One row of weights for each label; on raw features it is V / scale, as for classes, and the bias takes up
+            # the mean.
+            standard, offset = self._sets.at(inverse_regularization)
+            raw = standard / self.scale
+            return LinearHead(weight=raw.astype(np.float32), bias=(offset - raw @ self.mean).astype(np.float32))
         if len(np.unique(self._labels)) == 1:  # a fold with whole groups may be left with images of one class
             constant = np.full(self._num_classes, -20.0, dtype=np.float32)
             constant[self._labels[0]] = 0.0

@@ -1,19 +1,28 @@
 """Score predictions against labels, with the uncertainty that a small number of images leaves."""
 
 import math
+from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from pydantic import Field
 
+from finetune.data.label_sets import has_sets
+from finetune.predict.links import are_right, log_losses
+from finetune.predict.set_metrics import (
+    USUAL_THRESHOLD,
+    SetMetrics,
+    drawn_precisions,
+    give_labels,
+    mean_average_precision,
+    score_sets,
+)
 from finetune.recipe import Metric
-from finetune.value import FrozenModel
+from finetune.value import FrozenModel, is_none
 
 CALIBRATION_BINS = 15
 """Number of equal-width bins of the calibration error (as in Guo et al. 2017)."""
-
-SMALLEST_PROBABILITY = 1e-12
-"""Smallest probability whose logarithm is taken, so that one confident error costs 27.6 nats at most."""
 
 
 class ClassMetrics(FrozenModel):
@@ -37,21 +46,45 @@ class Metrics(FrozenModel):
     num_images: int
     """Number of images of the split."""
     top1: float
-    """Share of images for which the most probable class is right."""
+    """Share of images for which the most probable class is right; of images with sets of labels, of those with a label,
+    for which it is one of them."""
     top1_interval: tuple[float, float]
     """Wilson interval of `top1`, at 95 %."""
     balanced_accuracy: float
     """Mean recall over the classes of the split."""
     log_loss: float
-    """Mean negative log-probability of the right class, in nats per image."""
+    """Mean negative log-probability of the right class, or of all labels, in nats per image."""
     calibration_error: float
     """Expected calibration error: mean gap between confidence and accuracy over 15 bins of the confidence."""
     per_class: list[ClassMetrics]
     """Metrics of each class, in the order of the classes."""
+    sets: Annotated[SetMetrics | None, Field(exclude_if=is_none)] = None
+    """Metrics of sets of labels; left out where each image has one label."""
+
+    @property
+    def main(self) -> float:
+        """Mean average precision of sets of labels, else top-1 accuracy."""
+        return self.top1 if self.sets is None else self.sets.mean_average_precision
+
+    @property
+    def main_interval(self) -> tuple[float, float]:
+        """95 % interval of `main`."""
+        return self.top1_interval if self.sets is None else self.sets.mean_average_precision_interval
 
 
-def score(probabilities: NDArray[np.floating], labels: NDArray[np.integer], class_names: list[str]) -> Metrics:
-    """Return the metrics of `probabilities` (n_images, n_classes) against `labels` (n_images,).
+def score(
+    probabilities: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    class_names: list[str],
+    thresholds: Sequence[float] | None = None,
+) -> Metrics:
+    """Return the metrics of probabilities against labels.
+
+    Args:
+        probabilities: predicted probabilities (n_images, n_classes).
+        labels: right classes (n_images,), or sets of labels (n_images, n_classes).
+        class_names: names of the classes.
+        thresholds: probability from which each label of a set is given; None: one half.
 
     Raises:
         ValueError: there are no images, or the shapes do not match.
@@ -63,6 +96,8 @@ def score(probabilities: NDArray[np.floating], labels: NDArray[np.integer], clas
     labels = np.asarray(labels)
     if probabilities.shape != (len(labels), len(class_names)) or len(labels) == 0:
         raise ValueError(f"{probabilities.shape} probabilities for {len(labels)} labels of {len(class_names)} classes")
+    if has_sets(labels):
+        return _score_sets(probabilities, labels, class_names, thresholds or [USUAL_THRESHOLD] * len(class_names))
     predicted = probabilities.argmax(axis=1)
     right = predicted == labels
     precision, recall, f1, counts = precision_recall_fscore_support(
@@ -80,6 +115,58 @@ def score(probabilities: NDArray[np.floating], labels: NDArray[np.integer], clas
             for name, p, r, f, n in zip(class_names, precision, recall, f1, counts, strict=True)
         ],
     )
+
+
+def _score_sets(
+    probabilities: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    class_names: list[str],
+    thresholds: Sequence[float],
+) -> Metrics:
+    """Return the metrics of sets of labels (n_images, n_classes)."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    given = give_labels(probabilities, thresholds)
+    # Each class is scored by itself, at its own threshold.
+    precision, recall, f1, counts = precision_recall_fscore_support(labels, given, average=None, zero_division=0.0)
+    # Images without a label have no most probable class that could be right.
+    right = are_right(probabilities, labels)
+    # Each label of each image is an answer of its own, and certain of itself by the larger of p and 1 - p.
+    confidence = np.maximum(probabilities, 1.0 - probabilities).reshape(-1)
+    answers = ((probabilities >= USUAL_THRESHOLD) == (labels > 0)).reshape(-1)
+    return Metrics(
+        num_images=len(labels),
+        top1=float(right.mean()) if len(right) else 0.0,
+        top1_interval=wilson_interval(int(right.sum()), len(right)),
+        balanced_accuracy=float(recall[counts > 0].mean()) if counts.any() else 0.0,
+        log_loss=float(log_losses(probabilities, labels).mean()),
+        calibration_error=_calibration_error(confidence, answers),
+        per_class=[
+            ClassMetrics(name=name, precision=float(p), recall=float(r), f1=float(f), num_images=int(n))
+            for name, p, r, f, n in zip(class_names, precision, recall, f1, counts, strict=True)
+        ],
+        sets=score_sets(probabilities, labels, class_names, thresholds),
+    )
+
+
+def accuracy_of(metric: Metric, scores: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+    """Return `metric`, in 0 .. 1, of logits (n_images, n_classes) against the labels."""
+    if metric == "mean_average_precision":
+        return mean_average_precision(scores, labels)
+    # Balanced accuracy of sets: the mean over the classes of the share of their images that get the label, those with a
+    # logit above 0.
+    if has_sets(labels):
+        counts = labels.sum(axis=0)
+        return float((((scores > 0.0) * labels).sum(axis=0) / np.maximum(counts, 1))[counts > 0].mean())
+    return metric_value(metric, scores.argmax(axis=1), labels)
+
+
+def accuracy_error_of(metric: Metric, scores: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+    """Return the standard error of `accuracy_of`: by bootstrap for sets of labels, else from binomial variances."""
+    if metric == "mean_average_precision":
+        # The standard deviation over bootstrap samples; as if one more image were wrong, so that it is never 0.
+        return max(float(drawn_precisions(scores, labels).std()), 1.0 / (len(labels) + 2))
+    return metric_error(metric, scores.argmax(axis=1), labels)
 
 
 def metric_value(metric: Metric, predicted: NDArray[np.integer], labels: NDArray[np.integer]) -> float:
@@ -113,18 +200,6 @@ def metric_error(metric: Metric, predicted: NDArray[np.integer], labels: NDArray
     return float(np.sum(variances) ** 0.5 / len(variances))
 
 
-def log_losses(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Return each image's log-loss, the negative log-probability of its own class, in nats, at most 27.6 (n_images,).
-
-    Args:
-        probabilities: predicted probabilities (n_images, n_classes).
-        labels: right classes (n_images,).
-    """
-    right = np.clip(probabilities[np.arange(len(labels)), labels], SMALLEST_PROBABILITY, 1.0)
-    losses: NDArray[np.float64] = -np.log(right.astype(np.float64))
-    return losses
-
-
 def wilson_interval(hits: int, count: int) -> tuple[float, float]:
     """Return Wilson's 95 % interval of a share; 0 .. 1 without images."""
     from scipy.stats import binomtest  # slow to import, and a prediction does not need it
@@ -146,20 +221,3 @@ def _calibration_error(confidence: NDArray[np.floating], right: NDArray[np.bool_
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     gaps = [abs(confidence[bins == b].sum() - right[bins == b].sum()) for b in range(CALIBRATION_BINS)]
     return float(np.sum(gaps) / len(right))
-
-
-def softmax(scores: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return the probabilities (n, num_classes) of logits (n, num_classes), computed in float64."""
-    # The result has the precision of the input, and logits are float32.
-    probabilities: NDArray[np.float64] = torch.from_numpy(np.asarray(scores, dtype=np.float64)).softmax(dim=1).numpy()
-    return probabilities
-
-
-def log_loss(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
-    """Return the mean negative log-probability of the right class, in nats.
-
-    Args:
-        scores: logits (n, num_classes).
-        labels: right classes (n,).
-    """
-    return float(log_losses(softmax(scores), labels).mean())

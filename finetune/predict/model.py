@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import tee
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,16 @@ from torch import nn
 
 from finetune.data import Pixels
 from finetune.data.batches import PlainImages
+from finetune.data.label_sets import has_sets, names_in
 from finetune.data.paths import listed
 from finetune.decide.plan import Plan
 from finetune.history import Row
 from finetune.network.forward import forward_all, forward_files, logits
 from finetune.network.head import recorded_features
 from finetune.predict.files import FileRows, on_common_files, rows_of_files
-from finetune.predict.metrics import SMALLEST_PROBABILITY, Metrics, log_loss, score, softmax
+from finetune.predict.links import Link, link_for, link_of, log_loss, loss_of_unknown, to_logits, to_probabilities
+from finetune.predict.metrics import Metrics, score
+from finetune.predict.set_metrics import find_thresholds, give_labels
 from finetune.progress import Progress, no_progress
 from finetune.reading import Reading
 from finetune.work import Work
@@ -34,7 +37,7 @@ class HeldOut:
     """Labels and predictions of images that a model was evaluated on and that its training did not see."""
 
     labels: NDArray[np.int64]
-    """Right class of each image, (n_images,)."""
+    """Right class of each image, (n_images,), or its set of labels, (n_images, n_classes)."""
     probabilities: NDArray[np.float64]
     """Predicted probabilities (n_images, n_classes)."""
 
@@ -49,6 +52,8 @@ class Predictor(ABC):
     """Names of the classes, in the order of the probabilities."""
     temperature: float
     """Divisor of the logits before the softmax, for calibration (Guo et al. 2017)."""
+    thresholds: tuple[float, ...] | None = None
+    """Probability from which each label is given, (n_classes,); None: each image has one, the most probable class."""
     history: tuple[Row, ...] = ()
     """Evaluations during the training, in order."""
     validation: Metrics | None = None
@@ -81,6 +86,11 @@ class Predictor(ABC):
         """Return the features (n_images, width) of a table with an `image` column, as `features` does of files."""
 
     @property
+    def link(self) -> Link:
+        """Meaning of the networks' outputs."""
+        return link_of(self.plan.metric)
+
+    @property
     def reading(self) -> Reading:
         """How the values in an image file become 8-bit RGB."""
         return self.plan.preprocessing.reading
@@ -97,13 +107,16 @@ class Predictor(ABC):
         """
         return rows_of_files(self.label, listed(paths)).reshape(len(paths), len(self.class_names))
 
-    def predict(self, paths: Sequence[str | Path]) -> list[str]:
-        """Return the most probable class name of each image file.
+    def predict(self, paths: Sequence[str | Path]) -> list[Any]:
+        """Return the most probable class name of each image file, or the tuple of the names of all its labels.
 
         Raises:
             DataError: a file cannot be read as an image.
         """
-        return [self.class_names[best] for best in self.predict_proba(paths).argmax(axis=1)]
+        probabilities = self.predict_proba(paths)
+        if self.thresholds is not None:
+            return [names_in(row, self.class_names) for row in give_labels(probabilities, self.thresholds)]
+        return [self.class_names[best] for best in probabilities.argmax(axis=1)]
 
     def embed(self, paths: Sequence[str | Path]) -> NDArray[np.float32]:
         """Return the features of image files, the inputs of the head: (n_paths, width).
@@ -131,7 +144,7 @@ class TrainedModel(Predictor):
 
     def calibrated(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the class probabilities of logits, both (n_images, n_classes)."""
-        return softmax(scores / self.temperature)
+        return to_probabilities(self.link, scores / self.temperature)
 
     def label(self, chunks: Iterator[list[str]], with_features: bool = False) -> Iterator[FileRows]:
         """Yield the class probabilities (k, n_classes) of the files of each chunk that can be read, and the features of
@@ -143,7 +156,7 @@ class TrainedModel(Predictor):
                 self.network, plan.preprocessing, plan.forward, compute, chunks, plan.test_time_flips
             ):
                 views = [found.rows[:, view, -count:] for view in range(found.rows.shape[1])]
-                scores = over_views(views).reshape(len(views[0]), count)
+                scores = over_views(views, self.link).reshape(len(views[0]), count)
                 probabilities = self.calibrated(scores)
                 rows = np.hstack([probabilities, found.rows[:, 0, :-count]]) if with_features else probabilities
                 yield FileRows(rows, found.reasons, found.kinds)
@@ -197,7 +210,7 @@ class Ensemble(Predictor):
 
     def combined(self, parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
         """Return the ensemble's probabilities (n_images, n_classes) from those of its members, each of this shape."""
-        return softmax(_log_mean(parts) / self.temperature)
+        return to_probabilities(self.link, _logits_of_mean(parts, self.link) / self.temperature)
 
 
 def scores_of(
@@ -226,13 +239,16 @@ def scores_of(
         images = PlainImages(pixels, plan.preprocessing, mirrored)
         return forward_all(network, images, plan.preprocessing, plan.forward, logits, progress, indices)
 
-    return over_views([send(mirrored) for mirrored in ((False, True) if plan.test_time_flips else (False,))])
+    views = [send(mirrored) for mirrored in ((False, True) if plan.test_time_flips else (False,))]
+    return over_views(views, link_of(plan.metric))
 
 
-def over_views(views: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+def over_views(views: Sequence[NDArray[np.float32]], link: Link) -> NDArray[np.float32]:
     """Return the logits (n, num_classes) from those of each view: of one view its own, else those of the mean
     probabilities."""
-    return views[0] if len(views) == 1 else _log_mean([softmax(view) for view in views]).astype(np.float32)
+    if len(views) == 1:
+        return views[0]
+    return _logits_of_mean([to_probabilities(link, view) for view in views], link).astype(np.float32)
 
 
 def average(members: Sequence[TrainedModel]) -> Predictor:
@@ -248,13 +264,16 @@ def average(members: Sequence[TrainedModel]) -> Predictor:
     if len(members) == 1:
         return members[0]
     temperature, together = _evaluate([member.held_out for member in members], bool(members[-1].plan.fold))
+    labels = together.labels
+    thresholds = find_thresholds(together.probabilities, labels) if has_sets(labels) else None
     return Ensemble(
         members=tuple(members),
         plan=members[0].plan,
         class_names=members[0].class_names,
         temperature=temperature,
+        thresholds=thresholds,
         history=tuple({"member": number, **row} for number, member in enumerate(members, 1) for row in member.history),
-        validation=score(together.probabilities, together.labels, list(members[0].class_names)),
+        validation=score(together.probabilities, labels, list(members[0].class_names), thresholds),
         held_out=together,
         work=sum((member.work for member in members), Work()),
         seconds=sum(member.seconds for member in members),
@@ -269,15 +288,15 @@ def _evaluate(held: Sequence[HeldOut | None], are_folds: bool) -> tuple[float, H
         return 1.0, first
     if first is None or any(other is None or not np.array_equal(other.labels, first.labels) for other in held):
         raise ValueError("members of an ensemble must be evaluated on the same held-out images")
-    scores = _log_mean([other.probabilities for other in held if other is not None])
+    link = link_for(first.labels)
+    scores = _logits_of_mean([other.probabilities for other in held if other is not None], link)
     temperature = fit_temperature(scores, first.labels)
-    return temperature, HeldOut(labels=first.labels, probabilities=softmax(scores / temperature))
+    return temperature, HeldOut(labels=first.labels, probabilities=to_probabilities(link, scores / temperature))
 
 
-def _log_mean(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Return the logarithms of the mean of several probabilities, each (n, num_classes): logits of the mean."""
-    logs: NDArray[np.float64] = np.log(np.clip(np.mean(parts, axis=0), SMALLEST_PROBABILITY, None))
-    return logs
+def _logits_of_mean(parts: Sequence[NDArray[np.float64]], link: Link) -> NDArray[np.float64]:
+    """Return logits of the mean of several probabilities, each (n, num_classes)."""
+    return to_logits(link, np.mean(parts, axis=0))
 
 
 def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
@@ -288,16 +307,14 @@ def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> 
 
     Args:
         scores: logits of the held-out images (n, num_classes).
-        labels: right classes of the held-out images (n,).
+        labels: right classes of the held-out images (n,), or sets of labels (n, num_classes).
     """
-    # Slow to import, and a prediction does not need them.
-    from scipy.optimize import minimize_scalar
-    from scipy.special import logsumexp
+    from scipy.optimize import minimize_scalar  # slow to import, and a prediction does not need it
 
     def loss(log_t: float) -> float:
         scaled = scores / np.exp(log_t)
         # The further image looks like one of these, and each class is equally likely: the mean of -log p over all p.
-        unknown = (logsumexp(scaled, axis=1) - scaled.mean(axis=1)).mean()
+        unknown = loss_of_unknown(scaled, labels)
         return float((len(labels) * log_loss(scaled, labels) + unknown) / (len(labels) + 1))
 
     # Over log T, in which the range is symmetric about T = 1; exp(+-2.3) is 10 and 0.1.

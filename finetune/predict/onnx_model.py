@@ -42,6 +42,8 @@ class OnnxModel:
             self.class_names: tuple[str, ...] = tuple(json.loads(stored["labels"]))
             self.shorter_side = int(stored["shorter_side"])
             self.reading = Reading.model_validate_json(stored.get("reading", "{}"))
+            thresholds = json.loads(stored.get("thresholds", "null"))
+            self.thresholds: tuple[float, ...] | None = None if thresholds is None else tuple(map(float, thresholds))
         except Exception as error:  # onnxruntime raises exceptions of many types
             reason = " ".join(str(error).split())[:200]
             raise ExportError(

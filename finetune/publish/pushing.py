@@ -62,6 +62,11 @@ def prepare(run: Path, repository: str) -> Publication:
             f"({folder.members[0].path}), or export the whole: finetune export {quoted(run)}"
         )
     decisions = folder.read_decisions()
+    if decisions.plan.has_sets:
+        raise PublishError(
+            "models that give an image any number of labels are not published, because the card describes one label; "
+            "copy the run folder, or export it"
+        )
     if not folder.is_finished():
         raise RunFolderError(f"the run in {run} is not finished; continue it: {resume_command(run)}")
     base = find_base(decisions.plan.model, decisions.plan.weights)

@@ -66,7 +66,10 @@ def print_evidence(console: Console, evidence: Evidence) -> None:
         ("size", f"{size}; the largest class has {evidence.imbalance:.1f} x the images of the smallest"),
         ("resolution", f"{evidence.native_shorter_side} px stored; {evidence.image_size_reason}"),
         ("domain similarity", describe_similarity(evidence)),
-        ("linear probe", f"{describe_probe(evidence)} top-1, cross-validated"),
+        (
+            "linear probe",
+            f"{describe_probe(evidence)} {'mean average precision' if evidence.has_sets else 'top-1'}, cross-validated",
+        ),
         ("this machine", describe_machine(evidence)),
     ]
     if evidence.groups is not None:
@@ -81,10 +84,16 @@ def print_choice(console: Console, choice: Choice) -> None:
     for reason in choice.reasons:
         print_text(console, escape(reason))
     if choice.backbones:
-        print_table(console, NETWORKS, rows_of_backbones(choice), TEXTS, optional=["linear probe"])
-    print_table(console, CANDIDATES, rows_of_candidates(choice), TEXTS, optional=["basis", "P(best)"])
+        print_table(console, _headed(NETWORKS, choice), rows_of_backbones(choice), TEXTS, optional=["linear probe"])
+    print_table(console, _headed(CANDIDATES, choice), rows_of_candidates(choice), TEXTS, optional=["basis", "P(best)"])
     print_text(console, "P(best): probability of being the most accurate candidate")
     print_text(console, f"forecast: {escape(choice.forecast.sentence)}")
+
+
+def _headed(columns: Sequence[str], choice: Choice) -> tuple[str, ...]:
+    """Return the columns of a table of candidates, with the accuracy that is expected of them."""
+    name = "expected mAP" if choice.expected_metric == "mean_average_precision" else "expected top-1"
+    return tuple(column.replace("expected top-1", name) for column in columns)
 
 
 def print_plan(console: Console, plan: Plan, splits: ImageSplits) -> None:

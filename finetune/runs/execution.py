@@ -10,6 +10,7 @@ from pathlib import Path
 from finetune.data import ImageSplits, groups_of
 from finetune.decide.choice import choose_backbone, choose_strategy
 from finetune.decide.evidence import Evidence
+from finetune.decide.label_settings import refuse_other_labels
 from finetune.decide.planned_run import PlannedRun, budgeted, list_members, plan_choice
 from finetune.decide.planning import make_plan
 from finetune.ensemble.members import TrainedMember, recommend_members, train_members
@@ -68,8 +69,10 @@ def measure_networks(
 
     Raises:
         ModelError: a network is unknown, or its weights cannot be found.
-        RecipeError: the recipe asks for an ensemble of backbones, but names one network.
+        RecipeError: the recipe asks for an ensemble of backbones, but names one network, or a setting does not suit the
+            labels.
     """
+    refuse_other_labels(recipe, splits.has_sets)
     if recipe.ensemble == "backbones" and len(recipe.models) == 1:
         raise RecipeError(
             f"backbones averages several networks, but model names {recipe.model} alone; list them: a,b,c"

@@ -35,7 +35,7 @@ from finetune.runs.places import (
     refuse_if_taken,
     refuse_without_a_plan,
 )
-from finetune.value import FrozenModel
+from finetune.value import FrozenModel, is_none
 from finetune.work import Work
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ class Averaged(FrozenModel):
     """Run folders of the members, relative to that of the ensemble."""
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """Divisor of the logarithms of the mean probabilities before the softmax."""
+    thresholds: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...] | None, Field(exclude_if=is_none)] = None
+    """Probability from which each label of a set is given; left out where each image has one label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,11 +227,13 @@ class RunFolder:
         if not (self.path / "ensemble.json").exists():
             return _read_trained(self)
         members = tuple(map(_read_trained, self.members))
+        averaged = Averaged.load(self.path / "ensemble.json")
         return Ensemble(
             members=members,
             plan=members[0].plan,
             class_names=members[0].class_names,
-            temperature=Averaged.load(self.path / "ensemble.json").temperature,
+            temperature=averaged.temperature,
+            thresholds=averaged.thresholds,
             validation=_validation_of(self),
         )
 
@@ -294,7 +298,8 @@ def _write_ensemble(
         )
         _write_run(folder, member, alone, splits, ())
     names = [f"members/{number}" for number in range(1, len(model.members) + 1)]
-    Averaged(members=names, temperature=model.temperature).save(path / "ensemble.json")
+    averaged = Averaged(members=names, temperature=model.temperature, thresholds=model.thresholds)
+    averaged.save(path / "ensemble.json")
 
 
 def _read_trained(folder: RunFolder) -> TrainedModel:

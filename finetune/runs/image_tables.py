@@ -9,12 +9,15 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from finetune.data import ImageSplits, groups_of, labels_of, paths_of
+from finetune.data.label_sets import class_texts, divided, joined
 from finetune.decide.plan import Plan
 from finetune.errors import RunFolderError
 from finetune.files import replacing
 from finetune.names import as_cell, quoted
+from finetune.predict.links import log_losses
 from finetune.predict.metrics import Metrics, score
 from finetune.predict.model import HeldOut, Predictor
+from finetune.predict.set_metrics import give_labels
 from finetune.runs.places import resume_command
 from finetune.training import plan_phases
 
@@ -73,7 +76,7 @@ def list_splits(plan: Plan, splits: ImageSplits) -> pd.DataFrame:
             pd.DataFrame(
                 {
                     "path": places_of(table),
-                    "label": [splits.class_names[label] for label in labels_of(table)],
+                    "label": class_texts(labels_of(table), splits.class_names),
                     "split": name,
                     "held_out_by": [held_out_by.get(number, "") for number in numbers] or "",
                     **grouped,
@@ -90,6 +93,9 @@ def list_predictions(model: Predictor, splits: ImageSplits) -> pd.DataFrame:
     Columns: path, split (`validation` or `test`, as in metrics.json), label, predicted, fold (of a cross-validation),
     probability (of the predicted class), label_probability (of the right class), then `p_<class>` for each class, or,
     with more than `MOST_CLASSES`, label_1, probability_1, ... of the `TOP` most probable ones.
+
+    Of sets of labels, label and predicted are all names with a delimiter between them, probability and
+    label_probability are those of the whole sets (products over the classes), and every class has its column.
 
     Args:
         model: the final model of a run, with its predictions.
@@ -112,10 +118,10 @@ def list_predictions(model: Predictor, splits: ImageSplits) -> pd.DataFrame:
     if model.held_out is not None:
         own = [places[index] for index in indices]
         folds = [fold_of.get(int(index)) for index in indices]
-        parts.append(rows_of("validation", own, folds, model.held_out, model.class_names))
+        parts.append(rows_of("validation", own, folds, model.held_out, model))
     if model.tested is not None and splits.test is not None:
         own = places_of(splits.test)
-        parts.append(rows_of("test", own, [None] * len(own), model.tested, model.class_names))
+        parts.append(rows_of("test", own, [None] * len(own), model.tested, model))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -150,16 +156,20 @@ def read_predictions(folder: Path) -> pd.DataFrame:
     )
 
 
-def metrics_of(predictions: pd.DataFrame, split: str, class_names: list[str]) -> Metrics:
+def metrics_of(
+    predictions: pd.DataFrame, split: str, class_names: list[str], thresholds: Sequence[float] | None = None
+) -> Metrics:
     """Return the metrics of the predictions of one split, equal to those in metrics.json.
 
     Args:
         predictions: predictions of a run.
         split: `validation` or `test`.
         class_names: names of all classes, in their order.
+        thresholds: probability from which each label of a set is given; None: each image has one label.
     """
     rows = predictions[predictions["split"] == split]
-    return score(probabilities_of(rows, class_names), indices_of(rows["label"], class_names), class_names)
+    given = indices_of(rows["label"], class_names) if thresholds is None else divided(rows["label"], class_names)
+    return score(probabilities_of(rows, class_names), given, class_names, thresholds)
 
 
 def probabilities_of(predictions: pd.DataFrame, class_names: Sequence[str]) -> NDArray[np.float64]:
@@ -182,7 +192,7 @@ def indices_of(names: "pd.Series[str]", class_names: Sequence[str]) -> NDArray[n
 
 
 def rows_of(
-    split: str, places: list[str], folds: list[int | None], predicted: HeldOut, class_names: tuple[str, ...]
+    split: str, places: list[str], folds: list[int | None], predicted: HeldOut, model: Predictor
 ) -> pd.DataFrame:
     """Return the predictions of one split as `list_predictions` lists them.
 
@@ -191,14 +201,29 @@ def rows_of(
         places: path of each image.
         folds: fold of a cross-validation that held out each image, or None.
         predicted: probabilities and labels of the images.
-        class_names: names of the classes.
+        model: model that predicted them.
 
     Raises:
         ValueError: the numbers of images differ.
     """
-    probabilities, labels = predicted.probabilities, predicted.labels
+    class_names, probabilities, labels = model.class_names, predicted.probabilities, predicted.labels
     if len(places) != len(labels):
         raise ValueError(f"{len(labels)} predictions for {len(places)} images of the {split} split")
+    if model.thresholds is not None:
+        given = give_labels(probabilities, model.thresholds).astype(np.int64)
+        frame = pd.DataFrame(
+            {
+                "path": places,
+                "split": split,
+                "label": joined(labels, class_names),
+                "predicted": joined(given, class_names),
+                "fold": pd.array(folds, dtype="Int64"),
+                "probability": np.exp(-log_losses(probabilities, given)),
+                "label_probability": np.exp(-log_losses(probabilities, labels)),
+            }
+        )
+        each = pd.DataFrame(probabilities, columns=[f"p_{name}" for name in class_names])
+        return pd.concat([frame, each], axis=1)
     names = np.asarray(class_names, dtype=object)
     best = probabilities.argmax(axis=1)
     rows = np.arange(len(labels))

@@ -55,7 +55,7 @@ def predict_labelled(
             does not know.
     """
     model = folder.read_model()
-    splits = load_scored_images(data, model.class_names, model.plan.columns, model.reading)
+    splits = load_scored_images(data, model.class_names, model.plan.columns, model.reading, model.plan.has_sets)
     changes = "" if accept_changes is None else check_evaluated(folder, splits, data, accept_changes)
     try:
         probabilities = model.probabilities(splits.test, progress)
@@ -106,4 +106,4 @@ def _table(found: Labelled) -> pd.DataFrame:
     """Return the predictions of a run as a table."""
     places = places_of(found.splits.test)
     predicted = HeldOut(labels=found.labels, probabilities=found.probabilities)
-    return rows_of("test", places, [None] * len(places), predicted, found.model.class_names)
+    return rows_of("test", places, [None] * len(places), predicted, found.model)

@@ -46,7 +46,12 @@ def write_network(model: TrainedModel, folder: Path) -> None:
         save_for_hf(
             network,
             str(partial),
-            model_config={"label_names": list(model.class_names), "temperature": model.temperature, **reading},
+            model_config={
+                "label_names": list(model.class_names),
+                "temperature": model.temperature,
+                **reading,
+                **({} if model.thresholds is None else {"thresholds": list(model.thresholds)}),
+            },
             model_args=size_arguments(model.plan.model, side) or None,
             safe_serialization=True,
             data_config={
@@ -105,11 +110,16 @@ def read_network(folder: Path, plan: Plan) -> TrainedModel:
         ) from None
     network = network.to(best_device()).eval()
     to_layout(network, plan.forward.layout)
+    if plan.has_sets != (config.thresholds is not None):
+        raise RunFolderError(
+            f"{folder / CONFIG} and plan.json do not agree whether an image has one label: the metric is {plan.metric}"
+        )
     return TrainedModel(
         network=network,
         plan=plan,
         class_names=config.label_names,
         temperature=config.temperature,
+        thresholds=config.thresholds,
     )
 
 
@@ -121,6 +131,8 @@ class StoredConfig:
     """Names of the classes."""
     temperature: float
     """Divisor of the scores before the softmax."""
+    thresholds: tuple[float, ...] | None = None
+    """Probability from which each label is given; None: each image has one label."""
 
     @classmethod
     def read(cls, path: Path) -> "StoredConfig":
@@ -141,7 +153,23 @@ class StoredConfig:
             raise RunFolderError(f"{path}: label_names has a class twice")
         if not isinstance(temperature, (int, float)) or temperature is True or not 0 < temperature < math.inf:
             raise RunFolderError(f"{path}: temperature must be a positive number, but is {temperature!r:.100}")
-        return cls(label_names=tuple(names), temperature=float(temperature))
+        thresholds = config.get("thresholds")
+        if thresholds is not None and not _are_shares(thresholds, len(names)):
+            raise RunFolderError(
+                f"{path}: thresholds must be a number from 0 to 1 for each class, but are {thresholds!r:.100}"
+            )
+        return cls(
+            label_names=tuple(names),
+            temperature=float(temperature),
+            thresholds=None if thresholds is None else tuple(map(float, thresholds)),
+        )
+
+
+def _are_shares(values: object, count: int) -> bool:
+    """Return whether a value is a list of `count` numbers from 0 to 1."""
+    if not isinstance(values, list) or len(values) != count:
+        return False
+    return all(isinstance(value, (int, float)) and value is not True and 0.0 <= value <= 1.0 for value in values)
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:

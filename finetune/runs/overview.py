@@ -11,7 +11,7 @@ from finetune.decide.evidence import Evidence
 from finetune.decide.plan import Plan
 from finetune.decide.plan_reasons import explain_groups
 from finetune.progress import duration
-from finetune.recipe import Strategy
+from finetune.recipe import Metric, Strategy
 from finetune.runs.folder import RunMetrics
 from finetune.runs.layout import print_entry
 from finetune.runs.sentences import (
@@ -35,6 +35,13 @@ TRAINED: dict[Strategy, str] = {
     "scratch": "every layer, from random weights",
 }
 """Parts of the network that each strategy trains, in words."""
+
+
+EXPECTED: dict[Metric, str] = {
+    "top1": "of new images right",
+    "mean_average_precision": "mean average precision on new images",
+}
+"""Accuracies that are expected of candidates, in words."""
 
 
 def print_images(console: Console, splits: ImageSplits, is_first: bool) -> None:
@@ -61,7 +68,8 @@ def print_evidence(console: Console, evidence: Evidence) -> None:
     print_entry(
         console,
         "Measured",
-        f"linear probe {describe_probe(evidence)} right; domain similarity {describe_similarity(evidence)}; "
+        f"linear probe {describe_probe(evidence)} {'mean average precision' if evidence.has_sets else 'right'}; "
+        f"domain similarity {describe_similarity(evidence)}; "
         f"{evidence.images_per_class:.0f} images per class",
     )
     if evidence.groups is not None:
@@ -86,8 +94,8 @@ def print_choice(console: Console, choice: Choice, model: str) -> None:
     print_entry(
         console,
         "Expected",
-        f"{100 * chosen.expected_top1:.1f} % of new images right (90 % interval: {low:.1f} to {high:.1f}), after "
-        f"{duration(chosen.expected_seconds)} of training",
+        f"{100 * chosen.expected_top1:.1f} % {EXPECTED[choice.expected_metric]} "
+        f"(90 % interval: {low:.1f} to {high:.1f}), after {duration(chosen.expected_seconds)} of training",
     )
 
 

@@ -377,11 +377,7 @@ def _adopt(plan: Plan, source: RunFolder, folder: RunFolder) -> PlannedRun:
         recipe, evidence, choice = saved.recipe, saved.evidence, saved.choice
     except FinetuneError:
         recipe = load_recipe(
-            data=plan.data,
-            model=plan.model,
-            strategy=plan.strategy,
-            seed=plan.seed,
-            groups=plan.groups,
+            **plan.model_dump(include={"data", "columns", "groups", "model", "strategy", "seed"}),
             image=plan.preprocessing.reading.model_dump(),
         )
         if plan.weights not in {"pretrained", "random"}:

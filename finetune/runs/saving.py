@@ -135,7 +135,8 @@ def _scored(members: Sequence[TrainedModel], splits: ImageSplits, report: Report
 
     def tested(model: Model, part: NDArray[np.float64]) -> Model:
         """Return a model with its probabilities of the test images, (n_test_images, n_classes), and their metrics."""
-        return replace(model, test=score(part, labels, names), tested=HeldOut(labels=labels, probabilities=part))
+        metrics = score(part, labels, names, model.thresholds)
+        return replace(model, test=metrics, tested=HeldOut(labels=labels, probabilities=part))
 
     members = [tested(member, part) for member, part in zip(members, parts, strict=True)]
     model = average(members)

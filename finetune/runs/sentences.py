@@ -99,18 +99,28 @@ def describe_evaluation(plan: Plan, splits: ImageSplits) -> str:
 
 
 def describe_top1(metrics: Metrics, images: str) -> str:
-    """Return the accuracy with its interval.
+    """Return the accuracy with its interval, or the mean average precision of sets of labels.
 
     Args:
         metrics: metrics on some images.
         images: name of one of these images, such as "test image".
     """
-    low, high = (f"{100 * end:.1f}" for end in metrics.top1_interval)
+    low, high = (f"{100 * end:.1f}" for end in metrics.main_interval)
+    if metrics.sets is not None:
+        count = counted(metrics.num_images, images)
+        return f"mean average precision {100 * metrics.main:.1f} % of {count} (95 % interval: {low} to {high})"
     return f"{100 * metrics.top1:.1f} % of {counted(metrics.num_images, images)} right (95 % interval: {low} to {high})"
 
 
 def describe_metrics(metrics: Metrics) -> str:
     """Return the accuracy with its interval, and the other metrics."""
+    sets = metrics.sets
+    if sets is not None:
+        return (
+            f"{describe_top1(metrics, 'image')}; F1 {100 * sets.micro_f1:.1f} % over all labels and "
+            f"{100 * sets.macro_f1:.1f} % over the classes, {100 * sets.exact_match:.1f} % of images without an error; "
+            f"log-loss {metrics.log_loss:.3f}, calibration error {metrics.calibration_error:.3f}"
+        )
     return (
         f"{describe_top1(metrics, 'image')}; balanced accuracy {100 * metrics.balanced_accuracy:.1f} %, log-loss "
         f"{metrics.log_loss:.3f}, calibration error {metrics.calibration_error:.3f}"
@@ -119,6 +129,8 @@ def describe_metrics(metrics: Metrics) -> str:
 
 def describe_hardest_class(metrics: Metrics) -> str:
     """Return the class with the lowest recall on the test images; "" if all images are classified correctly."""
+    if metrics.sets is not None:
+        return _describe_hardest_label(metrics)
     worst = min((row for row in metrics.per_class if row.num_images), key=lambda row: row.recall)
     if worst.recall == 1.0:
         return ""
@@ -126,12 +138,23 @@ def describe_hardest_class(metrics: Metrics) -> str:
     return f"hardest class: {escape(worst.name)}, {100 * worst.recall:.0f} % of {images} right"
 
 
+def _describe_hardest_label(metrics: Metrics) -> str:
+    """Return the label with the lowest average precision; "" if no image has a label."""
+    found = [] if metrics.sets is None else metrics.sets.per_class
+    ranked = [(row.average_precision, row.name) for row in found if row.average_precision is not None]
+    if not ranked:
+        return ""
+    precision, name = min(ranked)
+    return f"hardest class: {escape(name)}, average precision {100 * precision:.0f} %"
+
+
 def describe_members(members: Sequence[Predictor]) -> Iterator[str]:
     """Yield a line with the accuracies of each member of an ensemble."""
     for number, member in enumerate(members, start=1):
         splits = [("validation", member.validation), ("test", member.test)]
-        figures = [f"{name} {100 * found.top1:.1f} %" for name, found in splits if found is not None]
-        yield f"member {number} ({member.plan.strategy}) alone: {', '.join(figures)} right"
+        figures = [f"{name} {100 * found.main:.1f} %" for name, found in splits if found is not None]
+        what = "mean average precision" if member.plan.has_sets else "right"
+        yield f"member {number} ({member.plan.strategy}) alone: {', '.join(figures)} {what}"
 
 
 def describe_seconds(seconds: Seconds) -> str:
@@ -164,7 +187,7 @@ def summarise(metrics: RunMetrics) -> dict[str, object]:
 
 def plain(metrics: Metrics) -> dict[str, object]:
     """Return metrics as plain values, without the classes."""
-    return metrics.model_dump(mode="json", by_alias=True, exclude={"per_class"})
+    return metrics.model_dump(mode="json", by_alias=True, exclude={"per_class": True, "sets": {"per_class"}})
 
 
 def rows_of_candidates(choice: Choice) -> list[TableRow]:
@@ -208,7 +231,7 @@ def rows_of_options(options: Sequence[Option]) -> list[TableRow]:
         TableRow(
             (
                 ("→ " if option.recommended else "  ") + option.name,
-                f"{100 * option.top1:.1f} %",
+                f"{100 * option.main:.1f} %",
                 f"{option.log_loss:.3f}",
                 f"{option.calibration_error:.3f}",
                 duration(option.train_seconds),

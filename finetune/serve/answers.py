@@ -1,12 +1,15 @@
 """Define what the server answers: labels with probabilities, and reasons."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from finetune.predict.rows import DIGITS
-from finetune.value import FrozenModel
+from finetune.predict.set_metrics import give_labels
+from finetune.value import FrozenModel, is_none
 
 MOST_NAMED = 5
 """Largest number of classes that are named for an image."""
@@ -32,6 +35,8 @@ class LabelledImage(FrozenModel):
     """Probability of this class, from 0 to 1, with 4 significant digits, as in the output of `finetune predict`."""
     top: tuple[ClassProbability, ...]
     """The five most probable classes, or all of them if there are fewer; the most probable one is the first."""
+    labels: Annotated[tuple[ClassProbability, ...] | None, Field(exclude_if=is_none)] = None
+    """All labels of the image, the most probable one first; left out by models that give each image one label."""
 
 
 class FailedImage(FrozenModel):
@@ -72,12 +77,29 @@ class Health(FrozenModel):
     """Version of finetune."""
 
 
-def label(name: str, class_names: Sequence[str], probabilities: NDArray[np.float64]) -> LabelledImage:
-    """Return the answer for an image from its probabilities (n_classes,)."""
-    best = np.argsort(-probabilities)[:MOST_NAMED]
+def label(
+    name: str,
+    class_names: Sequence[str],
+    probabilities: NDArray[np.float64],
+    thresholds: Sequence[float] | None = None,
+) -> LabelledImage:
+    """Return the answer for an image.
+
+    Args:
+        name: name of the file.
+        class_names: names of the classes.
+        probabilities: probability of each class, (n_classes,).
+        thresholds: probability from which each label of a set is given; None: each image has one label.
+    """
+    order = np.argsort(-probabilities)
     # The digits of the CSV that `finetune predict` prints.
-    top = tuple(
+    ranked = tuple(
         ClassProbability(label=class_names[place], probability=float(f"{probabilities[place]:{DIGITS}}"))
-        for place in best
+        for place in order
     )
-    return LabelledImage(name=name, label=top[0].label, probability=top[0].probability, top=top)
+    labels = None
+    if thresholds is not None:
+        given = give_labels(probabilities, thresholds)[order]
+        labels = tuple(each for each, is_given in zip(ranked, given, strict=True) if is_given)
+    top = ranked[:MOST_NAMED]
+    return LabelledImage(name=name, label=top[0].label, probability=top[0].probability, top=top, labels=labels)

@@ -45,7 +45,7 @@ def create_app(model: ServedModel[Any], batcher: Batcher[Any], name: str) -> Fas
     app.add_exception_handler(RequestValidationError, _without_images)
     # Decoding takes memory and a core for each image; the number of threads bounds both.
     decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decoding")
-    page, policy = _page(name, model.class_names)
+    page, policy = _page(name, model)
 
     @app.get("/", include_in_schema=False)
     async def show_page() -> HTMLResponse:
@@ -71,7 +71,7 @@ def create_app(model: ServedModel[Any], batcher: Batcher[Any], name: str) -> Fas
                 found = await _predict(model, batcher, decoders, images)
         except Full:
             raise _too_many(len(images), batcher) from None
-        status, answer = _answer(images, model.class_names, found)
+        status, answer = _answer(images, model, found)
         return JSONResponse(answer.model_dump(mode="json"), status)
 
     return app
@@ -105,13 +105,17 @@ def _row(found: Any) -> Any:  # noqa: ANN401  (probabilities, or an exception)
     return found
 
 
-def _answer(images: Sequence[UploadFile], class_names: Sequence[str], found: Sequence[Any]) -> tuple[int, Answer]:
+def _answer(images: Sequence[UploadFile], model: ServedModel[Any], found: Sequence[Any]) -> tuple[int, Answer]:
     """Return the status and the answer of a request."""
     answers: list[LabelledImage | FailedImage] = []
     for number, (image, row) in enumerate(zip(images, found, strict=True), start=1):
         name = image.filename or f"image {number}"
         is_refused = isinstance(row, Refused)
-        answers.append(FailedImage(name=name, error=row.reason) if is_refused else label(name, class_names, row))
+        answers.append(
+            FailedImage(name=name, error=row.reason)
+            if is_refused
+            else label(name, model.class_names, row, model.thresholds)
+        )
     reasons = [row.status for row in found if isinstance(row, Refused)]
     return reasons[0] if len(reasons) == len(found) else 200, Answer(images=tuple(answers))
 
@@ -161,12 +165,14 @@ class BodyLimit:
         await self._app(scope, counted if scope["type"] == "http" else receive, send)
 
 
-def _page(name: str, class_names: Sequence[str]) -> tuple[str, str]:
+def _page(name: str, model: ServedModel[Any]) -> tuple[str, str]:
     """Return the page, and its policy: the browser runs its own script alone, and asks no other server."""
     templates = open_templates("finetune.serve")
     policy = (
         f"default-src 'none'; script-src '{templates.globals['script_hash']}'; style-src 'unsafe-inline'; "
         f"img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    page = templates.get_template("page.html").render(name=name, class_names=class_names, most_bytes=MOST_BYTES)
+    page = templates.get_template("page.html").render(
+        name=name, class_names=model.class_names, has_sets=model.thresholds is not None, most_bytes=MOST_BYTES
+    )
     return page, policy

@@ -28,6 +28,11 @@ class ServedModel(Protocol[Prepared]):
         """Names of the classes, in the order of the probabilities."""
         ...
 
+    @property
+    def thresholds(self) -> tuple[float, ...] | None:
+        """Probability from which each label is given; None: each image has one, the most probable class."""
+        ...
+
     def prepare(self, encoded: bytes) -> Prepared:
         """Return a decoded image, ready to predict; several threads may call this.
 

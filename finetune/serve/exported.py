@@ -28,6 +28,11 @@ class ServedFile:
         """Names of the classes, in the order of the probabilities."""
         return self._model.class_names
 
+    @property
+    def thresholds(self) -> tuple[float, ...] | None:
+        """Probability from which each label is given; None: each image has one label."""
+        return self._model.thresholds
+
     def prepare(self, encoded: bytes) -> NDArray[np.uint8]:
         """Return a decoded image (height, width, 3)."""
         return np.array(read_image(encoded, self._model.shorter_side, self._model.reading))

@@ -38,6 +38,11 @@ class ServedNetworks:
         """Names of the classes, in the order of the probabilities."""
         return self._model.class_names
 
+    @property
+    def thresholds(self) -> tuple[float, ...] | None:
+        """Probability from which each label is given; None: each image has one label."""
+        return self._model.thresholds
+
     def prepare(self, encoded: bytes) -> Views:
         """Return an image, decoded and resized for each network."""
         reading = self._model.reading  # the same for all networks of an ensemble
@@ -77,4 +82,4 @@ def _probabilities(
         return np.concatenate([part.float().numpy() for part in parts])
 
     views = (False, True) if member.plan.test_time_flips else (False,)
-    return member.calibrated(over_views([scores(mirrored) for mirrored in views]))
+    return member.calibrated(over_views([scores(mirrored) for mirrored in views], member.link))

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.data.label_sets import has_sets
 from finetune.history import Row
-from finetune.predict.metrics import log_losses, softmax
+from finetune.predict.links import ONE_CLASS, link_for, log_losses, share_right, to_probabilities
 from finetune.predict.model import fit_temperature
+from finetune.predict.set_metrics import drawn_precisions, mean_average_precision
 from finetune.recipe import Metric
 
 STANDARD_ERRORS = (2.0, 1.0)
@@ -23,7 +25,7 @@ class HeldOutPredictions:
     indices: NDArray[np.intp]
     """Ascending indices of the held-out images, among the training images followed by the validation images."""
     labels: NDArray[np.int64]
-    """Classes of the held-out images, (n_members,)."""
+    """Classes of the held-out images, (n_members,), or sets of labels, (n_members, num_classes)."""
     logits: NDArray[np.float32]
     """Logits of the trained network, (n_members, num_classes)."""
     probe: NDArray[np.float32] | None = None
@@ -49,7 +51,7 @@ class Evaluation:
 
         Args:
             logits_of: returns the network's logits (n, num_classes) of the images with these indices (n,).
-            labels: classes of all images, (n_images,).
+            labels: classes of all images, (n_images,), or sets of labels, (n_images, num_classes).
             held_out: indices of the images that the training does not see, (n_held_out,).
             seen: indices of a sample of the training images, (n_seen,).
         """
@@ -79,7 +81,7 @@ class Evaluation:
     def _evaluate_on(self, indices: NDArray[np.intp]) -> tuple[NDArray[np.float64], float]:
         """Return the log-loss of each image, (n,), and the top-1 accuracy."""
         logits, labels = self._logits_of(indices), self._labels[indices]
-        return log_losses(softmax(logits), labels), float((logits.argmax(axis=1) == labels).mean())
+        return log_losses(to_probabilities(link_for(labels), logits), labels), share_right(logits, labels)
 
 
 def is_worse(
@@ -92,11 +94,13 @@ def is_worse(
     Args:
         trained: logits (n, num_classes) after the training.
         before: logits (n, num_classes) of the linear probe that it started from.
-        labels: classes (n,).
+        labels: classes (n,), or sets of labels (n, num_classes).
         metric: metric of the plan; balanced_accuracy gives every class the same weight.
     """
     if len(labels) < 2:
         return False
+    if has_sets(labels):
+        return _are_sets_worse(trained, before, labels)
     weights = np.full(len(labels), 1.0 / len(labels))
     # Balanced: with K classes, an image of class k weighs 1 / (n_k * K), so that every class weighs 1 / K.
     if metric == "balanced_accuracy":
@@ -104,7 +108,7 @@ def is_worse(
         weights = 1.0 / (counts[np.searchsorted(classes, labels)] * len(classes))
     # Both are compared at their own temperature (Guo et al. 2017), so that overconfidence alone does not count.
     scaled = [logits / fit_temperature(logits, labels) for logits in (trained, before)]
-    losses = [log_losses(softmax(logits), labels) for logits in scaled]
+    losses = [log_losses(to_probabilities(ONE_CLASS, logits), labels) for logits in scaled]
     errors = [(logits.argmax(axis=1) != labels).astype(np.float64) for logits in scaled]
     for (after, first), limit in zip((losses, errors), STANDARD_ERRORS, strict=True):
         # Paired, because the images are the same. With d_i the difference on image i, and weights v_i that add up to 1:
@@ -114,3 +118,17 @@ def is_worse(
         if mean <= limit * float(np.sqrt((weights**2 * (more - mean) ** 2).sum())):
             return False
     return True
+
+
+def _are_sets_worse(trained: NDArray[np.float32], before: NDArray[np.float32], labels: NDArray[np.int64]) -> bool:
+    """Return whether a training of sets of labels ended worse, by log-loss and by mean average precision.
+
+    The error of the difference of the latter is that over bootstrap samples, the same for both.
+    """
+    scaled = [logits / fit_temperature(logits, labels) for logits in (trained, before)]
+    after, first = (log_losses(to_probabilities(link_for(labels), logits), labels) for logits in scaled)
+    more = after - first
+    lost = mean_average_precision(before, labels) - mean_average_precision(trained, labels)
+    drawn = drawn_precisions(before, labels) - drawn_precisions(trained, labels)
+    differences = ((float(more.mean()), float(more.std() / np.sqrt(len(more)))), (lost, float(drawn.std())))
+    return all(mean > limit * error for (mean, error), limit in zip(differences, STANDARD_ERRORS, strict=True))

@@ -4,6 +4,8 @@ The loss of a batch of B images, with class weights w (1 on average over the tra
 
     L = 1/B * sum_i w[y_i] * CE(f(x_i), y_i)
 
+or, for sets of labels, that of binary cross-entropies, in which images with a label are weighted (`predict/links.py`).
+
 Every part of a batch divides its sum by B, not by its own size. The gradients of the parts then add up to those of the
 whole batch, whatever their number.
 """
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from finetune.decide.plan import Plan
 from finetune.device import autocast
 from finetune.network.cpu import FoldedNorms, ThreadTeam, quick_gradients
+from finetune.predict.links import link_of
 from finetune.training.task import Batches, Part, Task, split_logits
 
 
@@ -111,10 +114,10 @@ class BatchGradients:
         for indices, share in ((part.indices, own), (part.others, 1.0 - own)):
             if share > 0.0:
                 labels = task.labels[indices].to(device, non_blocking=True)
-                losses = nn.functional.cross_entropy(
-                    logits, labels, reduction="none", label_smoothing=plan.label_smoothing
+                losses, importance = link_of(plan.metric).train_losses(
+                    logits, labels, task.class_weights, plan.label_smoothing
                 )
-                weights = share * task.class_weights[labels] / plan.batch_size
+                weights = share * importance / plan.batch_size
                 loss = loss + (losses * weights).sum()
                 # Co-tuning (You et al. 2020) adds a second loss: c/B * sum_i w[y_i] * CE(g(x_i), R[y_i]), with g the
                 # pretrained classifier's logits, R[y] the source classes' distribution for class y, c plan.co_tuning.

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from finetune.network.head import find_head
 from finetune.predict.linear_probe import LinearHead, fit_large_head
-from finetune.predict.metrics import softmax
+from finetune.predict.links import softmax
+from finetune.predict.set_probe import positive_weights
 from finetune.training.material import Material
 from finetune.training.phases import Phase
 
@@ -44,7 +45,8 @@ def current_head(material: Material) -> LinearHead:
 
 
 def subtract_log_frequencies(material: Material, phase: Phase) -> None:
-    """Subtract the log class frequencies from the head's bias for prediction, if the plan adjusts logits."""
+    """Subtract the log class frequencies from the head's bias for prediction, if the plan adjusts logits; of sets of
+    labels, the log weights of images with a label."""
     _shift_bias(material, phase, -1.0)
 
 
@@ -59,7 +61,12 @@ def log_frequencies(material: Material, phase: Phase) -> NDArray[np.float32]:
     It is 0 unless the plan adjusts logits.
 
     Post-hoc logit adjustment (Menon et al. 2021) with tau = 1: logits - log p(class).
+
+    Of sets of labels, it is the logarithm of the weight of images with each label: a weight w raises the log odds by
+    log w (King & Zeng 2001).
     """
+    if material.plan.has_sets and material.plan.imbalance == "class_weights":
+        return np.log(positive_weights(material.labels[phase.indices]))
     if material.plan.imbalance != "logit_adjustment":
         return np.zeros(material.num_classes, dtype=np.float32)
     counts = np.bincount(material.labels[phase.indices], minlength=material.num_classes)
@@ -71,11 +78,15 @@ def log_frequencies(material: Material, phase: Phase) -> NDArray[np.float32]:
 def class_weights(material: Material, phase: Phase) -> Tensor:
     """Return the weight (num_classes,) of each class in the loss; its mean over the training images is 1.
 
+    Of sets of labels, it is the weight of the images with each label (`positive_weights`).
+
     If the plan has class weights, a class of n_k of the n images has the weight n / (K * n_k), where K is the number of
     classes with images; a class without images has the weight 0. Otherwise all weights are 1.
     """
     if material.plan.imbalance != "class_weights":
         return torch.ones(material.num_classes)
+    if material.plan.has_sets:
+        return torch.from_numpy(positive_weights(material.labels[phase.indices]))
     counts = np.bincount(material.labels[phase.indices], minlength=material.num_classes).astype(np.float32)
     weights = np.where(counts > 0, counts.sum() / np.maximum(counts, 1) / (counts > 0).sum(), 0.0)
     return torch.from_numpy(weights.astype(np.float32))
@@ -103,7 +114,6 @@ def source_relation(material: Material, phase: Phase, device: torch.device) -> T
 
 def _shift_bias(material: Material, phase: Phase, sign: float) -> None:
     """Add `sign` times the log class frequencies to the head's bias, in place."""
-    if material.plan.imbalance != "logit_adjustment":
-        return
-    values = torch.from_numpy(log_frequencies(material, phase))
-    find_head(material.network).subtract_from_bias(values, factor=-sign)
+    values = log_frequencies(material, phase)
+    if values.any():
+        find_head(material.network).subtract_from_bias(torch.from_numpy(values), factor=-sign)

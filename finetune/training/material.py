@@ -45,7 +45,8 @@ class Material:
     weights_digest: str
     """Digest of the weights below the head, for the keys of cached features and activations."""
     labels: NDArray[np.int64]
-    """Class numbers of the training images followed by the validation images, (n_images,)."""
+    """Class numbers of the training images followed by the validation images, (n_images,), or their sets of labels,
+    (n_images, num_classes)."""
     stream: ImageStream | None
     """Stream that batches are read from, if the images are a sample of a stream; else None."""
     pixels: Pixels
@@ -101,7 +102,7 @@ def prepare(
 
     Raises:
         ModelError: the weights cannot be found, or the plan's stages are not those of the network.
-        DataError: the plan needs a validation split, and there is none.
+        DataError: the plan needs a validation split, and there is none, or it is for labels of another kind.
     """
     begun = time.perf_counter()
     # Cached views also serve trainings with other seeds, which see them in another order.

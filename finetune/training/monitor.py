@@ -13,6 +13,7 @@ from finetune.decide.plan import Plan
 from finetune.errors import DivergenceError
 from finetune.history import Row
 from finetune.network.finiteness import first_not_finite
+from finetune.predict.links import Link, link_of
 from finetune.processes import of_all_processes
 from finetune.training.loop_state import LoopState
 from finetune.training.pace import Pace
@@ -128,13 +129,15 @@ class Monitor:
         parts = self._plan.accumulation
         is_whole = next(task.module.parameters()).device == task.class_weights.device  # and not sharded elsewhere
         # In micro-batches: the whole batch may not fit into memory at once.
+        link = link_of(self._plan.metric)
         for part, part_indices in zip(inputs.chunk(parts), indices.chunk(parts), strict=True):
             if is_whole and not layer:
-                layer = first_not_finite(task.module, partial(_plain_loss, task, part, part_indices))
+                layer = first_not_finite(task.module, partial(_plain_loss, task, link, part, part_indices))
         # Another process may be the only one with the images on which a layer is not finite.
         return next(filter(None, of_all_processes(layer)), "")
 
 
-def _plain_loss(task: Task, inputs: Tensor, indices: Tensor) -> Tensor:
+def _plain_loss(task: Task, link: Link, inputs: Tensor, indices: Tensor) -> Tensor:
     logits, _ = split_logits(task.module(task.prepare(inputs)).float(), task)
-    return nn.functional.cross_entropy(logits, task.labels[indices].to(logits.device))
+    losses, _ = link.train_losses(logits, task.labels[indices].to(logits.device), task.class_weights, 0.0)
+    return losses.mean()

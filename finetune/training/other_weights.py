@@ -9,10 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from finetune.data.label_sets import has_sets
 from finetune.decide.plan import Plan
 from finetune.network.co_tuning import without_source
-from finetune.predict.metrics import score, softmax
+from finetune.predict.links import link_for, to_probabilities
+from finetune.predict.metrics import score
 from finetune.predict.model import HeldOut, TrainedModel, fit_temperature, scores_of
+from finetune.predict.set_metrics import find_thresholds
 from finetune.processes import divide_rows
 from finetune.training.evaluation import HeldOutPredictions
 from finetune.training.head import start_head, subtract_log_frequencies
@@ -27,19 +30,21 @@ def make_model(state: TrainingState, scores: NDArray[np.float32], labels: NDArra
     Args:
         state: state of the training.
         scores: logits of the held-out images (n, num_classes), which evaluate the model.
-        labels: classes of the held-out images (n,).
+        labels: classes of the held-out images (n,), or sets of labels (n, num_classes).
     """
     material = state.material
     # One temperature, fitted to all held-out images (Guo et al. 2017).
     temperature = fit_temperature(scores, labels)
-    held_out = HeldOut(labels=labels, probabilities=softmax(scores / temperature))
+    held_out = HeldOut(labels=labels, probabilities=to_probabilities(link_for(labels), scores / temperature))
+    thresholds = find_thresholds(held_out.probabilities, labels) if has_sets(labels) else None
     return TrainedModel(
         network=without_source(material.network).eval(),
         plan=material.plan,
         class_names=material.class_names,
         temperature=temperature,
+        thresholds=thresholds,
         history=state.history,
-        validation=score(held_out.probabilities, labels, list(material.class_names)),
+        validation=score(held_out.probabilities, labels, list(material.class_names), thresholds),
         held_out=held_out,
         work=state.work,
         seconds=state.seconds,

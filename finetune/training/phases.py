@@ -38,8 +38,9 @@ def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
     The last phase trains the final model.
 
     Raises:
-        DataError: the plan evaluates on a validation split, and there is none.
+        DataError: the plan evaluates on a validation split, and there is none, or it is for labels of another kind.
     """
+    _refuse_other_labels(plan, splits)
     labels = labels_of(splits.train)
     none = np.zeros(0, dtype=np.intp)
     given = splits.validation if plan.validation == "given" else None
@@ -72,6 +73,19 @@ def plan_phases(plan: Plan, splits: ImageSplits) -> list[Phase]:
         for number, (stay, held) in enumerate(stratified_folds(labels, plan.folds, plan.seed, together), start=1)
     ]
     return [folds[plan.fold - 1]] if plan.fold else [*folds, refit(None)]
+
+
+def _refuse_other_labels(plan: Plan, splits: ImageSplits) -> None:
+    """Refuse a plan for one label per image on sets of labels, and the other way round.
+
+    Raises:
+        DataError: plan and images do not fit together.
+    """
+    if plan.has_sets != splits.has_sets:
+        has = "any number of labels" if splits.has_sets else "one label"
+        raise DataError(
+            f"the images have {has} each, but the plan's metric is {plan.metric}; make a plan for these images"
+        )
 
 
 def evaluated_images(phase: Phase, seed: int) -> NDArray[np.intp]:

@@ -29,9 +29,10 @@ class Task:
     prepare: Callable[[Tensor], Tensor]
     """Function that returns the module's inputs, on its device, from the inputs of a batch."""
     labels: Tensor
-    """Class of each image, (n_images,), by the indices in the batches."""
+    """Class of each image, (n_images,), or set of labels, (n_images, num_classes), by the indices in the batches."""
     class_weights: Tensor
-    """Weight of each class in the loss, (num_classes,); the mean over the training images is 1."""
+    """Weight of each class in the loss, (num_classes,); the mean over the training images is 1. For sets of labels, the
+    weight of the images with each label."""
     relation: Tensor | None = None
     """Distribution over the source classes for each class, (num_classes, source_classes), if the network is co-tuned;
     the module's output then has the source logits after its own."""

@@ -11,9 +11,11 @@ from finetune.data import ImageSplits
 from finetune.decide.plan import Plan
 from finetune.errors import DivergenceError
 from finetune.predict.linear_probe import LinearHead
+from finetune.predict.metrics import accuracy_of
 from finetune.predict.model import TrainedModel
 from finetune.processes import from_main_process
 from finetune.progress import Progress, no_progress
+from finetune.recipe import Metric
 from finetune.training.accelerator import make_accelerator
 from finetune.training.checkpoints import Checkpoints
 from finetune.training.evaluation import HeldOutPredictions, is_worse
@@ -256,10 +258,13 @@ def _probe_model(state: TrainingState, found: HeldOutPredictions) -> TrainedMode
     if found.probe is None:
         raise ValueError("there is no linear probe to return")
     reset_to_probe(state.material, state.material.phases[-1])
-    # Top-1 accuracy in percent, of the training and of its linear probe.
+    # The accuracy in percent, of the training and of its linear probe.
     scores = (found.logits, found.probe)
-    trained, before = (100 * float((each.argmax(axis=1) == found.labels).mean()) for each in scores)
+    metric: Metric = "mean_average_precision" if state.plan.has_sets else "top1"
+    trained, before = (100 * accuracy_of(metric, each, found.labels) for each in scores)
     rejected = f"{trained:.1f} % of the held-out images are right after it, {before:.1f} % before it"
+    if state.plan.has_sets:
+        rejected = f"its mean average precision is {trained:.1f} % on held-out images, and was {before:.1f} % before"
     return replace(
         make_model(state, found.probe, found.labels),
         rejected=rejected,

@@ -11,7 +11,7 @@ from finetune.decide.evidence import Evidence
 from finetune.decide.plan import Plan, shortened
 from finetune.decide.workload import SCRATCH_FACTOR
 from finetune.errors import DivergenceError
-from finetune.predict.metrics import log_losses, softmax
+from finetune.predict.links import are_all_right, link_for, log_losses, to_probabilities
 from finetune.progress import Progress, named_progress
 from finetune.training import Checkpoints, TrainingState, begin, evaluate_at, history_so_far
 from finetune.tuning.findings import check_overfit, check_rates, check_start, rate_trial
@@ -53,16 +53,18 @@ class Checks:
         """Return step 1: compare the held-out loss before the first step with the expected one.
 
         The head starts from the linear probe, so the loss of the linear probe is expected. Random weights give all
-        classes the same probability; the expected loss is then ln(n_classes).
+        classes the same probability; the expected loss is then ln(n_classes), or n_classes ln(2) for sets of labels.
         """
         plan = self.plan_with_rate(None).changed(imbalance="none")
         _, found = evaluate_at(self._begin("start", plan, self.splits), 0.0)
-        losses = log_losses(softmax(found.logits), found.labels)
+        losses = log_losses(to_probabilities(link_for(found.labels), found.logits), found.labels)
         error = float(losses.std()) / math.sqrt(len(losses))
         self._end("start")
         if plan.strategy == "scratch":
-            expected = math.log(self.evidence.num_classes)
-            return check_start(float(losses.mean()), error, expected, f"ln {self.evidence.num_classes}")
+            count = self.evidence.num_classes
+            if self.evidence.has_sets:
+                return check_start(float(losses.mean()), error, count * math.log(2.0), f"{count} ln 2")
+            return check_start(float(losses.mean()), error, math.log(count), f"ln {count}")
         return check_start(float(losses.mean()), error, self.evidence.probe.log_loss, "the linear probe's")
 
     def overfit(self) -> Finding:
@@ -75,7 +77,7 @@ class Checks:
         state = self._begin("overfit", plan, splits)
         for share in SAMPLE_SHARES:
             state, found = evaluate_at(state, share)
-            right = found.logits.argmax(axis=1) == found.labels
+            right = are_all_right(found.logits, found.labels)
             if right.all():
                 break
         self._end("overfit")

@@ -18,7 +18,8 @@ from finetune.decide.planned_run import PlannedRun, budgeted
 from finetune.errors import DivergenceError, RunFolderError, TuningError
 from finetune.files import write_text
 from finetune.names import quoted
-from finetune.predict.metrics import log_loss, metric_value
+from finetune.predict.links import log_loss
+from finetune.predict.metrics import accuracy_of
 from finetune.predict.model import Predictor, fit_temperature
 from finetune.processes import num_processes
 from finetune.progress import named_progress
@@ -362,7 +363,7 @@ def _evaluate_at(state: TrainingState, share: float) -> tuple[TrainingState, flo
     """
     state, found = evaluate_at(state, share)
     loss = log_loss(found.logits / fit_temperature(found.logits, found.labels), found.labels)
-    return state, loss, metric_value(state.plan.metric, found.logits.argmax(axis=1), found.labels)
+    return state, loss, accuracy_of(state.plan.metric, found.logits, found.labels)
 
 
 def _refuse_divergence(trial_set: TrialSet) -> None:

@@ -196,19 +196,23 @@ def test_numbers_without_names_become_class_names(save):
 
 
 @pytest.mark.parametrize(
-    ("feature", "labels"),
+    ("feature", "labels", "sets"),
     [
-        (datasets.List(ANIMALS), [[0], [0, 1]]),
-        (datasets.List(Value("string")), [["x"], ["x", "y"]]),
-        (datasets.List(Value("int64")), [[0], [1]]),
-        (Value("string"), ["x", "x|y"]),
+        (datasets.List(ANIMALS), [[0], [0, 1]], [(ANIMALS.names[0],), tuple(sorted(ANIMALS.names[:2]))]),
+        (datasets.List(Value("string")), [["x"], ["y", "x"]], [("x",), ("x", "y")]),
+        (datasets.List(Value("int64")), [[0], []], [("0",), ()]),
     ],
-    ids=["class labels", "texts", "numbers", "joined"],
+    ids=["class labels", "texts", "numbers"],
 )
-def test_several_labels_an_image_are_refused(save, feature, labels):
-    name = save(make(labels, feature))
-    with pytest.raises(DataError, match=r"several labels per image.*multi-label data is not supported"):
+def test_lists_are_sets_of_labels(save, feature, labels, sets):
+    assert read(save(make(labels, feature))).sets == sets
+
+
+def test_labels_joined_in_one_text_are_refused_with_the_way_to_part_them(save):
+    name = save(make(["x", "x|y"], Value("string")))
+    with pytest.raises(DataError, match=r"several labels per image.*columns\.delimiter=\"\|\""):
         read(name)
+    assert read(name, delimiter="|").sets == [("x",), ("x", "y")]
 
 
 @pytest.mark.parametrize("label", [-1, None])

@@ -138,17 +138,56 @@ def test_a_group_that_straddles_given_splits_is_refused(write):
         read(path)
 
 
-@pytest.mark.parametrize("labels", [[["x"], ["y"]], [["x", "y"], ["x"]], [[0, 1], [1, 0]]])
-def test_lists_of_labels_are_refused(write, labels):
-    with pytest.raises(
-        DataError, match="column 'label' holds several labels per image; multi-label data is not supported"
-    ):
-        read(write("parquet", path=["1", "2"], label=labels))
+@pytest.mark.parametrize(
+    ("labels", "sets"),
+    [
+        ([["x"], ["y"]], [("x",), ("y",)]),
+        ([["x", "y"], []], [("x", "y"), ()]),
+        ([[0, 1], [1, 1]], [("0", "1"), ("1",)]),
+    ],
+)
+def test_lists_are_sets_of_labels(write, labels, sets):
+    table = read(write("parquet", path=["1", "2"], label=labels))
+    assert table.sets == sets
+    assert "each image has any number of labels (column 'label', lists)" in table.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "cells"),
+    [
+        (";", ["b; a", " a ;a", "", "b"]),
+        ("|", ["b|a", "a", " ", "b"]),
+        (",", ["b,a", "a", "", "b,"]),
+        ("json", ['["b", "a"]', '["a"]', "[]", ' ["b"]']),
+    ],
+)
+def test_a_delimiter_that_was_asked_for_parts_the_labels(write, delimiter, cells):
+    path = write(path=list("1234"), label=cells)
+    assert read(path, delimiter=delimiter).sets == [("a", "b"), ("a",), (), ("b",)]
+
+
+def test_columns_of_0_and_1_are_sets_of_labels(write):
+    path = write(path=list("123"), cat=["1", "0", "0"], dog=["1", "true", ""], age=["7", "8", "9"])
+    table = read(path, labels=["dog", "cat"])
+    assert table.sets == [("cat", "dog"), ("dog",), ()]
+    assert table.class_names == ["dog", "cat"]
+
+
+def test_a_column_of_other_values_is_no_label(write):
+    path = write(path=list("12"), cat=["1", "0"], age=["7", "8"])
+    with pytest.raises(DataError, match="column 'age': '7' is neither 0 nor 1"):
+        read(path, labels=["cat", "age"])
+
+
+def test_a_cell_that_is_no_json_list_is_refused(write):
+    path = write(path=list("12"), label=['["a"]', "a"])
+    with pytest.raises(DataError, match="holds no JSON list of labels in every cell"):
+        read(path, delimiter="json")
 
 
 @pytest.mark.parametrize("several", ["cat|dog", "cat;dog", "cat, dog", "dog | bird"])
 def test_labels_joined_in_one_text_are_refused(write, several):
-    with pytest.raises(DataError, match=r"several labels per image \('.*'\); multi-label data is not supported"):
+    with pytest.raises(DataError, match=r"several labels per image \('.*'\); to train on .*columns\.delimiter="):
         read(write(path=["1", "2", "3"], label=["cat", several, "dog"]))
 
 
@@ -158,7 +197,7 @@ def test_a_class_name_may_hold_a_comma(write):
 
 
 def test_an_image_with_two_labels_in_two_rows_is_refused(write):
-    with pytest.raises(DataError, match=r"1\.png is listed as 'x' and as 'y'; several labels per image"):
+    with pytest.raises(DataError, match=r"1\.png is listed as 'x' and as 'y'; list an image once"):
         read(write(path=["1.png", "2.png", "1.png"], label=["x", "y", "y"]))
 
 

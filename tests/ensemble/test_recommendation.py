@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from finetune.ensemble.recommendation import Offer, recommend
-from finetune.predict.metrics import score, softmax
+from finetune.predict.links import softmax
+from finetune.predict.metrics import score
 from finetune.predict.model import HeldOut, TrainedModel
 
 

@@ -8,15 +8,9 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from finetune.predict.linear_probe import (
-    CURVE_SHARES,
-    INVERSE_REGULARIZATIONS,
-    cross_validate,
-    error_slope,
-    fit_head,
-    learning_curve,
-)
-from finetune.predict.metrics import log_loss, softmax
+from finetune.predict.linear_probe import INVERSE_REGULARIZATIONS, cross_validate, fit_head
+from finetune.predict.links import log_loss, softmax
+from finetune.predict.probe_curve import CURVE_SHARES, error_slope, learning_curve
 
 
 def blobs(num_classes=3, count=120, seed=0, separation=0.7):

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from finetune.errors import DataError
-from finetune.predict.metrics import log_loss, score, softmax
+from finetune.predict.links import log_loss, softmax
+from finetune.predict.metrics import score
 from finetune.predict.model import HeldOut, TrainedModel, average, fit_temperature
 from finetune.work import Work
 

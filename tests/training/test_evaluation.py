@@ -58,3 +58,12 @@ def test_with_equal_weights_for_all_classes_a_constant_answer_is_worse():
     fair = scores_of(labels, 0.85)
     assert is_worse(constant, fair, labels, "balanced_accuracy")
     assert not is_worse(constant, fair, labels, "top1")
+
+
+@pytest.mark.parametrize(("noise", "is_rejected"), [(3.0, True), (0.0, False)])
+def test_a_training_of_sets_is_worse_by_its_mean_average_precision(noise, is_rejected):
+    generator = np.random.default_rng(0)
+    labels = (generator.random((200, 3)) < 0.3).astype(np.int64)
+    before = (4.0 * labels - 2.0 + generator.standard_normal((200, 3))).astype(np.float32)
+    after = (before + noise * generator.standard_normal((200, 3))).astype(np.float32)
+    assert is_worse(after, before, labels, "mean_average_precision") is is_rejected

@@ -21,7 +21,7 @@ from finetune.network.backbone import create_network, find_norms, find_stages, p
 from finetune.network.forward import forward_all, logits
 from finetune.network.head import find_head, recorded_features
 from finetune.predict.linear_probe import fit_head
-from finetune.predict.metrics import log_loss, softmax
+from finetune.predict.links import log_loss, softmax
 from finetune.progress import no_progress
 from finetune.training import (
     Checkpoints,

@@ -117,9 +117,9 @@ def frontier(candidates: Sequence[Candidate], measured: Measured) -> Markup:
         kind = "chosen" if number == 1 else "plain"
         seconds = max(each.expected_seconds, 1.0)
         marks.append(Mark(seconds, each.expected_top1, each.expected_interval, kind, str(number), about))
-    top1, interval = measured.metrics.top1, measured.metrics.top1_interval
-    about = f"measured on {measured.images}: {100 * top1:.1f} %"
-    marks.append(Mark(max(measured.seconds, 1.0), top1, interval, "measured", "", about))
+    accuracy, interval = measured.metrics.main, measured.metrics.main_interval
+    about = f"measured on {measured.images}: {100 * accuracy:.1f} %"
+    marks.append(Mark(max(measured.seconds, 1.0), accuracy, interval, "measured", "", about))
     chosen = candidates[0]
     return accuracy_against_time(
         marks,

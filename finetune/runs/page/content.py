@@ -23,6 +23,7 @@ from finetune.runs.folder import RunFolder, RunMetrics
 from finetune.runs.image_tables import LEFT_OUT, read_predictions
 from finetune.runs.page.charts import Line, Measured, curves, frontier, percent, rate_tick, series
 from finetune.runs.page.evaluated import Evaluated, Illustrator, describe_split
+from finetune.runs.page.evaluated_sets import EvaluatedSets, describe_sets_of_split
 from finetune.runs.page.pictures import FindSource
 from finetune.value import read_json
 
@@ -74,7 +75,7 @@ class Content:
     """Chart of accuracy against time."""
     curves: Curves | None
     """Charts of the history; None: nothing was trained step by step."""
-    splits: tuple[Evaluated, ...]
+    splits: tuple[Evaluated | EvaluatedSets, ...]
     """Predictions of each split, the most important one first."""
     left_out: tuple[tuple[str, str], ...]
     """Files that were left out, with the reasons."""
@@ -137,11 +138,13 @@ def gather(folder: RunFolder, model: Predictor, find: FindSource) -> Content:
     )
 
 
-def _describe_splits(predictions: pd.DataFrame, metrics: RunMetrics, illustrator: Illustrator) -> tuple[Evaluated, ...]:
+def _describe_splits(
+    predictions: pd.DataFrame, metrics: RunMetrics, illustrator: Illustrator
+) -> tuple[Evaluated | EvaluatedSets, ...]:
     """Return the results of the test images, if there are any, and of the held-out images."""
     entries = [("test", "test images", metrics.test), ("validation", "held-out images", metrics.validation)]
     return tuple(
-        describe_split(
+        (describe_split if own.sets is None else describe_sets_of_split)(
             predictions[predictions["split"] == split], split, f"{own.num_images:,} {images}", own, illustrator
         )
         for split, images, own in entries

@@ -89,7 +89,7 @@ def write_report(folder: RunFolder, model: Predictor | None = None, splits: Imag
         .render(
             content=content,
             numbers=numbers,
-            headline_bar=interval_bar(first.top1, first.top1_interval, width=260.0),
+            headline_bar=interval_bar(first.main, first.main_interval, width=260.0),
             is_ensemble=isinstance(model, Ensemble),
             is_refit=content.plan.refit or content.plan.validation == "cross_validation",
         )

@@ -8,6 +8,12 @@ const PARALLEL = 4;
 let working = 0;
 
 // Text is set by textContent alone, so that names of files and classes are never read as HTML.
+// All labels of a model that gives any number of them, else the most probable class.
+function heading(found) {
+  if (!found.labels) return found.label;
+  return found.labels.map((each) => each.label).join(", ") || "No label";
+}
+
 function element(kind, text, className) {
   const made = document.createElement(kind);
   if (text) made.textContent = text;
@@ -32,7 +38,7 @@ function show(place, found) {
   if (found.error) {
     place.append(element("h2", "Not labelled"), element("p", found.error, "error"));
   } else {
-    place.append(element("h2", found.label), ...found.top.map(bar));
+    place.append(element("h2", heading(found)), ...found.top.map(bar));
   }
   place.append(element("div", found.name, "name"));
 }
