@@ -1,5 +1,6 @@
 """Write the part of the benchmarks page on accuracy against time, and its plot, from the results of the benchmark."""
 
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -103,7 +104,7 @@ def describe_runs(rows: Sequence[Row]) -> str:
 
 def plot(results: Results, sets: Sequence[str], seeds: Sequence[int], path: Path) -> None:
     """Draw the accuracy that each toolkit has reached against the seconds since its start, one panel a set."""
-    columns = 3
+    columns = math.ceil(math.sqrt(len(sets)))
     rows = -(-len(sets) // columns)
     figure = Figure(figsize=(3.4 * columns, 2.8 * rows))
     panels = figure.subplots(rows, columns, squeeze=False)
