@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from finetune.cache import size_limit
 from finetune.data import ImageSplits, Pixels, even_sample, labels_of
 from finetune.data.batches import PlainImages
+from finetune.decide.workload import measured_images
 from finetune.errors import RecipeError
 from finetune.network.head import find_head
 from finetune.network.outputs import digest_weights, frozen_features
@@ -38,7 +39,8 @@ def find_neighbours(model: Predictor, splits: ImageSplits, progress: Progress) -
     """
     chosen = even_sample(labels_of(splits.train), MOST, model.plan.seed)
     table = splits.train
-    if isinstance(model, TrainedModel) and not model.plan.steps and size_limit():
+    is_cached = len(table) <= measured_images(len(splits.class_names)) and size_limit() > 0
+    if isinstance(model, TrainedModel) and not model.plan.steps and is_cached:
         return Neighbours.among(_frozen(model, table, progress)[chosen])
     return Neighbours.among(divide_rows(lambda rows: model.features_of(table.select(rows), progress), chosen))
 

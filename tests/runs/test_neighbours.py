@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from finetune.data import load_images
+from finetune.decide import workload
 from finetune.progress import no_progress
+from finetune.runs import doubt
 from finetune.runs.doubt import find_neighbours
 from finetune.training import train
 
@@ -26,9 +28,17 @@ def test_a_linear_probe_is_compared_by_the_features_that_its_measurement_cached(
     assert tasks == []  # no image is sent forward again
     features = probe.features_of(splits.train)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    # The cache has 8 bits of precision; without the order of the drawn images, rows are compared as a set.
+    # The cache has 8 bits of precision, and the images are drawn in another order: each row has one that is like it.
     cosines = found.features @ unit.T
     np.testing.assert_allclose(cosines.max(axis=1), 1.0, atol=1e-2)
+
+
+def test_of_more_images_than_were_measured_those_that_are_drawn_are_sent_forward(probe, splits, monkeypatch):
+    monkeypatch.setattr(workload, "PROBE_SAMPLE", 10)
+    monkeypatch.setattr(doubt, "MOST", 4)
+    done = []
+    found = find_neighbours(probe, splits, lambda _, count, *__: done.append(count))
+    assert (len(found.features), max(done)) == (4, 4)
 
 
 def test_without_a_cache_the_images_are_sent_forward(probe, splits, monkeypatch):
