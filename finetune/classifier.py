@@ -175,7 +175,8 @@ def _as_sets(labels: Sequence[Any]) -> list[tuple[Any, ...]]:
         return [tuple(np.flatnonzero(row).tolist()) for row in matrix]
     if not all(map(is_list, labels)):
         raise DataError("some images have a list of labels and others have not; give each image a list, empty or not")
-    return [tuple(label) for label in labels]
+    # Missing names (None, NaN, an empty text) are no labels.
+    return [tuple(name for name in label if label_text(name)) for label in labels]
 
 
 def _texts_of(labels: Sequence[Any]) -> list[str] | list[tuple[str, ...]]:

@@ -129,6 +129,13 @@ def test_lists_of_labels_are_fitted_and_predicted_as_sets(settings, patches):
     assert fitted.score(patches["path"][:5], list(patches["labels"][:5])) == share
 
 
+def test_missing_names_in_a_list_are_no_labels(settings, patches):
+    labels = [[*names, None, float("nan"), ""] for names in patches["labels"]]
+    with pytest.warns(UserWarning, match="any number of labels"):
+        fitted = classifier(settings).fit(patches["path"], labels)
+    assert fitted.classes_.tolist() == ["blue", "green", "red"]
+
+
 def test_a_matrix_of_labels_is_fitted_and_predicted_as_one(settings, patches):
     matrix = np.array([[int(name in names) for name in ("red", "green", "blue")] for names in patches["labels"]])
     with pytest.warns(UserWarning, match="any number of labels"):

@@ -80,7 +80,8 @@ def _labelling_of(dataset: datasets.Dataset, split: str, columns: TableColumns, 
     feature, values = dataset.features[label_column], list(dataset[label_column])
     if isinstance(feature, datasets.List):
         known = feature.feature.names if isinstance(feature.feature, datasets.ClassLabel) else None
-        named = [[each if known is None else known[each] for each in value or ()] for value in values]
+        given = [[each for each in value or () if each is not None] for value in values]
+        named = given if known is None else [[known[each] for each in value if each >= 0] for value in given]
         sets = read_sets(named, label_column, None)
         return labelling_of_sets(sets, f"column '{label_column}', lists", known and list(known))
     if not isinstance(feature, datasets.ClassLabel):

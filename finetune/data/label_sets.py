@@ -129,12 +129,13 @@ def divided(texts: Iterable[str], class_names: Sequence[str]) -> "NDArray[np.int
 
 
 def delimiter_of(class_names: Sequence[str]) -> str:
-    """Return the text that stands between the names of a written set: none of the names holds it.
+    """Return the text that stands between the names of a written set: none of the names holds it, if there is one.
 
     >>> delimiter_of(["a", "b;c"])
     '|'
     """
-    return next(each for each in DELIMITERS if not any(each in name for name in class_names))
+    free = (each for each in DELIMITERS if not any(each in name for name in class_names))
+    return next(free, DELIMITERS[0])
 
 
 def rarest_class(labels: "NDArray[np.integer]") -> "NDArray[np.int64]":

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finetune.data.decoding import ImageSource, in_threads, opened
+from finetune.data.label_sets import rarest_class
 from finetune.data.raster import Raster, read_values
 from finetune.data.splitting import even_sample
 from finetune.reading import Reading
@@ -62,7 +63,7 @@ def find_range(
     is_flat = any(low >= high for low, high in found)
     if reading.range is None:
         reading = reading.changed(range=None if is_flat else found, window=reading.uses_windows)
-    warning = _about_classes(ends, labels[chosen], reading, None if is_flat else found)
+    warning = _about_classes(ends, rarest_class(labels[chosen]), reading, None if is_flat else found)
     return reading, [_about_range(len(deep), len(labels), len(chosen), reading, reading.range == found), *warning]
 
 

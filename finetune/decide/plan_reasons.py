@@ -6,12 +6,13 @@ from finetune.decide.evidence import Evidence, ForwardSettings, GroupFinding
 from finetune.decide.families import RATES
 from finetune.decide.plan import MOST_WEIGHT, Plan
 from finetune.decide.workload import (
-    HELD_OUT,
     MANY_IMAGES,
     SMALL_SET,
     TRAINING_FOLDS,
     Workload,
     default_batch_size,
+    held_out_share,
+    num_evaluated,
     small_cost,
 )
 from finetune.recipe import Recipe
@@ -99,7 +100,7 @@ def _about_training(plan: Plan, load: Workload, evidence: Evidence) -> tuple[str
     if plan.validation == "held_out" and evidence.num_images < SMALL_SET:
         return (
             *found,
-            f"{100 * HELD_OUT:.0f} % of the images are held out: the time budget is too short for "
+            f"{100 * held_out_share(evidence):.0f} % of the images are held out: the time budget is too short for "
             f"{TRAINING_FOLDS} folds",
         )
     return found
@@ -205,8 +206,7 @@ def _about_stopping(plan: Plan, evidence: Evidence, recipe: Recipe) -> tuple[str
     if recipe.training.patience == 0:
         return ("all steps are taken, as the recipe asks",)
     if evidence.num_images < MANY_IMAGES:
-        is_crossed = plan.validation == "cross_validation"
-        held_out = evidence.num_held if is_crossed else max(1, round(HELD_OUT * evidence.num_held))
+        held_out = num_evaluated(evidence, plan.validation == "cross_validation")
         return (
             f"all {plan.steps} steps are taken: with {held_out} held-out images, early stopping would follow noise",
         )

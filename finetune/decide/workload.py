@@ -256,6 +256,14 @@ def small_cost(preprocessing: Preprocessing) -> float:
     return float((preprocessing.smaller().image_size / preprocessing.image_size) ** 2)
 
 
+def num_evaluated(evidence: Evidence, is_crossed: bool) -> int:
+    """Return the approximate number of images that a training is evaluated on: all if they are cross-validated, else
+    the held-out ones. The size of a validation split of the data is not known here and taken for the usual one."""
+    if is_crossed:
+        return evidence.num_held
+    return max(1, round((held_out_share(evidence) or HELD_OUT) * evidence.num_held))
+
+
 def held_out_share(evidence: Evidence) -> float:
     """Return the share of the training images that is held out, 0 .. 1; 0 if the data has a validation split."""
     if evidence.has_validation:
@@ -353,7 +361,6 @@ def _seconds_of_cache(workload: Workload, evidence: Evidence, measured: Training
     is_held_out = workload.trainings == 1 and not workload.refit_steps and not evidence.has_validation
     trained = evidence.num_images * (1.0 - HELD_OUT if is_held_out else 1.0)
     # The plain view of the held-out images, and of as many training images, for the evaluations.
-    held_out = evidence.num_held if workload.trainings > 1 else max(1, round(HELD_OUT * evidence.num_held))
-    evaluated = min(evidence.num_images, 2 * held_out)
+    evaluated = min(evidence.num_images, 2 * num_evaluated(evidence, workload.trainings > 1))
     forward = (trained * (views - saved * small) + evaluated) / rate
     return forward + (trained * views + evaluated) / speed.reading_images_per_second

@@ -247,17 +247,23 @@ def _is_right(rows: pd.DataFrame) -> NDArray[np.bool_]:
 def _common_images(tables: dict[str, pd.DataFrame]) -> tuple[str, dict[str, pd.DataFrame]]:
     """Return the split to compare, and each run's predictions of the images that all runs have in it, in one order."""
     for split in ("test", "validation"):
-        own = {path: rows[rows["split"] == split].set_index("path") for path, rows in tables.items()}
+        own = {path: _numbered(rows[rows["split"] == split]) for path, rows in tables.items()}
         first, *others = own.values()
         shared = first.index[[all(image in other.index for other in others) for image in first.index]]
         if len(shared):
-            common = {path: rows.loc[shared].reset_index() for path, rows in own.items()}
+            common = {path: rows.loc[shared].reset_index().drop(columns="number") for path, rows in own.items()}
             _refuse_other_labels(common)
             return split, common
     raise RunFolderError(
         f"no image was tested, or held out, by all of {', '.join(tables)}; compare runs of the same data and --seed, "
         f"or give labelled images that none of them was trained on: finetune compare --data"
     )
+
+
+def _numbered(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return predictions by the path of the image and its number among those of the same path, which images of a data
+    set without paths may share."""
+    return rows.assign(number=rows.groupby("path").cumcount()).set_index(["path", "number"])
 
 
 def _refuse_other_labels(common: dict[str, pd.DataFrame]) -> None:

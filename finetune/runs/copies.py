@@ -4,13 +4,18 @@ that given splits divide."""
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from finetune.auditing.crossing import Crossing, describe_crossing, find_quick_copies
 from finetune.data import ImageSplits, tie_copies
+from finetune.data.image_splits import PICTURE
 from finetune.processes import from_main_process
 from finetune.recipe import Recipe
 from finetune.runs.layout import counted
 from finetune.runs.report import Report
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +48,7 @@ def find_copies(recipe: Recipe, splits: ImageSplits, shorter_side: int, report: 
     if found.crossing:
         report.say(describe_crossing(found.crossing, recipe.data), "Copies")
     tied = tie_copies(splits, found.pictures, recipe.seed, recipe.limit)
-    if not splits.test_was_made and tied.train.column_names == splits.train.column_names:
+    if not splits.test_was_made and _ties(tied.train) == _ties(splits.train):
         return ()  # only given splits divide pictures
     report.say(found.sentence, "Copies")
     return found.pictures
@@ -54,6 +59,11 @@ def changed(
 ) -> ImageSplits:
     """Return the images with the groups of a rule, as `regroup` returns them, after a change."""
     return change(regroup(rule))
+
+
+def _ties(table: "Dataset") -> list[int] | None:
+    """Return the picture of each image of a table; None if each shows another one."""
+    return list(table[PICTURE]) if PICTURE in table.column_names else None
 
 
 def _look(splits: ImageSplits, shorter_side: int) -> _Found | None:

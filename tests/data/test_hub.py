@@ -199,10 +199,11 @@ def test_numbers_without_names_become_class_names(save):
     ("feature", "labels", "sets"),
     [
         (datasets.List(ANIMALS), [[0], [0, 1]], [(ANIMALS.names[0],), tuple(sorted(ANIMALS.names[:2]))]),
+        (datasets.List(ANIMALS), [[0, None], [-1]], [(ANIMALS.names[0],), ()]),
         (datasets.List(Value("string")), [["x"], ["y", "x"]], [("x",), ("x", "y")]),
         (datasets.List(Value("int64")), [[0], []], [("0",), ()]),
     ],
-    ids=["class labels", "texts", "numbers"],
+    ids=["class labels", "class labels with missing ones", "texts", "numbers"],
 )
 def test_lists_are_sets_of_labels(save, feature, labels, sets):
     assert read(save(make(labels, feature))).sets == sets

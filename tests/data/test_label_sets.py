@@ -76,6 +76,10 @@ def test_written_sets_are_read_again():
     assert delimiter_of(("a", "b")) == ";"
 
 
+def test_names_with_every_delimiter_are_still_written():
+    assert delimiter_of(["a;b|c,d/e // f"]) == ";"
+
+
 def test_a_name_that_is_no_class_has_no_place_in_a_matrix():
     with pytest.raises(KeyError):
         to_matrix([("x",)], ("a", "b"))

@@ -11,7 +11,7 @@ from finetune.data import Pixels, load_images, load_scored_images, read_image
 from finetune.errors import RecipeError
 from finetune.progress import no_progress
 from finetune.reading import AS_STORED, Reading
-from finetune.recipe import load_recipe
+from finetune.recipe import TableColumns, load_recipe
 from tests.path_table import table_of_paths
 
 
@@ -79,6 +79,14 @@ def test_classes_that_differ_in_their_range_alone_are_told_and_how_to_remove_it(
     assert "image.range=per_image removes it" in warning
     (warning,) = [note for note in load_images(root, reading=Reading(range="per_image")).notes if "its class" in note]
     assert "scaling each image by itself removes that; --set 'image.range=[" in warning
+
+
+def test_deep_images_with_sets_of_labels_have_one_range_too(tmp_path):
+    root = write_set(tmp_path / "set")
+    rows = [f"{path.relative_to(tmp_path)},{path.parent.name}" for path in sorted(root.rglob("*.png"))]
+    (tmp_path / "table.csv").write_text("path,labels\n" + "\n".join(rows), "utf-8")
+    splits = load_images(str(tmp_path / "table.csv"), columns=TableColumns(delimiter=";"))
+    assert any("in 100 % of 34 images" in note for note in splits.notes)
 
 
 def test_classes_of_one_range_get_no_warning(tmp_path):

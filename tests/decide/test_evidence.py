@@ -25,7 +25,7 @@ def test_the_order_of_the_stages_survives_a_file(evidence, tmp_path):
 
 
 def test_a_metric_that_is_not_known_is_refused(evidence):
-    with pytest.raises(RecipeError, match=r"metric: .*'top1' or 'balanced_accuracy'.*'f1' was given"):
+    with pytest.raises(RecipeError, match=r"metric: .*'top1', 'balanced_accuracy' or 'mean_average_precision'.*'f1' was given"):
         evidence.changed(metric="f1")
 
 

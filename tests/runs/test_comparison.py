@@ -77,6 +77,16 @@ def test_images_are_matched_by_their_paths_and_not_by_their_order(first, tmp_pat
     assert (test.count, test.gained, test.lost) == (7, 0, 0)
 
 
+def test_images_of_one_name_count_once_each(first, tmp_path):
+    def of_one_name(predictions):
+        predictions.loc[predictions["split"] == "test", "path"] = "0001.png"
+
+    one = change(first, tmp_path / "one", of_one_name)
+    other = change(first, tmp_path / "other", of_one_name)
+    (test,) = compare([one, other]).tests
+    assert (test.count, test.gained, test.lost) == (9, 0, 0)
+
+
 def test_a_clear_difference_is_called_one(first, tmp_path):
     good = change(first, tmp_path / "good", with_results([True]))
     bad = change(first, tmp_path / "bad", with_results([False]))
