@@ -175,7 +175,7 @@ def _as_sets(labels: Sequence[Any]) -> list[tuple[Any, ...]]:
         return [tuple(np.flatnonzero(row).tolist()) for row in matrix]
     if not all(map(is_list, labels)):
         raise DataError("some images have a list of labels and others have not; give each image a list, empty or not")
-    # Missing names (None, NaN, an empty text) are no labels.
+    # A missing name (None, NaN, an empty text) adds no label.
     return [tuple(name for name in label if label_text(name)) for label in labels]
 
 
