@@ -17,7 +17,7 @@ from experiments.pages import mark_of, write_between
 from experiments.paths import IMAGES, PAGES
 from experiments.rows import Row
 
-CHANCE = "none has ended"
+NONE = "none has ended"
 """What the table says of a toolkit of which no run has ended within a budget."""
 
 
@@ -68,7 +68,7 @@ def describe(reached: Sequence[Row | None]) -> str:
     """Return the mean accuracy over the sets on which a run has ended, and their number if some are missing."""
     rows = [row for row in reached if row is not None]
     if not rows:
-        return CHANCE
+        return NONE
     mean = f"{100 * float(np.mean([right(row).mean() for row in rows])):.1f}"
     return mean if len(rows) == len(reached) else f"{mean} (on {len(rows)} of {len(reached)})"
 

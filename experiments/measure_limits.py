@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.anytime import Results
+from experiments.anytime import Results, paired, right
 from experiments.benchmark_runs import BenchmarkRuns
 from experiments.pages import mark_of, write_between
 from experiments.paths import PAGES, RESULTS
@@ -41,20 +41,18 @@ def median(results: Results, contender: str, name: str, seeds: Sequence[int], ke
 
 def correct_shares(results: Results, contender: str, name: str, seeds: Sequence[int]) -> NDArray[np.float64]:
     """Return the share of the seeds with which each test image is classified correctly, (n_images,)."""
-    shares: NDArray[np.float64] = np.mean(
-        [[int(one) for one in results[contender, name, seed]["correct"]] for seed in seeds], axis=0
-    )
+    shares: NDArray[np.float64] = np.mean([right(results[contender, name, seed]) for seed in seeds], axis=0)
     return shares
 
 
 def difference(results: Results, contender: str, other: str, name: str, seeds: Sequence[int]) -> str:
     """Return the difference in accuracy between two contenders in points, with its 95 % interval, as text.
 
-    Differences are paired by test image. With s, their standard deviation, it is mean ± 1.96 s / sqrt(n_images).
+    It is paired by test image, of which each seed has its share.
     """
-    paired = correct_shares(results, contender, name, seeds) - correct_shares(results, other, name, seeds)
-    error = 1.96 * float(paired.std(ddof=1)) / len(paired) ** 0.5
-    return f"{100 * paired.mean():+.1f} ({100 * (paired.mean() - error):+.1f} to {100 * (paired.mean() + error):+.1f})"
+    shares = [correct_shares(results, each, name, seeds) for each in (contender, other)]
+    mean, half = paired([shares[0]], [shares[1]])
+    return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
 
 
 class LimitTable:

@@ -32,6 +32,9 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 BatchNormStatistics = Literal["frozen", "re_estimated", "updated"]
 Layout = Literal["channels_last", "contiguous"]
 Metric = Literal["top1", "balanced_accuracy", "mean_average_precision"]
+METRIC_OF_SETS: Metric = "mean_average_precision"
+"""Metric of images with any number of labels, and of no others."""
+
 Mixing = Literal["none", "mixup", "cutmix"]
 Optimizer = Literal["adamw", "sgd"]
 Precision = Literal["float32", "bfloat16", "float16"]

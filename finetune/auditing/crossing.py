@@ -91,7 +91,7 @@ class QuickCopies:
         texts, start = [], 0
         for table in self.tables:
             own = [row - start for row in rows if start <= row < start + len(table)]
-            texts += [f"{content.size} {content.digest}" for content in contents_of(table.select(own))] if own else []
+            texts += [content.text for content in contents_of(table.select(own))] if own else []
             start += len(table)
         return texts
 

@@ -29,6 +29,11 @@ class Content(NamedTuple):
     digest: str
     """Digest of its bytes, or of a part of them."""
 
+    @property
+    def text(self) -> str:
+        """Size and digest as text, by which contents are compared and kept."""
+        return f"{self.size} {self.digest}"
+
 
 class DataIdentity(FrozenModel):
     """What identifies the images of a run."""
@@ -90,7 +95,7 @@ class DataIdentity(FrozenModel):
     def contents(self, *splits: str) -> set[str]:
         """Return the size and the digest of each image of some splits, as text."""
         rows = (row.split("\t") for row in self.images.values())
-        return {f"{size} {digest}" for split, _, size, digest in rows if split in splits}
+        return {Content(int(size), digest).text for split, _, size, digest in rows if split in splits}
 
 
 def _counted(contents: dict[str, list[str]]) -> "Counter[tuple[str, ...]]":

@@ -53,5 +53,5 @@ def _pictures(dataset: object, numbers: dict[str, int]) -> NDArray[np.int64]:
         numbers: number of the picture that the images of a content show, where they are changed copies.
     """
     first: dict[int | str, int] = {}
-    texts = [f"{content.size} {content.digest}" for content in contents_of(dataset)]
+    texts = [content.text for content in contents_of(dataset)]
     return np.asarray([first.setdefault(numbers.get(text, text), row) for row, text in enumerate(texts)], np.int64)

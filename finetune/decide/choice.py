@@ -12,7 +12,7 @@ from finetune.decide.decision import make_decision
 from finetune.decide.evidence import Evidence
 from finetune.decide.forecast import Forecast, forecast
 from finetune.decide.reasons import explain, explain_backbone
-from finetune.recipe import Metric, Preference, Recipe, Strategy
+from finetune.recipe import METRIC_OF_SETS, Metric, Preference, Recipe, Strategy
 from finetune.value import FrozenModel
 
 
@@ -100,7 +100,7 @@ def choose_strategy(evidence: Evidence, recipe: Recipe | None = None) -> Choice:
         ensemble=decision.ensemble,
         fallback=decision.fallback,
         forecast=forecast(evidence, candidates[0].expected_top1),
-        expected_metric="mean_average_precision" if evidence.has_sets else "top1",
+        expected_metric=METRIC_OF_SETS if evidence.has_sets else "top1",
     )
 
 

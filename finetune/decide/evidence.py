@@ -7,7 +7,7 @@ from pydantic import Field, ModelWrapValidatorHandler, computed_field, model_val
 from finetune.decide.families import Family
 from finetune.decide.preprocessing import Preprocessing
 from finetune.errors import RecipeError
-from finetune.recipe import Layout, Metric, Precision, Strategy
+from finetune.recipe import METRIC_OF_SETS, Layout, Metric, Precision, Strategy
 from finetune.value import FrozenModel
 from finetune.work import Work
 
@@ -235,7 +235,7 @@ class Evidence(FrozenModel):
     @property
     def has_sets(self) -> bool:
         """Whether images have any number of labels."""
-        return self.metric == "mean_average_precision"
+        return self.metric == METRIC_OF_SETS
 
     @property
     def chance(self) -> float:

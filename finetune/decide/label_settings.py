@@ -1,10 +1,7 @@
 """Refuse settings of a recipe that do not suit the labels: one label an image, or any number of them."""
 
 from finetune.errors import RecipeError
-from finetune.recipe import Recipe
-
-FOR_SETS = "mean_average_precision"
-"""The metric of sets of labels, and of nothing else."""
+from finetune.recipe import METRIC_OF_SETS, Recipe
 
 
 def refuse_other_labels(recipe: Recipe, has_sets: bool) -> None:
@@ -18,16 +15,16 @@ def refuse_other_labels(recipe: Recipe, has_sets: bool) -> None:
         RecipeError: a setting does not suit the labels; the sentence says what does.
     """
     if not has_sets:
-        if recipe.metric == FOR_SETS:
+        if recipe.metric == METRIC_OF_SETS:
             raise RecipeError(
-                f"metric: {FOR_SETS} is for images with any number of labels, but these have one each; leave it out, "
-                f"or name what stands between the labels: columns.delimiter"
+                f"metric: {METRIC_OF_SETS} is for images with any number of labels, but these have one each; leave it "
+                f"out, or name what stands between the labels: columns.delimiter"
             )
         return
-    if recipe.metric not in (None, FOR_SETS):
+    if recipe.metric not in (None, METRIC_OF_SETS):
         raise RecipeError(
             f"metric: {recipe.metric} is for one label per image, but these have any number; leave it out, or set it "
-            f"to {FOR_SETS}"
+            f"to {METRIC_OF_SETS}"
         )
     if recipe.training.imbalance == "logit_adjustment":
         raise RecipeError(

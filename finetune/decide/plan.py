@@ -7,7 +7,17 @@ from pydantic import Field, model_validator
 from finetune.decide.evidence import ForwardSettings
 from finetune.decide.preprocessing import Preprocessing
 from finetune.decide.workload import small_views
-from finetune.recipe import BatchNormStatistics, Metric, Mixing, Optimizer, Precision, Schedule, Strategy, TableColumns
+from finetune.recipe import (
+    METRIC_OF_SETS,
+    BatchNormStatistics,
+    Metric,
+    Mixing,
+    Optimizer,
+    Precision,
+    Schedule,
+    Strategy,
+    TableColumns,
+)
 from finetune.value import FrozenModel
 
 REFIT_RATE = 0.25
@@ -225,7 +235,7 @@ class Plan(FrozenModel):
     @property
     def has_sets(self) -> bool:
         """Whether images have any number of labels, whose probabilities are sigmoids."""
-        return self.metric == "mean_average_precision"
+        return self.metric == METRIC_OF_SETS
 
     @property
     def noise_seed(self) -> int:

@@ -10,7 +10,7 @@ from finetune.predict.linear_probe import ProbeFolds, cross_validate
 from finetune.predict.links import log_loss
 from finetune.predict.metrics import accuracy_error_of, accuracy_of, metric_value
 from finetune.predict.probe_curve import CURVE_SHARES, curve_of_sets, error_slope, learning_curve
-from finetune.recipe import Metric
+from finetune.recipe import METRIC_OF_SETS, Metric
 
 CHIRALITY_REGULARIZATION = 1e-3
 """Inverse regularization of the classifier that distinguishes images from their mirrored copies: the regularization is
@@ -37,7 +37,7 @@ def evaluate_probe(
     """
     folds = cross_validate(features, labels, num_classes, seed, groups)
     # What is expected of candidates is a top-1 accuracy, or a mean average precision, where images have sets of labels.
-    own: Metric = "mean_average_precision" if has_sets(labels) else "top1"
+    own: Metric = METRIC_OF_SETS if has_sets(labels) else "top1"
     accuracy = accuracy_of(own, folds.logits, labels)
     return ProbeResult(
         accuracy=round(accuracy, 4),
@@ -119,7 +119,7 @@ def _corrections(
         strength = (folds.inverse_regularization,)
         weighted = cross_validate(features, labels, labels.shape[1], seed, groups, strength, balanced=True)
         both = {"none": folds.logits, "class_weights": weighted.logits}
-        return {name: round(accuracy_of("mean_average_precision", own, labels), 4) for name, own in both.items()}
+        return {name: round(accuracy_of(METRIC_OF_SETS, own, labels), 4) for name, own in both.items()}
     counts = np.bincount(labels, minlength=folds.logits.shape[1])
     # Logit adjustment: f_k(x) - log p_k predicts as if all classes were equally frequent (Menon et al. 2021).
     prior = np.log(np.maximum(counts, 1) / counts.sum())

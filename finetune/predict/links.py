@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from finetune.data.label_sets import has_sets
-from finetune.recipe import Metric
+from finetune.recipe import METRIC_OF_SETS, Metric
 
 SMALLEST_PROBABILITY = 1e-12
 """Smallest probability whose logarithm is taken, so that one confident error costs 27.6 nats at most."""
@@ -94,7 +94,7 @@ ONE_CLASS, ANY_LABELS = OneClass(), AnyLabels()
 
 def link_of(metric: Metric) -> Link:
     """Return the meaning of the outputs of a model that is compared by a metric."""
-    return ANY_LABELS if metric == "mean_average_precision" else ONE_CLASS
+    return ANY_LABELS if metric == METRIC_OF_SETS else ONE_CLASS
 
 
 def link_for(labels: NDArray[np.integer]) -> Link:

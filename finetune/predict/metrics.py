@@ -18,7 +18,7 @@ from finetune.predict.set_metrics import (
     mean_average_precision,
     score_sets,
 )
-from finetune.recipe import Metric
+from finetune.recipe import METRIC_OF_SETS, Metric
 from finetune.value import FrozenModel, is_none
 
 CALIBRATION_BINS = 15
@@ -151,7 +151,7 @@ def _score_sets(
 
 def accuracy_of(metric: Metric, scores: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
     """Return `metric`, in 0 .. 1, of logits (n_images, n_classes) against the labels."""
-    if metric == "mean_average_precision":
+    if metric == METRIC_OF_SETS:
         return mean_average_precision(scores, labels)
     # Balanced accuracy of sets: the mean over the classes of the share of their images that get the label, those with a
     # logit above 0.
@@ -163,7 +163,7 @@ def accuracy_of(metric: Metric, scores: NDArray[np.floating], labels: NDArray[np
 
 def accuracy_error_of(metric: Metric, scores: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
     """Return the standard error of `accuracy_of`: by bootstrap for sets of labels, else from binomial variances."""
-    if metric == "mean_average_precision":
+    if metric == METRIC_OF_SETS:
         # The standard deviation over bootstrap samples; as if one more image were wrong, so that it is never 0.
         return max(float(drawn_precisions(scores, labels).std()), 1.0 / (len(labels) + 2))
     return metric_error(metric, scores.argmax(axis=1), labels)

@@ -20,7 +20,7 @@ from finetune.predict.metrics import wilson_interval
 from finetune.runs.folder import RunFolder
 from finetune.runs.image_tables import read_predictions
 from finetune.runs.run_data import contents_in
-from finetune.runs.test_reads import count_models, describe_models
+from finetune.runs.scoring_models import count_models, describe_models
 
 LEVEL = 0.05
 """Largest p-value of a difference that is called one."""

@@ -1,7 +1,6 @@
 """Look for copies of one picture in every run: keep them on one side of the splits that are made here, and report those
 that given splits divide."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -52,13 +51,6 @@ def find_copies(recipe: Recipe, splits: ImageSplits, shorter_side: int, report: 
         return ()  # only given splits divide pictures
     report.say(found.sentence, "Copies")
     return found.pictures
-
-
-def changed(
-    change: Callable[[ImageSplits], ImageSplits], regroup: Callable[[str], ImageSplits], rule: str
-) -> ImageSplits:
-    """Return the images with the groups of a rule, as `regroup` returns them, after a change."""
-    return change(regroup(rule))
 
 
 def _ties(table: "Dataset") -> list[int] | None:

@@ -13,6 +13,7 @@ from finetune.decide.plan import Plan
 from finetune.decide.plan_reasons import explain_groups
 from finetune.predict.metrics import Metrics
 from finetune.predict.model import Predictor
+from finetune.recipe import METRIC_OF_SETS
 from finetune.runs.folder import RunMetrics
 from finetune.runs.layout import counted, print_table, print_text, print_title
 from finetune.runs.sentences import (
@@ -92,7 +93,7 @@ def print_choice(console: Console, choice: Choice) -> None:
 
 def _headed(columns: Sequence[str], choice: Choice) -> tuple[str, ...]:
     """Return the columns of a table of candidates, with the accuracy that is expected of them."""
-    name = "expected mAP" if choice.expected_metric == "mean_average_precision" else "expected top-1"
+    name = "expected mAP" if choice.expected_metric == METRIC_OF_SETS else "expected top-1"
     return tuple(column.replace("expected top-1", name) for column in columns)
 
 

@@ -16,7 +16,7 @@ from finetune.runs.comparing import Comparison, compare
 from finetune.runs.folder import RunFolder
 from finetune.runs.image_tables import places_of, rows_of
 from finetune.runs.run_data import check_evaluated, count_trained_on
-from finetune.runs.test_reads import describe_models, remember_model
+from finetune.runs.scoring_models import describe_models, remember_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ def predict_labelled(
         probabilities = model.probabilities(splits.test, progress)
     labels = labels_of(splits.test)
     seen = count_trained_on(folder, splits, model.plan.refit)
-    contents = {f"{content.size} {content.digest}" for content in contents_of(splits.test)}
+    contents = {content.text for content in contents_of(splits.test)}
     return Labelled(
         model=model,
         splits=splits,

@@ -30,7 +30,7 @@ from finetune.network.weights import binding_licence, resolve_model
 from finetune.predict.model import Predictor
 from finetune.processes import from_main_process, is_main_process, num_processes
 from finetune.recipe import Recipe, load_recipe
-from finetune.runs.copies import changed, find_copies
+from finetune.runs.copies import find_copies
 from finetune.runs.execution import decide, measure_networks
 from finetune.runs.first_decisions import read_members
 from finetune.runs.folder import RunFolder
@@ -45,7 +45,7 @@ from finetune.runs.places import (
     refuse_without_a_plan,
 )
 from finetune.runs.report import Report
-from finetune.runs.run_data import check_identity, forget_training, load_known_images, write_identity
+from finetune.runs.run_data import check_identity, forget_training, load_known_images, regrouped, write_identity
 from finetune.runs.saving import save_run
 from finetune.runs.sentences import describe_groups
 from finetune.runs.tracking import check_trackers
@@ -210,14 +210,14 @@ def decide_all(
         splits, measured = _measure(recipe, splits, regroup, report, start)
     except UndecodableError as error:
         splits = _checked_by_decoding(splits, error, report)
-        regroup = partial(changed, without_undecodable, regroup)
+        regroup = partial(regrouped, regroup, without_undecodable)
         splits, measured = _measure(recipe, splits, regroup, report, start)
     if copies := find_copies(recipe, splits, measured[0].preprocessing.shorter_side, report):
         tie = partial(tie_copies, copies=copies, seed=recipe.seed, limit=recipe.limit)
         splits = tie(splits)
         if splits.test_was_made:
             report.images(splits)
-        splits, measured = _measure(recipe, splits, partial(changed, tie, regroup), report, start)
+        splits, measured = _measure(recipe, splits, partial(regrouped, regroup, tie), report, start)
     members = decide(recipe, measured, share)
     report.choice(members[0].choice, members[0].plan.model)
     report.plan(members[0].plan, splits)

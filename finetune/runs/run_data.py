@@ -123,7 +123,7 @@ def count_trained_on(folder: RunFolder, splits: ImageSplits, with_validation: bo
     seen = contents_in(folder, "train", *(("validation",) if with_validation else ()))
     if not seen or splits.test is None:
         return []
-    return [f"{content.size} {content.digest}" in seen for content in contents_of(splits.test)]
+    return [content.text in seen for content in contents_of(splits.test)]
 
 
 def contents_in(folder: RunFolder, *splits: str) -> set[str]:
@@ -164,3 +164,10 @@ def _check_identity(
         folder.path.mkdir(parents=True, exist_ok=True)
         found.save(folder.path / IDENTITY)
     return difference
+
+
+def regrouped(
+    regroup: Callable[[str], ImageSplits], change: Callable[[ImageSplits], ImageSplits], rule: str
+) -> ImageSplits:
+    """Return the images with the groups of a rule, as `regroup` returns them, after a change."""
+    return change(regroup(rule))

@@ -23,7 +23,7 @@ from finetune.runs.folder import RunFolder, RunMetrics, Seconds
 from finetune.runs.page.writing import write_report
 from finetune.runs.report import Report
 from finetune.runs.run_data import contents_in
-from finetune.runs.test_reads import describe_models, remember_model
+from finetune.runs.scoring_models import describe_models, remember_model
 
 Model = TypeVar("Model", bound=Predictor)
 

@@ -15,7 +15,7 @@ from finetune.predict.metrics import accuracy_of
 from finetune.predict.model import TrainedModel
 from finetune.processes import from_main_process
 from finetune.progress import Progress, no_progress
-from finetune.recipe import Metric
+from finetune.recipe import METRIC_OF_SETS, Metric
 from finetune.training.accelerator import make_accelerator
 from finetune.training.checkpoints import Checkpoints
 from finetune.training.evaluation import HeldOutPredictions, is_worse
@@ -260,7 +260,7 @@ def _probe_model(state: TrainingState, found: HeldOutPredictions) -> TrainedMode
     reset_to_probe(state.material, state.material.phases[-1])
     # The accuracy in percent, of the training and of its linear probe.
     scores = (found.logits, found.probe)
-    metric: Metric = "mean_average_precision" if state.plan.has_sets else "top1"
+    metric: Metric = METRIC_OF_SETS if state.plan.has_sets else "top1"
     trained, before = (100 * accuracy_of(metric, each, found.labels) for each in scores)
     rejected = f"{trained:.1f} % of the held-out images are right after it, {before:.1f} % before it"
     if state.plan.has_sets:

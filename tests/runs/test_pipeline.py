@@ -26,13 +26,7 @@ from finetune.runs.report import Report
 from finetune.training import evaluation
 from finetune.work import Work
 
-
-@pytest.fixture(scope="module", autouse=True)
-def never_worse():
-    """Let no training count as worse than its linear probe after its few steps, unless a test says so."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "STANDARD_ERRORS", (float("inf"), float("inf")))
-        yield
+pytestmark = pytest.mark.usefixtures("never_worse")
 
 
 @pytest.fixture(scope="module")

@@ -21,16 +21,9 @@ from finetune.runs.folder import RunFolder
 from finetune.runs.image_tables import metrics_of, read_predictions
 from finetune.runs.report import Report
 from finetune.serve.answers import label
-from finetune.training import evaluation
 from tests.labelled_patches import write_patches, write_table
 
-
-@pytest.fixture(scope="module", autouse=True)
-def never_worse():
-    """Let no training count as worse than its linear probe after its few steps."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "STANDARD_ERRORS", (float("inf"), float("inf")))
-        yield
+pytestmark = pytest.mark.usefixtures("never_worse")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from finetune.cli import main
 from finetune.runs.comparing import compare
 from finetune.runs.folder import RunFolder
 from finetune.runs.run_data import contents_in
-from finetune.runs.test_reads import OFTEN, count_models, describe_models, remember_model
+from finetune.runs.scoring_models import OFTEN, count_models, describe_models, remember_model
 
 IMAGES = ["10 aa", "12 bb"]
 
