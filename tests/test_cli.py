@@ -604,6 +604,15 @@ def test_the_time_of_a_command_counts_from_the_start_of_its_process():
     assert 0.3 <= float(ended.stdout) <= time.perf_counter() - began + 1.1
 
 
+def test_a_command_searches_seldom_for_garbage_and_not_at_all_at_its_end():
+    code = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_threshold()[0], gc.get_freeze_count() > 0)); "
+        "from finetune.system_settings import apply_system_settings; apply_system_settings()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "10000 True\n"
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys\nfrom finetune.cli import main\n"

@@ -46,7 +46,7 @@ memory."""
 READ_BATCHES = 4
 """Number of batches that are read and sent forward to measure the cost of reading."""
 
-TRAINING_SECONDS = 1.5
+TRAINING_SECONDS = 0.8
 """Approximate time that a CPU may take to time all training steps, in seconds. A slow network is timed with fewer
 images at once: the rate of its steps hardly depends on their number."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from finetune.decide.evidence import ForwardSettings, TrainingSpeed
 from finetune.device import autocast
 from finetune.measure.machine import precisions
-from finetune.measure.timing import NOTHING_YET, time_rate
+from finetune.measure.timing import NOTHING_YET, Rate, time_rate
 from finetune.network.backbone import find_norms, find_stages, set_training_mode
 from finetune.network.cpu import FoldedNorms, ThreadTeam, quick_gradients
 from finetune.network.head import find_head
@@ -35,63 +35,76 @@ def parallel_parts(device: torch.device, threads: int) -> tuple[int, ...]:
     return (threads, 1) if device.type == "cpu" and threads > 1 else (1,)
 
 
+class _Steps:
+    """Training steps of the parameters of a module that require a gradient; batch norms stay frozen."""
+
+    def __init__(self, module: nn.Module, inputs: Tensor) -> None:
+        set_training_mode(module, freeze_statistics=True)
+        self._module, self._inputs = module, inputs
+        self._labels = torch.arange(len(inputs), device=inputs.device) % 2
+        self._folded = FoldedNorms(lambda: module(inputs[:1]))
+        self._trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        # With a learning rate of 0 a step costs the usual time, but changes nothing.
+        self._optimizer = torch.optim.AdamW(self._trained, lr=0.0, weight_decay=0.0, fused=True)
+
+    def gradients(self, precision: Precision) -> Sequence[Tensor]:
+        """Return the gradients of a few images in a precision."""
+        return self._gradients(precision, self._trained, (self._inputs[:ERROR_IMAGES], self._labels[:ERROR_IMAGES]))
+
+    def time(self, precision: Precision, parts: int, threads: int, best: Rate = NOTHING_YET) -> Rate:
+        """Return the rate of steps in a precision and a number of parallel parts, in images per second."""
+        with ThreadTeam(parts, threads // parts) as team:
+            return time_rate(partial(self._step, precision, team), len(self._inputs), self._inputs.device, best)
+
+    def _gradients(
+        self, precision: Precision, leaves: Sequence[Tensor], part: tuple[Tensor, Tensor]
+    ) -> Sequence[Tensor]:
+        device = self._inputs.device
+        with quick_gradients(device), self._folded, autocast(device, precision):
+            logits = self._module(part[0]).float()
+            loss = nn.functional.cross_entropy(logits, part[1], reduction="sum") / len(self._inputs)
+        return torch.autograd.grad(loss, leaves, materialize_grads=True)
+
+    def _step(self, precision: Precision, team: ThreadTeam) -> None:
+        parts = zip(self._inputs.chunk(team.count), self._labels.chunk(team.count), strict=True)
+        with autocast(self._inputs.device, precision), self._folded.once(self._trained, team) as weights:
+            for found in team.map(partial(self._gradients, precision, weights.leaves), parts):
+                weights.add(found)
+            for parameter, gradient in zip(self._trained, weights.gradients(), strict=True):
+                parameter.grad = gradient
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+
 def _time_training(
     module: nn.Module, inputs: Tensor, threads: int, like: TrainingSpeed | None = None
 ) -> tuple[Precision, int, float, float]:
     """Return the fastest precision and number of parallel parts, their images per second, and the gradients' error.
 
-    The parameters that require a gradient are trained; batch norms stay frozen. If the speed of another strategy is
-    given in `like`, only its settings are timed, or float32 if its precision changes the gradients.
+    If the speed of another strategy is given in `like`, its settings are timed, and its error stands for that of these
+    parameters.
     """
-    set_training_mode(module, freeze_statistics=True)
-    device = inputs.device
-    labels = torch.arange(len(inputs), device=device) % 2
-    folded = FoldedNorms(lambda: module(inputs[:1]))
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    # With a learning rate of 0 a step costs the usual time, but changes nothing.
-    optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0, fused=True)
-
-    def gradients(precision: Precision, leaves: Sequence[Tensor], part: tuple[Tensor, Tensor]) -> Sequence[Tensor]:
-        with quick_gradients(device), folded, autocast(device, precision):
-            loss = nn.functional.cross_entropy(module(part[0]).float(), part[1], reduction="sum") / len(inputs)
-        return torch.autograd.grad(loss, leaves, materialize_grads=True)
-
-    def step(precision: Precision, team: ThreadTeam) -> None:
-        parts = zip(inputs.chunk(team.count), labels.chunk(team.count), strict=True)
-        with autocast(device, precision), folded.once(trained, team) as weights:
-            for found in team.map(partial(gradients, precision, weights.leaves), parts):
-                weights.add(found)
-            for parameter, gradient in zip(trained, weights.gradients(), strict=True):
-                parameter.grad = gradient
-        optimizer.step()
-        optimizer.zero_grad()
-
-    few = inputs[:ERROR_IMAGES], labels[:ERROR_IMAGES]
-    tried, counts = _tried(device, len(inputs), threads, like)
-    exact = gradients("float32", trained, few) if tried != ("float32",) else ()
-    best: tuple[Precision, int, float, float] = ("float32", 1, 0.0, 0.0)
-    best_rate = NOTHING_YET
-    for precision in tried:
-        error = _direction_error(gradients(precision, trained, few), exact) if precision != "float32" else 0.0
-        if error > LARGEST_ERROR:
-            continue
-        for count in counts:
-            with ThreadTeam(count, threads // count) as team:
-                rate = time_rate(partial(step, precision, team), len(inputs), device, best_rate)
-            if rate.fastest > best_rate.fastest * (LEAD if best[0] == precision else 1.0):
-                best, best_rate = (precision, count, rate.usual, error), rate
-        if like is not None:
-            break
-    return best
-
-
-def _tried(
-    device: torch.device, num_images: int, threads: int, like: TrainingSpeed | None
-) -> tuple[tuple[Precision, ...], tuple[int, ...]]:
-    """Return the precisions and the numbers of parallel parts to time: those of `like`, or all that may be fastest."""
+    steps = _Steps(module, inputs)
     if like is not None:
-        return tuple(dict.fromkeys((like.precision, "float32"))), (like.parallel_parts,)
-    return precisions(device), parallel_parts(device, threads) if num_images >= threads else (1,)
+        rate = steps.time(like.precision, like.parallel_parts, threads)
+        return like.precision, like.parallel_parts, rate.usual, like.gradient_error
+    errors: dict[Precision, float] = {"float32": 0.0}
+    for precision in precisions(inputs.device):
+        if precision != "float32":
+            errors[precision] = _direction_error(steps.gradients(precision), steps.gradients("float32"))
+    # One setting is searched after another, instead of all combinations.
+    first, *others = parallel_parts(inputs.device, threads) if len(inputs) >= threads else (1,)
+    best: tuple[Precision, int] = "float32", first
+    best_rate = NOTHING_YET
+    for precision, error in errors.items():
+        rate = steps.time(precision, first, threads, best_rate) if error <= LARGEST_ERROR else NOTHING_YET
+        if rate.fastest > best_rate.fastest:
+            best, best_rate = (precision, first), rate
+    for count in others:
+        rate = steps.time(best[0], count, threads, best_rate)
+        if rate.fastest > LEAD * best_rate.fastest:
+            best, best_rate = (best[0], count), rate
+    return *best, best_rate.usual, errors[best[0]]
 
 
 def _direction_error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:

@@ -10,7 +10,7 @@ import torch
 REPETITIONS = 5
 """Largest number of timed repetitions of short work, after an untimed one in which libraries select their kernels."""
 
-ENOUGH = 0.15
+ENOUGH = 0.1
 """Total time of the repetitions after which there are no more, in seconds: long work varies less, and timing a slow
 machine would take minutes."""
 
