@@ -88,10 +88,12 @@ def _time_training(
     if like is not None:
         rate = steps.time(like.precision, like.parallel_parts, threads)
         return like.precision, like.parallel_parts, rate.usual, like.gradient_error
-    errors: dict[Precision, float] = {"float32": 0.0}
-    for precision in precisions(inputs.device):
-        if precision != "float32":
-            errors[precision] = _direction_error(steps.gradients(precision), steps.gradients("float32"))
+    errors: dict[Precision, float] = {
+        precision: _direction_error(steps.gradients(precision), steps.gradients("float32"))
+        if precision != "float32"
+        else 0.0
+        for precision in precisions(inputs.device)
+    }
     # One setting is searched after another, instead of all combinations.
     first, *others = parallel_parts(inputs.device, threads) if len(inputs) >= threads else (1,)
     best: tuple[Precision, int] = "float32", first
