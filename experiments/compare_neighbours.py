@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-from finetune.predict.doubt import Neighbours
+from finetune.predict.neighbours import Neighbours
 
 TRAINED, SCORED = 800, 400
 """Number of random images that are known, and that are scored; half of the latter are from elsewhere."""

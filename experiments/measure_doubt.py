@@ -23,8 +23,9 @@ from experiments.paths import ROOT
 from experiments.rows import Row, append_row, read_rows
 from finetune.data import load_images
 from finetune.data.folder import walk_files
-from finetune.predict.doubt import Neighbours, find_least_probability, least_probability_in_set
+from finetune.predict.doubt import find_least_probability, least_probability_in_set
 from finetune.predict.model import Predictor
+from finetune.predict.neighbours import Neighbours
 from finetune.progress import no_progress
 from finetune.runs.doubt import NEIGHBOURS, find_neighbours
 from finetune.runs.folder import RunFolder

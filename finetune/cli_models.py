@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,6 +17,8 @@ from finetune.runs.places import refuse_without_a_plan
 
 if TYPE_CHECKING:
     from finetune.data import Unreadable
+    from finetune.predict.doubt import Experience
+    from finetune.predict.files import Compute
     from finetune.predict.labelling import Labeller
     from finetune.predict.rows import Make
     from finetune.runs.report import Report
@@ -53,8 +56,6 @@ def predict(
     """Label new images with a trained run, or with an exported one; the exit status is 3 if files were left out."""
     check_prediction(run, output, images=images, resume=resume)
     has_doubt = unknown_at is not None or sets is not None
-    if has_doubt and run.suffix == ".onnx":
-        raise RecipeError(f"{run} is an exported model, which always answers; give the run folder that it is made of")
     from finetune.predict.labelling import label_files
 
     def load() -> "Make":
@@ -69,19 +70,39 @@ def predict(
 def _doubtful(run: Path, top_k: int, unknown_at: float | None, sets: float | None) -> "Make":
     """Return what labels the files of each chunk with what is doubtful, and print the limits on stderr."""
     from finetune.predict.doubt import label_with_doubt
-    from finetune.runs.doubt import describe_doubt, read_doubt
-    from finetune.runs.folder import RunFolder
 
-    if RunFolder(run).read_plan().has_sets:
+    model, label, experience = _read_doubtful(run, has_limits=unknown_at is not None)
+    doubt, say = experience.doubt(unknown_at, sets), _once_on_stderr()
+    for line in doubt.sentences():
+        typer.echo(line, err=True)
+    return lambda chunks: label_with_doubt(model, label, chunks, top_k, doubt, say)
+
+
+def _read_doubtful(path: Path, has_limits: bool) -> "tuple[Labeller, Compute, Experience]":
+    """Return the model of a run folder or of an ONNX file, what labels files with it, and what it is known to do."""
+    model = _read_labeller(path)
+    if model.thresholds is not None:
         raise RecipeError(
             "--unknown-at and --sets are for models of one label per image; this one gives any number of labels, and "
             "without these options the columns p_<class> have the probability of each"
         )
-    doubt = read_doubt(run, unknown_at, sets)
-    for line in describe_doubt(doubt):
-        typer.echo(line, err=True)
-    model, say = RunFolder(run).read_model(), _once_on_stderr()
-    return lambda chunks: label_with_doubt(model, chunks, top_k, doubt, say)
+    if path.suffix == ".onnx":
+        from finetune.predict.onnx_model import OnnxModel
+
+        assert isinstance(model, OnnxModel)
+        if model.experience is None:
+            raise RecipeError(
+                f"{path} has no held-out images, because an earlier version made it; export the run again"
+            )
+        return model, partial(model.label, with_distance=has_limits), model.experience
+    from finetune.predict.model import Predictor
+    from finetune.predict.neighbours import Neighbours, label_with_distances
+    from finetune.runs.doubt import NEIGHBOURS, read_experience
+
+    assert isinstance(model, Predictor)
+    if not has_limits:
+        return model, model.label, read_experience(path)
+    return model, partial(label_with_distances, model, Neighbours.load(path / NEIGHBOURS)), read_experience(path)
 
 
 def embed(

@@ -20,6 +20,7 @@ from finetune.ensemble.recommendation import Option
 from finetune.errors import CacheError, RecipeError
 from finetune.export.agreement import Agreement, Difference
 from finetune.network.weights import WeightsReport
+from finetune.predict.doubt import Experience
 from finetune.predict.metrics import score
 from finetune.publish.licence import Base
 from finetune.reading import Reading
@@ -173,7 +174,9 @@ def one_of_each(evidence):
             exported=DIFFERENCE,
             decoded_in_full=DIFFERENCE.changed(largest=0.2),
             own_precision=None,
+            distance=0.001,
         ),
+        Experience(probability=(0.9, 0.8), is_right=(True, False), label_probability=(0.9, 0.1), farthest=0.4),
         Base(name="timm/resnet18.a1_in1k", repository="timm/resnet18.a1_in1k", licence="apache-2.0"),
         WeightsReport(source="a file", matched=3, total=3),
         best,

@@ -11,6 +11,7 @@ from finetune.decide.plan import Plan
 from finetune.errors import ExportError
 from finetune.export.images import CheckImages
 from finetune.predict.model import Ensemble, Predictor, TrainedModel
+from finetune.predict.neighbours import Neighbours
 from finetune.predict.set_metrics import give_labels
 from finetune.reading import AS_STORED
 from finetune.value import FrozenModel
@@ -22,7 +23,8 @@ MOST_DIFFERENCE = 0.02
 """Largest difference between probabilities, except for one image in twenty."""
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float64]]
-"""Function that returns the probabilities (num_classes) of an image (height, width, 3)."""
+"""Function that returns the probabilities (num_classes) of an image (height, width, 3), followed by the distance from
+its nearest training image where there are neighbours, (num_classes + 1)."""
 
 
 class Difference(FrozenModel):
@@ -62,6 +64,8 @@ class Agreement(FrozenModel):
     """Difference if the exported model gets every file at its full size."""
     own_precision: Difference | None
     """Difference between the run in its own number format and in float32; None if its own is float32."""
+    distance: float | None
+    """95th percentile of the difference between the distances from the nearest training image; None without them."""
 
     def lines(self) -> list[str]:
         """Return the figures as lines to print."""
@@ -71,12 +75,16 @@ class Agreement(FrozenModel):
             f"  files decoded as by finetune predict: {self.exported}",
             f"  files decoded at their full size:     {self.decoded_in_full}",
         ]
+        if self.distance is not None:
+            lines.append(f"  distance from the nearest training image: 95th percentile of |dd| {self.distance:.5f}")
         if self.own_precision is not None:
             lines.append(f"  the run itself, in its own precision: {self.own_precision}")
         return lines
 
 
-def compare(model: Predictor, predict: Predict, shorter_side: int, images: CheckImages) -> Agreement:
+def compare(
+    model: Predictor, predict: Predict, shorter_side: int, images: CheckImages, neighbours: Neighbours | None = None
+) -> Agreement:
     """Return how an exported model agrees with the model that it was made from.
 
     Args:
@@ -84,25 +92,28 @@ def compare(model: Predictor, predict: Predict, shorter_side: int, images: Check
         predict: the exported model.
         shorter_side: shorter side from which large files may be reduced when they are decoded, in pixels.
         images: images to compare on.
+        neighbours: training images that the exported model returns the distance from; None: it returns none.
     """
-    table = images.table()
-    expected = in_float32(model).probabilities(table)
+    table, exact, count = images.table(), in_float32(model), len(model.class_names)
+    expected = exact.probabilities(table)
 
-    def exported(side: int | None) -> Difference:
-        return difference(
-            np.stack([predict(np.array(read_image(source, side))) for source in images.sources]),
-            expected,
-            model.thresholds,
-        )
+    def rows(side: int | None) -> NDArray[np.float64]:
+        return np.stack([predict(np.array(read_image(source, side))) for source in images.sources])
 
+    found = rows(shorter_side)
+    distance = None
+    if neighbours is not None:
+        gaps = np.abs(found[:, count] - neighbours.distances(exact.features_of(table)))
+        distance = float(np.percentile(gaps, 95))
     is_float32 = all(member.plan.forward.precision == "float32" for member in _members(model))
     return Agreement(
         origin=images.origin,
         num_images=len(images.sources),
         num_shapes=images.num_shapes,
-        exported=exported(shorter_side),
-        decoded_in_full=exported(None),
+        exported=difference(found[:, :count], expected, model.thresholds),
+        decoded_in_full=difference(rows(None)[:, :count], expected, model.thresholds),
         own_precision=None if is_float32 else difference(model.probabilities(table), expected, model.thresholds),
+        distance=distance,
     )
 
 
@@ -133,8 +144,14 @@ def refuse_if_different(agreement: Agreement) -> None:
     """Refuse an exported model that does not agree with its run.
 
     Raises:
-        ExportError: too many labels differ, or the probabilities differ too much.
+        ExportError: too many labels differ, or the probabilities or the distances differ too much.
     """
+    if agreement.distance is not None and agreement.distance > MOST_DIFFERENCE:
+        raise ExportError(
+            f"the exported model does not agree with the run on the distance of {agreement.num_images} images from the "
+            f"training images (95th percentile of the differences {agreement.distance:.3g}; expected at most "
+            f"{MOST_DIFFERENCE}), so nothing was written; predict with the run instead"
+        )
     if agreement.exported.is_small():
         return
     raise ExportError(

@@ -1,6 +1,7 @@
 """Export the model of a run as one file, which is kept only if it agrees with the run."""
 
 from collections.abc import Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -10,8 +11,11 @@ from finetune.export.agreement import Agreement, Predict, compare, of_decoded_im
 from finetune.export.images import choose_images
 from finetune.export.network import SquareProbabilities
 from finetune.export.program import write_program
+from finetune.predict.doubt import Experience
+from finetune.predict.neighbours import Neighbours
 from finetune.predict.onnx_model import OnnxModel
 from finetune.reading import AS_STORED
+from finetune.runs.doubt import NEIGHBOURS, read_experience
 from finetune.runs.folder import RunFolder
 
 Format = Literal["onnx", "torch-export"]
@@ -33,7 +37,9 @@ def export_run(
     """Export the model of a run as one file; return its path and how it agrees with the run.
 
     The file has everything after the decoding of an image: resizing, cropping, normalisation, the network or networks,
-    the temperature, the softmax (or sigmoid), and the names of the classes (with the thresholds of labels).
+    the temperature, the softmax (or sigmoid), and the names of the classes (with the thresholds of labels). An ONNX
+    file also has what withholds doubtful labels: the distance from the nearest training image, and the answers for the
+    held-out images.
 
     Args:
         run: a run folder.
@@ -57,7 +63,8 @@ def export_run(
     model = RunFolder(run).read_model()
     reading = model.reading
     chosen, model = choose_images(run, images, reading), of_decoded_images(model)
-    squares = SquareProbabilities(model)
+    neighbours, experience = _known(run) if file_format == "onnx" and model.thresholds is None else (None, None)
+    squares = SquareProbabilities(model, neighbours)
     if file_format == "onnx" and squares.num_bytes > MOST_BYTES:
         raise ExportError(
             f"the weights have {squares.num_bytes / 2**30:.1f} GiB, but an ONNX file has at most 2; export with "
@@ -69,11 +76,13 @@ def export_run(
         metadata["thresholds"] = list(model.thresholds)
     if reading != AS_STORED:
         metadata["reading"] = reading.model_dump(mode="json")
+    if experience is not None:
+        metadata["experience"] = experience.model_dump(mode="json")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"partial-{path.name}")
     try:
         predict = _write(squares, file_format, metadata, partial)
-        agreement = compare(model, predict, shorter_side, chosen)
+        agreement = compare(model, predict, shorter_side, chosen, neighbours)
         refuse_if_different(agreement)
         partial.replace(path)
     finally:
@@ -95,4 +104,12 @@ def _write(squares: SquareProbabilities, file_format: Format, metadata: Mapping[
             f"the network cannot be exported ({type(error).__name__}: {reason}); try the other --format, or train "
             f"another network"
         ) from error
-    return OnnxModel(path).predict_image
+    return partial(OnnxModel(path).predict_image, with_distance=squares.neighbours is not None)
+
+
+def _known(run: Path) -> tuple[Neighbours, Experience] | tuple[None, None]:
+    """Return the training images that new ones are compared with, and what the model of a run is known to do; None of a
+    run of an earlier version, which has no such images."""
+    if not (run / NEIGHBOURS).exists():
+        return None, None
+    return Neighbours.load(run / NEIGHBOURS), read_experience(run)

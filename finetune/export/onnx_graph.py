@@ -23,8 +23,11 @@ OPSET = 18
 IR_VERSION = 10
 """Version of ONNX's file format; also runtimes of 2024 read it."""
 
-INPUT, OUTPUT = "images", "probabilities"
-"""Names of the graph's input, uint8 (n, height, width, 3), and of its output, float32 (n, num_classes)."""
+INPUT = "images"
+"""Name of the graph's input, uint8 (n, height, width, 3)."""
+
+PROBABILITIES, DISTANCE = "probabilities", "distance"
+"""Names of the graph's outputs: float32 (n, num_classes), and, with neighbours, float32 (n,)."""
 
 HEADER = f'<ir_version: {IR_VERSION}, opset_import: ["" : {OPSET}]>'
 """First line of a model in ONNX's text format."""
@@ -101,7 +104,7 @@ def square_graph(preprocessings: Sequence[Preprocessing]) -> onnx.ModelProto:
 
 
 def _networks(squares: SquareProbabilities, names: list[str]) -> onnx.ModelProto:
-    """Return the exported networks: inputs `names`, uint8 (n, 3, size, size), and the output."""
+    """Return the exported networks: inputs `names`, uint8 (n, 3, size, size), and the outputs."""
     sizes = [preprocessing.image_size for preprocessing in squares.preprocessings]
     # Two images: torch.export takes a dimension of one as fixed.
     examples = tuple(torch.zeros(2, 3, size, size, dtype=torch.uint8) for size in sizes)
@@ -111,7 +114,7 @@ def _networks(squares: SquareProbabilities, names: list[str]) -> onnx.ModelProto
             squares.eval(),
             examples,
             input_names=names,
-            output_names=[OUTPUT],
+            output_names=[PROBABILITIES] if squares.neighbours is None else [PROBABILITIES, DISTANCE],
             dynamic_shapes=[tuple({0: count} for _ in sizes)],
             opset_version=OPSET,
             dynamo=True,

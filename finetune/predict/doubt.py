@@ -1,33 +1,25 @@
 """Know when a model should not answer: where it is unsure, and where an image is unlike its training images.
 
 Both limits come from images of the run. The probability from which on labels are given is found on the held-out images.
-The distance up to which an image counts as like the training images is that of the training images from each other: the
-distance of an image is that of its nearest training image, one less the cosine of their features (Sun et al. 2022,
-"Out-of-distribution detection with deep nearest neighbors").
+The distance up to which an image counts as like the training images is that of the training images from each other
+(`finetune/predict/neighbours.py`).
 """
 
 import json
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
 from finetune.data import Unreadable
-from finetune.errors import RunFolderError
-from finetune.predict.files import remembered
-from finetune.predict.labelling import Say, describe_files, say_nothing, table_of_labels
-from finetune.predict.metrics import wilson_interval
-from finetune.predict.model import Predictor
+from finetune.errors import RecipeError
+from finetune.predict.files import Compute, remembered
+from finetune.predict.intervals import wilson_interval
+from finetune.predict.labelling import Labeller, Say, describe_files, say_nothing, table_of_labels
 from finetune.predict.rows import Columns
-
-FARTHEST = 0.99
-"""Share of the training images that are nearer to another one than the largest distance at which labels are given."""
+from finetune.value import FrozenModel
 
 UNSURE, UNLIKE = "unsure", "unlike the training images"
 """Reasons why a label is withheld."""
@@ -90,68 +82,13 @@ def least_probability_in_set(own: NDArray[np.float64], coverage: float) -> float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbours:
-    """Training images, as features, to which new images are compared."""
-
-    features: NDArray[np.float32]
-    """Features of the images, each of length 1, (n, width)."""
-    limit: float
-    """Distance up to which an image is like the training images."""
-
-    @classmethod
-    def among(cls, features: NDArray[np.float32]) -> Self:
-        """Return the neighbours for the features (n, width) of at least two training images."""
-        own = _unit(features)
-        cosines = own @ own.T
-        np.fill_diagonal(cosines, -1.0)
-        return cls(features=own, limit=float(np.quantile(1.0 - cosines.max(axis=1), FARTHEST)))
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Return the neighbours in a file.
-
-        Raises:
-            RunFolderError: there is no such file, or it is damaged.
-        """
-        if not path.exists():
-            raise RunFolderError(
-                f"{path} is missing, because an earlier version made this run; train it again to tell unlike images"
-            )
-        try:
-            stored = load_file(path)
-            features, limit = stored["features"].astype(np.float32), float(stored["limit"][0])
-        except (OSError, SafetensorError, KeyError, IndexError, ValueError) as error:
-            raise RunFolderError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from None
-        if features.ndim != 2 or not np.isfinite(features).all() or not np.isfinite(limit):
-            raise RunFolderError(f"{path} is damaged: its numbers are not those of features")
-        return cls(features=features, limit=limit)
-
-    def save(self, path: Path) -> None:
-        """Write the neighbours into a file, in float16."""
-        path.write_bytes(save({"features": self.features.astype(np.float16), "limit": np.asarray([self.limit])}))
-
-    def distances(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return the distance of each image from its nearest neighbour, 0 .. 2, for features (k, width): (k,).
-
-        Raises:
-            RunFolderError: the features are of another network.
-        """
-        if features.shape[1] != self.features.shape[1]:
-            raise RunFolderError(
-                f"the neighbours of this run have {self.features.shape[1]} features, but its network has "
-                f"{features.shape[1]}; train it again"
-            )
-        return np.asarray(1.0 - (_unit(features) @ self.features.T).max(axis=1), dtype=np.float64)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What an image must have to be labelled."""
 
     least: LeastProbability
     """Smallest probability of the most probable class."""
-    neighbours: Neighbours
-    """Training images, one of which it must be like."""
+    farthest: float
+    """Largest distance from the nearest training image."""
 
     def why_withheld(self, probabilities: NDArray[np.floating], distances: NDArray[np.floating]) -> list[str]:
         """Return, for each image, the reason why its label is withheld, or "".
@@ -161,7 +98,7 @@ class Limits:
             distances: distance from the nearest training image, (k,).
         """
         return [
-            UNLIKE if distance > self.neighbours.limit else UNSURE if probability < self.least.value else ""
+            UNLIKE if distance > self.farthest else UNSURE if probability < self.least.value else ""
             for probability, distance in zip(probabilities, distances, strict=True)
         ]
 
@@ -175,9 +112,68 @@ class Doubt:
     least_in_set: float | None = None
     """Smallest probability of the classes of a set; None: no sets are made."""
 
+    def sentences(self) -> list[str]:
+        """Return sentences about the limits, for the person who asked for them."""
+        lines = []
+        if self.limits is not None:
+            least = self.limits.least
+            low, high = (100 * end for end in least.interval)
+            lines += [
+                f"labels are given from a probability of {least.value:.3g} on: to {100 * least.share:.0f} % of the "
+                f"held-out images, of which {100 * least.right:.1f} % are right (95 % interval: {low:.1f} to "
+                f"{high:.1f})",
+                f"and to images at a distance of at most {self.limits.farthest:.3g} from a training image: 99 % of the "
+                f"training images are that near to another one",
+            ]
+        if self.least_in_set is not None:
+            lines.append(f"sets have all classes with a probability of at least {self.least_in_set:.3g}")
+        return lines
+
+
+class Experience(FrozenModel):
+    """What a model is known to do: its answers for the held-out images, and how near its training images are."""
+
+    probability: tuple[float, ...]
+    """Probability of the most probable class of each held-out image, 0 .. 1."""
+    is_right: tuple[bool, ...]
+    """Whether that class is right."""
+    label_probability: tuple[float, ...]
+    """Probability of the right class of each held-out image, 0 .. 1."""
+    farthest: float
+    """Distance up to which an image is like the training images, 0 .. 2."""
+
+    def doubt(self, unknown_at: float | None, sets: float | None) -> Doubt:
+        """Return the limits of the answers.
+
+        Args:
+            unknown_at: share of the given labels that shall be right, 0 .. 1; None: all labels are given.
+            sets: share of the sets that shall hold the right class, 0 .. 1; None: no sets.
+
+        Raises:
+            RecipeError: no probability is high enough for that share.
+        """
+        limits = None
+        if unknown_at is not None:
+            is_right = np.array(self.is_right, dtype=bool)
+            least = find_least_probability(np.array(self.probability), is_right, unknown_at)
+            if least is None:
+                raise RecipeError(
+                    f"at no probability are {100 * unknown_at:.4g} % of the labels of the {len(is_right)} held-out "
+                    f"images right; give --unknown-at a smaller share ({100 * is_right.mean():.0f} % of all labels are "
+                    f"right), or let --sets name several classes"
+                )
+            limits = Limits(least=least, farthest=self.farthest)
+        own = np.array(self.label_probability)
+        return Doubt(limits=limits, least_in_set=None if sets is None else least_probability_in_set(own, sets))
+
 
 def label_with_doubt(
-    model: Predictor, chunks: Iterator[list[str]], top_k: int, doubt: Doubt, say: Say = say_nothing
+    model: Labeller,
+    label: Compute,
+    chunks: Iterator[list[str]],
+    top_k: int,
+    doubt: Doubt,
+    say: Say = say_nothing,
 ) -> Iterator[tuple[Columns, list[Unreadable]]]:
     """Yield tables like those of `label_files`, with what is doubtful about each label.
 
@@ -187,6 +183,8 @@ def label_with_doubt(
 
     Args:
         model: the model that predicts the labels.
+        label: yields the probabilities (k, n_classes) of the files of each chunk, followed by the distance of each from
+            its nearest training image, (k, n_classes + 1), if there are limits.
         chunks: paths of the files of each chunk.
         top_k: number of classes to name for each image.
         doubt: the limits.
@@ -194,14 +192,14 @@ def label_with_doubt(
     """
     names = model.class_names
     waiting: deque[list[str]] = deque()
-    for found in model.label(remembered(chunks, waiting), with_features=doubt.limits is not None):
+    for found in label(remembered(chunks, waiting)):
         describe_files(found.kinds, model.reading, say)
         paths, left_out = found.divided(waiting.popleft())
         probabilities = found.rows[:, : len(names)].reshape(len(paths), len(names))
         columns = table_of_labels(names, paths, probabilities, top_k)
         added: Columns = {}
         if doubt.limits is not None and paths:
-            distances = doubt.limits.neighbours.distances(found.rows[:, len(names) :])
+            distances = found.rows[:, len(names)]
             withheld = doubt.limits.why_withheld(probabilities.max(axis=1), distances)
             guesses = columns["label"]
             columns["label"] = ["" if why else str(label) for why, label in zip(withheld, guesses, strict=True)]
@@ -217,9 +215,3 @@ def _set_of(probabilities: NDArray[np.float64], names: tuple[str, ...], least: f
     order = np.argsort(-probabilities, kind="stable")
     count = max(1, int((probabilities >= least).sum()))
     return json.dumps([names[place] for place in order[:count]], ensure_ascii=False)
-
-
-def _unit(features: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Return features (n, width) of length 1 each."""
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    return np.asarray(features / np.maximum(lengths, np.finfo(np.float32).tiny), dtype=np.float32)

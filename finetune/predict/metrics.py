@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from finetune.data.label_sets import has_sets
+from finetune.predict.intervals import wilson_interval
 from finetune.predict.links import are_right, log_losses
 from finetune.predict.set_metrics import (
     USUAL_THRESHOLD,
@@ -198,17 +199,6 @@ def metric_error(metric: Metric, predicted: NDArray[np.integer], labels: NDArray
     # The mean of K independent recalls has the variance sum of var_k / K^2.
     variances = [variance(right[labels == label]) for label in np.unique(labels)]
     return float(np.sum(variances) ** 0.5 / len(variances))
-
-
-def wilson_interval(hits: int, count: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share; 0 .. 1 without images."""
-    from scipy.stats import binomtest  # slow to import, and a prediction does not need it
-
-    if not count:
-        return 0.0, 1.0
-    # Wilson's interval stays within 0 .. 1 and holds its level for small n and rates near 0 or 1 (Brown et al. 2001).
-    found = binomtest(hits, count).proportion_ci(0.95, method="wilson")
-    return float(found.low), float(found.high)
 
 
 def _calibration_error(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> float:

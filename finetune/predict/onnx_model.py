@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from finetune.data import in_threads, read_or_explain
 from finetune.data.kinds import Kind
 from finetune.errors import ExportError, RunFolderError, missing_libraries
+from finetune.predict.doubt import Experience
 from finetune.predict.files import FileRows, rows_of_files
 from finetune.reading import Reading
 
@@ -44,24 +45,29 @@ class OnnxModel:
             self.reading = Reading.model_validate_json(stored.get("reading", "{}"))
             thresholds = json.loads(stored.get("thresholds", "null"))
             self.thresholds: tuple[float, ...] | None = None if thresholds is None else tuple(map(float, thresholds))
+            known = stored.get("experience")
+            self.experience = None if known is None else Experience.model_validate_json(known)
         except Exception as error:  # onnxruntime raises exceptions of many types
             reason = " ".join(str(error).split())[:200]
             raise ExportError(
                 f"{path} is not a model that 'finetune export' wrote ({type(error).__name__}: {reason})"
             ) from None
 
-    def predict_image(self, image: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Return the probabilities (num_classes) of a decoded image (height, width, 3)."""
-        (probabilities,) = self.predict_images(image[None])
-        return np.asarray(probabilities)
+    def predict_image(self, image: NDArray[np.uint8], with_distance: bool = False) -> NDArray[np.float64]:
+        """Return the probabilities (num_classes) of a decoded image (height, width, 3); with the distance from the
+        nearest training image, (num_classes + 1)."""
+        (row,) = self.predict_images(image[None], with_distance)
+        return np.asarray(row)
 
-    def predict_images(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Return the probabilities (n, num_classes) of decoded images of one size (n, height, width, 3)."""
-        (probabilities,) = self._session.run(None, {"images": images})
-        return np.asarray(probabilities, dtype=np.float64)
+    def predict_images(self, images: NDArray[np.uint8], with_distance: bool = False) -> NDArray[np.float64]:
+        """Return the probabilities (n, num_classes) of decoded images of one size (n, height, width, 3); with the
+        distance of each from its nearest training image, (n, num_classes + 1)."""
+        wanted = ["probabilities", "distance"] if with_distance else ["probabilities"]
+        return np.column_stack(self._session.run(wanted, {"images": images})).astype(np.float64)
 
-    def label(self, chunks: Iterator[list[str]]) -> Iterator[FileRows]:
-        """Yield the class probabilities (k, n_classes) of the files of each chunk that can be read.
+    def label(self, chunks: Iterator[list[str]], with_distance: bool = False) -> Iterator[FileRows]:
+        """Yield the class probabilities (k, n_classes) of the files of each chunk that can be read; with the distance
+        of each from its nearest training image, (k, n_classes + 1).
 
         Files are decoded as for a prediction of the run.
         """
@@ -74,9 +80,9 @@ class OnnxModel:
                 for found in in_threads(read, chunk[start : start + BLOCK]):
                     reasons.append(found if isinstance(found, str) else None)
                     if not isinstance(found, str):
-                        rows.append(self.predict_image(found[0]))
+                        rows.append(self.predict_image(found[0], with_distance))
                         kinds.append(found[1])
-            yield FileRows(np.reshape(rows, (len(rows), len(self.class_names))), reasons, kinds)
+            yield FileRows(np.reshape(rows, (len(rows), len(self.class_names) + with_distance)), reasons, kinds)
 
     def predict_proba(self, paths: Sequence[str | Path]) -> NDArray[np.float64]:
         """Return the class probabilities (n_paths, n_classes) of image files.

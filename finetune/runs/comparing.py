@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from finetune.errors import RunFolderError
+from finetune.predict.intervals import wilson_interval
 from finetune.predict.links import SMALLEST_PROBABILITY
-from finetune.predict.metrics import wilson_interval
 from finetune.runs.folder import RunFolder
 from finetune.runs.image_tables import read_predictions
 from finetune.runs.run_data import contents_in

@@ -10,11 +10,11 @@ from finetune.cache import size_limit
 from finetune.data import ImageSplits, Pixels, even_sample, labels_of
 from finetune.data.batches import PlainImages
 from finetune.decide.workload import measured_images
-from finetune.errors import RecipeError
 from finetune.network.head import find_head
 from finetune.network.outputs import digest_weights, frozen_features
-from finetune.predict.doubt import Doubt, Limits, Neighbours, find_least_probability, least_probability_in_set
+from finetune.predict.doubt import Experience
 from finetune.predict.model import Predictor, TrainedModel
+from finetune.predict.neighbours import Neighbours
 from finetune.processes import divide_rows, first_alone
 from finetune.progress import Progress
 from finetune.runs.image_tables import read_predictions
@@ -54,47 +54,17 @@ def _frozen(model: TrainedModel, table: "Dataset", progress: Progress) -> NDArra
         return frozen_features(network, images, plan.preprocessing, plan.forward, weights, progress).numpy()
 
 
-def read_doubt(folder: Path, unknown_at: float | None, sets: float | None) -> Doubt:
-    """Return the limits of a run, from its held-out predictions and its training images.
-
-    Args:
-        folder: a run folder.
-        unknown_at: share of the given labels that shall be right, 0 .. 1; None: all labels are given.
-        sets: share of the sets that shall hold the right class, 0 .. 1; None: no sets.
+def read_experience(folder: Path) -> Experience:
+    """Return what the model of a run folder is known to do, from its held-out predictions and its training images.
 
     Raises:
-        RecipeError: no probability is high enough for that share.
         RunFolderError: a file is missing or damaged.
     """
     held = read_predictions(folder)
     held = held[held["split"] == "validation"]
-    limits = None
-    if unknown_at is not None:
-        is_right = (held["label"] == held["predicted"]).to_numpy(bool)
-        least = find_least_probability(held["probability"].to_numpy(float), is_right, unknown_at)
-        if least is None:
-            raise RecipeError(
-                f"at no probability are {100 * unknown_at:.4g} % of the labels of the {len(held)} held-out images "
-                f"right; give --unknown-at a smaller share ({100 * is_right.mean():.0f} % of all labels are right), or "
-                f"let --sets name several classes"
-            )
-        limits = Limits(least=least, neighbours=Neighbours.load(folder / NEIGHBOURS))
-    own = held["label_probability"].to_numpy(float)
-    return Doubt(limits=limits, least_in_set=None if sets is None else least_probability_in_set(own, sets))
-
-
-def describe_doubt(doubt: Doubt) -> list[str]:
-    """Return sentences about the limits, for the person who asked for them."""
-    lines = []
-    if doubt.limits is not None:
-        least, neighbours = doubt.limits.least, doubt.limits.neighbours
-        low, high = (100 * end for end in least.interval)
-        lines += [
-            f"labels are given from a probability of {least.value:.3g} on: to {100 * least.share:.0f} % of the "
-            f"held-out images, of which {100 * least.right:.1f} % are right (95 % interval: {low:.1f} to {high:.1f})",
-            f"and to images at a distance of at most {neighbours.limit:.3g} from a training image: 99 % of the "
-            f"training images are that near to another one",
-        ]
-    if doubt.least_in_set is not None:
-        lines.append(f"sets have all classes with a probability of at least {doubt.least_in_set:.3g}")
-    return lines
+    return Experience(
+        probability=held["probability"].tolist(),
+        is_right=(held["label"] == held["predicted"]).tolist(),
+        label_probability=held["label_probability"].tolist(),
+        farthest=Neighbours.load(folder / NEIGHBOURS).limit,
+    )

@@ -19,6 +19,7 @@ def agreement(**changes):
     return Agreement(
         origin="3 of 3 given images", num_images=200, num_shapes=20, exported=SAME.changed(**changes),
         decoded_in_full=SAME, own_precision=None,
+        distance=None,
     )  # fmt: skip
 
 

@@ -11,9 +11,13 @@ from finetune.cli import main
 from finetune.errors import ExportError, RunFolderError
 from finetune.export import agreement, export_run
 from finetune.predict.labelling import label_files
+from finetune.predict.neighbours import Neighbours
 from finetune.predict.onnx_model import OnnxModel
+from finetune.runs.doubt import NEIGHBOURS
 from finetune.runs.folder import RunFolder
+from finetune.runs.image_tables import PREDICTIONS
 from tests.export.pictures import SHAPES, smooth_image, write_pictures
+from tests.path_table import table_of_paths
 from tests.predict.damage import damaged_png
 
 needs_onnx = [pytest.importorskip(name) for name in ("onnx", "onnxscript", "onnxruntime")]
@@ -49,6 +53,45 @@ def test_the_file_labels_images_like_the_run(run, images):
     ((expected, _),) = label_files(RunFolder(run).read_model(), iter([paths]), top_k=2)
     ((found, _),) = label_files(OnnxModel(run / "model.onnx"), iter([paths]), top_k=2)
     pd.testing.assert_frame_equal(pd.DataFrame(found), pd.DataFrame(expected), atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def experienced(trained, averaged, write_run, images, tmp_path_factory):
+    """Run folders of a network and of an ensemble that keep training images and held-out answers, with their files."""
+    paths = [str(path) for path in sorted(images.rglob("*.*"))]
+    folders = {}
+    for name, model in (("network", trained(flips=True)), ("ensemble", averaged())):
+        folder = write_run(model, tmp_path_factory.mktemp("runs") / name, paths)
+        model.plan.save(folder / "plan.json")
+        Neighbours.among(model.features_of(table_of_paths(paths[1:]))).save(folder / NEIGHBOURS)
+        best = np.linspace(0.34, 0.4, 40)
+        held = {"split": "validation", "label": "a", "predicted": ["a"] * 35 + ["b"] * 5}
+        pd.DataFrame({**held, "probability": best, "label_probability": best}).to_parquet(folder / PREDICTIONS)
+        export_run(folder)
+        folders[name] = folder
+    return folders
+
+
+@pytest.mark.parametrize("name", ["network", "ensemble"])
+def test_the_file_withholds_labels_and_makes_sets_like_the_run(experienced, images, tmp_path, name, capsys):
+    options = [str(images), "--unknown-at", "0.8", "--sets", "0.8", "--output"]
+    tables, sentences = [], []
+    for model in (experienced[name], experienced[name] / "model.onnx"):
+        with pytest.raises(SystemExit) as ended:
+            main(["predict", str(model), *options, str(tmp_path / f"{model.name}.csv")])
+        assert ended.value.code == 0
+        tables.append(pd.read_csv(tmp_path / f"{model.name}.csv", keep_default_na=False))
+        sentences.append(capsys.readouterr().err)
+    assert sentences[0] == sentences[1]
+    assert set(tables[0]["withheld"]) >= {"", "unlike the training images"}
+    pd.testing.assert_frame_equal(*tables, atol=1e-3, rtol=0.0)
+
+
+def test_an_exported_run_without_training_images_has_no_doubt(run, images, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", str(run / "model.onnx"), str(images), "--unknown-at", "0.9"])
+    assert ended.value.code == 2
+    assert "has no held-out images, because an earlier version made it; export the run again" in capsys.readouterr().err
 
 
 def test_the_file_leaves_out_an_image_with_damaged_pixels_and_predicts_the_others(run, images, tmp_path):

@@ -1,6 +1,7 @@
 """When a model should not answer: the limits, and the labels that are withheld."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,13 +14,13 @@ from finetune.predict.doubt import (
     Doubt,
     LeastProbability,
     Limits,
-    Neighbours,
     find_least_probability,
     label_with_doubt,
     least_probability_in_set,
 )
 from finetune.predict.labelling import label_files
 from finetune.predict.model import TrainedModel
+from finetune.predict.neighbours import Neighbours, label_with_distances
 from tests.path_table import table_of_paths
 
 
@@ -116,33 +117,38 @@ def files(image_folder, tmp_path):
     return [str(path) for path in sorted(image_folder(tmp_path).rglob("*.png"))]
 
 
+def labelled(model, files, neighbours, least, farthest):
+    doubt = Doubt(limits=Limits(least=least, farthest=farthest))
+    label = partial(label_with_distances, model, neighbours)
+    ((made, _),) = label_with_doubt(model, label, iter([files]), 1, doubt)
+    return made
+
+
 def test_labels_are_withheld_from_unsure_and_unlike_images_and_the_guess_remains(model, files):
     (plain, _), *_ = label_files(model, iter([files]))
     probabilities = np.asarray(plain["probability"])
     neighbours = Neighbours.among(model.features_of(table_of_paths(files)))
     least = LeastProbability(value=float(np.median(probabilities)), share=0.5, right=1.0, interval=(0.9, 1.0))
-    near, far = Neighbours(features=neighbours.features, limit=1e-3), Neighbours(features=neighbours.features, limit=-1)
-    ((made, _),) = label_with_doubt(model, iter([files]), 1, Doubt(limits=Limits(least=least, neighbours=near)))
+    made = labelled(model, files, neighbours, least, farthest=1e-3)
     assert made["guess"] == plain["label"]
     unsure = probabilities < least.value
     assert made["withheld"] == [UNSURE if one else "" for one in unsure]
     assert made["label"] == ["" if one else label for one, label in zip(unsure, plain["label"], strict=True)]
-    ((made, _),) = label_with_doubt(model, iter([files]), 1, Doubt(limits=Limits(least=least, neighbours=far)))
-    assert set(made["withheld"]) == {UNLIKE}
+    assert set(labelled(model, files, neighbours, least, farthest=-1.0)["withheld"]) == {UNLIKE}
 
 
 def test_probabilities_are_those_of_a_prediction_without_doubt(model, files):
     (plain, _), *_ = label_files(model, iter([files]))
     neighbours = Neighbours.among(model.features_of(table_of_paths(files)))
     least = LeastProbability(value=0.0, share=1.0, right=1.0, interval=(0.9, 1.0))
-    ((made, _),) = label_with_doubt(model, iter([files]), 1, Doubt(limits=Limits(least=least, neighbours=neighbours)))
+    made = labelled(model, files, neighbours, least, neighbours.limit)
     assert {name: made[name] for name in plain} == plain
 
 
 def test_a_set_has_the_classes_above_its_limit_and_always_the_best(model, files):
     (plain, _), *_ = label_files(model, iter([files]))
-    ((made, _),) = label_with_doubt(model, iter([files]), 1, Doubt(least_in_set=0.0))
+    ((made, _),) = label_with_doubt(model, model.label, iter([files]), 1, Doubt(least_in_set=0.0))
     assert all(json.loads(one)[0] == best for one, best in zip(made["set"], plain["label"], strict=True))
     assert all(sorted(json.loads(one)) == ["a", "b", "c"] for one in made["set"])
-    ((made, _),) = label_with_doubt(model, iter([files]), 1, Doubt(least_in_set=1.0))
+    ((made, _),) = label_with_doubt(model, model.label, iter([files]), 1, Doubt(least_in_set=1.0))
     assert [json.loads(one) for one in made["set"]] == [[best] for best in plain["label"]]

@@ -13,7 +13,8 @@ from scipy.optimize import isotonic_regression
 
 from finetune.decide.candidates import Candidate
 from finetune.history import Row
-from finetune.predict.metrics import CALIBRATION_BINS, Metrics, wilson_interval
+from finetune.predict.intervals import wilson_interval
+from finetune.predict.metrics import CALIBRATION_BINS, Metrics
 from finetune.runs.page.figures import BOTTOM, Figure
 
 WIDTHS = {"narrow": 328.0, "wide": 520.0}

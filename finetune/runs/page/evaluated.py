@@ -11,7 +11,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from finetune.decide.plan import Plan
-from finetune.predict.metrics import Metrics, wilson_interval
+from finetune.predict.intervals import wilson_interval
+from finetune.predict.metrics import Metrics
 from finetune.predict.model import TrainedModel
 from finetune.runs.image_tables import indices_of
 from finetune.runs.page.charts import accuracy_against_share, reliability
