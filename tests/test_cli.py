@@ -505,7 +505,7 @@ def test_the_command_line_overrides_the_recipe(command, image_folder, quick, tmp
     arguments = ("plan", "--recipe", "recipe.yaml", "--data", "images", "--output", "out", "--seed", "4", *quick)
     assert command(*arguments)[0] == 0
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
-    assert (plan["data"], plan["seed"], plan["batch_size"]) == ("images", 4, 8)
+    assert (plan["data"], plan["seed"], plan["batch_size"]) == (str(tmp_path / "images"), 4, 8)
 
 
 def test_any_recipe_key_can_be_set(command, image_folder, quick, tmp_path):

@@ -19,6 +19,7 @@ from finetune.data import (
     tie_copies,
     without_undecodable,
 )
+from finetune.data.paths import with_absolute_paths
 from finetune.decide.choice import choose_strategy
 from finetune.decide.evidence import Evidence
 from finetune.decide.plan import Plan
@@ -218,7 +219,7 @@ def decide_all(
         if splits.test_was_made:
             report.images(splits)
         splits, measured = _measure(recipe, splits, partial(regrouped, regroup, tie), report, start)
-    members = decide(recipe, measured, share)
+    members = decide(with_absolute_paths(recipe), measured, share)
     report.choice(members[0].choice, members[0].plan.model)
     report.plan(members[0].plan, splits)
     if share == 1.0:  # a search has many trainings

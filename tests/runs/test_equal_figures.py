@@ -42,3 +42,24 @@ def test_an_evaluation_repeats_the_metrics_of_the_test_images(image_folder, weig
     names = list(folder.read_model().class_names)
     assert metrics_of(predictions, "test", names) == metrics.test
     assert metrics_of(predictions, "validation", names) == metrics.validation
+
+
+def test_a_run_on_a_relative_path_means_the_same_images_in_another_folder(image_folder, weights, monkeypatch, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    image_folder(here / "images", splits={"train": {"a": 12, "b": 12}, "test": {"a": 4, "b": 3}})
+    image_folder(there / "images", splits={"train": {"a": 3, "b": 3}, "test": {"a": 5, "b": 5}})
+    monkeypatch.chdir(here)
+    options = ["--model", "test_efficientnet", "--image-size", "32", "--set", f"weights={Path(weights).name}"]
+    Path(Path(weights).name).write_bytes(Path(weights).read_bytes())
+    with pytest.raises(SystemExit):
+        main(["train", "--data", "images", "--output", "run", "--quiet", "--strategy", "linear_probe", *options])
+    monkeypatch.chdir(there)
+    commands = {
+        "train from the plan": ["train", "--plan", str(here / "run" / "plan.json"), "--output", "again"],
+        "evaluate on other images of the same relative name": ["evaluate", str(here / "run"), "--data", "images"],
+    }
+    for about, command in commands.items():
+        with pytest.raises(SystemExit) as ended:
+            main([*command, "--quiet"])
+        assert (about, ended.value.code) == (about, 0)
+    assert RunFolder(Path("again")).read_metrics().test == RunFolder(here / "run").read_metrics().test
