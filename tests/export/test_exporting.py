@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import slow
 
 from finetune.cli import main
 from finetune.errors import ExportError, RunFolderError
@@ -35,12 +36,23 @@ def _few_images(request):
         request.getfixturevalue("few_images")
 
 
+def write_experienced(write_run, model, folder, paths):
+    """Write a run that keeps training images and held-out answers, and export its model."""
+    write_run(model, folder, paths)
+    model.plan.save(folder / "plan.json")
+    Neighbours.among(model.features_of(table_of_paths(paths[1:]))).save(folder / NEIGHBOURS)
+    best = np.linspace(0.34, 0.4, 40)
+    held = {"split": "validation", "label": "a", "predicted": ["a"] * 35 + ["b"] * 5}
+    pd.DataFrame({**held, "probability": best, "label_probability": best}).to_parquet(folder / PREDICTIONS)
+    export_run(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def run(trained, write_run, images, tmp_path_factory):
     """A run folder with its exported model."""
-    folder = write_run(trained(), tmp_path_factory.mktemp("runs") / "run", sorted(images.rglob("*.*")))
-    export_run(folder)
-    return folder
+    paths = [str(path) for path in sorted(images.rglob("*.*"))]
+    return write_experienced(write_run, trained(), tmp_path_factory.mktemp("runs") / "run", paths)
 
 
 @pytest.fixture
@@ -55,41 +67,37 @@ def test_the_file_labels_images_like_the_run(run, images):
     pd.testing.assert_frame_equal(pd.DataFrame(found), pd.DataFrame(expected), atol=1e-3)
 
 
-@pytest.fixture(scope="module")
-def experienced(trained, averaged, write_run, images, tmp_path_factory):
-    """Run folders of a network and of an ensemble that keep training images and held-out answers, with their files."""
-    paths = [str(path) for path in sorted(images.rglob("*.*"))]
-    folders = {}
-    for name, model in (("network", trained(flips=True)), ("ensemble", averaged())):
-        folder = write_run(model, tmp_path_factory.mktemp("runs") / name, paths)
-        model.plan.save(folder / "plan.json")
-        Neighbours.among(model.features_of(table_of_paths(paths[1:]))).save(folder / NEIGHBOURS)
-        best = np.linspace(0.34, 0.4, 40)
-        held = {"split": "validation", "label": "a", "predicted": ["a"] * 35 + ["b"] * 5}
-        pd.DataFrame({**held, "probability": best, "label_probability": best}).to_parquet(folder / PREDICTIONS)
-        export_run(folder)
-        folders[name] = folder
-    return folders
-
-
-@pytest.mark.parametrize("name", ["network", "ensemble"])
-def test_the_file_withholds_labels_and_makes_sets_like_the_run(experienced, images, tmp_path, name, capsys):
-    options = [str(images), "--unknown-at", "0.8", "--sets", "0.8", "--output"]
-    tables, sentences = [], []
-    for model in (experienced[name], experienced[name] / "model.onnx"):
-        with pytest.raises(SystemExit) as ended:
-            main(["predict", str(model), *options, str(tmp_path / f"{model.name}.csv")])
-        assert ended.value.code == 0
-        tables.append(pd.read_csv(tmp_path / f"{model.name}.csv", keep_default_na=False))
-        sentences.append(capsys.readouterr().err)
-    assert sentences[0] == sentences[1]
-    assert set(tables[0]["withheld"]) >= {"", "unlike the training images"}
-    pd.testing.assert_frame_equal(*tables, atol=1e-3, rtol=0.0)
-
-
-def test_an_exported_run_without_training_images_has_no_doubt(run, images, capsys):
+def labelled_with_doubt(model, images, output, capsys):
+    """Return the table of a prediction with limits and sets, and what it said about them."""
     with pytest.raises(SystemExit) as ended:
-        main(["predict", str(run / "model.onnx"), str(images), "--unknown-at", "0.9"])
+        main(["predict", str(model), str(images), "--unknown-at", "0.8", "--sets", "0.8", "--output", str(output)])
+    assert ended.value.code == 0
+    return pd.read_csv(output, keep_default_na=False), capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["network", *slow("ensemble")])
+def test_the_file_withholds_labels_and_makes_sets_like_the_run(
+    run, averaged, write_run, images, tmp_path, capsys, kind
+):
+    paths = [str(path) for path in sorted(images.rglob("*.*"))]
+    folder = run if kind == "network" else write_experienced(write_run, averaged(), tmp_path / "run", paths)
+    expected, sentences = labelled_with_doubt(folder, images, tmp_path / "run.csv", capsys)
+    found, repeated = labelled_with_doubt(folder / "model.onnx", images, tmp_path / "file.csv", capsys)
+    assert repeated == sentences
+    assert set(expected["withheld"]) >= {"", "unlike the training images"}
+    pd.testing.assert_frame_equal(found, expected, atol=1e-3, rtol=0.0)
+
+
+def test_a_file_without_held_out_answers_has_no_doubt(run, images, tmp_path, capsys):
+    import onnx
+
+    exported = onnx.load(run / "model.onnx")
+    kept = [(each.key, each.value) for each in exported.metadata_props if each.key != "experience"]
+    del exported.metadata_props[:]
+    onnx.helper.set_model_props(exported, dict(kept))
+    onnx.save(exported, tmp_path / "model.onnx")
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", str(tmp_path / "model.onnx"), str(images), "--unknown-at", "0.9"])
     assert ended.value.code == 2
     assert "has no held-out images, because an earlier version made it; export the run again" in capsys.readouterr().err
 
@@ -127,8 +135,8 @@ def test_the_graph_takes_a_batch_of_any_size_and_knows_its_labels(run):
     assert (given.name, given.type, given.shape[1:]) == ("images", "tensor(uint8)", ["height", "width", 3])
     for shape in SHAPES:
         batch = np.stack([smooth_image(*shape, seed) for seed in range(3)])
-        (probabilities,) = session.run(None, {"images": batch})
-        assert probabilities.shape == (3, 3)
+        probabilities, distances = session.run(["probabilities", "distance"], {"images": batch})
+        assert (probabilities.shape, distances.shape) == ((3, 3), (3,))
         np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, atol=1e-5)
 
 

@@ -61,7 +61,7 @@ def test_a_run_folder_holds_all_that_is_promised(finished):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["finished", "averaged"])
+@pytest.mark.parametrize("name", ["finished", *slow("averaged")])
 def test_every_file_of_a_run_follows_the_umask(name, request):
     own = os.umask(0)
     os.umask(own)
@@ -451,7 +451,8 @@ def test_an_ensemble_that_was_asked_for_is_compared_and_predicts_from_its_folder
 
 
 @pytest.mark.usefixtures("mean_is_recommended")
-@pytest.mark.parametrize("ensemble", [*slow("seeds:2"), "snapshots:2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("ensemble", ["seeds:2", "snapshots:2"])
 def test_an_interrupted_ensemble_that_was_asked_for_ends_with_the_same_models(recipe, tmp_path, ensemble):
     asked = recipe.changed(ensemble=ensemble, strategy="full")
     whole = finetune.run(asked, tmp_path / "whole")

@@ -198,6 +198,7 @@ def test_the_metric_of_sets_is_refused_for_one_label(image_folder, tmp_path, wei
         finetune.run(recipe, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_an_ensemble_averages_the_probabilities_of_each_label(recipe, root, patches, recommend_place, monkeypatch):
     recommend_place(monkeypatch, -1)
     model = finetune.run(recipe.changed(ensemble="seeds:2", steps=3), root / "ensemble")
@@ -215,6 +216,7 @@ def test_a_linear_probe_is_one_logistic_regression_for_each_label(recipe, root):
     assert model.test.sets.mean_average_precision > 0.5
 
 
+@pytest.mark.slow
 def test_a_search_compares_trials_of_sets(recipe, root):
     pytest.importorskip("optuna")
     from finetune.tuning import tune
