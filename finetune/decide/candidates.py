@@ -44,9 +44,9 @@ SCRATCH_HALF = 15.0
 SCRATCH_ERROR = 0.15
 """Std of the expected accuracy of random weights."""
 
-LEAST_SHARE_OF_STEPS = 0.5
-"""Smallest fraction of its usual steps that a time budget may leave a candidate. With fewer steps, its expected
-accuracy does not hold."""
+LEAST_SHARE_OF_STEPS = 0.45
+"""Smallest fraction of the default steps that a time budget may leave a candidate, also one of half the steps. The
+shortest trainings that the prior was fitted to have half of them; with fewer, the expected accuracy does not hold."""
 
 
 class CandidateSpec(NamedTuple):
@@ -124,7 +124,7 @@ class Candidate(FrozenModel):
     @property
     def has_enough_steps(self) -> bool:
         """Whether the time budget allows enough of the candidate's steps; a linear probe needs none."""
-        return self.name == "linear_probe" or self.share_of_steps >= LEAST_SHARE_OF_STEPS
+        return self.name == "linear_probe" or self.length * self.share_of_steps >= LEAST_SHARE_OF_STEPS
 
     def workload(self, recipe: Recipe, evidence: Evidence) -> Workload:
         """Return the workload of the candidate under a recipe, which may differ from the one that it was listed for."""

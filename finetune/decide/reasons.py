@@ -85,7 +85,7 @@ def _about_budget(candidates: Sequence[Candidate], recipe: Recipe) -> tuple[str,
     if recipe.strategy != "auto" or recipe.time_budget is None or not left_out:
         return ()
     return (
-        f"the time budget leaves {recipe.time_budget:.0f} s for training, too little for half of the steps of "
+        f"the time budget leaves {recipe.time_budget:.0f} s for training, too little for enough steps of "
         f"{', '.join(left_out)}",
     )
 

@@ -202,9 +202,18 @@ def test_a_time_budget_leaves_out_what_it_would_cut_in_half(evidence, believed):
         assert choice.chosen.expected_seconds <= 1.05 * seconds
         names.append(choice.chosen.name)
     assert names == ["full_far", "partial", "linear_probe"]
-    start = "the time budget leaves 3 s for training, too little for half of the steps of "
+    start = "the time budget leaves 3 s for training, too little for enough steps of "
     assert choice.reasons[2].startswith(f"{start}partial (1 stage, half the steps), ")
     assert choice.reasons[1].endswith("linear_probe is the only candidate")
+
+
+def test_a_training_of_half_the_steps_is_not_cut_further(evidence, believed):
+    believed(0.85, 0.88, 0.89, 0.90, 0.92, 0.95, 0.86)
+    whole = next(each for each in choose_strategy(evidence).candidates if each.name == "partial_half")
+    for share, is_listed in ((0.2, False), (0.4, True)):  # of the time with 3 folds; 0.31 of it is without
+        recipe = AUTO.changed(time_budget=share * whole.expected_seconds)
+        cut = next(each for each in choose_strategy(evidence, recipe).candidates if each.name == "partial_half")
+        assert (cut.length, cut.has_enough_steps) == (0.5, is_listed)
 
 
 def test_a_time_budget_too_short_for_the_probe_is_refused(evidence):
