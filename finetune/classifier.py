@@ -90,6 +90,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             None if groups is None else read_groups(list(groups)),
             self.seed,
             recipe.image,
+            recipe.allow_rare,
         )
         try:
             finished = _train(recipe, splits)

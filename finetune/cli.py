@@ -62,6 +62,10 @@ RECIPE_OPTIONS: Mapping[str, Any] = {
     "steps": Annotated[int | None, typer.Option(help="Optimizer steps; excludes --epochs.")],
     "batch_size": Annotated[int | None, typer.Option(help="Images per optimizer step, over all processes.")],
     "limit": Annotated[int | None, typer.Option(help="Largest number of training images to use, stratified by class.")],
+    "allow_rare": Annotated[
+        bool | None,
+        typer.Option("--allow-rare", help="Train on classes that have too few images to be evaluated, too."),
+    ],
     "time_budget": Annotated[str | None, typer.Option(help="Time limit of the whole command, such as 90s, 10m, 1.5h.")],
     "prefer": Annotated[
         Preference | None, typer.Option(help="Preference between accuracy and training time; balanced by default.")

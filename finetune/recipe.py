@@ -229,6 +229,9 @@ class Recipe(FrozenModel):
     """Number of images in an optimizer step, over all processes; by default 32, or 128 from 10,000 training images."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Number of training images to use, stratified by class; by default all."""
+    allow_rare: bool = False
+    """Whether classes may have too few images to hold one out or to test one. All images of such a class are trained
+    on, and metrics leave it out; by default such data is refused."""
     time_budget: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] | None = None
     """Time limit of the whole command, from its imports to the written run folder, in seconds or with a unit, such as
     90s, 10m or 1.5h; by default unlimited."""

@@ -21,6 +21,11 @@ def is_none(value: object) -> bool:
     return value is None
 
 
+def is_unset(value: object) -> bool:
+    """Return whether a field is false or 0, so that files of data that does not need it stay as they were."""
+    return not value
+
+
 class FrozenModel(BaseModel):
     """A frozen value with checked fields. `changed` returns a copy with other values, `save` writes a file, `load`
     reads it."""

@@ -16,6 +16,7 @@ from finetune.auditing.label_errors import MISSING, can_check_labels, find_label
 from finetune.auditing.oddities import find_oddities
 from finetune.data import RANKS, ImageSplits, Pixels, load_with_copies, same_content
 from finetune.data.grouping import describe_rule
+from finetune.data.splitting import are_in_small_classes
 from finetune.measure.shift import find_groups
 from finetune.predict.linear_probe import cross_validate, fit_head
 from finetune.progress import Progress, no_progress
@@ -129,6 +130,10 @@ def _check_labels(
         return
     progress("checking labels", 0, 1)
     chosen = np.unique(copies.same_file)
+    # The only picture of a class cannot be compared with others of its class.
+    chosen = chosen[~are_in_small_classes(images.labels[chosen])]
+    if len(np.unique(images.labels[chosen])) < 2:
+        return
     pictures = copies.same_picture[chosen]
     groups = images.groups[chosen] if images.groups is not None else None
     if groups is None and len(np.unique(pictures)) < len(pictures):
@@ -171,7 +176,8 @@ def _inflation(
     None without such images."""
     train, test = images.in_split("train"), images.in_split("test")
     others = train[~np.isin(copies.same_picture[train], copies.same_picture[test])]
-    if len(others) in {0, len(train)} or len(np.unique(images.labels[others])) < 2:
+    divisible = images.labels[others][~are_in_small_classes(images.labels[others])]
+    if len(others) in {0, len(train)} or len(np.unique(divisible)) < 2:
         return None, None
     count = len(images.class_names)
     strength = cross_validate(features[others], images.labels[others], count, 0).inverse_regularization

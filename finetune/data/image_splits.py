@@ -12,7 +12,7 @@ from datasets.arrow_dataset import Column
 from finetune.data.decoding import Unreadable, encoded_bytes
 from finetune.data.label_sets import count_images, images_by_class, to_matrix
 from finetune.data.scanning import why_undecodable
-from finetune.data.splitting import Ties, Together, stratified_holdout
+from finetune.data.splitting import LEAST_TO_HOLD_OUT, Ties, Together, stratified_holdout
 from finetune.data.streaming import ImageStream
 from finetune.data.table import LabelledTable
 from finetune.errors import DataError, quoted_names
@@ -27,6 +27,9 @@ CHECKED_SIDE = 256
 
 PICTURE = "picture"
 """Name of the column with the number of the picture that an image shows."""
+
+LEAST_TO_TEST = 3
+"""Number of images that a class needs so that one can be tested: one more is held out, and one is trained on."""
 
 LEAST_PICTURES = 3
 """Number of pictures that a class needs so that copies are kept together: for the test, to hold out, to train on."""
@@ -64,6 +67,8 @@ class ImageSplits:
     """Whether `test` was split off from the training images because the data has no test split."""
     test_share: float = 0.0
     """Share of all images that became `test`, 0 .. 1, if it was split off."""
+    allow_rare: bool = False
+    """Whether classes may have too few images to be evaluated: they are trained on and never held out."""
     group_rule: str = ""
     """Rule that gave the groups, as in a recipe; empty: the images have no groups."""
     num_shared: int = 0
@@ -164,13 +169,16 @@ def without_undecodable(splits: ImageSplits, only_test: bool = False) -> ImageSp
     return decoded
 
 
-def to_splits(table: LabelledTable, seed: int, pictures: Sequence[Sequence[int]] = ()) -> ImageSplits:
+def to_splits(
+    table: LabelledTable, seed: int, pictures: Sequence[Sequence[int]] = (), allow_rare: bool = False
+) -> ImageSplits:
     """Return the splits of a table; if the table has no splits, `TEST_FRACTION` of each class become the test split.
 
     Args:
         table: labelled images.
         seed: seed of the test split.
         pictures: rows that show one picture, which are not divided, for each picture that has several rows.
+        allow_rare: whether classes may have too few images to be evaluated; these become training images.
 
     Raises:
         DataError: there is no training image, or a class has images in the validation or test split only.
@@ -180,14 +188,18 @@ def to_splits(table: LabelledTable, seed: int, pictures: Sequence[Sequence[int]]
     splits = table.splits
     if splits is None:
         everything = with_pictures(to_dataset(table, class_names), _number_pictures(pictures, len(table.labels)))
-        # One image for the test, one to hold out, one to train on.
-        check_counts(ImageSplits(train=everything, validation=None, test=None, class_names=class_names), least=3)
-        stay, held_out = stratified_holdout(labels_of(everything), TEST_FRACTION, seed, together_of(everything))
+        whole = ImageSplits(
+            train=everything, validation=None, test=None, class_names=class_names, allow_rare=allow_rare
+        )
+        check_counts(whole, LEAST_TO_TEST)
+        labels, together = labels_of(everything), together_of(everything)
+        stay, held_out = stratified_holdout(labels, TEST_FRACTION, seed, together, LEAST_TO_TEST)
         return ImageSplits(
             train=everything.select(stay),
             validation=None,
             test=everything.select(held_out),
             class_names=class_names,
+            allow_rare=allow_rare,
             test_was_made=True,
             test_share=len(held_out) / len(everything),
         )
@@ -211,7 +223,11 @@ def to_splits(table: LabelledTable, seed: int, pictures: Sequence[Sequence[int]]
     numbers = _number_pictures(pictures, len(table.labels))[rows_of["train"]]
     parts["train"] = with_pictures(parts["train"], numbers)
     return ImageSplits(
-        train=parts["train"], validation=parts.get("validation"), test=parts.get("test"), class_names=class_names
+        train=parts["train"],
+        validation=parts.get("validation"),
+        test=parts.get("test"),
+        class_names=class_names,
+        allow_rare=allow_rare,
     )
 
 
@@ -253,11 +269,12 @@ def _row_of_file(path: str) -> dict[str, Any]:
     return {"path": name, "bytes": encoded_bytes(path)}
 
 
-def check_counts(splits: ImageSplits, least: int = 2) -> None:
-    """Check that there are two or more classes, and that each has at least `least` training images.
+def check_counts(splits: ImageSplits, least: int = LEAST_TO_HOLD_OUT) -> None:
+    """Check that there are two or more classes with at least `least` training images each, and no class with fewer,
+    unless the splits allow rare classes.
 
     Raises:
-        DataError: there is only one class, or a class has too few training images.
+        DataError: there are too few classes, or a class has too few training images.
     """
     counts = count_images(labels_of(splits.train), len(splits.class_names))
     if len(splits.class_names) < 2:
@@ -268,9 +285,33 @@ def check_counts(splits: ImageSplits, least: int = 2) -> None:
             else "no training image has a label; fill in the labels"
         )
     few = [name for name, count in zip(splits.class_names, counts, strict=True) if count < least]
-    if few:
-        uses = "one to learn from, one to check with" + (" and one to test with" if least == 3 else "")
+    uses = "one to learn from, one to check with" + (" and one to test with" if least == LEAST_TO_TEST else "")
+    if few and not splits.allow_rare:
         raise DataError(
-            f"too few training images of {quoted_names(few)}: every class needs at least {least}, {uses}; add images "
-            f"or leave the class out"
+            f"too few training images of {quoted_names(few)}: every class needs at least {least}, {uses}; add images, "
+            f"leave the class out, or train on it without evaluating it: --allow-rare (recipe key allow_rare)"
         )
+    if len(few) > len(counts) - 2:
+        raise DataError(
+            f"too few training images of {quoted_names(few)}: with allow_rare, two classes at least need {least} each, "
+            f"{uses}; add images"
+        )
+
+
+def describe_rare(splits: ImageSplits) -> tuple[str, ...]:
+    """Return in one sentence which classes have too few images to be evaluated, if there are any."""
+    if not splits.allow_rare:
+        return ()
+    counts = count_images(labels_of(splits.train), len(splits.class_names))
+    least, images = LEAST_TO_HOLD_OUT, "training images"
+    if splits.test is not None and splits.test_was_made:
+        counts = counts + count_images(labels_of(splits.test), len(counts))
+        least, images = LEAST_TO_TEST, "images"
+    rare = [name for name, count in zip(splits.class_names, counts, strict=True) if count < least]
+    if not rare:
+        return ()
+    tested = ", and none is tested" if least == LEAST_TO_TEST else ""
+    return (
+        f"{len(rare)} of {len(counts)} classes have fewer than {least} {images}: {quoted_names(rare)}. All of these "
+        f"are trained on{tested}; the only image of a class is never held out",
+    )

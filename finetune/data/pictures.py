@@ -8,8 +8,8 @@ from datasets import concatenate_datasets
 from numpy.typing import NDArray
 
 from finetune.data.identity import contents_of
-from finetune.data.image_splits import PICTURE, ImageSplits, labels_of, together_of, with_pictures
-from finetune.data.splitting import stratified_holdout, stratified_subset
+from finetune.data.image_splits import LEAST_TO_TEST, PICTURE, ImageSplits, labels_of, together_of, with_pictures
+from finetune.data.splitting import are_in_small_classes, stratified_holdout, stratified_subset
 
 
 def tie_copies(
@@ -36,8 +36,10 @@ def tie_copies(
     ]
     everything = concatenate_datasets(parts)
     everything = with_pictures(everything, _pictures(everything, numbers))
-    labels, fraction = labels_of(everything), len(splits.test) / len(everything)
-    stay, held_out = stratified_holdout(labels, fraction, seed, together_of(everything))
+    labels = labels_of(everything)
+    # Only classes with enough images have test images.
+    fraction = len(splits.test) / int((~are_in_small_classes(labels, LEAST_TO_TEST)).sum())
+    stay, held_out = stratified_holdout(labels, fraction, seed, together_of(everything), LEAST_TO_TEST)
     if limit is not None and len(stay) > limit:
         stay = stay[stratified_subset(labels[stay], limit, seed)]
     # Under a limit, most images are in neither split, and the share stays about what it was.

@@ -10,6 +10,7 @@ from finetune.data.hub import load_hub_table
 from finetune.data.image_splits import (
     ImageSplits,
     check_counts,
+    describe_rare,
     groups_of,
     labels_of,
     paths_of,
@@ -38,6 +39,7 @@ def load_images(
     seed: int = 0,
     groups: str = "auto",
     reading: Reading = AS_STORED,
+    allow_rare: bool = False,
 ) -> ImageSplits:
     """Return the labelled splits of `data`.
 
@@ -53,11 +55,12 @@ def load_images(
         seed: seed of the splits that are made here.
         groups: rule for the groups, as in a recipe; `auto` reads a group column or `groups.csv`, and searches nothing.
         reading: how the values of the images become 8-bit RGB: the section `image` of a recipe, or that of a plan.
+        allow_rare: whether classes may have too few images to hold one out; these are trained on and not evaluated.
 
     Raises:
         DataError: the data cannot be found, or has no images, only one class, a class with one image, ...
     """
-    splits, cleaned = _load_splits(data, columns or TableColumns(), seed, groups, reading)
+    splits, cleaned = _load_splits(data, columns or TableColumns(), seed, groups, reading, allow_rare=allow_rare)
     stream = splits.stream
     if limit is not None and stream is not None:
         raise DataError(f"a stream is read as a whole; leave --limit out, or store {data} by writing hf: in its name")
@@ -65,7 +68,7 @@ def load_images(
         keep = stratified_subset(labels_of(splits.train), limit, seed)
         splits = replace(splits, train=splits.train.select(keep))
     check_counts(splits)
-    return _with_range(splits, cleaned, reading, seed)
+    return _with_range(replace(splits, notes=(*splits.notes, *describe_rare(splits))), cleaned, reading, seed)
 
 
 def load_with_copies(data: str) -> ImageSplits:
@@ -76,7 +79,7 @@ def load_with_copies(data: str) -> ImageSplits:
     """
     if data.startswith("stream:"):
         raise DataError(f"images of a stream are not compared; store {data} by writing hf: in its name")
-    splits, cleaned = _load_splits(data, TableColumns(), 0, "auto", AS_STORED, copies=True)
+    splits, cleaned = _load_splits(data, TableColumns(), 0, "auto", AS_STORED, copies=True, allow_rare=True)
     if splits.has_sets:
         raise DataError(f"an audit is of images with one label each, but those of {data} have any number")
     check_counts(splits)
@@ -90,7 +93,9 @@ def load_plan_images(plan: Plan) -> ImageSplits:
         DataError: as in `load_images`.
     """
     reading = plan.preprocessing.reading
-    return load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups, reading)
+    return load_images(
+        plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups, reading, allow_rare=plan.allow_rare
+    )
 
 
 def load_scored_images(
@@ -141,6 +146,7 @@ def label_paths(
     groups: list[str] | None = None,
     seed: int = 0,
     reading: Reading = AS_STORED,
+    allow_rare: bool = False,
 ) -> ImageSplits:
     """Return splits without a test split, made from image files and the class name of each, or its set of class names.
 
@@ -165,14 +171,20 @@ def label_paths(
         raise DataError("no paths were given; give the image files and their labels")
     refuse_several_labels(paths, found.labels)
     cleaned = clean(table, "the given paths", reading=reading)
-    splits = replace(to_splits(cleaned.table, seed, cleaned.pictures), group_rule="" if groups is None else "column")
-    splits = _noted(splits, cleaned)
+    splits = to_splits(cleaned.table, seed, cleaned.pictures, allow_rare)
+    splits = _noted(replace(splits, group_rule="" if groups is None else "column"), cleaned)
     check_counts(splits)
-    return _with_range(splits, cleaned, reading, seed)
+    return _with_range(replace(splits, notes=(*splits.notes, *describe_rare(splits))), cleaned, reading, seed)
 
 
 def _load_splits(
-    data: str, columns: TableColumns, seed: int, groups: str, reading: Reading, copies: bool = False
+    data: str,
+    columns: TableColumns,
+    seed: int,
+    groups: str,
+    reading: Reading,
+    copies: bool = False,
+    allow_rare: bool = False,
 ) -> tuple[ImageSplits, Cleaned]:
     """Return the labelled splits of `data`, with or without copies of the same picture, and what was left out."""
     loaded, stream = _load_any(data, columns, seed)
@@ -180,7 +192,8 @@ def _load_splits(
     if stream is not None and groups not in {"auto", "none"}:
         raise DataError(f"a stream has no groups; leave groups out, or store {data} by writing hf: in its name")
     table, rule = with_groups(cleaned.table, groups, data)
-    splits = _noted(replace(to_splits(table, seed, cleaned.pictures), stream=stream, group_rule=rule), cleaned)
+    splits = replace(to_splits(table, seed, cleaned.pictures, allow_rare), stream=stream, group_rule=rule)
+    splits = _noted(splits, cleaned)
     return replace(splits, num_shared=_num_shared(splits)), cleaned
 
 

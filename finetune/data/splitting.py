@@ -43,26 +43,89 @@ Together: TypeAlias = NDArray[np.str_] | Ties
 """What keeps images together: their groups, or ties."""
 
 
+def part_of(together: Together | None, indices: NDArray[np.intp]) -> Together | None:
+    """Return what keeps the images `indices` together."""
+    if isinstance(together, Ties):
+        groups = None if together.groups is None else together.groups[indices]
+        return Ties(groups, together.pictures[indices])
+    return None if together is None else together[indices]
+
+
+LEAST_TO_HOLD_OUT = 2
+"""Number of images that a class needs so that one can be held out: one is trained on."""
+
+
+def are_in_small_classes(labels: NDArray[np.integer], least: int = LEAST_TO_HOLD_OUT) -> NDArray[np.bool_]:
+    """Return whether each image (n_images,) is of a class with fewer than `least` images; of sets of labels, whether
+    any of its labels is.
+
+    Args:
+        labels: class indices (n_images,), or sets of labels (n_images, num_classes).
+        least: number of images from which a class is not small.
+    """
+    if has_sets(labels):
+        small = labels.sum(axis=0) < least
+        return np.asarray((labels[:, small] > 0).any(axis=1))
+    return np.asarray(np.bincount(labels)[labels] < least)
+
+
 def stratified_holdout(
-    labels: NDArray[np.integer], fraction: float, seed: int, groups: Together | None = None
+    labels: NDArray[np.integer],
+    fraction: float,
+    seed: int,
+    groups: Together | None = None,
+    least: int = LEAST_TO_HOLD_OUT,
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the sorted indices of the images that stay and of those that are held out.
 
     Groups and copies of one picture are not divided; with copies, the fraction is that of the pictures. Without groups,
     a class with two or more images (or pictures) has at least one on each side, unless images have sets of labels.
+    Images of classes with fewer than `least` images stay, with their groups.
 
     Args:
         labels: class indices (n_images,), or sets of labels (n_images, num_classes).
         fraction: fraction of each class to hold out, approximately.
         seed: seed of the draw.
         groups: group of each image (n_images,), ties, or None.
+        least: number of images from which images of a class may be held out.
 
     Raises:
-        DataError: there is only one group.
+        DataError: there is only one group, or none that may be held out.
     """
     if isinstance(groups, Ties):
         first, place, own_groups = groups.first_images()
-        return _of_images(place, stratified_holdout(labels[first], fraction, seed, own_groups))
+        return _of_images(place, stratified_holdout(labels[first], fraction, seed, own_groups, least))
+    stay, free = _kept_and_free(labels, groups, least)
+    if len(stay):
+        own, held_out = _holdout(labels[free], fraction, seed, None if groups is None else groups[free])
+        return np.sort(np.concatenate([stay, free[own]])), free[held_out]
+    return _holdout(labels, fraction, seed, groups)
+
+
+def _kept_and_free(
+    labels: NDArray[np.integer], groups: NDArray[np.str_] | None, least: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the indices of the images that are always trained on, those of small classes and of their groups, and of
+    all others.
+
+    Raises:
+        DataError: there are no others.
+    """
+    stay = are_in_small_classes(labels, least)
+    if groups is not None:
+        stay = np.isin(groups, groups[stay])
+    if stay.all():
+        where = "" if groups is None else ", or in a group with an image of such a class"
+        raise DataError(
+            f"no image can be held out: each is of a class with fewer than {least} images{where}; add images"
+        )
+    return np.flatnonzero(stay), np.flatnonzero(~stay)
+
+
+def _holdout(
+    labels: NDArray[np.integer], fraction: float, seed: int, groups: NDArray[np.str_] | None
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the sorted indices of the images that stay and of those that are held out, of any of these images."""
     if has_sets(labels):
         part = divide(labels, (1.0 - fraction, fraction), seed, _checked(groups))
         return np.flatnonzero(part == 0), np.flatnonzero(part == 1)
@@ -88,6 +151,7 @@ def stratified_folds(
     copies of one picture are divided.
 
     If the smallest class has fewer than `num_folds` images, there are as many folds as it has images, but at least two.
+    A class with one image does not count: its image, with its group, is trained on in every fold and never held out.
 
     Args:
         labels: class indices (n_images,), or sets of labels (n_images, num_classes).
@@ -96,11 +160,22 @@ def stratified_folds(
         groups: group of each image (n_images,), ties, or None.
 
     Raises:
-        DataError: there is only one group.
+        DataError: there is only one group, or none that may be held out.
     """
     if isinstance(groups, Ties):
         first, place, own_groups = groups.first_images()
         return [_of_images(place, fold) for fold in stratified_folds(labels[first], num_folds, seed, own_groups)]
+    stay, free = _kept_and_free(labels, groups, LEAST_TO_HOLD_OUT)
+    if len(stay):
+        parts = _any_folds(labels[free], num_folds, seed, None if groups is None else groups[free])
+        return [(np.sort(np.concatenate([stay, free[train]])), free[held]) for train, held in parts]
+    return _any_folds(labels, num_folds, seed, groups)
+
+
+def _any_folds(
+    labels: NDArray[np.integer], num_folds: int, seed: int, groups: NDArray[np.str_] | None
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Return the (training, held-out) indices of each fold, of any of these images."""
     if has_sets(labels):
         return _folds_of_sets(labels, num_folds, seed, groups)
     smallest = int(np.bincount(labels)[np.unique(labels)].min())
@@ -181,7 +256,7 @@ def _folds(
 
 def stratified_subset(labels: NDArray[np.integer], count: int, seed: int) -> NDArray[np.intp]:
     """Return the sorted indices of `count` images, in proportion to the sizes of the classes, and at least two of each
-    class. An image with a set of labels counts for its rarest class.
+    class that has two. An image with a set of labels counts for its rarest class.
 
     Raises:
         DataError: `count` is less than two images per class.
@@ -190,10 +265,9 @@ def stratified_subset(labels: NDArray[np.integer], count: int, seed: int) -> NDA
         return np.arange(len(labels))
     labels = rarest_class(labels)
     classes, sizes = np.unique(labels, return_counts=True)
-    if count < 2 * len(classes):
+    if count < (least := int(np.minimum(sizes, 2).sum())):
         raise DataError(
-            f"a limit of {count} images leaves fewer than two for each of {len(classes)} classes; "
-            f"use at least {2 * len(classes)}"
+            f"a limit of {count} images leaves fewer than two for each of {len(classes)} classes; use at least {least}"
         )
     quotas = _quotas(sizes, count)
     generator = np.random.default_rng(seed)

@@ -8,6 +8,9 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
+import numpy as np
+
+from finetune.decide.class_weights import balanced_weights
 from finetune.decide.evidence import Evidence
 from finetune.decide.plan import MOST_WEIGHT, Plan
 from finetune.history import Row
@@ -87,11 +90,12 @@ def _constant_loss(plan: Plan, evidence: Evidence) -> float:
     """Return the train loss of the best constant answer, in nats: the entropy of the smoothed, weighted labels."""
     if evidence.has_sets:
         return _constant_loss_of_sets(plan, evidence)
-    # q = (1 - s) p + s / K with the label smoothing s and K classes. Class weights make all p equal to 1 / K.
+    # q = (1 - s) p + s / K with the label smoothing s and K classes; class weights make the p nearly equal.
     counts = list(evidence.class_counts.values())
     frequencies = [count / sum(counts) for count in counts]
     if plan.imbalance == "class_weights":
-        frequencies = [1 / len(counts)] * len(counts)
+        weights = balanced_weights(np.asarray(counts)).tolist()
+        frequencies = [weight * share for weight, share in zip(weights, frequencies, strict=True)]
     smoothed = [(1 - plan.label_smoothing) * share + plan.label_smoothing / len(counts) for share in frequencies]
     return -sum(share * math.log(share) for share in smoothed if share > 0)
 

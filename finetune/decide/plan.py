@@ -18,7 +18,7 @@ from finetune.recipe import (
     Strategy,
     TableColumns,
 )
-from finetune.value import FrozenModel
+from finetune.value import FrozenModel, is_unset
 
 REFIT_RATE = 0.25
 """Ratio of the peak rates of a refit that continues from the evaluated weights to those of the training."""
@@ -79,6 +79,8 @@ class Plan(FrozenModel):
     earlier versions, which do not have the key, respect a group column."""
     limit: Annotated[int, Field(ge=0)]
     """Number of training images to use; 0: all."""
+    allow_rare: Annotated[bool, Field(exclude_if=is_unset)] = False
+    """Whether classes may have too few images to be evaluated, as in the recipe; left out where they may not."""
     model: str
     """Name of the network."""
     weights: str

@@ -1,6 +1,7 @@
 """Explain a plan in sentences with numbers."""
 
 from finetune.decide.candidates import MOST_SCALED, SGD_RATE, rate_factor
+from finetune.decide.class_weights import MOST_RATIO
 from finetune.decide.compilation import COMPILED_GAIN, COMPILING_SECONDS
 from finetune.decide.evidence import Evidence, ForwardSettings, GroupFinding
 from finetune.decide.families import RATES
@@ -16,6 +17,13 @@ from finetune.decide.workload import (
     small_cost,
 )
 from finetune.recipe import Recipe
+
+CORRECTIONS = {
+    "none": "all images weigh the same in the loss",
+    "class_weights": "all classes weigh the same in the loss (class weights)",
+    "logit_adjustment": "predictions are made as if all classes were equally frequent (logit adjustment)",
+}
+"""Corrections for classes of unequal size, in words."""
 
 
 def explain_plan(plan: Plan, load: Workload, evidence: Evidence, recipe: Recipe) -> tuple[str, ...]:
@@ -37,6 +45,7 @@ def explain_plan(plan: Plan, load: Workload, evidence: Evidence, recipe: Recipe)
         *_about_small_images(plan, evidence),
         *_about_cache(plan),
         *_about_metric(plan, evidence),
+        *_about_imbalance(plan, evidence, recipe),
         *_about_co_tuning(plan.co_tuning),
         *_about_rates(plan, evidence, recipe),
         *_about_family(plan, evidence, recipe),
@@ -151,9 +160,29 @@ def _about_metric(plan: Plan, evidence: Evidence) -> tuple[str, ...]:
     if evidence.metric != "balanced_accuracy":
         return ()
     return (
-        f"the largest class has {evidence.imbalance:.1f} x the images of the smallest: models are compared by balanced "
-        f"accuracy",
+        f"the largest class has {evidence.imbalance:,.1f} x the images of the smallest: models are compared by "
+        f"balanced accuracy",
     )
+
+
+def _about_imbalance(plan: Plan, evidence: Evidence, recipe: Recipe) -> tuple[str, ...]:
+    """Return how classes of unequal size are corrected for, and why."""
+    answers = evidence.probe.answers
+    if evidence.has_sets or (plan.imbalance == "none" and evidence.metric != "balanced_accuracy"):
+        return ()
+    found = ", ".join(f"{100 * value:.1f} % with {name.replace('_', ' ')}" for name, value in answers.items())
+    why = f"balanced accuracy of the linear probe: {found}" if len(answers) > 1 else "nothing else was compared"
+    if recipe.training.imbalance is not None:
+        why = "as the recipe asks"
+    return (f"{CORRECTIONS[plan.imbalance]}{_about_bound(plan, evidence)} ({why})",)
+
+
+def _about_bound(plan: Plan, evidence: Evidence) -> str:
+    """Return how class weights are bounded, if they are."""
+    counts = evidence.class_counts.values()
+    if plan.imbalance != "class_weights" or max(counts) <= MOST_RATIO * min(counts):
+        return ""
+    return f", except the smallest: an image weighs at most {MOST_RATIO:.0f} x one of the largest class"
 
 
 def _about_co_tuning(weight: float) -> tuple[str, ...]:

@@ -68,6 +68,7 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "columns": recipe.columns.model_dump(),
         "groups": evidence.groups.rule if evidence.groups is not None and evidence.groups.used else "none",
         "limit": recipe.limit or 0,
+        "allow_rare": recipe.allow_rare,
         "model": evidence.model,
         "weights": "random" if choice.strategy == "scratch" else (recipe.weights or "pretrained"),
         "preprocessing": evidence.preprocessing.model_dump(),
@@ -237,4 +238,5 @@ def flips_are_safe(evidence: Evidence) -> bool:
 
 def _folds(evidence: Evidence, most: int) -> int:
     """Return the number of folds of a cross-validation: each holds out an image of every class, as far as it can."""
-    return max(2, min(most, *evidence.class_counts.values()))
+    # The image of a class with a single one is in no fold.
+    return max(2, min(most, *(count for count in evidence.class_counts.values() if count > 1)))

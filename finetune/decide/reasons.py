@@ -21,7 +21,7 @@ def explain(decision: Decision, evidence: Evidence, recipe: Recipe) -> tuple[str
     candidates = decision.candidates
     return (
         _size_and_similarity(evidence),
-        _ground(decision, recipe),
+        _ground(decision, recipe, evidence),
         *_about_budget(candidates, recipe),
         *_about_members(decision.members, candidates),
         *_about_ensemble(decision.ensemble, recipe),
@@ -51,11 +51,18 @@ def _size_and_similarity(evidence: Evidence) -> str:
     )
 
 
-def _ground(decision: Decision, recipe: Recipe) -> str:
+def _ground(decision: Decision, recipe: Recipe, evidence: Evidence) -> str:
     if decision.ground == "asked":
         return f"{recipe.strategy} was asked for"
     if decision.ground == "probe_suffices":
-        return f"the linear probe's errors are below {100 * PROBE_SUFFICES:g} %: there is hardly anything left to gain"
+        errors = (
+            f"the linear probe's errors are below {100 * PROBE_SUFFICES:g} %: there is hardly anything left to gain"
+        )
+        # Small classes hardly count in the errors.
+        balanced = max(evidence.probe.balanced_accuracy, *evidence.probe.answers.values())
+        if evidence.metric == "balanced_accuracy" and 1.0 - balanced > PROBE_SUFFICES:
+            return f"{errors} except in small classes (balanced accuracy {100 * balanced:.1f} %)"
+        return errors
     return _rule(decision.candidates, decision.name, recipe.prefer)
 
 

@@ -260,7 +260,7 @@ def num_evaluated(evidence: Evidence, is_crossed: bool) -> int:
     """Return the approximate number of images that a training is evaluated on: all if they are cross-validated, else
     the held-out ones. The size of a validation split of the data is not known here and taken for the usual one."""
     if is_crossed:
-        return evidence.num_held
+        return evidence.num_held - sum(count == 1 for count in evidence.class_counts.values())
     return max(1, round((held_out_share(evidence) or HELD_OUT) * evidence.num_held))
 
 

@@ -5,16 +5,23 @@ from numpy.typing import NDArray
 
 from finetune.data import Together
 from finetune.data.label_sets import has_sets
+from finetune.data.splitting import are_in_small_classes, part_of
 from finetune.decide.evidence import LearningCurve, ProbeResult
 from finetune.predict.linear_probe import ProbeFolds, cross_validate
 from finetune.predict.links import log_loss
 from finetune.predict.metrics import accuracy_error_of, accuracy_of, metric_value
-from finetune.predict.probe_curve import CURVE_SHARES, curve_of_sets, error_slope, learning_curve
+from finetune.predict.probe_curve import curve_of_sets, error_slope, images_drawn, learning_curve
 from finetune.recipe import METRIC_OF_SETS, Metric
 
 CHIRALITY_REGULARIZATION = 1e-3
 """Inverse regularization of the classifier that distinguishes images from their mirrored copies: the regularization is
 strong, because the difference is faint."""
+
+LEAST_GROWTH = 1.5
+"""Smallest ratio of the most to the fewest images of a learning curve from which its slope is measured."""
+
+UNKNOWN_SLOPE = 1.0
+"""Standard error of a slope that was not measured: that of most image sets is known better without it."""
 
 
 def evaluate_probe(
@@ -35,6 +42,10 @@ def evaluate_probe(
         metric: metric of the choice; unless it is `top1`, answers to unequal classes are compared, too.
         seed: seed of the folds.
     """
+    # The only image of a class cannot be held out, and says nothing about the probe.
+    divisible = np.flatnonzero(~are_in_small_classes(labels))
+    if len(divisible) < len(labels):
+        features, labels, groups = features[divisible], labels[divisible], part_of(groups, divisible)
     folds = cross_validate(features, labels, num_classes, seed, groups)
     # What is expected of candidates is a top-1 accuracy, or a mean average precision, where images have sets of labels.
     own: Metric = METRIC_OF_SETS if has_sets(labels) else "top1"
@@ -83,8 +94,8 @@ def _curve(
     seed: int,
 ) -> LearningCurve:
     """Return the accuracy of the probe with a quarter, a half, and all of each fold's training images."""
-    fitted = len(labels) * (1.0 - 1.0 / len(folds.heads))
-    counts = tuple(round(share * fitted) for share in (*CURVE_SHARES, 1.0))
+    fewest, half, most = images_drawn(labels, seed, groups)
+    counts = (round(fewest), round(half), round(most))
     if has_sets(labels):
         precisions, slope, error = curve_of_sets(
             features, labels, folds.logits, seed, folds.inverse_regularization, groups
@@ -95,9 +106,13 @@ def _curve(
             slope=round(slope, 3),
             slope_error=round(error, 3),
         )
+    # A quarter of one or two images of a class is one image: such a curve would be flat whatever more images gain.
+    if most < LEAST_GROWTH * fewest:
+        accuracy = round(accuracy_of("top1", folds.logits, labels), 4)
+        return LearningCurve(num_images=counts, accuracy=(accuracy,) * 3, slope=0.0, slope_error=UNKNOWN_SLOPE)
     fewer = learning_curve(features, labels, folds.logits.shape[1], seed, folds.inverse_regularization, groups)
     wrong = np.stack([*fewer, folds.logits.argmax(axis=1) != labels])
-    slope, error = error_slope(wrong[0], wrong[-1], 1.0 / CURVE_SHARES[0])
+    slope, error = error_slope(wrong[0], wrong[-1], most / fewest)
     return LearningCurve(
         num_images=counts,
         accuracy=tuple(round(1.0 - float(row.mean()), 4) for row in wrong),

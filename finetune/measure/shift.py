@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from finetune.data import ImageSplits, groups_by_rule, labels_of, paths_of, stratified_folds, stratified_subset
 from finetune.data.grouping import EXIF, candidate_rules, describe_rule
 from finetune.data.label_sets import has_sets, rarest_class
+from finetune.data.splitting import are_in_small_classes
 from finetune.decide.evidence import GroupFinding
 from finetune.predict.linear_probe import FOLDS, fit_head
 
@@ -120,9 +121,10 @@ def find_groups(
     if len(indices) < LEAST_IMAGES:
         return None
     labels = labels_of(splits.train)[indices]
+    divisible = np.flatnonzero(~are_in_small_classes(labels))
     paths = paths_of(splits.train.select(indices))
     names = [splits.class_names[label] for label in labels]
-    chosen = stratified_subset(labels, max(SEARCHED, 2 * len(np.unique(labels))), seed)
+    chosen = divisible[stratified_subset(labels[divisible], max(SEARCHED, 2 * len(np.unique(labels))), seed)]
     errors = ridge_errors(features[chosen], labels[chosen])
     some_paths, some_names = [paths[row] for row in chosen], [names[row] for row in chosen]
     compared = list(compare_rules(labels[chosen], errors, some_paths, some_names, seed))
@@ -173,6 +175,10 @@ def measure_groups(
         seed: seed of the draws and the folds.
     """
     num_classes = labels.shape[1] if has_sets(labels) else int(labels.max()) + 1
+    groups = grouping.groups
+    # The only image of a class is in no fold.
+    if (alone := are_in_small_classes(labels)).any():
+        features, labels, groups = features[~alone], labels[~alone], groups[~alone]
 
     def errors(folds: Folds) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         wrong = np.zeros(len(labels))
@@ -182,7 +188,7 @@ def measure_groups(
             wrong[held] = _missed(logits, labels[held]) if has_sets(labels) else logits.argmax(axis=1) != labels[held]
         return wrong, wrong
 
-    shift = compare(rarest_class(labels), stratified_folds(labels, FOLDS, seed, grouping.groups), errors, 1, seed)
+    shift = compare(rarest_class(labels), stratified_folds(labels, FOLDS, seed, groups), errors, 1, seed)
     return GroupFinding(
         rule=grouping.rule,
         description=describe_rule(grouping.rule),

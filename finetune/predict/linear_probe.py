@@ -25,6 +25,7 @@ from threadpoolctl import threadpool_limits
 
 from finetune.data import Together, stratified_folds, stratified_subset
 from finetune.data.label_sets import has_sets
+from finetune.decide.class_weights import are_bounded, balanced_weights
 from finetune.predict.links import SMALLEST_PROBABILITY, log_loss, softmax
 from finetune.predict.set_probe import SetFit, positive_weights, residuals
 
@@ -84,7 +85,7 @@ class ProbeFolds:
     inverse_regularization: float
     """Inverse regularization C with the least held-out log-loss."""
     logits: NDArray[np.float32]
-    """Held-out logits of all images, (n_images, num_classes)."""
+    """Held-out logits of all images, (n_images, num_classes); 0 of those that no fold holds out."""
     heads: tuple[LinearHead, ...]
     """Linear head of each fold, fitted to the training images of the fold."""
     held_out: tuple[NDArray[np.intp], ...]
@@ -179,6 +180,8 @@ def cross_validate(
     parts = stratified_folds(labels, folds, seed, groups)
     best: tuple[float, float, NDArray[np.float32], list[LinearHead]] | None = None
     worse = 0
+    # The only image of a class is in no fold.
+    evaluated = np.sort(np.concatenate([held for _, held in parts]))
     fits = [HeadPath(features[train], labels[train], num_classes, balanced) for train, _ in parts]
     with fitting(), ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
         for inverse_regularization in inverse_regularizations:
@@ -191,7 +194,7 @@ def cross_validate(
             for head, (_, held) in zip(heads, parts, strict=True):
                 scores[held] = head.logits(features[held])
             # One loss over the held-out images of all folds; the path ends after PATIENCE values without a lower one.
-            loss = log_loss(scores, labels)
+            loss = log_loss(scores[evaluated], labels[evaluated])
             if best is None or loss < best[0]:
                 best, worse = (loss, inverse_regularization, scores, heads), 0
             else:
@@ -219,14 +222,12 @@ def _refined(
     The features are standardised with the sample's statistics (`path`), but only implicitly, through the weights: the
     features themselves are read raw, block by block.
     """
-    # Class weights n / (K n_k), as scikit-learn's "balanced" has them; K counts the classes with images.
     importance = np.ones(len(head.bias), dtype=np.float32)
     # Of sets of labels, only the images with a label are weighted.
     if balanced and has_sets(labels):
         importance = positive_weights(labels[indices])
     elif balanced:
-        counts = np.bincount(labels[indices], minlength=len(head.bias))
-        importance = (len(indices) / np.maximum(counts, 1) / (counts > 0).sum()).astype(np.float32)
+        importance = balanced_weights(np.bincount(labels[indices], minlength=len(head.bias))).astype(np.float32)
     size = head.weight.size
     derive = residuals if has_sets(labels) else _residuals
 
@@ -286,6 +287,16 @@ def fitting() -> Iterator[None]:
         yield
 
 
+def _class_weights(labels: NDArray[np.int64]) -> dict[int, float] | str | None:
+    """Return scikit-learn's class weights for classes (n,), bounded where they differ much; None for sets of labels."""
+    if has_sets(labels):
+        return None
+    classes, counts = np.unique(labels, return_counts=True)
+    if not are_bounded(counts):
+        return "balanced"
+    return dict(zip(classes.tolist(), balanced_weights(counts).tolist(), strict=True))
+
+
 class HeadPath:
     """Fits of a head to one set of images with several inverse regularizations, each starting from the fit before."""
 
@@ -303,7 +314,7 @@ class HeadPath:
         self._num_classes = num_classes
         self._sets = SetFit(self._features, labels, balanced) if has_sets(labels) else None
         self._model = LogisticRegression(
-            warm_start=True, max_iter=300, tol=1e-3, class_weight="balanced" if balanced else None
+            warm_start=True, max_iter=300, tol=1e-3, class_weight=_class_weights(labels) if balanced else None
         )
 
     def at(self, inverse_regularization: float) -> LinearHead:

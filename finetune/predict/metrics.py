@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from finetune.data.label_sets import has_sets
+from finetune.errors import quoted_names
 from finetune.predict.intervals import wilson_interval
 from finetune.predict.links import are_right, log_losses
 from finetune.predict.set_metrics import (
@@ -20,7 +21,7 @@ from finetune.predict.set_metrics import (
     score_sets,
 )
 from finetune.recipe import METRIC_OF_SETS, Metric
-from finetune.value import FrozenModel, is_none
+from finetune.value import FrozenModel, is_none, is_unset
 
 CALIBRATION_BINS = 15
 """Number of equal-width bins of the calibration error (as in Guo et al. 2017)."""
@@ -58,7 +59,9 @@ class Metrics(FrozenModel):
     calibration_error: float
     """Expected calibration error: mean gap between confidence and accuracy over 15 bins of the confidence."""
     per_class: list[ClassMetrics]
-    """Metrics of each class, in the order of the classes."""
+    """Metrics of each class, in the order of the classes; all 0 where it has no image in the split."""
+    num_not_evaluated: Annotated[int, Field(exclude_if=is_unset)] = 0
+    """Number of classes without an image in the split, which `balanced_accuracy` leaves out; left out if it is 0."""
     sets: Annotated[SetMetrics | None, Field(exclude_if=is_none)] = None
     """Metrics of sets of labels; left out where each image has one label."""
 
@@ -111,6 +114,7 @@ def score(
         balanced_accuracy=float(recall[counts > 0].mean()),
         log_loss=float(log_losses(probabilities, labels).mean()),
         calibration_error=_calibration_error(probabilities.max(axis=1), right),
+        num_not_evaluated=int((counts == 0).sum()),
         per_class=[
             ClassMetrics(name=name, precision=float(p), recall=float(r), f1=float(f), num_images=int(n))
             for name, p, r, f, n in zip(class_names, precision, recall, f1, counts, strict=True)
@@ -142,12 +146,27 @@ def _score_sets(
         balanced_accuracy=float(recall[counts > 0].mean()) if counts.any() else 0.0,
         log_loss=float(log_losses(probabilities, labels).mean()),
         calibration_error=_calibration_error(confidence, answers),
+        num_not_evaluated=int((counts == 0).sum()),
         per_class=[
             ClassMetrics(name=name, precision=float(p), recall=float(r), f1=float(f), num_images=int(n))
             for name, p, r, f, n in zip(class_names, precision, recall, f1, counts, strict=True)
         ],
         sets=score_sets(probabilities, labels, class_names, thresholds),
     )
+
+
+def describe_not_evaluated(metrics: Metrics, image: str = "image") -> str:
+    """Return in one sentence how many classes have no image, and a few of them; "" if all have one.
+
+    Args:
+        metrics: metrics on some images.
+        image: name of one of these images, such as "test image".
+    """
+    names = [row.name for row in metrics.per_class if not row.num_images]
+    if not names:
+        return ""
+    verb = "has no {} and is" if len(names) == 1 else "have no {} and are"
+    return f"{len(names)} of {len(metrics.per_class)} classes {verb.format(image)} not evaluated: {quoted_names(names)}"
 
 
 def accuracy_of(metric: Metric, scores: NDArray[np.floating], labels: NDArray[np.integer]) -> float:

@@ -59,6 +59,22 @@ def learning_curve(
     return wrong
 
 
+def images_drawn(labels: NDArray[np.int64], seed: int, groups: Together | None = None) -> list[float]:
+    """Return the mean number of images that a head of the learning curve is fitted to: with each share in
+    `CURVE_SHARES`, and with all of a fold's training images.
+
+    At least one image of every class is drawn, so that of classes with few images a larger share is.
+
+    Args:
+        labels: classes of the images (n_images,), or sets of labels (n_images, num_classes).
+        seed: seed of the folds.
+        groups: group of each image (n_images,), or ties; neither is divided between training and held-out images.
+    """
+    kinds = rarest_class(labels)
+    sizes = [np.bincount(kinds[train]) for train, _ in stratified_folds(labels, FOLDS, seed, groups)]
+    return [float(np.mean([np.ceil(share * size).sum() for size in sizes])) for share in (*CURVE_SHARES, 1.0)]
+
+
 def curve_of_sets(
     features: NDArray[np.float32],
     labels: NDArray[np.int64],

@@ -9,9 +9,12 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 
 from finetune.decide.planned_run import PlannedRun
-from finetune.predict.metrics import Metrics
+from finetune.predict.metrics import Metrics, describe_not_evaluated
 from finetune.publish.licence import UNKNOWN, Base
 from finetune.runs.folder import RunMetrics
+
+MOST_NAMED = 100
+"""Largest number of classes that a card names."""
 
 CARD = """---
 {header}
@@ -203,6 +206,11 @@ def _remarks(described: Described) -> str:
             f"{_percent(groups.grouped_accuracy)} of those of unseen ones. The held-out images are of "
             f"{'unseen' if groups.used else 'known'} groups."
         )
+    measured = described.metrics.validation if described.metrics.test is None else described.metrics.test
+    if unknown := describe_not_evaluated(
+        measured, "held-out image" if described.metrics.test is None else "test image"
+    ):
+        remarks.append(f"{_escaped(unknown)}.")
     if described.metrics.note:
         remarks.append(f"Remark on the training: {_escaped(described.metrics.note)}.")
     return "".join(f"\n\n{remark}" for remark in remarks)
@@ -212,7 +220,9 @@ def _data(described: Described) -> str:
     """Return sentences about the images."""
     evidence = described.run.evidence
     counts = ", ".join(f"{count} {name}" for name, count in described.counts.items() if count)
-    classes = ", ".join(f"{_escaped(name)} ({count})" for name, count in evidence.class_counts.items())
+    each = [f"{_escaped(name)} ({count})" for name, count in evidence.class_counts.items()]
+    more = f" and {len(each) - MOST_NAMED:,} more" if len(each) > MOST_NAMED else ""
+    classes = ", ".join(each[:MOST_NAMED]) + more
     lines = [
         f"`{public_name(described.run.recipe.data)}`: {counts or evidence.num_images} images, with a shorter side of "
         f"{evidence.native_shorter_side} px (median). The training images of each class: {classes}.",

@@ -11,7 +11,7 @@ from finetune.decide.choice import Choice
 from finetune.decide.evidence import Evidence
 from finetune.decide.plan import Plan
 from finetune.decide.plan_reasons import explain_groups
-from finetune.predict.metrics import Metrics
+from finetune.predict.metrics import Metrics, describe_not_evaluated
 from finetune.predict.model import Predictor
 from finetune.recipe import METRIC_OF_SETS
 from finetune.runs.folder import RunMetrics
@@ -27,6 +27,7 @@ from finetune.runs.sentences import (
     describe_probe,
     describe_seconds,
     describe_similarity,
+    describe_sizes,
     describe_stream,
     describe_verdict,
     lines_of_left_out,
@@ -60,7 +61,7 @@ def print_images(console: Console, splits: ImageSplits) -> None:
 def print_evidence(console: Console, evidence: Evidence) -> None:
     """Print the measurements of one network on the images and on this machine."""
     print_title(console, "Evidence")
-    size = f"{evidence.images_per_class:.0f} images per class"
+    size = describe_sizes(evidence)
     rows = [
         ("network", f"{evidence.model}, weights: {evidence.weights}"),
         *([("", evidence.model_reason)] if evidence.model_reason else []),
@@ -140,6 +141,8 @@ def print_result(console: Console, metrics: RunMetrics, folder: Path, members: S
         print_text(console, describe_metrics(metrics.test), "  test", 13)
         print_some(console, escape(reads))
         print_some(console, describe_hardest_class(metrics.test))
+        print_some(console, escape(describe_not_evaluated(metrics.test, "test image")))
+    print_some(console, escape(describe_not_evaluated(metrics.validation, "held-out image")))
     print_some(console, f"[yellow]{escape(metrics.note)}[/yellow]" if metrics.note else "")
     for verdict in metrics.verdicts:
         finding, changes = describe_verdict(verdict)
@@ -158,6 +161,7 @@ def print_evaluation(console: Console, metrics: Metrics, most: int | None = None
         most: largest number of classes; of more, those with the lowest F1 are printed. None: all.
     """
     print_text(console, describe_metrics(metrics), "  evaluation", 13)
+    print_some(console, escape(describe_not_evaluated(metrics)))
     classes = [row for row in metrics.per_class if row.num_images]
     shown = classes if most is None or len(classes) <= most else sorted(classes, key=lambda row: row.f1)[:most]
     print_table(console, ("class", "precision", "recall", "f1", "images"), rows_of_classes(shown), ("class",))

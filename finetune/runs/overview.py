@@ -10,17 +10,20 @@ from finetune.decide.choice import Choice
 from finetune.decide.evidence import Evidence
 from finetune.decide.plan import Plan
 from finetune.decide.plan_reasons import explain_groups
+from finetune.predict.metrics import describe_not_evaluated
 from finetune.progress import duration
 from finetune.recipe import Metric, Strategy
 from finetune.runs.folder import RunMetrics
 from finetune.runs.layout import print_entry
 from finetune.runs.sentences import (
+    describe_balance,
     describe_evaluation,
     describe_groups,
     describe_hardest_class,
     describe_images,
     describe_probe,
     describe_similarity,
+    describe_sizes,
     describe_stream,
     describe_top1,
     describe_verdict,
@@ -70,7 +73,7 @@ def print_evidence(console: Console, evidence: Evidence) -> None:
         "Measured",
         f"linear probe {describe_probe(evidence)} {'mean average precision' if evidence.has_sets else 'right'}; "
         f"domain similarity {describe_similarity(evidence)}; "
-        f"{evidence.images_per_class:.0f} images per class",
+        f"{describe_sizes(evidence)}",
     )
     if evidence.groups is not None:
         print_entry(console, "Groups", escape(explain_groups(evidence.groups)))
@@ -127,6 +130,9 @@ def print_result(console: Console, metrics: RunMetrics, folder: Path, reads: str
         print_some(console, "", escape(reads))
         print_entry(console, "", validation)
         print_some(console, "", describe_hardest_class(metrics.test))
+    main, image = (metrics.validation, "held-out image") if metrics.test is None else (metrics.test, "test image")
+    print_some(console, "", describe_balance(main))
+    print_some(console, "", escape(describe_not_evaluated(main, image)))
     print_some(console, "Note", f"[yellow]{escape(metrics.note)}[/yellow]" if metrics.note else "")
     for verdict in metrics.verdicts:
         print_entry(console, "Advice", "; ".join(describe_verdict(verdict)))

@@ -202,7 +202,8 @@ def decide_all(
         if licence:
             report.say(f"The weights of {name} have the licence {licence}, which may restrict their use.")
     if splits is None:
-        regroup = partial(load_images, recipe.data, recipe.columns, recipe.limit, recipe.seed, reading=recipe.image)
+        given = (recipe.data, recipe.columns, recipe.limit, recipe.seed)
+        regroup = partial(load_images, *given, reading=recipe.image, allow_rare=recipe.allow_rare)
         splits = regroup(recipe.groups)
     else:
         regroup = partial(group_training_images, splits)
@@ -378,7 +379,7 @@ def _adopt(plan: Plan, source: RunFolder, folder: RunFolder) -> PlannedRun:
         recipe, evidence, choice = saved.recipe, saved.evidence, saved.choice
     except FinetuneError:
         recipe = load_recipe(
-            **plan.model_dump(include={"data", "columns", "groups", "model", "strategy", "seed"}),
+            **plan.model_dump(include={"data", "columns", "groups", "allow_rare", "model", "strategy", "seed"}),
             image=plan.preprocessing.reading.model_dump(),
         )
         if plan.weights not in {"pretrained", "random"}:

@@ -21,6 +21,9 @@ from finetune.training import plan_phases
 LISTED = 5
 """Largest number of unreadable files that are listed by name; the others are counted."""
 
+UNEQUAL = 5.0
+"""Ratio of the largest class to the smallest from which a mean over the images hides the small classes."""
+
 BEST = "bold green"
 """Style of the row that was chosen."""
 
@@ -112,6 +115,22 @@ def describe_top1(metrics: Metrics, images: str) -> str:
     return f"{100 * metrics.top1:.1f} % of {counted(metrics.num_images, images)} right (95 % interval: {low} to {high})"
 
 
+def describe_balance(metrics: Metrics) -> str:
+    """Return the balanced accuracy where the classes have very different numbers of images, else ""."""
+    counts = [row.num_images for row in metrics.per_class if row.num_images]
+    if metrics.sets is not None or max(counts) < UNEQUAL * min(counts):
+        return ""
+    return f"balanced accuracy {100 * metrics.balanced_accuracy:.1f} %, the mean over {len(counts):,} classes"
+
+
+def describe_sizes(evidence: Evidence) -> str:
+    """Return the number of images per class: the mean, or the smallest and the largest one where they differ much."""
+    counts = evidence.class_counts.values()
+    if evidence.imbalance < UNEQUAL:
+        return f"{evidence.images_per_class:.0f} images per class"
+    return f"{min(counts):,} to {max(counts):,} images per class"
+
+
 def describe_metrics(metrics: Metrics) -> str:
     """Return the accuracy with its interval, and the other metrics."""
     sets = metrics.sets
@@ -131,7 +150,11 @@ def describe_hardest_class(metrics: Metrics) -> str:
     """Return the class with the lowest recall on the test images; "" if all images are classified correctly."""
     if metrics.sets is not None:
         return _describe_hardest_label(metrics)
-    worst = min((row for row in metrics.per_class if row.num_images), key=lambda row: row.recall)
+    present = [row for row in metrics.per_class if row.num_images]
+    # Of equal recalls, that of the most images says most.
+    worst = min(present, key=lambda row: (row.recall, -row.num_images))
+    if (missed := sum(row.recall == 0.0 for row in present)) > 1:
+        return f"hardest classes: of {missed:,} of {len(present):,}, no test image is right, as of {escape(worst.name)}"
     if worst.recall == 1.0:
         return ""
     images = counted(worst.num_images, "test image")

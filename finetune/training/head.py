@@ -5,6 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from finetune.decide.class_weights import balanced_weights
 from finetune.network.head import find_head
 from finetune.predict.linear_probe import LinearHead, fit_large_head
 from finetune.predict.links import softmax
@@ -80,15 +81,15 @@ def class_weights(material: Material, phase: Phase) -> Tensor:
 
     Of sets of labels, it is the weight of the images with each label (`positive_weights`).
 
-    If the plan has class weights, a class of n_k of the n images has the weight n / (K * n_k), where K is the number of
-    classes with images; a class without images has the weight 0. Otherwise all weights are 1.
+    If the plan has class weights, they are those of `balanced_weights`, and a class without images has the weight 0.
+    Otherwise all weights are 1.
     """
     if material.plan.imbalance != "class_weights":
         return torch.ones(material.num_classes)
     if material.plan.has_sets:
         return torch.from_numpy(positive_weights(material.labels[phase.indices]))
     counts = np.bincount(material.labels[phase.indices], minlength=material.num_classes).astype(np.float32)
-    weights = np.where(counts > 0, counts.sum() / np.maximum(counts, 1) / (counts > 0).sum(), 0.0)
+    weights = np.where(counts > 0, balanced_weights(counts), 0.0)
     return torch.from_numpy(weights.astype(np.float32))
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from finetune.decide.plan import Plan
 from finetune.predict.intervals import wilson_interval
-from finetune.predict.metrics import Metrics
+from finetune.predict.metrics import Metrics, describe_not_evaluated
 from finetune.predict.model import TrainedModel
 from finetune.runs.image_tables import indices_of
 from finetune.runs.page.charts import accuracy_against_share, reliability
@@ -117,6 +117,11 @@ class Evaluated:
     """The most confused pairs of classes, side by side."""
 
     @property
+    def not_evaluated(self) -> str:
+        """Which classes have no image in this split, in a sentence; empty: all have one."""
+        return describe_not_evaluated(self.metrics)
+
+    @property
     def has_maps(self) -> bool:
         """Whether any error has a class activation map."""
         return any(error.picture.shade for error in self.errors)
@@ -183,7 +188,8 @@ def describe_split(
 def _list_classes(metrics: Metrics, counts: NDArray[np.int64]) -> tuple[ClassRow, ...]:
     """Return a row for each class that has images, the lowest recall first, at most `MOST_ROWS` rows."""
     present = [(row, int(counts[place, place])) for place, row in enumerate(metrics.per_class) if row.num_images]
-    present.sort(key=lambda each: (each[0].recall, each[0].name))
+    # Of equal recalls, that of the most images says most.
+    present.sort(key=lambda each: (each[0].recall, -each[0].num_images, each[0].name))
     found = []
     for row, hits in present[:MOST_ROWS]:
         interval = wilson_interval(hits, row.num_images)

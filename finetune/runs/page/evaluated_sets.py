@@ -9,7 +9,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from finetune.data.label_sets import as_text, divided, names_in
-from finetune.predict.metrics import Metrics
+from finetune.predict.metrics import Metrics, describe_not_evaluated
 from finetune.predict.set_metrics import USUAL_THRESHOLD, SetMetrics
 from finetune.runs.image_tables import probabilities_of
 from finetune.runs.page.charts import reliability
@@ -82,6 +82,11 @@ class EvaluatedSets:
     """Number of images with a wrong label."""
     errors: tuple[SetError, ...]
     """The images with the most confident errors."""
+
+    @property
+    def not_evaluated(self) -> str:
+        """Which classes have no image in this split, in a sentence; empty: all have one."""
+        return describe_not_evaluated(self.metrics)
 
 
 def describe_sets_of_split(
