@@ -1,11 +1,13 @@
 """Measure the default correction for classes of unequal size on long-tailed sets, compared with the others.
 
     python -m experiments.measure_tails --data DIR --runs FOLDER
+    python -m experiments.measure_tails --data DIR --runs FOLDER --write
 
 The training images of a set are thinned to exponentially falling class sizes (Cui et al. 2019), from the largest class
 to one image of the smallest, which takes `allow_rare`; the test images stay as they are, so that balanced accuracy is
 accuracy. Every run is of the default choice unless `--strategy` fixes it. Rows are appended to
-experiments/results/tails.jsonl; runs that are in it are not repeated, and all rows are printed.
+experiments/results/tails.jsonl; runs that are in it are not repeated. The table of all rows is printed, or written into
+docs/guides/rare-classes.md.
 """
 
 import argparse
@@ -15,13 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.paths import RESULTS
+from experiments.pages import mark_of, write_between
+from experiments.paths import RESULTS, ROOT
 from experiments.rows import Row, append_row, read_rows
 from finetune.recipe import Recipe
 from finetune.runs.pipeline import run
 
 ROWS = RESULTS / "tails.jsonl"
 """Rows of the runs."""
+
+GUIDE = ROOT / "docs" / "guides" / "rare-classes.md"
+"""Page with the table."""
 
 RATIO = 100.0
 """Ratio of the largest class to the smallest, whose size is rounded to one image at least."""
@@ -84,17 +90,27 @@ def measure(table: Path, output: Path, correction: str, strategy: str) -> Row:
     }
 
 
-def show(rows: Sequence[Row]) -> None:
-    """Print all rows."""
-    for row in rows:
-        print(
-            f"{row['set']:12} seed {row['seed']}  {row['strategy']:12} {row['correction']:16} -> {row['chosen']}, "
-            f"{row['imbalance']}: {100 * row['balanced_accuracy']:.1f} % balanced, log-loss {row['log_loss']:.3f}"
-        )
+def page(rows: Sequence[Row]) -> str:
+    """Return the table of balanced accuracies on the test images: a row for each set and strategy."""
+    lines = [
+        "| set | run | " + " | ".join(name.replace("_", " ") for name in CORRECTIONS) + " |",
+        "|---|---|" + "---|" * len(CORRECTIONS),
+    ]
+    for name, strategy in dict.fromkeys((row["set"], row["strategy"]) for row in rows):
+        own = [row for row in rows if (row["set"], row["strategy"]) == (name, strategy)]
+        cells = []
+        for correction in CORRECTIONS:
+            found = [row for row in own if row["correction"] == correction]
+            cells.append(f"{np.mean([row['balanced_accuracy'] for row in found]):.3f}" if found else "")
+            if found and correction == "default":
+                cells[-1] += f" ({', '.join(dict.fromkeys(row['imbalance'].replace('_', ' ') for row in found))})"
+        chosen = ", ".join(dict.fromkeys(f"auto: {row['chosen']}" for row in own)) if strategy == "auto" else strategy
+        lines.append(f"| {name} | {chosen} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Measure what is not measured yet, and print all rows."""
+    """Measure what is not measured yet; print the table of all rows, or write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the image sets")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the tables and the run folders")
@@ -102,6 +118,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--strategy", default="auto")
     parser.add_argument("--corrections", nargs="+", choices=CORRECTIONS, default=list(CORRECTIONS[:2]))
+    parser.add_argument("--write", action="store_true", help="write the table of the guide")
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
     for seed in arguments.seeds:
@@ -114,7 +131,10 @@ def main() -> None:
                     continue
                 output = arguments.runs / "-".join(map(str, key.values()))
                 append_row(ROWS, key | measure(table, output, correction, arguments.strategy))
-    show(read_rows(ROWS))
+    table_of_rows = page(read_rows(ROWS))
+    print(table_of_rows)
+    if arguments.write:
+        write_between(GUIDE, mark_of("measure_tails"), table_of_rows)
 
 
 if __name__ == "__main__":

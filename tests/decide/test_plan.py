@@ -461,3 +461,27 @@ def test_a_plan_whose_refit_has_no_steps_is_refused(evidence):
 def test_flips_that_the_recipe_fixes_are_not_explained_by_the_images(evidence):
     plan = planned(evidence, augmentation=AugmentationRecipe(horizontal_flip=False))
     assert any(reason.endswith("52 % of pairs; flips are off, as the recipe asks") for reason in plan.reasons)
+
+
+def test_a_plan_says_which_correction_of_unequal_classes_it_has_and_that_weights_are_bounded(evidence):
+    counts = {"a": 237, "b": 1, "c": 1, "d": 1}
+    answers = {"none": 0.5, "class_weights": 0.61, "logit_adjustment": 0.6}
+    uneven = evidence.changed(
+        metric="balanced_accuracy",
+        imbalance=237.0,
+        class_counts=counts,
+        probe=evidence.probe.changed(answers=answers).model_dump(),
+    )
+    expected = (
+        "all classes weigh the same in the loss (class weights), except the smallest: an image weighs at most 100 x "
+        "one of the largest class (balanced accuracy of the linear probe: 50.0 % with none, 61.0 % with class weights, "
+        "60.0 % with logit adjustment)"
+    )
+    assert expected in planned(uneven).reasons
+    asked = planned(uneven, training={"imbalance": "none"})
+    assert "all images weigh the same in the loss (as the recipe asks)" in asked.reasons
+
+
+def test_a_class_with_one_image_does_not_limit_the_number_of_folds(evidence):
+    counts = {"a": 120, "b": 100, "c": 19, "d": 1}
+    assert planned(evidence.changed(class_counts=counts, metric="balanced_accuracy")).folds == 3

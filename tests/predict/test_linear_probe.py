@@ -8,9 +8,10 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from finetune.measure.probing import UNKNOWN_SLOPE, evaluate_probe
 from finetune.predict.linear_probe import INVERSE_REGULARIZATIONS, cross_validate, fit_head
 from finetune.predict.links import log_loss, softmax
-from finetune.predict.probe_curve import CURVE_SHARES, error_slope, learning_curve
+from finetune.predict.probe_curve import CURVE_SHARES, error_slope, images_drawn, learning_curve
 
 
 def blobs(num_classes=3, count=120, seed=0, separation=0.7):
@@ -204,3 +205,36 @@ def test_where_there_are_no_errors_the_slope_is_unknown():
     slope, error = error_slope(np.zeros(100), np.zeros(100), 4.0)
     assert slope == 0.0
     assert error > 1.0
+
+
+def test_a_class_with_one_image_neither_counts_as_an_error_of_the_probe_nor_changes_it():
+    features, labels = blobs(3)
+    features, labels = np.concatenate([features, features[:1] + 50.0]), np.append(labels, 3)
+    with_one = evaluate_probe(features, labels, None, 4, "balanced_accuracy", 0)
+    without = evaluate_probe(features[:-1], labels[:-1], None, 4, "balanced_accuracy", 0)
+    assert with_one == without
+    assert not cross_validate(features, labels, 4, 0).logits[-1].any()
+
+
+def test_the_numbers_of_images_of_a_curve_are_those_that_are_drawn():
+    assert images_drawn(np.repeat([0, 1], 50), 0) == [20.0, 40.0, 80.0]
+    assert images_drawn(np.repeat(np.arange(20), 2), 0) == [20.0, 20.0, 20.0]
+
+
+def test_a_curve_over_single_images_of_classes_has_an_unknown_slope():
+    features, _ = blobs(3, count=40)
+    curve = evaluate_probe(features, np.repeat(np.arange(20), 2), None, 20, "top1", 0).curve
+    assert (curve.slope, curve.slope_error) == (0.0, UNKNOWN_SLOPE)
+    assert curve.num_images == (20, 20, 20)
+
+
+def test_weights_of_classes_that_differ_a_thousandfold_are_bounded_in_the_probe():
+    features, labels = blobs(2, count=2002)
+    labels[:] = 0
+    labels[:2] = 1
+    bounded, plain = (fit_head(features, labels, 2, 0.1, balanced=balanced) for balanced in (True, False))
+    expected = LogisticRegression(C=0.1, class_weight={0: 2002 / (2000 + 200), 1: 100 * 2002 / (2000 + 200)})
+    scaled = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-3 * features.std())
+    usual = expected.fit(scaled, labels).predict_proba(scaled)
+    assert np.abs(softmax(bounded.logits(features)) - usual).max() < 0.02
+    assert np.abs(softmax(plain.logits(features)) - usual).max() > 0.02

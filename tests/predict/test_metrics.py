@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, precision_recall_fscore_support
 
-from finetune.predict.metrics import metric_error, metric_value, score
+from finetune.predict.metrics import describe_not_evaluated, metric_error, metric_value, score
 
 NAMES = ["a", "b", "c", "d"]
 
@@ -108,3 +108,19 @@ def test_the_error_of_a_metric_is_its_spread_over_new_images(metric):
 def test_no_error_is_zero(metric):
     labels = np.array([0, 0, 1, 1])
     assert metric_error(metric, labels, labels) > 0.1
+
+
+def test_classes_without_an_image_are_counted_and_named_and_do_not_lower_the_balanced_accuracy():
+    metrics = score(np.eye(12)[[0, 1, 1]], np.array([0, 1, 0]), [f"c{number:02d}" for number in range(12)])
+    assert metrics.num_not_evaluated == 10
+    assert metrics.balanced_accuracy == pytest.approx(0.75)
+    assert describe_not_evaluated(metrics, "test image") == (
+        "10 of 12 classes have no test image and are not evaluated: 'c02', 'c03', 'c04', 'c05', 'c06', 'c07', 'c08', "
+        "'c09' and 2 more"
+    )
+
+
+def test_nothing_is_said_where_every_class_has_an_image(predictions):
+    metrics = score(*predictions, NAMES)
+    assert describe_not_evaluated(metrics) == ""
+    assert "num_not_evaluated" not in metrics.model_dump()

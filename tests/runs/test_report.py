@@ -1,6 +1,7 @@
 import io
 import json
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -13,6 +14,7 @@ from finetune.progress import duration
 from finetune.recipe import Recipe
 from finetune.runs.folder import RunMetrics, Seconds
 from finetune.runs.report import Report
+from finetune.runs.sentences import describe_balance, describe_hardest_class
 from finetune.work import Work
 
 
@@ -110,6 +112,19 @@ def test_the_result_has_accuracy_interval_hardest_class_and_the_next_command(rep
     assert "1 min 5 s in all: evidence 1 s, training 1 min 1 s" in text
     assert f"\nNext      finetune predict '{tmp_path / 'my run'}' IMAGES... --output predictions.csv\n" in text
     assert text.endswith(f"\n          finetune evaluate '{tmp_path / 'my run'}' --data LABELLED_IMAGES\n")
+
+
+def test_the_hardest_class_is_not_one_of_many_that_are_never_right():
+    scores = score(np.eye(3)[[0, 0, 0, 0]], np.array([0, 1, 1, 2]), ["a", "b", "c"])
+    assert describe_hardest_class(scores) == "hardest classes: of 2 of 3, no test image is right, as of b"
+
+
+def test_the_balanced_accuracy_is_said_where_few_images_of_a_class_hide_among_many():
+    labels = np.array([0] * 10 + [1, 1])
+    assert describe_balance(score(np.eye(2)[[0] * 12], labels, ["a", "b"])) == (
+        "balanced accuracy 50.0 %, the mean over 2 classes"
+    )
+    assert describe_balance(score(np.eye(2)[[0] * 3], np.array([0, 0, 1]), ["a", "b"])) == ""
 
 
 def test_an_evaluation_has_a_row_for_each_class(report, metrics):
