@@ -52,7 +52,11 @@ def audit(data: str, progress: Progress = no_progress) -> Audit:
     images = all_images(splits)
     features, pixels = compute_features(data, splits, images, progress)
     copies = _find_copies(images, features, pixels, progress)
-    findings = [*_left_out(splits), *check_classes(data, images), *_describe_copies(images, copies)]
+    findings = [
+        *_left_out(splits),
+        *check_classes(data, images, not splits.test_was_made),
+        *_describe_copies(images, copies),
+    ]
     findings += [
         _finding("image", images, index, about=about) for index, about in find_oddities(images.sources, pixels)
     ]

@@ -113,7 +113,7 @@ def test_names_that_differ_in_case_alone_are_one_class_misspelled(clean, tmp_pat
     rows = [(path, path.parent.name) for path in sorted(clean.rglob("*.png"))]
     rows[:4] = [(path, name.upper()) for path, name in rows[:4]]
     (tmp_path / "table.csv").write_text("\n".join(["path,label", *(f"{path},{name}" for path, name in rows)]))
-    (finding,) = check_classes("table.csv", all_images(load_images(str(tmp_path / "table.csv"))))
+    (finding,) = check_classes("table.csv", all_images(load_images(str(tmp_path / "table.csv"))), has_splits=False)
     assert finding.label == "CAT"
     assert finding.suggested_label == "cat"
     assert "differ in case, spaces or punctuation alone" in finding.about
@@ -132,10 +132,28 @@ def test_the_groups_of_the_images_stay_in_the_clean_table(clean, tmp_path):
 
 def test_a_class_without_test_images_is_named(image_folder, tmp_path):
     root = image_folder(tmp_path, splits={"train": {"a": 4, "b": 4}, "test": {"a": 2}})
-    (finding,) = check_classes(str(root), all_images(load_images(str(root))))
+    (finding,) = check_classes(str(root), all_images(load_images(str(root))), has_splits=True)
     assert (finding.split, finding.label, finding.about) == ("test", "b", "no image of this class in the test split")
 
 
 def test_a_stream_is_refused():
     with pytest.raises(finetune.DataError, match="images of a stream are not compared"):
         finetune.audit("stream:nowhere")
+
+
+@pytest.mark.parametrize(
+    ("splits", "about"),
+    [
+        (None, "2 images, but a run needs 3 of each class, unless it is given --allow-rare"),
+        (
+            {"train": {"a": 4, "b": 1, "c": 4}, "test": {"a": 1, "b": 1, "c": 1}},
+            "1 training image, but a run needs 2 of each class",
+        ),
+    ],
+)
+def test_a_class_with_too_few_images_for_a_run_is_a_finding(image_folder, tmp_path, splits, about):
+    root = image_folder(tmp_path, {"a": 5, "b": 2, "c": 5}, splits=splits)
+    images = all_images(load_images(str(root), allow_rare=True))
+    (finding,) = check_classes(str(root), images, has_splits=splits is not None)
+    assert (finding.kind, finding.label) == ("class", "b")
+    assert finding.about.startswith(about)
