@@ -23,7 +23,7 @@ from finetune.recipe_texts import (
     read_yaml,
 )
 from finetune.recipe_tuning import TuningRecipe
-from finetune.value import FrozenModel, explain, is_none
+from finetune.value import FrozenModel, explain, is_none, is_unset
 
 Strategy = Literal["linear_probe", "norm_tuning", "partial", "full", "scratch"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -229,7 +229,7 @@ class Recipe(FrozenModel):
     """Number of images in an optimizer step, over all processes; by default 32, or 128 from 10,000 training images."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Number of training images to use, stratified by class; by default all."""
-    allow_rare: bool = False
+    allow_rare: Annotated[bool, Field(exclude_if=is_unset)] = False
     """Whether classes may have too few images to hold one out or to test one. All images of such a class are trained
     on, and metrics leave it out; by default such data is refused."""
     time_budget: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] | None = None
