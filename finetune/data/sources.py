@@ -1,5 +1,6 @@
 """Load labelled images from a folder, a table, a Hugging Face data set or the demo, as splits to train on."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +26,9 @@ from finetune.data.splitting import stratified_subset
 from finetune.data.streaming import ImageStream, load_stream
 from finetune.data.table import LabelledTable, Labelling, labelling_of_sets, load_table, refuse_several_labels
 from finetune.data.value_range import find_range
+from finetune.decide.answers import check_order
 from finetune.decide.plan import Plan
-from finetune.errors import DataError, quoted_names
+from finetune.errors import DataError, RecipeError, quoted_names
 from finetune.reading import AS_STORED, Reading
 from finetune.recipe import TableColumns
 
@@ -38,6 +40,7 @@ def load_images(
     seed: int = 0,
     groups: str = "auto",
     reading: Reading = AS_STORED,
+    order: Sequence[str] | None = None,
 ) -> ImageSplits:
     """Return the labelled splits of `data`.
 
@@ -53,11 +56,13 @@ def load_images(
         seed: seed of the splits that are made here.
         groups: rule for the groups, as in a recipe; `auto` reads a group column or `groups.csv`, and searches nothing.
         reading: how the values of the images become 8-bit RGB: the section `image` of a recipe, or that of a plan.
+        order: names of all classes, the lowest grade first; None: the classes are in the order of their names.
 
     Raises:
         DataError: the data cannot be found, or has no images, only one class, a class with one image, ...
+        RecipeError: the order has not the names of all classes, or is not for such images.
     """
-    splits, cleaned = _load_splits(data, columns or TableColumns(), seed, groups, reading)
+    splits, cleaned = _load_splits(data, columns or TableColumns(), seed, groups, reading, order=order)
     stream = splits.stream
     if limit is not None and stream is not None:
         raise DataError(f"a stream is read as a whole; leave --limit out, or store {data} by writing hf: in its name")
@@ -90,7 +95,8 @@ def load_plan_images(plan: Plan) -> ImageSplits:
         DataError: as in `load_images`.
     """
     reading = plan.preprocessing.reading
-    return load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups, reading)
+    order = None if plan.answers is None else plan.answers.order
+    return load_images(plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups, reading, order)
 
 
 def load_scored_images(
@@ -141,12 +147,14 @@ def label_paths(
     groups: list[str] | None = None,
     seed: int = 0,
     reading: Reading = AS_STORED,
+    order: Sequence[str] | None = None,
 ) -> ImageSplits:
     """Return splits without a test split, made from image files and the class name of each, or its set of class names.
 
     Raises:
         DataError: the numbers of paths and labels (or groups) differ, no image can be read, there is only one class,
             ...
+        RecipeError: the order has not the names of all classes, or is not for such images.
     """
     for what, values in (("labels", labels), ("groups", groups)):
         if values is not None and len(values) != len(paths):
@@ -165,23 +173,46 @@ def label_paths(
         raise DataError("no paths were given; give the image files and their labels")
     refuse_several_labels(paths, found.labels)
     cleaned = clean(table, "the given paths", reading=reading)
-    splits = replace(to_splits(cleaned.table, seed, cleaned.pictures), group_rule="" if groups is None else "column")
+    splits = to_splits(_in_order(cleaned.table, order), seed, cleaned.pictures)
+    splits = replace(splits, group_rule="" if groups is None else "column")
     splits = _noted(splits, cleaned)
     check_counts(splits)
     return _with_range(splits, cleaned, reading, seed)
 
 
 def _load_splits(
-    data: str, columns: TableColumns, seed: int, groups: str, reading: Reading, copies: bool = False
+    data: str,
+    columns: TableColumns,
+    seed: int,
+    groups: str,
+    reading: Reading,
+    copies: bool = False,
+    order: Sequence[str] | None = None,
 ) -> tuple[ImageSplits, Cleaned]:
     """Return the labelled splits of `data`, with or without copies of the same picture, and what was left out."""
     loaded, stream = _load_any(data, columns, seed)
     cleaned = clean(loaded, data, copies=stream is None and not copies, reading=reading)
     if stream is not None and groups not in {"auto", "none"}:
         raise DataError(f"a stream has no groups; leave groups out, or store {data} by writing hf: in its name")
-    table, rule = with_groups(cleaned.table, groups, data)
+    if stream is not None and order is not None:
+        raise RecipeError(f"a stream has no order of its classes; leave labels.order out, or store {data} as hf:")
+    table, rule = with_groups(_in_order(cleaned.table, order), groups, data)
     splits = _noted(replace(to_splits(table, seed, cleaned.pictures), stream=stream, group_rule=rule), cleaned)
     return replace(splits, num_shared=_num_shared(splits)), cleaned
+
+
+def _in_order(table: LabelledTable, order: Sequence[str] | None) -> LabelledTable:
+    """Return a table whose classes are in an order, if there is one.
+
+    Raises:
+        RecipeError: the order has not the names of all classes, or images have sets of labels.
+    """
+    if order is None:
+        return table
+    if table.sets is not None:
+        raise RecipeError("labels.order is for one label per image, but these have any number; leave it out")
+    check_order(order, sorted(set(table.names())))
+    return replace(table, class_names=list(order))
 
 
 def _with_known_names(table: LabelledTable, class_names: tuple[str, ...], has_sets: bool, data: str) -> LabelledTable:

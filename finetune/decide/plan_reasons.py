@@ -148,6 +148,12 @@ def _about_metric(plan: Plan, evidence: Evidence) -> tuple[str, ...]:
             f"images have any number of labels: each label has its own probability (sigmoid, binary cross-entropy), "
             f"and models are compared by mean average precision; {_about_balance(plan, evidence)}",
         )
+    if plan.answers is not None:
+        costs = "the squared distance between grades" if plan.answers.are_distances else "labels.costs"
+        return (
+            f"the answer for an image is the class with the least expected cost ({costs}); models are compared by "
+            f"{plan.metric}",
+        )
     if evidence.metric != "balanced_accuracy":
         return ()
     return (

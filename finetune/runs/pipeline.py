@@ -202,7 +202,10 @@ def decide_all(
         if licence:
             report.say(f"The weights of {name} have the licence {licence}, which may restrict their use.")
     if splits is None:
-        regroup = partial(load_images, recipe.data, recipe.columns, recipe.limit, recipe.seed, reading=recipe.image)
+        regroup = partial(
+            load_images, recipe.data, recipe.columns, recipe.limit, recipe.seed, reading=recipe.image,
+            order=recipe.labels.order,
+        )  # fmt: skip
         splits = regroup(recipe.groups)
     else:
         regroup = partial(group_training_images, splits)
