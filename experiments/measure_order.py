@@ -10,7 +10,7 @@ down. Training images are made of training images alone, and test images of test
 
 The heads differ in what the outputs f_0 .. f_K-1 of the last layer mean, and in the loss:
 
-- `cross-entropy`: softmax; with the toolkit's label smoothing;
+- `cross-entropy`: softmax; with the toolkit's label smoothing, or without;
 - `cumulative loss`: softmax; a binary cross-entropy for each question whether the grade is above k, as CORAL (Cao et
   al. 2020) asks them, with the probability that the softmax gives to the grades above k;
 - `CORN`: P(grade > k | grade >= k) = sigmoid(f_k) (Shi et al. 2021);
@@ -18,7 +18,8 @@ The heads differ in what the outputs f_0 .. f_K-1 of the last layer mean, and in
   thresholds that depend on the image, so that one linear layer suffices);
 - `proportional odds`: P(grade > k) = sigmoid(w x - t_k), one direction for all grades (McCullagh 1980); as a probe.
 
-Every head is trained by the same plan, of the strategy `partial`, from its own regularised fit on the frozen features,
+Every head is trained by the same plan, of the strategy `partial`, from the toolkit's linear probe, or, where its outputs
+are not those of a softmax, from its own regularised fit on the frozen features. It is evaluated on other images,
 and calibrated by a temperature on the same held-out images. The answer is the grade with the least expected squared
 distance. Rows are appended to experiments/results/order.jsonl; those that are in it are not measured again. The second
 form writes the table of docs/guides/ordered-labels.md.
@@ -29,6 +30,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
+from itertools import product
 from pathlib import Path
 from unittest import mock
 
@@ -139,11 +141,15 @@ class CumulativeLink(Head):
 
 HEADS: dict[str, Head] = {
     "cross-entropy": CrossEntropy(),
+    "cross-entropy, no smoothing": Head(),
     "cumulative loss": CumulativeLoss(),
     "CORN": Corn(),
     "cumulative link": CumulativeLink(),
 }
 """Heads of one linear layer, by name."""
+
+SOFTMAX = [*HEADS][:3]
+"""Heads whose outputs are those of a softmax, which start from the toolkit's own linear probe."""
 
 PROPORTIONAL = "proportional odds"
 """Name of the probe with one direction for all grades."""
@@ -302,7 +308,7 @@ def measure_probe(name: str, features: Sequence[NDArray[np.float32]], labels: Se
 
 
 @contextmanager
-def training_with(head: Head) -> Iterator[None]:
+def training_with(head: Head, is_softmax: bool) -> Iterator[None]:
     """Let all trainings in a context have another head: its loss, and its own fit on the frozen features as start."""
 
     def start(material: Material, phase: Phase) -> LinearHead | None:
@@ -321,7 +327,7 @@ def training_with(head: Head) -> Iterator[None]:
 
     with (
         mock.patch.object(OneClass, "train_losses", losses),
-        mock.patch.object(training, "start_head", start),
+        mock.patch.object(training, "start_head", training.start_head if is_softmax else start),
         mock.patch.object(training, "is_worse", return_value=False),
     ):
         yield
@@ -342,7 +348,7 @@ def measure(name: str, plan: Plan, splits: ImageSplits) -> Row:
     """Return the figures of a training with a head on the test images."""
     head = HEADS[name]
     started = time.perf_counter()
-    with training_with(head):
+    with training_with(head, name in SOFTMAX):
         model = train(plan, splits)
     (phase,) = plan_phases(plan, splits)
     parts = []
@@ -367,9 +373,9 @@ def measure_all(data: Path, folder: Path) -> None:
     """Measure the rows that are not in the file."""
     rows = read_rows(RESULTS)
     places = {name: make(name, data, folder / name.replace(" ", "-")) for name in SETS}
-    for seed in range(SEEDS):
-        for name, place in places.items():
-            todo = [own for own in HEADS if missing(rows, set=name, head=own, kind="training", seed=seed)]
+    for heads in (SOFTMAX, [own for own in HEADS if own not in SOFTMAX]):
+        for seed, (name, place) in product(range(SEEDS), places.items()):
+            todo = [own for own in heads if missing(rows, set=name, head=own, kind="training", seed=seed)]
             plan = plan_of(place, seed) if todo else ()
             for own in todo:
                 append_row(RESULTS, described(name, own, "training", seed) | measure(own, *plan))

@@ -190,12 +190,15 @@ def _load_splits(
     order: Sequence[str] | None = None,
 ) -> tuple[ImageSplits, Cleaned]:
     """Return the labelled splits of `data`, with or without copies of the same picture, and what was left out."""
+    if data.startswith("stream:") and order is not None:
+        raise RecipeError(
+            f"labels.order is not for streams; leave it out, or store {data.removeprefix('stream:')} by writing hf: "
+            f"in its name"
+        )
     loaded, stream = _load_any(data, columns, seed)
     cleaned = clean(loaded, data, copies=stream is None and not copies, reading=reading)
     if stream is not None and groups not in {"auto", "none"}:
         raise DataError(f"a stream has no groups; leave groups out, or store {data} by writing hf: in its name")
-    if stream is not None and order is not None:
-        raise RecipeError(f"a stream has no order of its classes; leave labels.order out, or store {data} as hf:")
     table, rule = with_groups(_in_order(cleaned.table, order), groups, data)
     splits = _noted(replace(to_splits(table, seed, cleaned.pictures), stream=stream, group_rule=rule), cleaned)
     return replace(splits, num_shared=_num_shared(splits)), cleaned
