@@ -18,9 +18,9 @@ The heads differ in what the outputs f_0 .. f_K-1 of the last layer mean, and in
   thresholds that depend on the image, so that one linear layer suffices);
 - `proportional odds`: P(grade > k) = sigmoid(w x - t_k), one direction for all grades (McCullagh 1980); as a probe.
 
-Every head is trained by the same plan, of the strategy `partial`, from the toolkit's linear probe, or, where its outputs
-are not those of a softmax, from its own regularised fit on the frozen features. It is evaluated on other images,
-and calibrated by a temperature on the same held-out images. The answer is the grade with the least expected squared
+Every head is trained by the same plan, of the strategy `partial`, from the toolkit's linear probe, or from its own
+regularised fit on the frozen features where its outputs are not those of a softmax. It is
+calibrated by a temperature on the same held-out images. The answer is the grade with the least expected squared
 distance. Rows are appended to experiments/results/order.jsonl; those that are in it are not measured again. The second
 form writes the table of docs/guides/ordered-labels.md.
 """
@@ -43,6 +43,8 @@ from sklearn.metrics import cohen_kappa_score
 from torch import Tensor, nn
 
 from experiments.calibrate_forecast import features_of
+from experiments.measure_recipes import hardware
+from experiments.pages import mark_of, write_between
 from experiments.paths import ROOT
 from experiments.rows import Row, append_row, read_rows
 from finetune.data import ImageSplits, Pixels, labels_of, load_images
@@ -56,6 +58,7 @@ from finetune.predict.model import scores_of
 from finetune.recipe import Recipe
 from finetune.runs.execution import decide, measure_networks
 from finetune.training import plan_phases, train, training
+from finetune.training.head import start_head
 from finetune.training.material import Material
 from finetune.training.phases import Phase
 
@@ -327,7 +330,7 @@ def training_with(head: Head, is_softmax: bool) -> Iterator[None]:
 
     with (
         mock.patch.object(OneClass, "train_losses", losses),
-        mock.patch.object(training, "start_head", training.start_head if is_softmax else start),
+        mock.patch.object(training, "start_head", start_head if is_softmax else start),
         mock.patch.object(training, "is_worse", return_value=False),
     ):
         yield
@@ -394,6 +397,37 @@ def described(name: str, head: str, kind: str, seed: int) -> Row:
     return {"set": name, "date": f"{date.today()}", "kind": kind, "head": head, "seed": seed}
 
 
+def page(rows: Sequence[Row]) -> str:
+    """Return the table of the guide: the means over the seeds, a cell for each set."""
+    sets = [name for name in SETS if not missing(rows, set=name)]
+    lines = [
+        f"`python -m experiments.measure_order --data DIR --runs FOLDER`; {hardware()}, {rows[0]['date']}; "
+        f"EfficientNet-Lite0",
+        f"at {SIDE} px (probes: 128 px), {NUM_TRAINING} training images, {STEPS} steps of `partial`. Quadratic weighted "
+        f"kappa of",
+        f"the least costly answers / of the most probable grades / mean absolute error of the former in grades / log-loss, on "
+        f"{NUM_TEST}",
+        "test images; one seed, or means over the seeds:",
+        "",
+        f"| head | {' | '.join(sets)} |",
+        f"|---|{'---|' * len(sets)}",
+    ]
+    for kind, head in product(("training", "probe"), (*HEADS, PROPORTIONAL)):
+        cells = [[row for row in rows if (row["kind"], row["head"], row["set"]) == (kind, head, own)] for own in sets]
+        if any(cells):
+            lines.append(f"| {head}, {kind} | {' | '.join(map(cell_of, cells))} |")
+    return "\n".join(lines)
+
+
+def cell_of(rows: Sequence[Row]) -> str:
+    """Return the mean figures of some rows, and their number."""
+    if not rows:
+        return ""
+    means = [float(np.mean([row[key] for row in rows])) for key in ("kappa", "kappa_of_mode", "mae", "log_loss")]
+    count = f" ({len(rows)} seeds)" if len(rows) > 1 else ""
+    return " / ".join(f"{mean:.3f}" for mean in means) + count
+
+
 def main() -> None:
     """Measure the heads, or write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -403,6 +437,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.data and arguments.runs:
         measure_all(arguments.data, arguments.runs)
+    if arguments.write:
+        write_between(GUIDE, mark_of("measure_order"), page(read_rows(RESULTS)))
 
 
 if __name__ == "__main__":
