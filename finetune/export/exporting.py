@@ -38,8 +38,8 @@ def export_run(
 
     The file has everything after the decoding of an image: resizing, cropping, normalisation, the network or networks,
     the temperature, the softmax (or sigmoid), and the names of the classes (with the thresholds of labels, or the
-    costs of answers). An ONNX file also has what withholds doubtful labels: the distance from the nearest training image, and the answers for the
-    held-out images.
+    costs of answers). An ONNX file also has what withholds doubtful labels: the distance from the nearest training
+    image, and the answers for the held-out images.
 
     Args:
         run: a run folder.
