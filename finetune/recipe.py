@@ -117,7 +117,8 @@ class TrainingRecipe(FrozenModel):
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Fraction of the steps in which the learning rate rises from 0 to its peak; by default 0.1."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Probability that the target distributes over all classes (label smoothing); by default 0.05."""
+    """Probability that the target distributes over all classes (label smoothing); by default 0.05, or 0 where images
+    have any number of labels or classes have an order."""
     co_tuning: Annotated[float, Field(ge=0)] | None = None
     """Weight of co-tuning, a second loss on the pretrained classifier that keeps the features close to their pretrained
     values; 0 switches it off. By default 2.3 below 600 training images, else 0."""

@@ -85,8 +85,10 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "accumulation": asked.accumulation or _accumulation(evidence, load, statistics),
         "optimizer": optimizer,
         "weight_decay": _or(asked.weight_decay, WEIGHT_DECAY[optimizer]),
-        # Smoothing would add half a label of every rare class to each image.
-        "label_smoothing": _or(asked.label_smoothing, 0.0 if evidence.has_sets else LABEL_SMOOTHING),
+        # Smoothing would add half a label of every rare class to each image of sets, and far grades to each grade.
+        "label_smoothing": _or(
+            asked.label_smoothing, 0.0 if evidence.has_sets or recipe.labels.order else LABEL_SMOOTHING
+        ),
         "co_tuning": _co_tuning(evidence, choice.strategy, asked),
         "clip_norm": asked.clip_norm or 1.0,
         "average_decay": max(0.0, 1.0 - 1.0 / max(1.0, horizon)),

@@ -145,6 +145,14 @@ def test_a_plan_has_the_rule_in_the_order_of_the_classes(evidence):
     assert any("the answer for an image is the class with the least expected cost" in each for each in plan.reasons)
 
 
+def test_labels_of_grades_are_not_smoothed(evidence):
+    names = [*evidence.class_counts]
+    order, costs = ({"order": names}, {"costs": {names[1]: {names[0]: 7}}})
+    for labels, expected in ((order, 0.0), (costs, 0.05)):
+        recipe = Recipe(data="imgs", labels=labels)
+        assert make_plan(recipe, evidence, choose_strategy(evidence, recipe)).label_smoothing == expected
+
+
 def test_a_plan_without_costs_has_no_metric_of_costs(small_plan):
     with pytest.raises(RecipeError, match="mean_cost needs the costs of answers"):
         small_plan().changed(metric="mean_cost")
