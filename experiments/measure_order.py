@@ -286,6 +286,8 @@ def figures(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> Ro
     return {
         "kappa": round(float(cohen_kappa_score(labels, answers, weights="quadratic")), 4),
         "kappa_of_mode": round(float(cohen_kappa_score(labels, modes, weights="quadratic")), 4),
+        "squared": round(float(rule.costs_of(answers, labels).mean()), 4),
+        "squared_of_mode": round(float(rule.costs_of(modes, labels).mean()), 4),
         "mae": round(float(np.abs(answers - labels).mean()), 4),
         "accuracy": round(float((modes == labels).mean()), 4),
         "log_loss": round(log_loss(probabilities, labels), 4),
@@ -403,7 +405,7 @@ def page(rows: Sequence[Row]) -> str:
     lines = [
         f"`python -m experiments.measure_order --data DIR --runs FOLDER`; {hardware()}, {rows[0]['date']}; "
         f"EfficientNet-Lite0",
-        f"at {SIDE} px (probes: 128 px), {NUM_TRAINING} training images, {STEPS} steps of `partial`, {NUM_TEST} test "
+        f"at {SIDE} px (probes: 128 px), {NUM_TRAINING} training images, {STEPS} steps of `partial`, up to {NUM_TEST} test "
         f"images.",
         "Each cell, of one seed or means over the seeds: quadratic weighted kappa of the least costly answers / of the",
         "most probable grades / mean absolute error of the least costly answers, in grades / log-loss.",
