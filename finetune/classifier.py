@@ -17,6 +17,7 @@ from finetune.data.label_sets import names_in
 from finetune.data.labels import is_list, label_text
 from finetune.data.paths import listed
 from finetune.data.table import read_groups
+from finetune.decide.answers import best_answers
 from finetune.errors import DataError, RecipeError
 from finetune.predict.model import Predictor, average
 from finetune.predict.set_metrics import give_labels
@@ -91,6 +92,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.seed,
             recipe.image,
             recipe.allow_rare,
+            recipe.labels.order,
         )
         try:
             finished = _train(recipe, splits)
@@ -117,7 +119,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self._fitted().predict_proba(paths)[:, self.columns_]
 
     def predict(self, paths: Sequence[str | Path]) -> NDArray[Any]:
-        """Return the most probable label of each image file, (n_paths,), or the labels as `fit` got them.
+        """Return the label of each image file, (n_paths,), or the labels as `fit` got them.
+
+        It is the most probable one, or, with `labels.order` or `labels.costs`, that with the least expected cost.
 
         These are a matrix (n_paths, n_classes) of 0 and 1, or a tuple of labels for each image in an array of objects.
 
@@ -129,7 +133,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         predicted: NDArray[Any]
         thresholds = self._fitted().thresholds
         if thresholds is None:
-            predicted = self.classes_[probabilities.argmax(axis=1)]
+            rule, columns = self.plan_.answers, self.columns_
+            # The rule's costs are in the order of the model's classes.
+            answers = best_answers(probabilities[:, np.argsort(columns)], rule)
+            predicted = self.classes_[np.argsort(columns)[answers]]
             return predicted
         rows = give_labels(probabilities, np.asarray(thresholds)[self.columns_].tolist()).astype(np.int64)
         if self.labels_are_matrix_:

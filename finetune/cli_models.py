@@ -81,6 +81,11 @@ def _doubtful(run: Path, top_k: int, unknown_at: float | None, sets: float | Non
 def _read_doubtful(path: Path, has_limits: bool) -> "tuple[Labeller, Compute, Experience]":
     """Return the model of a run folder or of an ONNX file, what labels files with it, and what it is known to do."""
     model = _read_labeller(path)
+    if model.rule is not None and has_limits:
+        raise RecipeError(
+            "--unknown-at is for models whose answer is the most probable class; this one gives the least costly "
+            "answer; leave the option out, or ask for --sets"
+        )
     if model.thresholds is not None:
         raise RecipeError(
             "--unknown-at and --sets are for models of one label per image; this one gives any number of labels, and "
@@ -204,7 +209,7 @@ def evaluate(
         typer.echo(visible(note), err=True)
     labels, names, unseen = found.labels, list(found.model.class_names), found.unseen
     thresholds = found.model.thresholds
-    metrics = score(found.probabilities, labels, names, thresholds)
+    metrics = score(found.probabilities, labels, names, thresholds, found.model.rule)
     if not all(unseen):
         is_counted = any(unseen) and thresholds is None
         alone = score(found.probabilities[unseen], labels[unseen], names).top1 if is_counted else None

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from finetune.errors import RecipeError
 from finetune.files import write_text
 from finetune.reading import Reading
+from finetune.recipe_labels import LabelRecipe
 from finetune.recipe_texts import (
     parse_duration,
     parse_ensemble,
@@ -31,9 +32,12 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 BatchNormStatistics = Literal["frozen", "re_estimated", "updated"]
 Layout = Literal["channels_last", "contiguous"]
-Metric = Literal["top1", "balanced_accuracy", "mean_average_precision"]
+Metric = Literal["top1", "balanced_accuracy", "mean_average_precision", "mean_cost"]
 METRIC_OF_SETS: Metric = "mean_average_precision"
 """Metric of images with any number of labels, and of no others."""
+
+METRIC_OF_COSTS: Metric = "mean_cost"
+"""Metric of answers with unequal costs, and of no others."""
 
 Mixing = Literal["none", "mixup", "cutmix"]
 Optimizer = Literal["adamw", "sgd"]
@@ -113,7 +117,8 @@ class TrainingRecipe(FrozenModel):
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Fraction of the steps in which the learning rate rises from 0 to its peak; by default 0.1."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Probability that the target distributes over all classes (label smoothing); by default 0.05."""
+    """Probability that the target distributes over all classes (label smoothing); by default 0.05, or 0 where images
+    have any number of labels or classes have an order."""
     co_tuning: Annotated[float, Field(ge=0)] | None = None
     """Weight of co-tuning, a second loss on the pretrained classifier that keeps the features close to their pretrained
     values; 0 switches it off. By default 2.3 below 600 training images, else 0."""
@@ -184,6 +189,8 @@ class Recipe(FrozenModel):
     not stored)."""
     columns: TableColumns = TableColumns()
     """Names of the columns of a table."""
+    labels: LabelRecipe = LabelRecipe()
+    """Order of the classes, and costs of confusions."""
     image: Reading = Reading()
     """Range, channels and pages of images that are not plain 8-bit grey or colour."""
     groups: Annotated[str, BeforeValidator(parse_groups)] = "auto"
@@ -214,9 +221,10 @@ class Recipe(FrozenModel):
     """Models that are averaged: `seeds:N`, `snapshots:N`, `folds`, `backbones`, or `auto` (snapshots:3); by default one
     model, or two with `prefer: accuracy` if either may be the more accurate one."""
     metric: Metric | None = None
-    """Metric by which models are compared: `top1`, `balanced_accuracy`, or `mean_average_precision` where images have
-    any number of labels; by default top1, or balanced_accuracy if the largest class has at least 5 times the images of
-    the smallest."""
+    """Metric by which models are compared: `top1`, `balanced_accuracy`, `mean_average_precision` where images have any
+    number of labels, or `mean_cost` where classes have an order or confusions have costs, which is then the default. Of
+    other images it is top1 by default, or balanced_accuracy if the largest class has at least 5 times the images of the
+    smallest."""
     image_size: Annotated[int, Field(ge=16, le=2048)] | None = None
     """Side of the square images that the network receives, in pixels; by default chosen from the size of the images,
     the network and the machine."""

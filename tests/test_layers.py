@@ -16,6 +16,7 @@ GROUND = (
     "recipe",
     "recipe_texts",
     "recipe_tuning",
+    "recipe_labels",
     "cache",
     "processes",
     "work",

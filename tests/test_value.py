@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 
 from finetune.auditing.findings import Audit, AuditFinding
 from finetune.data import DataIdentity
+from finetune.decide.answers import AnswerRule
 from finetune.decide.choice import Backbone, Choice, choose_strategy
 from finetune.decide.diagnosis import Verdict
 from finetune.decide.evidence import Evidence, GroupFinding
@@ -25,6 +26,7 @@ from finetune.predict.metrics import score
 from finetune.publish.licence import Base
 from finetune.reading import Reading
 from finetune.recipe import AugmentationRecipe, Recipe, TableColumns, TrainingRecipe
+from finetune.recipe_labels import LabelRecipe
 from finetune.recipe_tuning import TuningRecipe
 from finetune.runs.folder import Averaged, RunMetrics, Seconds
 from finetune.runs.run_state import RunState
@@ -67,6 +69,8 @@ def one_of_each(evidence):
     plan = make_plan(recipe, evidence, choice)
     metrics = score(np.array([[0.7, 0.3], [0.4, 0.6], [0.8, 0.2]]), np.array([0, 1, 1]), ["a", "b"])
     sets = score(np.array([[0.7, 0.8], [0.4, 0.1], [0.2, 0.9]]), np.array([[1, 1], [0, 0], [0, 1]]), ["a", "b"]).sets
+    rule = AnswerRule(costs=((0, 1), (9, 0)), order=("a", "b"), are_distances=False)
+    answers = score(np.array([[0.7, 0.3], [0.4, 0.6]]), np.array([0, 1]), ["a", "b"], rule=rule).answers
     work = Work(forward_images=10, backward_images=4, forward_equivalents=22.0, decoded_images=3, cache_hits=7)
     option = Option(
         name="mean of 2", top1=0.9, log_loss=0.3, calibration_error=0.02, train_seconds=60.0,
@@ -107,6 +111,7 @@ def one_of_each(evidence):
             seconds=2.5,
         ),
         recipe.columns,
+        LabelRecipe(order=("a", "b"), costs={"b": {"a": 9}}),
         Reading(range=(100, 4000), window=False, channels=(2, "GFP", 1), pages="max"),
         recipe.training,
         AugmentationRecipe(vertical_flip=True),
@@ -149,6 +154,10 @@ def one_of_each(evidence):
         metrics.per_class[0],
         sets,
         sets.per_class[0],
+        rule,
+        answers,
+        answers.least_costly,
+        answers.least_costly.grades,
         work,
         seconds,
         RunMetrics(validation=metrics, validation_source="3 folds", test=None, seconds=seconds, work=work),

@@ -1,5 +1,6 @@
 """Load labelled images from a folder, a table, a Hugging Face data set or the demo, as splits to train on."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +27,9 @@ from finetune.data.splitting import stratified_subset
 from finetune.data.streaming import ImageStream, load_stream
 from finetune.data.table import LabelledTable, Labelling, labelling_of_sets, load_table, refuse_several_labels
 from finetune.data.value_range import find_range
+from finetune.decide.answers import check_order
 from finetune.decide.plan import Plan
-from finetune.errors import DataError, quoted_names
+from finetune.errors import DataError, RecipeError, quoted_names
 from finetune.reading import AS_STORED, Reading
 from finetune.recipe import TableColumns
 
@@ -40,6 +42,7 @@ def load_images(
     groups: str = "auto",
     reading: Reading = AS_STORED,
     allow_rare: bool = False,
+    order: Sequence[str] | None = None,
 ) -> ImageSplits:
     """Return the labelled splits of `data`.
 
@@ -56,11 +59,15 @@ def load_images(
         groups: rule for the groups, as in a recipe; `auto` reads a group column or `groups.csv`, and searches nothing.
         reading: how the values of the images become 8-bit RGB: the section `image` of a recipe, or that of a plan.
         allow_rare: whether classes may have too few images to hold one out; these are trained on and not evaluated.
+        order: names of all classes, the lowest grade first; None: the classes are in the order of their names.
 
     Raises:
         DataError: the data cannot be found, or has no images, only one class, a class with one image, ...
+        RecipeError: the order has not the names of all classes, or is not for such images.
     """
-    splits, cleaned = _load_splits(data, columns or TableColumns(), seed, groups, reading, allow_rare=allow_rare)
+    splits, cleaned = _load_splits(
+        data, columns or TableColumns(), seed, groups, reading, allow_rare=allow_rare, order=order
+    )
     stream = splits.stream
     if limit is not None and stream is not None:
         raise DataError(f"a stream is read as a whole; leave --limit out, or store {data} by writing hf: in its name")
@@ -94,7 +101,14 @@ def load_plan_images(plan: Plan) -> ImageSplits:
     """
     reading = plan.preprocessing.reading
     return load_images(
-        plan.data, plan.columns, plan.limit or None, plan.seed, plan.groups, reading, allow_rare=plan.allow_rare
+        plan.data,
+        plan.columns,
+        plan.limit or None,
+        plan.seed,
+        plan.groups,
+        reading,
+        allow_rare=plan.allow_rare,
+        order=None if plan.answers is None else plan.answers.order,
     )
 
 
@@ -147,12 +161,14 @@ def label_paths(
     seed: int = 0,
     reading: Reading = AS_STORED,
     allow_rare: bool = False,
+    order: Sequence[str] | None = None,
 ) -> ImageSplits:
     """Return splits without a test split, made from image files and the class name of each, or its set of class names.
 
     Raises:
         DataError: the numbers of paths and labels (or groups) differ, no image can be read, there is only one class,
             ...
+        RecipeError: the order has not the names of all classes, or is not for such images.
     """
     for what, values in (("labels", labels), ("groups", groups)):
         if values is not None and len(values) != len(paths):
@@ -171,7 +187,7 @@ def label_paths(
         raise DataError("no paths were given; give the image files and their labels")
     refuse_several_labels(paths, found.labels)
     cleaned = clean(table, "the given paths", reading=reading)
-    splits = to_splits(cleaned.table, seed, cleaned.pictures, allow_rare)
+    splits = to_splits(_in_order(cleaned.table, order), seed, cleaned.pictures, allow_rare)
     splits = _noted(replace(splits, group_rule="" if groups is None else "column"), cleaned)
     check_counts(splits)
     return _with_range(replace(splits, notes=(*splits.notes, *describe_rare(splits))), cleaned, reading, seed)
@@ -185,16 +201,36 @@ def _load_splits(
     reading: Reading,
     copies: bool = False,
     allow_rare: bool = False,
+    order: Sequence[str] | None = None,
 ) -> tuple[ImageSplits, Cleaned]:
     """Return the labelled splits of `data`, with or without copies of the same picture, and what was left out."""
+    if data.startswith("stream:") and order is not None:
+        raise RecipeError(
+            f"labels.order is not for streams; leave it out, or store {data.removeprefix('stream:')} by writing hf: "
+            f"in its name"
+        )
     loaded, stream = _load_any(data, columns, seed)
     cleaned = clean(loaded, data, copies=stream is None and not copies, reading=reading)
     if stream is not None and groups not in {"auto", "none"}:
         raise DataError(f"a stream has no groups; leave groups out, or store {data} by writing hf: in its name")
-    table, rule = with_groups(cleaned.table, groups, data)
+    table, rule = with_groups(_in_order(cleaned.table, order), groups, data)
     splits = replace(to_splits(table, seed, cleaned.pictures, allow_rare), stream=stream, group_rule=rule)
     splits = _noted(splits, cleaned)
     return replace(splits, num_shared=_num_shared(splits)), cleaned
+
+
+def _in_order(table: LabelledTable, order: Sequence[str] | None) -> LabelledTable:
+    """Return a table whose classes are in an order, if there is one.
+
+    Raises:
+        RecipeError: the order has not the names of all classes, or images have sets of labels.
+    """
+    if order is None:
+        return table
+    if table.sets is not None:
+        raise RecipeError("labels.order is for one label per image, but these have any number; leave it out")
+    check_order(order, sorted(set(table.names())))
+    return replace(table, class_names=list(order))
 
 
 def _with_known_names(table: LabelledTable, class_names: tuple[str, ...], has_sets: bool, data: str) -> LabelledTable:

@@ -1,7 +1,7 @@
-"""Refuse settings of a recipe that do not suit the labels: one label an image, or any number of them."""
+"""Refuse settings of a recipe that do not suit the labels: one label an image, any number, an order, or costs."""
 
 from finetune.errors import RecipeError
-from finetune.recipe import METRIC_OF_SETS, Recipe
+from finetune.recipe import METRIC_OF_COSTS, METRIC_OF_SETS, Recipe
 
 
 def refuse_other_labels(recipe: Recipe, has_sets: bool) -> None:
@@ -14,6 +14,19 @@ def refuse_other_labels(recipe: Recipe, has_sets: bool) -> None:
     Raises:
         RecipeError: a setting does not suit the labels; the sentence says what does.
     """
+    if has_sets and recipe.labels.decide_answers:
+        raise RecipeError(
+            "labels.order and labels.costs are for one label per image, but these have any number; leave them out"
+        )
+    if recipe.metric == METRIC_OF_COSTS and not recipe.labels.decide_answers:
+        raise RecipeError(
+            f"metric: {METRIC_OF_COSTS} needs costs; give labels.order or labels.costs, or leave the metric out"
+        )
+    if recipe.labels.costs is not None and recipe.training.imbalance not in (None, "none"):
+        raise RecipeError(
+            f"training.imbalance: {recipe.training.imbalance} changes the probabilities, which labels.costs weighs; "
+            f"leave it out, and write what a confusion costs into labels.costs"
+        )
     if not has_sets:
         if recipe.metric == METRIC_OF_SETS:
             raise RecipeError(

@@ -4,10 +4,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from finetune.decide.answers import AnswerRule
 from finetune.decide.evidence import ForwardSettings
 from finetune.decide.preprocessing import Preprocessing
 from finetune.decide.workload import small_views
 from finetune.recipe import (
+    METRIC_OF_COSTS,
     METRIC_OF_SETS,
     BatchNormStatistics,
     Metric,
@@ -18,7 +20,7 @@ from finetune.recipe import (
     Strategy,
     TableColumns,
 )
-from finetune.value import FrozenModel, is_unset
+from finetune.value import FrozenModel, is_none, is_unset
 
 REFIT_RATE = 0.25
 """Ratio of the peak rates of a refit that continues from the evaluated weights to those of the training."""
@@ -167,8 +169,11 @@ class Plan(FrozenModel):
     """Number of steps of the refit, which continues from the evaluated weights. After a cross-validation, which has
     several trainings, it starts from the beginning and takes `steps`."""
     metric: Metric
-    """Metric by which models are compared: `top1`, `balanced_accuracy`, or `mean_average_precision`, which says that
-    images have any number of labels."""
+    """Metric by which models are compared: `top1`, `balanced_accuracy`, `mean_average_precision`, which says that
+    images have any number of labels, or `mean_cost`."""
+    answers: Annotated[AnswerRule | None, Field(exclude_if=is_none)] = None
+    """Rule by which the answer for an image follows from the probabilities; left out: it is the most probable class, or
+    every label that reaches its threshold."""
     seed: Annotated[int, Field(ge=0)]
     """Seed of the splits."""
     training_seed: Annotated[int, Field(ge=0)]
@@ -232,6 +237,14 @@ class Plan(FrozenModel):
                 "images have any number of labels (metric: mean_average_precision), so logit adjustment and co-tuning "
                 "do not apply; set imbalance to class_weights or none, and co_tuning to 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_rule_for_its_metric(self) -> Self:
+        if self.answers is not None and self.has_sets:
+            raise ValueError("answers are for one label per image, but the metric is that of any number; leave it out")
+        if self.answers is None and self.metric == METRIC_OF_COSTS:
+            raise ValueError(f"metric: {METRIC_OF_COSTS} needs the costs of answers; set the metric to top1")
         return self
 
     @property

@@ -2,6 +2,7 @@
 
 import math
 
+from finetune.decide.answers import make_rule
 from finetune.decide.candidates import Candidate
 from finetune.decide.choice import Choice
 from finetune.decide.compilation import compiling_pays
@@ -9,7 +10,7 @@ from finetune.decide.evidence import Evidence, TrainingSpeed
 from finetune.decide.plan import Plan
 from finetune.decide.plan_reasons import explain_plan
 from finetune.decide.workload import MANY_IMAGES, SMALL_SET, TRAINING_FOLDS, Workload, expected_seconds
-from finetune.recipe import BatchNormStatistics, Optimizer, Recipe, Strategy, TrainingRecipe
+from finetune.recipe import METRIC_OF_COSTS, BatchNormStatistics, Optimizer, Recipe, Strategy, TrainingRecipe
 
 VERY_MANY_IMAGES = 20_000
 """Number of training images from which a published policy of stronger augmentation is used."""
@@ -63,6 +64,7 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
     keep = asked.keep or ("best" if patience or evidence.num_images >= MANY_IMAGES else "last")
     statistics = asked.batch_norm_statistics or _statistics(choice.strategy)
     optimizer = asked.optimizer or "adamw"
+    rule = make_rule(recipe.labels, [*evidence.class_counts])
     content = {
         "data": recipe.data,
         "columns": recipe.columns.model_dump(),
@@ -84,8 +86,10 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "accumulation": asked.accumulation or _accumulation(evidence, load, statistics),
         "optimizer": optimizer,
         "weight_decay": _or(asked.weight_decay, WEIGHT_DECAY[optimizer]),
-        # Smoothing would add half a label of every rare class to each image.
-        "label_smoothing": _or(asked.label_smoothing, 0.0 if evidence.has_sets else LABEL_SMOOTHING),
+        # Smoothing would add half a label of every rare class to each image of sets, and far grades to each grade.
+        "label_smoothing": _or(
+            asked.label_smoothing, 0.0 if evidence.has_sets or recipe.labels.order else LABEL_SMOOTHING
+        ),
         "co_tuning": _co_tuning(evidence, choice.strategy, asked),
         "clip_norm": asked.clip_norm or 1.0,
         "average_decay": max(0.0, 1.0 - 1.0 / max(1.0, horizon)),
@@ -109,6 +113,7 @@ def make_plan(recipe: Recipe, evidence: Evidence, choice: Choice) -> Plan:
         "refit": load.refit_steps > 0,
         "refit_steps": load.refit_steps if steps else 0,
         "metric": evidence.metric,
+        "answers": None if rule is None else rule.model_dump(),
         "seed": recipe.seed,
         "training_seed": recipe.seed,
         "cycle": 0,
@@ -185,9 +190,9 @@ def _stage_rates(names: list[str], chosen: Candidate) -> list[dict[str, object]]
 
 
 def _answer_to_imbalance(evidence: Evidence) -> str:
-    """Return the correction for classes of unequal size with which the linear probe was best; top-1 accuracy needs
-    none."""
-    if evidence.metric == "top1":
+    """Return the correction for classes of unequal size with which the linear probe was best; top-1 accuracy and the
+    mean cost need none."""
+    if evidence.metric in {"top1", METRIC_OF_COSTS}:
         return "none"
     # Class weights, or a shift of the logits by the log frequencies (logit adjustment, Menon et al. 2021).
     return max(evidence.probe.answers, key=lambda name: evidence.probe.answers[name])

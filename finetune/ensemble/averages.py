@@ -66,7 +66,9 @@ def fold_models(state: TrainingState, model: TrainedModel) -> list[TrainedModel]
                 network=network_with(state.material, state.weights[phase.name]),
                 plan=model.plan.changed(fold=number, refit=False),
                 history=tuple(row for row in model.history if row["phase"] == phase.name),
-                validation=score(held_out.probabilities, held_out.labels, list(model.class_names), model.thresholds),
+                validation=score(
+                    held_out.probabilities, held_out.labels, list(model.class_names), model.thresholds, model.rule
+                ),
                 held_out=held_out,
                 work=Work(),
                 seconds=0.0,

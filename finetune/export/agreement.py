@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data import read_image
+from finetune.decide.answers import AnswerRule, best_answers
 from finetune.decide.plan import Plan
 from finetune.errors import ExportError
 from finetune.export.images import CheckImages
@@ -31,7 +32,7 @@ class Difference(FrozenModel):
     """Differences between two predictions of the same images."""
 
     equal_labels: float
-    """Share of images for which both predict the same class; of sets of labels, share of labels on which both agree."""
+    """Share of images for which both give the same answer; of sets of labels, share of labels on which both agree."""
     percentile95: float
     """95th percentile, over the images, of the largest difference between the two probabilities of a class."""
     largest: float
@@ -110,15 +111,20 @@ def compare(
         origin=images.origin,
         num_images=len(images.sources),
         num_shapes=images.num_shapes,
-        exported=difference(found[:, :count], expected, model.thresholds),
-        decoded_in_full=difference(rows(None)[:, :count], expected, model.thresholds),
-        own_precision=None if is_float32 else difference(model.probabilities(table), expected, model.thresholds),
+        exported=difference(found[:, :count], expected, model.thresholds, model.rule),
+        decoded_in_full=difference(rows(None)[:, :count], expected, model.thresholds, model.rule),
+        own_precision=None
+        if is_float32
+        else difference(model.probabilities(table), expected, model.thresholds, model.rule),
         distance=distance,
     )
 
 
 def difference(
-    first: NDArray[np.float64], second: NDArray[np.float64], thresholds: Sequence[float] | None = None
+    first: NDArray[np.float64],
+    second: NDArray[np.float64],
+    thresholds: Sequence[float] | None = None,
+    rule: AnswerRule | None = None,
 ) -> Difference:
     """Return the differences between two predictions (n_images, n_classes).
 
@@ -126,10 +132,11 @@ def difference(
         first: probabilities of one model.
         second: probabilities of the other one.
         thresholds: probability from which each label of a set is given; None: each image has one label.
+        rule: rule by which the answers follow from the probabilities; None: they are the most probable classes.
     """
     gaps = np.abs(first - second).max(axis=1)
     equal = (
-        first.argmax(axis=1) == second.argmax(axis=1)
+        best_answers(first, rule) == best_answers(second, rule)
         if thresholds is None
         else give_labels(first, thresholds) == give_labels(second, thresholds)
     )

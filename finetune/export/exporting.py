@@ -37,9 +37,9 @@ def export_run(
     """Export the model of a run as one file; return its path and how it agrees with the run.
 
     The file has everything after the decoding of an image: resizing, cropping, normalisation, the network or networks,
-    the temperature, the softmax (or sigmoid), and the names of the classes (with the thresholds of labels). An ONNX
-    file also has what withholds doubtful labels: the distance from the nearest training image, and the answers for the
-    held-out images.
+    the temperature, the softmax (or sigmoid), and the names of the classes (with the thresholds of labels, or the
+    costs of answers). An ONNX file also has what withholds doubtful labels: the distance from the nearest training
+    image, and the answers for the held-out images.
 
     Args:
         run: a run folder.
@@ -74,6 +74,8 @@ def export_run(
     metadata: dict[str, object] = {"labels": list(model.class_names), "shorter_side": shorter_side}
     if model.thresholds is not None:
         metadata["thresholds"] = list(model.thresholds)
+    if model.rule is not None:
+        metadata["answers"] = model.rule.model_dump(mode="json")
     if reading != AS_STORED:
         metadata["reading"] = reading.model_dump(mode="json")
     if experience is not None:

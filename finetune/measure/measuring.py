@@ -50,7 +50,7 @@ from finetune.network.head import find_head, give_head
 from finetune.network.outputs import count_work, digest_weights, frozen_features
 from finetune.processes import num_processes
 from finetune.progress import Progress, no_progress
-from finetune.recipe import METRIC_OF_SETS, Layout, Metric, Recipe
+from finetune.recipe import METRIC_OF_COSTS, METRIC_OF_SETS, Layout, Metric, Recipe
 from finetune.work import Work
 
 IMBALANCED = 5.0
@@ -162,6 +162,8 @@ def _choose_metric(recipe: Recipe, sample: _Sample) -> Metric:
     """Return the metric by which strategies are compared."""
     if has_sets(sample.labels):
         return METRIC_OF_SETS
+    if recipe.metric is None and recipe.labels.decide_answers:
+        return METRIC_OF_COSTS
     return recipe.metric or ("balanced_accuracy" if _imbalance(sample) >= IMBALANCED else "top1")
 
 

@@ -11,7 +11,7 @@ from finetune.predict.linear_probe import ProbeFolds, cross_validate
 from finetune.predict.links import log_loss
 from finetune.predict.metrics import accuracy_error_of, accuracy_of, metric_value
 from finetune.predict.probe_curve import curve_of_sets, error_slope, images_drawn, learning_curve
-from finetune.recipe import METRIC_OF_SETS, Metric
+from finetune.recipe import METRIC_OF_COSTS, METRIC_OF_SETS, Metric
 
 CHIRALITY_REGULARIZATION = 1e-3
 """Inverse regularization of the classifier that distinguishes images from their mirrored copies: the regularization is
@@ -39,7 +39,7 @@ def evaluate_probe(
         labels: classes of the images (n_images,), or sets of labels (n_images, num_classes).
         groups: group of each image (n_images,), or ties; neither is divided between training and held-out images.
         num_classes: number of classes.
-        metric: metric of the choice; unless it is `top1`, answers to unequal classes are compared, too.
+        metric: metric of the choice; unless it is `top1` or `mean_cost`, answers to unequal classes are compared, too.
         seed: seed of the folds.
     """
     # The only image of a class cannot be held out, and says nothing about the probe.
@@ -50,13 +50,14 @@ def evaluate_probe(
     # What is expected of candidates is a top-1 accuracy, or a mean average precision, where images have sets of labels.
     own: Metric = METRIC_OF_SETS if has_sets(labels) else "top1"
     accuracy = accuracy_of(own, folds.logits, labels)
+    needs_none = metric in {"top1", METRIC_OF_COSTS}
     return ProbeResult(
         accuracy=round(accuracy, 4),
         accuracy_error=round(accuracy_error_of(own, folds.logits, labels), 4),
         balanced_accuracy=round(accuracy_of("balanced_accuracy", folds.logits, labels), 4),
         log_loss=round(log_loss(folds.logits, labels), 4),
         inverse_regularization=folds.inverse_regularization,
-        answers={"none": 0.0} if metric == "top1" else _corrections(features, labels, folds, groups, seed),
+        answers={"none": 0.0} if needs_none else _corrections(features, labels, folds, groups, seed),
         curve=_curve(features, labels, folds, groups, seed),
     )
 

@@ -196,7 +196,7 @@ def label_with_doubt(
         describe_files(found.kinds, model.reading, say)
         paths, left_out = found.divided(waiting.popleft())
         probabilities = found.rows[:, : len(names)].reshape(len(paths), len(names))
-        columns = table_of_labels(names, paths, probabilities, top_k)
+        columns = table_of_labels(names, paths, probabilities, top_k, model.rule)
         added: Columns = {}
         if doubt.limits is not None and paths:
             distances = found.rows[:, len(names)]

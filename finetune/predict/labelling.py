@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from finetune.data import Unreadable
 from finetune.data.kinds import Kind, describe_depth, describe_kinds
 from finetune.data.label_sets import joined
+from finetune.decide.answers import AnswerRule, rank_answers
 from finetune.errors import RecipeError
 from finetune.predict.files import FileRows, remembered
 from finetune.predict.rows import Columns
@@ -38,6 +39,11 @@ class Labeller(Protocol):
         ...
 
     @property
+    def rule(self) -> AnswerRule | None:
+        """Rule by which the answer follows from the probabilities; None: it is the most probable class."""
+        ...
+
+    @property
     def reading(self) -> Reading:
         """How the values in an image file become 8-bit RGB."""
         ...
@@ -53,7 +59,8 @@ def label_files(
     """Yield, for the image files of each chunk, a table with a row for each that can be read, and the other files.
 
     Columns: path, label, probability; with `top_k` above 1 label_2, probability_2, ... up to label_k, probability_k of
-    the next most probable classes; then `p_<class>` for each class. Of a model of sets of labels: path, labels (with a
+    the next best classes; then `p_<class>` for each class. The best class is the most probable one, or that with the
+    least expected cost if the model has a rule. Of a model of sets of labels: path, labels (with a
     delimiter between them), `p_<class>`.
 
     Args:
@@ -76,7 +83,7 @@ def label_files(
         paths, left_out = found.divided(waiting.popleft())
         probabilities = found.rows.reshape(len(paths), len(model.class_names))
         if model.thresholds is None:
-            yield table_of_labels(model.class_names, paths, probabilities, top_k), left_out
+            yield table_of_labels(model.class_names, paths, probabilities, top_k, model.rule), left_out
         else:
             yield _table_of_sets(model.class_names, paths, probabilities, model.thresholds), left_out
 
@@ -100,10 +107,14 @@ def _probabilities_by_class(class_names: Sequence[str], probabilities: NDArray[n
 
 
 def table_of_labels(
-    class_names: Sequence[str], paths: list[str], probabilities: NDArray[np.float64], top_k: int
+    class_names: Sequence[str],
+    paths: list[str],
+    probabilities: NDArray[np.float64],
+    top_k: int,
+    rule: AnswerRule | None,
 ) -> Columns:
     """Return the columns of `label_files` for probabilities (n_paths, n_classes)."""
-    order = np.argsort(-probabilities, axis=1)
+    order = rank_answers(probabilities, rule)
     rows = np.arange(len(paths))
     columns: Columns = {"path": paths}
     for rank in range(min(max(top_k, 1), len(class_names))):

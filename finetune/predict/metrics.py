@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from finetune.data.label_sets import has_sets
+from finetune.decide.answers import AnswerRule, best_answers
 from finetune.errors import quoted_names
+from finetune.predict.answer_metrics import AnswerMetrics, GradeMetrics, score_answers
 from finetune.predict.intervals import wilson_interval
 from finetune.predict.links import are_right, log_losses
 from finetune.predict.set_metrics import (
@@ -33,9 +35,9 @@ class ClassMetrics(FrozenModel):
     name: str
     """Name of the class."""
     precision: float
-    """Share of the images predicted as this class that are of this class."""
+    """Share of the images with this class as the answer that are of this class."""
     recall: float
-    """Share of the images of this class that are predicted as this class."""
+    """Share of the images of this class with this class as the answer."""
     f1: float
     """Harmonic mean of precision and recall."""
     num_images: int
@@ -64,6 +66,13 @@ class Metrics(FrozenModel):
     """Number of classes without an image in the split, which `balanced_accuracy` leaves out; left out if it is 0."""
     sets: Annotated[SetMetrics | None, Field(exclude_if=is_none)] = None
     """Metrics of sets of labels; left out where each image has one label."""
+    answers: Annotated[AnswerMetrics | None, Field(exclude_if=is_none)] = None
+    """Metrics of the answers of least expected cost; left out where the answer is the most probable class."""
+
+    @property
+    def grades(self) -> GradeMetrics | None:
+        """Agreement of the answers with the right grades; None: the classes have no order."""
+        return None if self.answers is None else self.answers.least_costly.grades
 
     @property
     def main(self) -> float:
@@ -81,6 +90,7 @@ def score(
     labels: NDArray[np.integer],
     class_names: list[str],
     thresholds: Sequence[float] | None = None,
+    rule: AnswerRule | None = None,
 ) -> Metrics:
     """Return the metrics of probabilities against labels.
 
@@ -89,6 +99,7 @@ def score(
         labels: right classes (n_images,), or sets of labels (n_images, n_classes).
         class_names: names of the classes.
         thresholds: probability from which each label of a set is given; None: one half.
+        rule: rule by which the answers follow from the probabilities; None: the most probable class is the answer.
 
     Raises:
         ValueError: there are no images, or the shapes do not match.
@@ -104,14 +115,15 @@ def score(
         return _score_sets(probabilities, labels, class_names, thresholds or [USUAL_THRESHOLD] * len(class_names))
     predicted = probabilities.argmax(axis=1)
     right = predicted == labels
+    # Each class is scored by the answers.
     precision, recall, f1, counts = precision_recall_fscore_support(
-        labels, predicted, labels=np.arange(len(class_names)), zero_division=0.0
+        labels, best_answers(probabilities, rule), labels=np.arange(len(class_names)), zero_division=0.0
     )
     return Metrics(
         num_images=len(labels),
         top1=float(right.mean()),
         top1_interval=wilson_interval(int(right.sum()), len(labels)),
-        balanced_accuracy=float(recall[counts > 0].mean()),
+        balanced_accuracy=metric_value("balanced_accuracy", predicted, labels),
         log_loss=float(log_losses(probabilities, labels).mean()),
         calibration_error=_calibration_error(probabilities.max(axis=1), right),
         num_not_evaluated=int((counts == 0).sum()),
@@ -119,6 +131,7 @@ def score(
             ClassMetrics(name=name, precision=float(p), recall=float(r), f1=float(f), num_images=int(n))
             for name, p, r, f, n in zip(class_names, precision, recall, f1, counts, strict=True)
         ],
+        answers=None if rule is None else score_answers(probabilities, labels, rule),
     )
 
 
@@ -170,7 +183,8 @@ def describe_not_evaluated(metrics: Metrics, image: str = "image") -> str:
 
 
 def accuracy_of(metric: Metric, scores: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-    """Return `metric`, in 0 .. 1, of logits (n_images, n_classes) against the labels."""
+    """Return an accuracy, in 0 .. 1, of logits (n_images, n_classes) against the labels: `metric`, or, where it is
+    `mean_cost`, the top-1 accuracy."""
     if metric == METRIC_OF_SETS:
         return mean_average_precision(scores, labels)
     # Balanced accuracy of sets: the mean over the classes of the share of their images that get the label, those with a
@@ -190,9 +204,10 @@ def accuracy_error_of(metric: Metric, scores: NDArray[np.floating], labels: NDAr
 
 
 def metric_value(metric: Metric, predicted: NDArray[np.integer], labels: NDArray[np.integer]) -> float:
-    """Return `metric`, in 0 .. 1, of the predicted classes (n_images,) against the labels (n_images,)."""
+    """Return the balanced accuracy of the predicted classes (n_images,) against the labels (n_images,) if it is the
+    metric, else their top-1 accuracy."""
     right = predicted == labels
-    if metric == "top1":
+    if metric != "balanced_accuracy":
         return float(right.mean())
     return float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
 

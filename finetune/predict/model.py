@@ -16,6 +16,7 @@ from finetune.data import Pixels
 from finetune.data.batches import PlainImages
 from finetune.data.label_sets import has_sets, names_in
 from finetune.data.paths import listed
+from finetune.decide.answers import AnswerRule, best_answers
 from finetune.decide.plan import Plan
 from finetune.history import Row
 from finetune.network.forward import forward_all, forward_files, logits
@@ -91,6 +92,12 @@ class Predictor(ABC):
         return link_of(self.plan.metric)
 
     @property
+    def rule(self) -> AnswerRule | None:
+        """Rule by which the answer follows from the probabilities; None: it is the most probable class, or every label
+        that reaches its threshold."""
+        return self.plan.answers
+
+    @property
     def reading(self) -> Reading:
         """How the values in an image file become 8-bit RGB."""
         return self.plan.preprocessing.reading
@@ -108,7 +115,8 @@ class Predictor(ABC):
         return rows_of_files(self.label, listed(paths)).reshape(len(paths), len(self.class_names))
 
     def predict(self, paths: Sequence[str | Path]) -> list[Any]:
-        """Return the most probable class name of each image file, or the tuple of the names of all its labels.
+        """Return the answer for each image file: the name of the most probable class, or of the one with the least
+        expected cost, or the tuple of the names of all its labels.
 
         Raises:
             DataError: a file cannot be read as an image.
@@ -116,7 +124,7 @@ class Predictor(ABC):
         probabilities = self.predict_proba(paths)
         if self.thresholds is not None:
             return [names_in(row, self.class_names) for row in give_labels(probabilities, self.thresholds)]
-        return [self.class_names[best] for best in probabilities.argmax(axis=1)]
+        return [self.class_names[best] for best in best_answers(probabilities, self.rule)]
 
     def embed(self, paths: Sequence[str | Path]) -> NDArray[np.float32]:
         """Return the features of image files, the inputs of the head: (n_paths, width).
@@ -273,7 +281,7 @@ def average(members: Sequence[TrainedModel]) -> Predictor:
         temperature=temperature,
         thresholds=thresholds,
         history=tuple({"member": number, **row} for number, member in enumerate(members, 1) for row in member.history),
-        validation=score(together.probabilities, labels, list(members[0].class_names), thresholds),
+        validation=score(together.probabilities, labels, list(members[0].class_names), thresholds, members[0].rule),
         held_out=together,
         work=sum((member.work for member in members), Work()),
         seconds=sum(member.seconds for member in members),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from finetune.data import in_threads, read_or_explain
 from finetune.data.kinds import Kind
+from finetune.decide.answers import AnswerRule
 from finetune.errors import ExportError, RunFolderError, missing_libraries
 from finetune.predict.doubt import Experience
 from finetune.predict.files import FileRows, rows_of_files
@@ -45,6 +46,8 @@ class OnnxModel:
             self.reading = Reading.model_validate_json(stored.get("reading", "{}"))
             thresholds = json.loads(stored.get("thresholds", "null"))
             self.thresholds: tuple[float, ...] | None = None if thresholds is None else tuple(map(float, thresholds))
+            rule = stored.get("answers")
+            self.rule = None if rule is None else AnswerRule.model_validate_json(rule)
             known = stored.get("experience")
             self.experience = None if known is None else Experience.model_validate_json(known)
         except Exception as error:  # onnxruntime raises exceptions of many types

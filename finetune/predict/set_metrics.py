@@ -5,10 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.predict.bootstrap import draw_samples, interval_of
 from finetune.value import FrozenModel
-
-DRAWS = 400
-"""Number of bootstrap samples of the images (Efron 1979), of which 2.5 % are beyond each end of an interval."""
 
 USUAL_THRESHOLD = 0.5
 """Probability from which a label is given where there are too few images to find a better one."""
@@ -70,26 +68,26 @@ def score_sets(
     """Return the metrics of probabilities (n, num_classes) against sets of labels (n, num_classes) of 0 and 1."""
     present = labels.sum(axis=0) > 0
     given: NDArray[np.bool_] = give_labels(probabilities, thresholds)
-    weights = _draws(len(labels), DRAWS)
+    weights = draw_samples(len(labels))
     one = np.ones((1, len(labels)), dtype=np.float32)
     precisions, drawn = (average_precisions(probabilities, labels, each) for each in (one, weights))
     micro, macro, exact = _f1_and_matches(given, labels, one)
     micro_drawn, macro_drawn, exact_drawn = _f1_and_matches(given, labels, weights)
     return SetMetrics(
         mean_average_precision=float(_mean_over_classes(precisions)[0]),
-        mean_average_precision_interval=_interval(_mean_over_classes(drawn)),
+        mean_average_precision_interval=interval_of(_mean_over_classes(drawn)),
         micro_f1=float(micro[0]),
-        micro_f1_interval=_interval(micro_drawn),
+        micro_f1_interval=interval_of(micro_drawn),
         macro_f1=float(macro[0]),
-        macro_f1_interval=_interval(macro_drawn),
+        macro_f1_interval=interval_of(macro_drawn),
         exact_match=float(exact[0]),
-        exact_match_interval=_interval(exact_drawn),
+        exact_match_interval=interval_of(exact_drawn),
         num_without=int((~labels.any(axis=1)).sum()),
         per_class=[
             ClassPrecision(
                 name=name,
                 average_precision=float(precisions[0, place]) if present[place] else None,
-                interval=_interval(drawn[:, place]) if present[place] else None,
+                interval=interval_of(drawn[:, place]) if present[place] else None,
                 threshold=float(thresholds[place]),
             )
             for place, name in enumerate(class_names)
@@ -104,8 +102,8 @@ def mean_average_precision(scores: NDArray[np.floating], labels: NDArray[np.inte
 
 
 def drawn_precisions(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Return the mean average precision on each of `DRAWS` bootstrap samples, the same at each call, (DRAWS,)."""
-    return _mean_over_classes(average_precisions(scores, labels, _draws(len(labels), DRAWS)))
+    """Return the mean average precision on each of the bootstrap samples, the same at each call, (n_samples,)."""
+    return _mean_over_classes(average_precisions(scores, labels, draw_samples(len(labels))))
 
 
 def average_precisions(
@@ -163,12 +161,6 @@ def find_thresholds(probabilities: NDArray[np.float64], labels: NDArray[np.integ
     return tuple(found)
 
 
-def _draws(count: int, draws: int) -> NDArray[np.float32]:
-    """Return how often each of `count` images is in each bootstrap sample, (draws, count)."""
-    generator = np.random.default_rng(0)
-    return generator.multinomial(count, np.full(count, 1.0 / count), size=draws).astype(np.float32)
-
-
 def _mean_over_classes(precisions: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the mean over the classes that have images in a sample; 0 if none has."""
     known = ~np.isnan(precisions)
@@ -187,9 +179,3 @@ def _f1_and_matches(
     macro = np.where(there > 0, each, 0.0).sum(axis=1) / np.maximum((there > 0).sum(axis=1), 1)
     exact = weights @ (given == right).all(axis=1).astype(np.float32) / weights.sum(axis=1)
     return micro.astype(np.float64), macro.astype(np.float64), exact.astype(np.float64)
-
-
-def _interval(drawn: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the 95 % interval of bootstrap samples; those without images of the class are left out."""
-    low, high = np.nanquantile(drawn, (0.025, 0.975))
-    return float(low), float(high)

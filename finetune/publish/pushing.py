@@ -67,6 +67,11 @@ def prepare(run: Path, repository: str) -> Publication:
             "models that give an image any number of labels are not published, because the card describes one label; "
             "copy the run folder, or export it"
         )
+    if decisions.plan.answers is not None:
+        raise PublishError(
+            "models whose answer is the least costly one are not published, because timm names the most probable "
+            "class; copy the run folder, or export it"
+        )
     if not folder.is_finished():
         raise RunFolderError(f"the run in {run} is not finished; continue it: {resume_command(run)}")
     base = find_base(decisions.plan.model, decisions.plan.weights)

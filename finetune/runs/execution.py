@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from finetune.data import ImageSplits, groups_of
+from finetune.decide.answers import make_rule
 from finetune.decide.choice import choose_backbone, choose_strategy
 from finetune.decide.evidence import Evidence
 from finetune.decide.label_settings import refuse_other_labels
@@ -73,6 +74,7 @@ def measure_networks(
             labels.
     """
     refuse_other_labels(recipe, splits.has_sets)
+    make_rule(recipe.labels, splits.class_names)  # names that are not classes are refused before the measurement
     if recipe.ensemble == "backbones" and len(recipe.models) == 1:
         raise RecipeError(
             f"backbones averages several networks, but model names {recipe.model} alone; list them: a,b,c"

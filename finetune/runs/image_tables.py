@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from finetune.data import ImageSplits, groups_of, labels_of, paths_of
 from finetune.data.label_sets import class_texts, divided, joined
+from finetune.decide.answers import AnswerRule, best_answers
 from finetune.decide.plan import Plan
 from finetune.errors import RunFolderError
 from finetune.files import replacing
@@ -92,7 +93,8 @@ def list_predictions(model: Predictor, splits: ImageSplits) -> pd.DataFrame:
 
     Columns: path, split (`validation` or `test`, as in metrics.json), label, predicted, fold (of a cross-validation),
     probability (of the predicted class), label_probability (of the right class), then `p_<class>` for each class, or,
-    with more than `MOST_CLASSES`, label_1, probability_1, ... of the `TOP` most probable ones.
+    with more than `MOST_CLASSES`, label_1, probability_1, ... of the `TOP` most probable ones. Where the answer is the
+    least costly one, it is the predicted class, and every class has its column.
 
     Of sets of labels, label and predicted are all names with a delimiter between them, probability and
     label_probability are those of the whole sets (products over the classes), and every class has its column.
@@ -157,7 +159,11 @@ def read_predictions(folder: Path) -> pd.DataFrame:
 
 
 def metrics_of(
-    predictions: pd.DataFrame, split: str, class_names: list[str], thresholds: Sequence[float] | None = None
+    predictions: pd.DataFrame,
+    split: str,
+    class_names: list[str],
+    thresholds: Sequence[float] | None = None,
+    rule: AnswerRule | None = None,
 ) -> Metrics:
     """Return the metrics of the predictions of one split, equal to those in metrics.json.
 
@@ -166,10 +172,11 @@ def metrics_of(
         split: `validation` or `test`.
         class_names: names of all classes, in their order.
         thresholds: probability from which each label of a set is given; None: each image has one label.
+        rule: rule by which the answers follow from the probabilities; None: they are the most probable classes.
     """
     rows = predictions[predictions["split"] == split]
     given = indices_of(rows["label"], class_names) if thresholds is None else divided(rows["label"], class_names)
-    return score(probabilities_of(rows, class_names), given, class_names, thresholds)
+    return score(probabilities_of(rows, class_names), given, class_names, thresholds, rule)
 
 
 def probabilities_of(predictions: pd.DataFrame, class_names: Sequence[str]) -> NDArray[np.float64]:
@@ -225,7 +232,7 @@ def rows_of(
         each = pd.DataFrame(probabilities, columns=[f"p_{name}" for name in class_names])
         return pd.concat([frame, each], axis=1)
     names = np.asarray(class_names, dtype=object)
-    best = probabilities.argmax(axis=1)
+    best = best_answers(probabilities, model.rule)
     rows = np.arange(len(labels))
     columns: dict[str, object] = {
         "path": places,
@@ -236,7 +243,7 @@ def rows_of(
         "probability": probabilities[rows, best],
         "label_probability": probabilities[rows, labels],
     }
-    if len(class_names) <= MOST_CLASSES:
+    if len(class_names) <= MOST_CLASSES or model.rule is not None:
         return pd.DataFrame(columns | {f"p_{name}": probabilities[:, place] for place, name in enumerate(class_names)})
     # Stable, so that of equal probabilities the first one is the predicted class.
     order = np.argsort(-probabilities, axis=1, kind="stable")

@@ -16,6 +16,7 @@ from finetune.recipe import Metric, Strategy
 from finetune.runs.folder import RunMetrics
 from finetune.runs.layout import print_entry
 from finetune.runs.sentences import (
+    describe_answers,
     describe_balance,
     describe_evaluation,
     describe_groups,
@@ -125,8 +126,10 @@ def print_result(console: Console, metrics: RunMetrics, folder: Path, reads: str
     validation = f"validation: {describe_top1(metrics.validation, 'image')}; {source}"
     if metrics.test is None:
         print_entry(console, "Result", validation)
+        print_some(console, "", describe_answers(metrics.validation))
     else:
         print_entry(console, "Result", describe_top1(metrics.test, "test image"))
+        print_some(console, "", describe_answers(metrics.test))
         print_some(console, "", escape(reads))
         print_entry(console, "", validation)
         print_some(console, "", describe_hardest_class(metrics.test))

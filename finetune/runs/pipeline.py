@@ -203,7 +203,9 @@ def decide_all(
             report.say(f"The weights of {name} have the licence {licence}, which may restrict their use.")
     if splits is None:
         given = (recipe.data, recipe.columns, recipe.limit, recipe.seed)
-        regroup = partial(load_images, *given, reading=recipe.image, allow_rare=recipe.allow_rare)
+        regroup = partial(
+            load_images, *given, reading=recipe.image, allow_rare=recipe.allow_rare, order=recipe.labels.order
+        )
         splits = regroup(recipe.groups)
     else:
         regroup = partial(group_training_images, splits)

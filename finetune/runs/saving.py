@@ -135,7 +135,7 @@ def _scored(members: Sequence[TrainedModel], splits: ImageSplits, report: Report
 
     def tested(model: Model, part: NDArray[np.float64]) -> Model:
         """Return a model with its probabilities of the test images, (n_test_images, n_classes), and their metrics."""
-        metrics = score(part, labels, names, model.thresholds)
+        metrics = score(part, labels, names, model.thresholds, model.rule)
         return replace(model, test=metrics, tested=HeldOut(labels=labels, probabilities=part))
 
     members = [tested(member, part) for member, part in zip(members, parts, strict=True)]

@@ -112,7 +112,35 @@ def describe_top1(metrics: Metrics, images: str) -> str:
     if metrics.sets is not None:
         count = counted(metrics.num_images, images)
         return f"mean average precision {100 * metrics.main:.1f} % of {count} (95 % interval: {low} to {high})"
-    return f"{100 * metrics.top1:.1f} % of {counted(metrics.num_images, images)} right (95 % interval: {low} to {high})"
+    by = "" if metrics.answers is None else " by the most probable class"
+    right = f"{100 * metrics.top1:.1f} % of {counted(metrics.num_images, images)} right{by}"
+    return f"{right} (95 % interval: {low} to {high})"
+
+
+def describe_answers(metrics: Metrics) -> str:
+    """Return the quality of the answers with the least expected cost; "" if the most probable class is the answer."""
+    if metrics.answers is None:
+        return ""
+    own, other = metrics.answers.least_costly, metrics.answers.most_probable
+    parts = [
+        f"answers: {100 * own.accuracy:.1f} % right",
+        f"mean cost {own.mean_cost:.3f} ({_ends(own.mean_cost_interval)}), {other.mean_cost:.3f} with the most "
+        f"probable classes",
+    ]
+    if own.grades is not None:
+        parts[:0] = [
+            f"quadratic weighted kappa {own.grades.quadratic_weighted_kappa:.3f} "
+            f"({_ends(own.grades.quadratic_weighted_kappa_interval)})",
+            f"mean absolute error {own.grades.mean_absolute_error:.3f} grades "
+            f"({_ends(own.grades.mean_absolute_error_interval)})",
+        ]
+    return "; ".join(parts)
+
+
+def _ends(interval: tuple[float, float]) -> str:
+    """Return the ends of a 95 % interval."""
+    low, high = (round(end, 3) + 0.0 for end in interval)  # -0.0 + 0.0 is 0.0
+    return f"{low:.3f} to {high:.3f}"
 
 
 def describe_balance(metrics: Metrics) -> str:
@@ -140,9 +168,10 @@ def describe_metrics(metrics: Metrics) -> str:
             f"{100 * sets.macro_f1:.1f} % over the classes, {100 * sets.exact_match:.1f} % of images without an error; "
             f"log-loss {metrics.log_loss:.3f}, calibration error {metrics.calibration_error:.3f}"
         )
+    answers = "" if metrics.answers is None else f"; {describe_answers(metrics)}"
     return (
-        f"{describe_top1(metrics, 'image')}; balanced accuracy {100 * metrics.balanced_accuracy:.1f} %, log-loss "
-        f"{metrics.log_loss:.3f}, calibration error {metrics.calibration_error:.3f}"
+        f"{describe_top1(metrics, 'image')}{answers}; balanced accuracy {100 * metrics.balanced_accuracy:.1f} %, "
+        f"log-loss {metrics.log_loss:.3f}, calibration error {metrics.calibration_error:.3f}"
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from finetune.decide.answers import AnswerRule, best_answers
 from finetune.predict.rows import DIGITS
 from finetune.predict.set_metrics import give_labels
 from finetune.value import FrozenModel, is_none
@@ -30,7 +31,7 @@ class LabelledImage(FrozenModel):
     name: str
     """Name of the file, as it was sent."""
     label: str
-    """Name of the most probable class."""
+    """Name of the most probable class, or of that with the least expected cost, if confusions have costs."""
     probability: float
     """Probability of this class, from 0 to 1, with 4 significant digits, as in the output of `finetune predict`."""
     top: tuple[ClassProbability, ...]
@@ -82,6 +83,7 @@ def label(
     class_names: Sequence[str],
     probabilities: NDArray[np.float64],
     thresholds: Sequence[float] | None = None,
+    rule: AnswerRule | None = None,
 ) -> LabelledImage:
     """Return the answer for an image.
 
@@ -90,6 +92,7 @@ def label(
         class_names: names of the classes.
         probabilities: probability of each class, (n_classes,).
         thresholds: probability from which each label of a set is given; None: each image has one label.
+        rule: rule by which the answer follows from the probabilities; None: it is the most probable class.
     """
     order = np.argsort(-probabilities)
     # The digits of the CSV that `finetune predict` prints.
@@ -101,5 +104,8 @@ def label(
     if thresholds is not None:
         given = give_labels(probabilities, thresholds)[order]
         labels = tuple(each for each, is_given in zip(ranked, given, strict=True) if is_given)
-    top = ranked[:MOST_NAMED]
-    return LabelledImage(name=name, label=top[0].label, probability=top[0].probability, top=top, labels=labels)
+    (best,) = best_answers(probabilities[None], rule).tolist()
+    answer = ranked[order.tolist().index(best)]
+    return LabelledImage(
+        name=name, label=answer.label, probability=answer.probability, top=ranked[:MOST_NAMED], labels=labels
+    )

@@ -114,7 +114,7 @@ def _answer(images: Sequence[UploadFile], model: ServedModel[Any], found: Sequen
         answers.append(
             FailedImage(name=name, error=row.reason)
             if is_refused
-            else label(name, model.class_names, row, model.thresholds)
+            else label(name, model.class_names, row, model.thresholds, model.rule)
         )
     reasons = [row.status for row in found if isinstance(row, Refused)]
     return reasons[0] if len(reasons) == len(found) else 200, Answer(images=tuple(answers))

@@ -11,6 +11,8 @@ from typing import Generic, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.decide.answers import AnswerRule
+
 Prepared = TypeVar("Prepared")
 
 MOST_TOGETHER = 64
@@ -31,6 +33,11 @@ class ServedModel(Protocol[Prepared]):
     @property
     def thresholds(self) -> tuple[float, ...] | None:
         """Probability from which each label is given; None: each image has one, the most probable class."""
+        ...
+
+    @property
+    def rule(self) -> AnswerRule | None:
+        """Rule by which the answer follows from the probabilities; None: it is the most probable class."""
         ...
 
     def prepare(self, encoded: bytes) -> Prepared:

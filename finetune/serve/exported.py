@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data import read_image
+from finetune.decide.answers import AnswerRule
 from finetune.predict.onnx_model import OnnxModel
 
 
@@ -32,6 +33,11 @@ class ServedFile:
     def thresholds(self) -> tuple[float, ...] | None:
         """Probability from which each label is given; None: each image has one label."""
         return self._model.thresholds
+
+    @property
+    def rule(self) -> AnswerRule | None:
+        """Rule by which the answer follows from the probabilities; None: it is the most probable class."""
+        return self._model.rule
 
     def prepare(self, encoded: bytes) -> NDArray[np.uint8]:
         """Return a decoded image (height, width, 3)."""

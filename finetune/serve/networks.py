@@ -10,6 +10,7 @@ from torch import Tensor
 
 from finetune.data import read_image
 from finetune.data.augmentation import plain_view
+from finetune.decide.answers import AnswerRule
 from finetune.decide.preprocessing import Preprocessing
 from finetune.network.cpu import ThreadTeam
 from finetune.network.forward import ForwardPass, logits
@@ -42,6 +43,11 @@ class ServedNetworks:
     def thresholds(self) -> tuple[float, ...] | None:
         """Probability from which each label is given; None: each image has one label."""
         return self._model.thresholds
+
+    @property
+    def rule(self) -> AnswerRule | None:
+        """Rule by which the answer follows from the probabilities; None: it is the most probable class."""
+        return self._model.rule
 
     def prepare(self, encoded: bytes) -> Views:
         """Return an image, decoded and resized for each network."""

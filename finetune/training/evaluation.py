@@ -7,11 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.label_sets import has_sets
+from finetune.decide.answers import AnswerRule, best_answers
 from finetune.history import Row
 from finetune.predict.links import ONE_CLASS, link_for, log_losses, share_right, to_probabilities
 from finetune.predict.model import fit_temperature
 from finetune.predict.set_metrics import drawn_precisions, mean_average_precision
-from finetune.recipe import Metric
+from finetune.recipe import METRIC_OF_COSTS, Metric
 
 STANDARD_ERRORS = (2.0, 1.0)
 """Numbers of standard errors by which a training must be worse than its linear probe to be rejected: in log-loss, and
@@ -85,9 +86,14 @@ class Evaluation:
 
 
 def is_worse(
-    trained: NDArray[np.float32], before: NDArray[np.float32], labels: NDArray[np.int64], metric: Metric
+    trained: NDArray[np.float32],
+    before: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    metric: Metric,
+    rule: AnswerRule | None = None,
 ) -> bool:
-    """Return whether a training ended worse than its linear probe, by log-loss and by errors on held-out images.
+    """Return whether a training ended worse than its linear probe, by log-loss and by errors on held-out images, or by
+    the costs of answers to them.
 
     Both must be worse by more than `STANDARD_ERRORS` of the paired difference.
 
@@ -96,6 +102,7 @@ def is_worse(
         before: logits (n, num_classes) of the linear probe that it started from.
         labels: classes (n,), or sets of labels (n, num_classes).
         metric: metric of the plan; balanced_accuracy gives every class the same weight.
+        rule: rule of the plan by which the answers follow from the probabilities.
     """
     if len(labels) < 2:
         return False
@@ -110,6 +117,8 @@ def is_worse(
     scaled = [logits / fit_temperature(logits, labels) for logits in (trained, before)]
     losses = [log_losses(to_probabilities(ONE_CLASS, logits), labels) for logits in scaled]
     errors = [(logits.argmax(axis=1) != labels).astype(np.float64) for logits in scaled]
+    if metric == METRIC_OF_COSTS:
+        errors = [_costs(logits, labels, rule) for logits in scaled]
     for (after, first), limit in zip((losses, errors), STANDARD_ERRORS, strict=True):
         # Paired, because the images are the same. With d_i the difference on image i, and weights v_i that add up to 1:
         # mean = sum_i v_i * d_i, and its standard error is sqrt(sum_i v_i^2 * (d_i - mean)^2).
@@ -118,6 +127,24 @@ def is_worse(
         if mean <= limit * float(np.sqrt((weights**2 * (more - mean) ** 2).sum())):
             return False
     return True
+
+
+def mean_cost(logits: NDArray[np.float32], labels: NDArray[np.int64], rule: AnswerRule | None) -> float:
+    """Return the mean cost of the answers, at the temperature of these images.
+
+    Args:
+        logits: logits (n, num_classes).
+        labels: right classes (n,).
+        rule: rule by which the answers follow from the probabilities.
+    """
+    return float(_costs(logits / fit_temperature(logits, labels), labels, rule).mean())
+
+
+def _costs(scaled: NDArray[np.float32], labels: NDArray[np.int64], rule: AnswerRule | None) -> NDArray[np.float64]:
+    """Return the cost of the answer for each image, (n,), given calibrated logits (n, num_classes)."""
+    if rule is None:
+        raise ValueError("the metric mean_cost needs a rule")
+    return rule.costs_of(best_answers(to_probabilities(ONE_CLASS, scaled), rule), labels)
 
 
 def _are_sets_worse(trained: NDArray[np.float32], before: NDArray[np.float32], labels: NDArray[np.int64]) -> bool:

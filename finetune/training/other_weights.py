@@ -44,7 +44,7 @@ def make_model(state: TrainingState, scores: NDArray[np.float32], labels: NDArra
         temperature=temperature,
         thresholds=thresholds,
         history=state.history,
-        validation=score(held_out.probabilities, labels, list(material.class_names), thresholds),
+        validation=score(held_out.probabilities, labels, list(material.class_names), thresholds, material.plan.answers),
         held_out=held_out,
         work=state.work,
         seconds=state.seconds,

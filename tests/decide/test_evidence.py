@@ -25,7 +25,7 @@ def test_the_order_of_the_stages_survives_a_file(evidence, tmp_path):
 
 
 def test_a_metric_that_is_not_known_is_refused(evidence):
-    known = "'top1', 'balanced_accuracy' or 'mean_average_precision'"
+    known = "'top1', 'balanced_accuracy', 'mean_average_precision' or 'mean_cost'"
     with pytest.raises(RecipeError, match=f"metric: .*{known}.*'f1' was given"):
         evidence.changed(metric="f1")
 

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
+from finetune.decide.answers import AnswerRule
 from finetune.training import is_worse
+from finetune.training.evaluation import mean_cost
 
 
 def scores_of(labels, share_right, seed=0):
@@ -67,3 +69,20 @@ def test_a_training_of_sets_is_worse_by_its_mean_average_precision(noise, is_rej
     before = (4.0 * labels - 2.0 + generator.standard_normal((200, 3))).astype(np.float32)
     after = (before + noise * generator.standard_normal((200, 3))).astype(np.float32)
     assert is_worse(after, before, labels, "mean_average_precision") is is_rejected
+
+
+def test_with_costs_a_training_is_worse_by_the_costs_of_its_answers_and_not_by_its_errors():
+    """14 images of class 0 are taken for class 1, at a cost of 1 each, or 3 of class 1 for class 0, at 20 each."""
+    rule = AnswerRule(costs=((0, 1), (20, 0)), are_distances=False)
+    labels = np.repeat([0, 1], 200)
+
+    def wrong(places):
+        answers = np.where(np.isin(np.arange(400), places), 1 - labels, labels)
+        return (4.0 * np.eye(2)[answers]).astype(np.float32)
+
+    cheap, costly = wrong(range(14)), wrong(range(200, 203))
+    assert mean_cost(cheap, labels, rule) == 14 / 400
+    assert mean_cost(costly, labels, rule) == 3 * 20 / 400
+    assert is_worse(cheap, costly, labels, "top1")
+    assert not is_worse(cheap, costly, labels, "mean_cost", rule)
+    assert is_worse(wrong(range(200, 214)), costly, labels, "mean_cost", rule)

@@ -51,12 +51,13 @@ def count_confusions(labels: NDArray[np.int64], predicted: NDArray[np.int64], nu
     return counts
 
 
-def make_matrix(counts: NDArray[np.int64], names: Sequence[str]) -> ConfusionMatrix:
+def make_matrix(counts: NDArray[np.int64], names: Sequence[str], are_grades: bool = False) -> ConfusionMatrix:
     """Return the matrix to show: all classes, or those with the most errors where there are many.
 
     Args:
         counts: number of images of the class of the row that are taken for the class of the column, (n, n).
         names: names of the n classes.
+        are_grades: whether the classes are grades in their order.
     """
     shown = list(names)
     if len(names) > MOST_CLASSES:
@@ -70,7 +71,8 @@ def make_matrix(counts: NDArray[np.int64], names: Sequence[str]) -> ConfusionMat
         counts = gathered.T @ counts @ gathered
         shown = [*(names[place] for place in kept), OTHERS]
     errors = counts.sum(axis=1) - np.diag(counts)
-    orders = {
+    orders = {"by grade": list(range(len(shown)))} if are_grades else {}
+    orders |= {
         "confused classes together": _neighbours(counts),
         "most errors first": list(np.argsort(-errors, kind="stable")),
         "by name": sorted(range(len(shown)), key=lambda place: (shown[place] == OTHERS, shown[place])),

@@ -176,7 +176,7 @@ def describe_split(
         metrics=metrics,
         classes=_list_classes(metrics, counts),
         num_classes=sum(row.num_images > 0 for row in metrics.per_class),
-        matrix=make_matrix(counts, names),
+        matrix=make_matrix(counts, names, are_grades=metrics.grades is not None),
         reliability=reliability(rows["probability"].to_numpy(np.float64), right),
         withheld=accuracy_against_share(rows["probability"].to_numpy(np.float64), right),
         num_wrong=len(wrong),
