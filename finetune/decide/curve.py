@@ -137,7 +137,7 @@ def _least_loss_of_grades(plan: Plan, evidence: Evidence) -> float:
     for own, share in enumerate(shares):
         target = [others + (1 - plan.label_smoothing) * (place == own) for place in range(len(shares))]
         total += share * _entropy_of_questions(target)
-    # Mixing blurs the questions that lie between the grades of two images.
+    # Mixing blurs the questions between the grades of two images.
     above = [sum(shares[place:]) for place in range(1, len(shares))]
     return total + MIXED_ENTROPY[plan.augmentation.mixing] * sum(2 * share * (1 - share) for share in above)
 
