@@ -405,7 +405,7 @@ def page(rows: Sequence[Row]) -> str:
     lines = [
         f"`python -m experiments.measure_order --data DIR --runs FOLDER`; {hardware()}, {rows[0]['date']}; "
         f"EfficientNet-Lite0",
-        f"at {SIDE} px (probes: 128 px), {NUM_TRAINING} training images, {STEPS} steps of `partial`, up to "
+        f"at {SIDE} px (probes: 128 px), {NUM_TRAINING} training images, {STEPS} steps of `partial`, up to",
         f"{NUM_TEST} test images.",
         "Each cell, of one seed or means over the seeds: quadratic weighted kappa of the least costly answers / of the",
         "most probable grades / mean absolute error of the least costly answers, in grades / log-loss.",
