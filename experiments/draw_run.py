@@ -5,6 +5,7 @@ python -m experiments.draw_run [--data demo:digits] [--picture docs/images/run.s
 
 import argparse
 import tempfile
+from contextlib import chdir
 from pathlib import Path
 
 from rich.console import Console
@@ -20,14 +21,13 @@ def main() -> None:
     parser.add_argument("--data", default="demo:digits", help="images to train on")
     parser.add_argument("--picture", type=Path, default=IMAGES / "run.svg", help="file of the picture")
     arguments = parser.parse_args()
+    data, picture = arguments.data, arguments.picture.absolute()
+    data = str(Path(data).absolute()) if Path(data).exists() else data
     console = Console(record=True, width=100, highlight=False)
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "runs" / "digits"
-        run(Recipe(data=arguments.data), output, Report(console))
-        shown = console.export_text(clear=False)
-        console.save_svg(str(arguments.picture), title=f"finetune train --data {arguments.data}")
-        picture = arguments.picture.read_text("utf-8")
-        arguments.picture.write_text(picture.replace(str(output), "runs/digits"), "utf-8")
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        run(Recipe(data=data), Path("runs", "digits"), Report(console))
+    shown = console.export_text(clear=False)
+    console.save_svg(str(picture), title=f"finetune train --data {arguments.data}")
     print(shown)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, List, Value, concatenate_datasets
 from datasets import Image as ImageFeature
 from datasets.arrow_dataset import Column
+from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from finetune.data.decoding import Unreadable, encoded_bytes
 from finetune.data.label_sets import count_images, images_by_class, to_matrix
@@ -124,7 +125,18 @@ def with_pictures(dataset: Dataset, pictures: "NDArray[np.int64]") -> Dataset:
             pictures[own] = len(pictures) + own
     if len(np.unique(pictures)) == len(pictures):
         return dataset
-    return dataset.add_column(PICTURE, pictures.tolist())
+    return with_column(dataset, PICTURE, pictures.tolist())
+
+
+def with_column(dataset: Dataset, name: str, values: list[Any]) -> Dataset:
+    """Return a split with a further column, without the progress bars of `datasets` where its rows were selected."""
+    was_shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        return dataset.add_column(name, values)
+    finally:
+        if was_shown:
+            enable_progress_bars()
 
 
 def paths_of(dataset: Dataset) -> list[str]:

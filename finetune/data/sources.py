@@ -17,6 +17,7 @@ from finetune.data.image_splits import (
     paths_of,
     to_dataset,
     to_splits,
+    with_column,
 )
 from finetune.data.kinds import describe_depth
 from finetune.data.known_groups import groups_by_rule, with_groups
@@ -253,7 +254,7 @@ def group_training_images(splits: ImageSplits, rule: str) -> ImageSplits:
     """Return splits whose training images have the groups that a rule finds in their paths."""
     names = class_texts(labels_of(splits.train), splits.class_names)
     groups = groups_by_rule(rule, paths_of(splits.train), names)
-    return replace(splits, train=splits.train.add_column("group", groups), group_rule=rule)
+    return replace(splits, train=with_column(splits.train, "group", groups), group_rule=rule)
 
 
 def _noted(splits: ImageSplits, cleaned: Cleaned) -> ImageSplits:

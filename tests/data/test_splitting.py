@@ -1,6 +1,9 @@
 import numpy as np
 import pytest
+from datasets import Dataset
+from datasets.utils import are_progress_bars_disabled
 
+from finetune.data.image_splits import with_column
 from finetune.data.splitting import Ties, stratified_folds, stratified_holdout, stratified_subset
 from finetune.errors import DataError
 
@@ -237,3 +240,10 @@ def test_images_without_copies_are_split_as_if_nothing_were_known_of_pictures():
     ):
         assert np.array_equal(own[0], plain[0])
         assert np.array_equal(own[1], plain[1])
+
+
+def test_a_column_is_added_to_selected_rows_without_a_progress_bar(capfd):
+    table = Dataset.from_dict({"label": [0, 1, 2]}).select([2, 0])
+    assert with_column(table, "group", ["a", "b"])[:] == {"label": [2, 0], "group": ["a", "b"]}
+    assert capfd.readouterr() == ("", "")
+    assert not are_progress_bars_disabled()
