@@ -13,6 +13,7 @@ The heads differ in what the outputs f_0 .. f_K-1 of the last layer mean, and in
 - `cross-entropy`: softmax; with the toolkit's label smoothing, or without;
 - `cumulative loss`: softmax; a binary cross-entropy for each question whether the grade is above k, as CORAL (Cao et
   al. 2020) asks them, with the probability that the softmax gives to the grades above k;
+- `both`: softmax; the cross-entropy, and the mean of the cumulative loss over the questions;
 - `CORN`: P(grade > k | grade >= k) = sigmoid(f_k) (Shi et al. 2021);
 - `cumulative link`: P(grade > k) = sigmoid(f_0 - softplus(f_1) - ... - softplus(f_k)) (after Vargas et al. 2020, with
   thresholds that depend on the image, so that one linear layer suffices);
@@ -121,6 +122,15 @@ class CumulativeLoss(Head):
         return -torch.where(is_above, above, below).sum(dim=1)
 
 
+class Both(CumulativeLoss):
+    """Softmax, with the cross-entropy and the mean cross-entropy of the questions."""
+
+    def losses(self, outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        """Return the sum of both for each image, (n,)."""
+        questions = super().losses(outputs, labels, smoothing) / (outputs.shape[1] - 1)
+        return questions + nn.functional.cross_entropy(outputs, labels, reduction="none")
+
+
 class Corn(Head):
     """P(grade > k | grade >= k) = sigmoid(f_k); the last output is not used."""
 
@@ -146,12 +156,13 @@ HEADS: dict[str, Head] = {
     "cross-entropy": CrossEntropy(),
     "cross-entropy, no smoothing": Head(),
     "cumulative loss": CumulativeLoss(),
+    "both": Both(),
     "CORN": Corn(),
     "cumulative link": CumulativeLink(),
 }
 """Heads of one linear layer, by name."""
 
-SOFTMAX = [*HEADS][:3]
+SOFTMAX = [*HEADS][:4]
 """Heads whose outputs are those of a softmax, which start from the toolkit's own linear probe."""
 
 PROPORTIONAL = "proportional odds"

@@ -97,8 +97,6 @@ def _constant_loss(plan: Plan, evidence: Evidence) -> float:
         weights = balanced_weights(np.asarray(counts)).tolist()
         frequencies = [weight * share for weight, share in zip(weights, frequencies, strict=True)]
     smoothed = [(1 - plan.label_smoothing) * share + plan.label_smoothing / len(counts) for share in frequencies]
-    if _has_order(plan):
-        return _entropy_of_questions(smoothed)
     return -sum(share * math.log(share) for share in smoothed if share > 0)
 
 
@@ -114,32 +112,9 @@ def _least_loss(plan: Plan, evidence: Evidence) -> float:
     # mixed label for the fraction of pairs with different classes, 1 - sum p^2.
     others = plan.label_smoothing / evidence.num_classes
     right = 1 - plan.label_smoothing + others
-    if _has_order(plan):
-        return _least_loss_of_grades(plan, evidence)
     least = -right * math.log(right) - ((evidence.num_classes - 1) * others * math.log(others) if others else 0.0)
     same = sum((count / sum(evidence.class_counts.values())) ** 2 for count in evidence.class_counts.values())
     return least + MIXED_ENTROPY[plan.augmentation.mixing] * (1.0 - same)
-
-
-def _has_order(plan: Plan) -> bool:
-    return plan.answers is not None and plan.answers.order is not None
-
-
-def _entropy_of_questions(shares: Sequence[float]) -> float:
-    """Return the summed entropies of the questions whether a grade is above k, given the shares of the grades."""
-    return sum(_binary_entropy(sum(shares[place:])) for place in range(1, len(shares)))
-
-
-def _least_loss_of_grades(plan: Plan, evidence: Evidence) -> float:
-    """Return the smallest possible train loss of grades, in nats."""
-    counts, others = [*evidence.class_counts.values()], plan.label_smoothing / evidence.num_classes
-    shares, total = [count / sum(counts) for count in counts], 0.0
-    for own, share in enumerate(shares):
-        target = [others + (1 - plan.label_smoothing) * (place == own) for place in range(len(shares))]
-        total += share * _entropy_of_questions(target)
-    # Mixing blurs the questions between the grades of two images.
-    above = [sum(shares[place:]) for place in range(1, len(shares))]
-    return total + MIXED_ENTROPY[plan.augmentation.mixing] * sum(2 * share * (1 - share) for share in above)
 
 
 def _constant_loss_of_sets(plan: Plan, evidence: Evidence) -> float:

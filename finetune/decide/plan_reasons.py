@@ -159,10 +159,9 @@ def _about_metric(plan: Plan, evidence: Evidence) -> tuple[str, ...]:
         )
     if plan.answers is not None:
         costs = "the squared distance between grades" if plan.answers.are_distances else "labels.costs"
-        loss = "" if plan.answers.order is None else "; the loss asks whether the grade is above k, for each k"
         return (
             f"the answer for an image is the class with the least expected cost ({costs}); models are compared by "
-            f"{plan.metric}{loss}",
+            f"{plan.metric}",
         )
     if evidence.metric != "balanced_accuracy":
         return ()

@@ -1,7 +1,6 @@
 """Say what a network's outputs mean: the probability of one class among all, or of each label by itself.
 
-Labels of one class an image are class numbers (n,): softmax and cross-entropy, of grades in their order a cumulative
-one. Sets of labels are rows of 0 and 1,
+Labels of one class an image are class numbers (n,): softmax and cross-entropy. Sets of labels are rows of 0 and 1,
 (n, num_classes): sigmoid and binary cross-entropy, summed over the classes, so that its gradient by a logit is p - y as
 that of the cross-entropy is.
 """
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from finetune.data.label_sets import has_sets
-from finetune.decide.plan import Plan
 from finetune.recipe import METRIC_OF_SETS, Metric
 
 SMALLEST_PROBABILITY = 1e-12
@@ -65,28 +63,6 @@ class OneClass:
         return losses, class_weights[labels]
 
 
-class Grades(OneClass):
-    """Each image is of one grade: softmax, trained by the questions whether the grade is above k."""
-
-    def train_losses(
-        self, logits: Tensor, labels: Tensor, class_weights: Tensor, smoothing: float
-    ) -> tuple[Tensor, Tensor]:
-        """Return the cross-entropies of the questions of each image, added up, and the weight of its class, each (n,).
-
-        The K - 1 questions are those of CORAL (Cao et al. 2020). Here the softmax answers them, so that their
-        probabilities always fall with k, and the network keeps one output for each class.
-        """
-        # sum_k -t_k log P(grade > k) - (1 - t_k) log P(grade <= k), with t_k = [y > k] without smoothing. The sums of
-        # probabilities are of logarithms, so that no small probability is lost.
-        logs = logits.log_softmax(dim=1)
-        above = logs.flip(1).logcumsumexp(dim=1).flip(1)[:, 1:]
-        below = logs.logcumsumexp(dim=1)[:, :-1]
-        count = logits.shape[1]
-        smoothed = nn.functional.one_hot(labels, count).to(logits.dtype) * (1.0 - smoothing) + smoothing / count
-        targets = smoothed.flip(1).cumsum(dim=1).flip(1)[:, 1:]
-        return -(targets * above + (1.0 - targets) * below).sum(dim=1), class_weights[labels]
-
-
 class AnyLabels:
     """Each image has any number of labels: sigmoid, for each label by itself."""
 
@@ -113,17 +89,12 @@ class AnyLabels:
         return losses, torch.ones_like(losses)
 
 
-ONE_CLASS, ANY_LABELS, GRADES = OneClass(), AnyLabels(), Grades()
+ONE_CLASS, ANY_LABELS = OneClass(), AnyLabels()
 
 
 def link_of(metric: Metric) -> Link:
     """Return the meaning of the outputs of a model that is compared by a metric."""
     return ANY_LABELS if metric == METRIC_OF_SETS else ONE_CLASS
-
-
-def training_link(plan: Plan) -> Link:
-    """Return the meaning of the outputs with the loss that a plan trains by."""
-    return GRADES if plan.answers is not None and plan.answers.order is not None else link_of(plan.metric)
 
 
 def link_for(labels: NDArray[np.integer]) -> Link:

@@ -4,7 +4,7 @@ The loss of a batch of B images, with class weights w (1 on average over the tra
 
     L = 1/B * sum_i w[y_i] * CE(f(x_i), y_i)
 
-or, for sets of labels and for grades, that of binary cross-entropies (`predict/links.py`).
+or, for sets of labels, that of binary cross-entropies, in which images with a label are weighted (`predict/links.py`).
 
 Every part of a batch divides its sum by B, not by its own size. The gradients of the parts then add up to those of the
 whole batch, whatever their number.
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from finetune.decide.plan import Plan
 from finetune.device import autocast
 from finetune.network.cpu import FoldedNorms, ThreadTeam, quick_gradients
-from finetune.predict.links import training_link
+from finetune.predict.links import link_of
 from finetune.training.task import Batches, Part, Task, split_logits
 
 
@@ -114,7 +114,7 @@ class BatchGradients:
         for indices, share in ((part.indices, own), (part.others, 1.0 - own)):
             if share > 0.0:
                 labels = task.labels[indices].to(device, non_blocking=True)
-                losses, importance = training_link(plan).train_losses(
+                losses, importance = link_of(plan.metric).train_losses(
                     logits, labels, task.class_weights, plan.label_smoothing
                 )
                 weights = share * importance / plan.batch_size

@@ -13,7 +13,7 @@ from finetune.decide.plan import Plan
 from finetune.errors import DivergenceError
 from finetune.history import Row
 from finetune.network.finiteness import first_not_finite
-from finetune.predict.links import Link, training_link
+from finetune.predict.links import Link, link_of
 from finetune.processes import of_all_processes
 from finetune.training.loop_state import LoopState
 from finetune.training.pace import Pace
@@ -129,7 +129,7 @@ class Monitor:
         parts = self._plan.accumulation
         is_whole = next(task.module.parameters()).device == task.class_weights.device  # and not sharded elsewhere
         # In micro-batches: the whole batch may not fit into memory at once.
-        link = training_link(self._plan)
+        link = link_of(self._plan.metric)
         for part, part_indices in zip(inputs.chunk(parts), indices.chunk(parts), strict=True):
             if is_whole and not layer:
                 layer = first_not_finite(task.module, partial(_plain_loss, task, link, part, part_indices))
