@@ -677,7 +677,8 @@ def test_options_are_frozen():
         for name, sub in get_command(app).commands.items()
     }
     recipe_options = [
-        "--allow-rare", "--batch-size", "--data", "--ensemble", "--epochs", "--groups", "--image-size", "--limit", "--model",
+        "--allow-rare", "--batch-size", "--data", "--ensemble", "--epochs", "--groups", "--image-size", "--limit",
+        "--model",
         "--output", "--prefer", "--recipe", "--seed", "--set", "--steps", "--strategy", "--time-budget",
         "--track",
     ]  # fmt: skip
