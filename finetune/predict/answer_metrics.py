@@ -8,6 +8,7 @@ from pydantic import Field
 
 from finetune.decide.answers import AnswerRule, best_answers
 from finetune.predict.bootstrap import draw_samples, interval_of
+from finetune.predict.intervals import wilson_interval
 from finetune.value import FrozenModel, is_none
 
 Interval = tuple[float, float]
@@ -32,11 +33,11 @@ class AnswerQuality(FrozenModel):
     accuracy: float
     """Share of images whose answer is right."""
     accuracy_interval: Interval
-    """95 % bootstrap interval of `accuracy`."""
+    """95 % interval of `accuracy` (Wilson)."""
     mean_cost: float
     """Mean cost of the answers; where no costs were given, the mean squared distance from the right grades."""
     mean_cost_interval: Interval
-    """95 % bootstrap interval of `mean_cost`."""
+    """95 % bootstrap interval of `mean_cost`; it has no width where all images have the same cost."""
     grades: Annotated[GradeMetrics | None, Field(exclude_if=is_none)] = None
     """Agreement with the right grades; left out where the classes have no order."""
 
@@ -88,7 +89,7 @@ def weighted_kappas(
 def _quality(answers: NDArray[np.integer], labels: NDArray[np.integer], rule: AnswerRule) -> AnswerQuality:
     """Return the quality of answers (n_images,)."""
     weights = draw_samples(len(labels))
-    right, right_interval = _mean(answers == labels, weights)
+    hits = int((answers == labels).sum())
     cost, cost_interval = _mean(rule.costs_of(answers, labels), weights)
     grades = None
     if rule.order is not None:
@@ -101,8 +102,8 @@ def _quality(answers: NDArray[np.integer], labels: NDArray[np.integer], rule: An
             mean_absolute_error_interval=distance_interval,
         )
     return AnswerQuality(
-        accuracy=right,
-        accuracy_interval=right_interval,
+        accuracy=hits / len(labels),
+        accuracy_interval=wilson_interval(hits, len(labels)),
         mean_cost=cost,
         mean_cost_interval=cost_interval,
         grades=grades,

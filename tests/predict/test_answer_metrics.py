@@ -68,3 +68,10 @@ def test_classes_are_scored_by_the_answers_and_the_top1_accuracy_by_the_most_pro
     assert [row.recall for row in metrics.per_class] == [0.0, 1.0]
     assert metrics.answers.least_costly.accuracy == 0.5
     assert score(np.array([[0.9, 0.1]]), np.array([0]), ["a", "b"]).answers is None
+
+
+def test_right_answers_to_few_images_leave_a_wide_interval():
+    rule = AnswerRule(costs=squared_distances(2), are_distances=True)
+    scored = score_answers(np.eye(2)[[0, 1, 0]], np.array([0, 1, 0]), rule).least_costly
+    assert scored.accuracy == 1.0
+    assert scored.accuracy_interval == pytest.approx((0.4385, 1.0), abs=1e-4)  # Wilson, 3 of 3
