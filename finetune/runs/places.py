@@ -60,11 +60,8 @@ def holds_nothing(path: Path) -> bool:
     names = _names_in(path)
     if "plan.json" in names or (path.exists() and not path.is_dir()):
         return False
-    members = (
-        len(member_numbers(path))
-        and names & BEGINNING
-        and all(entry.name.isdecimal() for entry in (path / "members").iterdir())
-    )
+    place = path / "members"  # without a member yet, if the run was killed when it had made the folder
+    members = names & BEGINNING and place.is_dir() and all(entry.name.isdecimal() for entry in place.iterdir())
     return names <= BEGINNING | ({"members"} if members else set())
 
 

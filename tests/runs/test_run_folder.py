@@ -127,9 +127,10 @@ def test_a_folder_without_a_history_says_when_there_is_one(folder, small_plan):
         folder.read_history()
 
 
-def test_what_a_run_wrote_before_its_plan_is_not_a_run(folder):
+@pytest.mark.parametrize("members", ["members", "members/1"])
+def test_what_a_run_wrote_before_its_plan_is_not_a_run(folder, members):
     write(folder, "recipe.yaml", "evidence.json", "plan.json.partial", "tuning.json")
-    (folder.path / "members" / "1").mkdir(parents=True)
+    (folder.path / members).mkdir(parents=True)
     refuse_if_taken(folder.path)
     assert "nothing to resume" in describe_interruption(folder.path)
 
