@@ -8,6 +8,7 @@ depend on how busy it is. A tracker works in a thread of its own, whose processo
 """
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -86,7 +87,11 @@ def main() -> None:
             refit=False,
             **({} if name == "none" else {"track": name}),
         )
-        with tempfile.TemporaryDirectory() as folder, patch.object(recorder, "Trackers", TimedTrackers):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            patch.dict(os.environ, {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}),
+            patch.object(recorder, "Trackers", TimedTrackers),
+        ):
             finetune.run(recipe, Path(folder) / "run", report)
         times = (report.trained, report.waited, report.busy[1], report.busy[0], TimedTrackers.used)
         step, waited, busy, own, used = (1e3 * each / report.steps for each in times)

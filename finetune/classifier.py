@@ -133,10 +133,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         predicted: NDArray[Any]
         thresholds = self._fitted().thresholds
         if thresholds is None:
-            rule, columns = self.plan_.answers, self.columns_
-            # The rule's costs are in the order of the model's classes.
-            answers = best_answers(probabilities[:, np.argsort(columns)], rule)
-            predicted = self.classes_[np.argsort(columns)[answers]]
+            # The costs of a rule are in the order of the model's classes: `place` says where each is in `classes_`.
+            place = np.argsort(self.columns_)
+            predicted = self.classes_[place[best_answers(probabilities[:, place], self.plan_.answers)]]
             return predicted
         rows = give_labels(probabilities, np.asarray(thresholds)[self.columns_].tolist()).astype(np.int64)
         if self.labels_are_matrix_:
