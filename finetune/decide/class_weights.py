@@ -9,7 +9,8 @@ rest of every batch that holds one of its images."""
 
 
 def are_bounded(counts: NDArray[np.number]) -> bool:
-    """Return whether classes with these numbers of images, (num_classes,), differ by more than `MOST_RATIO`."""
+    """Return whether the bound changes the weights of classes with these numbers of images, (num_classes,): the largest
+    and the smallest differ by more than `MOST_RATIO`."""
     return bool(counts.max() > MOST_RATIO * counts[counts > 0].min())
 
 

@@ -1,7 +1,9 @@
 """Explain a plan in sentences with numbers."""
 
+import numpy as np
+
 from finetune.decide.candidates import MOST_SCALED, SGD_RATE, rate_factor
-from finetune.decide.class_weights import MOST_RATIO
+from finetune.decide.class_weights import MOST_RATIO, are_bounded
 from finetune.decide.compilation import COMPILED_GAIN, COMPILING_SECONDS
 from finetune.decide.evidence import Evidence, ForwardSettings, GroupFinding
 from finetune.decide.families import RATES
@@ -185,8 +187,8 @@ def _about_imbalance(plan: Plan, evidence: Evidence, recipe: Recipe) -> tuple[st
 
 def _about_bound(plan: Plan, evidence: Evidence) -> str:
     """Return how class weights are bounded, if they are."""
-    counts = evidence.class_counts.values()
-    if plan.imbalance != "class_weights" or max(counts) <= MOST_RATIO * min(counts):
+    counts = np.array([*evidence.class_counts.values()])
+    if plan.imbalance != "class_weights" or not are_bounded(counts):
         return ""
     return f", except the smallest: an image weighs at most {MOST_RATIO:.0f} x one of the largest class"
 
