@@ -47,6 +47,25 @@ def from_main_process(make: Callable[[], Made]) -> Made:
     return outcome[0]  # type: ignore[return-value]
 
 
+def in_every_process(make: Callable[[], Made]) -> Made:
+    """Call `make` in every process and return each one's own result; all processes must call this.
+
+    Raises:
+        FinetuneError: one process raised it; every process raises it.
+    """
+    if num_processes() == 1:
+        return make()
+    result, error = None, None
+    try:
+        result = make()
+    except FinetuneError as raised:
+        error = raised
+    for raised_there in of_all_processes(error):
+        if raised_there is not None:
+            raise raised_there
+    return result  # type: ignore[return-value]
+
+
 def divide_rows(make: Callable[[list[int]], Array], indices: Sequence[int] | NDArray[np.intp]) -> Array:
     """Return the rows (n, ...) that `make` computes for `indices` (n,), in their order; each process computes a part.
 
@@ -81,8 +100,15 @@ def wait_for_everyone() -> None:
 @contextmanager
 def first_alone() -> Iterator[None]:
     """Run the context in one process of each machine first, so that the other processes find what it has cached."""
-    with _state().local_main_process_first():
+    state = _state()
+    if not state.is_local_main_process:
+        state.wait_for_everyone()
+    try:
         yield
+    finally:
+        # After an error, too: the others wait no longer, and meet the same one.
+        if state.is_local_main_process:
+            state.wait_for_everyone()
 
 
 def of_all_processes(own: Made) -> list[Made]:

@@ -1,6 +1,7 @@
 import csv
 import gc
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -139,6 +140,28 @@ def run_two_processes(script: Path, *arguments: str | Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[:3000]
+
+
+def run_two_machines(folder: Path, script: Path, *arguments: str | Path) -> None:
+    """Run a script under two launchers with a process each, as on two machines that share a disk; each launcher has a
+    cache of its own, in `folder`."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{port}"]
+    started = [
+        subprocess.Popen(
+            [*launch, "--node_rank", str(rank), str(script), *map(str, arguments)],
+            env=os.environ | {"FINETUNE_CACHE": str(folder / f"cache of machine {rank}")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    printed = [launcher.communicate(timeout=300)[0] for launcher in started]
+    assert [launcher.returncode for launcher in started] == [0, 0], "\n".join(text[:3000] for text in printed)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,6 +8,7 @@ import timm
 import torch
 from conftest import run_two_processes
 
+from finetune import load_recipe, measure_evidence
 from finetune.data import labels_of, load_images
 from finetune.decide.preprocessing import Preprocessing
 from finetune.network.backbone import create_network
@@ -64,6 +65,7 @@ from finetune.data import load_images
 from finetune.decide import candidates, contest, decision
 from finetune.decide.belief import DRAWS, Belief
 from finetune.decide.plan import Plan
+from finetune.network import outputs
 from finetune.training import Checkpoints, evaluation, monitor, pace, train
 
 for file in sorted((folder / "plans").iterdir()):
@@ -115,6 +117,19 @@ os.environ["FINETUNE_CACHE"] = str(folder / "empty cache")
 plan = Plan.load(folder / "plans" / "full.json")
 (folder / f"first-{rank}.json").write_text(train(plan, load_images(plan.data)).work.model_dump_json())
 recipe = finetune.load_recipe(folder / "recipe.yaml")
+os.environ["FINETUNE_CACHE"] = str(folder / "cache of the evidence")
+sent, forward = [], outputs.forward_batches
+
+
+def counted(network, images, *rest):
+    sent.append(len(rest[-1] or images))
+    return forward(network, images, *rest)
+
+
+outputs.forward_batches = counted
+evidence = finetune.measure_evidence(recipe, load_images(recipe.data))
+outputs.forward_batches = forward
+(folder / f"evidence-{rank}.json").write_text(json.dumps({"sent": sent, "evidence": evidence.model_dump(mode="json")}))
 finetune.run(recipe, folder / "run")
 (folder / f"written-{rank}.json").write_text(json.dumps(written))
 
@@ -260,7 +275,27 @@ def test_the_layer_where_a_training_diverged_is_known_if_another_process_has_the
     assert ", first in the " in one
 
 
-def test_one_process_alone_decodes_and_computes_features_and_the_other_finds_them(folder, together):
+def test_each_process_sends_half_of_the_measured_images_through_the_network(folder, together):
+    assert together
+    for rank in (0, 1):
+        found = json.loads((folder / f"evidence-{rank}.json").read_text())
+        assert found["sent"] == [9, 9]  # of 18 images, and of their mirrored copies
+
+
+def test_two_processes_measure_the_evidence_of_one(folder, together):
+    assert together
+    first, second = (json.loads((folder / f"evidence-{rank}.json").read_text())["evidence"] for rank in (0, 1))
+    assert first == second
+    recipe = load_recipe(folder / "recipe.yaml")
+    alone = measure_evidence(recipe, load_images(recipe.data)).model_dump(mode="json")
+    for key in ("domain_similarity", "similarity_parts", "class_counts", "groups", "metric"):
+        assert first[key] == alone[key]
+    # Images are sent forward in other batches, which rounds differently.
+    assert first["probe"]["log_loss"] == pytest.approx(alone["probe"]["log_loss"], abs=0.01)
+    assert first["work"]["forward_images"] == 18 + 18 + 18
+
+
+def test_one_process_alone_decodes_and_counts_the_features_and_the_other_finds_them(folder, together):
     assert together
     first, second = (json.loads((folder / f"first-{rank}.json").read_text()) for rank in (0, 1))
     assert (first["decoded_images"], second["decoded_images"]) == (18, 0)

@@ -2,14 +2,12 @@
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from finetune.cache import make_key, read_value, size_limit, write_value
 from finetune.data import (
@@ -23,46 +21,41 @@ from finetune.data import (
     stratified_subset,
     together_of,
 )
-from finetune.data.batches import PlainImages, VariedImages, normaliser, read_in_turn
-from finetune.data.label_sets import count_images, has_sets, rarest_class
+from finetune.data.batches import PlainImages, VariedImages
+from finetune.data.label_sets import count_images, has_sets
 from finetune.decide.budget import OVERHEAD_SECONDS, least_following, refuse_short_budget
-from finetune.decide.evidence import Evidence, ForwardSettings, MachineSpeed, StageProfile
+from finetune.decide.evidence import (
+    Evidence,
+    ForwardSettings,
+    GroupFinding,
+    MachineSpeed,
+    ProbeResult,
+    StageProfile,
+)
 from finetune.decide.plan import AugmentationPlan
 from finetune.decide.preprocessing import Preprocessing
 from finetune.decide.workload import default_batch_size, default_trainable_stages, half_stages, measured_images
-from finetune.device import MEMORY_FORMATS, autocast
+from finetune.device import MEMORY_FORMATS
 from finetune.errors import CacheError
-from finetune.measure.domain import DomainProbe
+from finetune.measure.domain_similarity import measure_domain
 from finetune.measure.machine import is_busy, machine_name
 from finetune.measure.network import MeasuredNetwork, load_network
 from finetune.measure.probing import chirality, evaluate_probe
 from finetune.measure.rates import HighestRate, measure_highest_rate
 from finetune.measure.shift import Grouping, find_groups, known_groups, measure_groups
-from finetune.measure.similarity import similarity
 from finetune.measure.speed import measure_speed
 from finetune.network.backbone import (
-    is_built_for_one_size,
-    native_preprocessing,
     profile_stages,
 )
-from finetune.network.cpu import ThreadTeam
 from finetune.network.head import find_head, give_head
-from finetune.network.outputs import count_work, digest_weights, frozen_features
-from finetune.processes import num_processes
+from finetune.network.outputs import count_work, digest_weights, shared_features
+from finetune.processes import first_alone, from_main_process, in_every_process, num_processes
 from finetune.progress import Progress, no_progress
 from finetune.recipe import METRIC_OF_COSTS, METRIC_OF_SETS, Layout, Metric, Recipe
 from finetune.work import Work
 
 IMBALANCED = 5.0
 """Least ratio of the largest class to the smallest at which strategies are compared by balanced accuracy."""
-
-DOMAIN_SAMPLE = 200
-"""Number of images on which the domain similarity is measured; another draw changes it by about .02
-(experiments/log.md, 2026-11-26)."""
-
-DOMAIN_SIZE = 128
-"""Side of the images on which the domain similarity is measured, in pixels: that of the calibration, whatever the image
-size of the training."""
 
 FLIPS_CHECKED = 400
 """Number of images on which the chirality is measured."""
@@ -113,49 +106,84 @@ def measure_evidence(
             short.
     """
     start = time.perf_counter()
-    refuse_short_budget(recipe.time_budget, seconds_before, OVERHEAD_SECONDS)
-    network, about = load_network(recipe, splits)
+
+    def refuse(following: float) -> None:
+        refuse_short_budget(recipe.time_budget, seconds_before + time.perf_counter() - start, following)
+
+    from_main_process(lambda: refuse(OVERHEAD_SECONDS))
+    network, about = in_every_process(lambda: load_network(recipe, splits))
     sample = _draw_sample(splits, about.preprocessing, recipe.seed)
-    metric = _choose_metric(recipe, sample)
-    work = sample.pixels.cache(progress)
-    # The machine is measured first, so that everything below runs with the fastest settings. The similarity is next,
-    # because computing the features removes the pretrained classifier that it needs.
-    stages, speed = _measure_machine(
-        network, about.name, about.preprocessing, recipe, splits.num_training_images, sample.pixels, progress
-    )
+    with first_alone():
+        work = sample.pixels.cache(progress)
     num_test = 0 if splits.test is None else len(splits.test)
-    passed = seconds_before + time.perf_counter() - start
-    refuse_short_budget(recipe.time_budget, passed, least_following(len(sample.pixels), num_test, speed))
+    # The machine is measured first, while no other process computes, so that everything below runs with the fastest
+    # settings. The similarity is next, because computing the features removes the pretrained classifier that it needs.
+    stages, speed = from_main_process(lambda: _measure_machine(network, about, recipe, splits, sample, progress))
+    from_main_process(lambda: refuse(least_following(len(sample.pixels), num_test, speed)))
     network.to(memory_format=MEMORY_FORMATS[speed.forward.layout])
-    domain = _measure_similarity(network, about, sample.pixels, sample.labels, recipe.seed, speed.forward)
+    domain = from_main_process(
+        lambda: measure_domain(network, about, sample.pixels, sample.labels, recipe.seed, speed.forward)
+    )
     features, mirrored, own_work = _compute_features(network, about, sample, recipe, speed.forward, progress)
+    found = from_main_process(
+        lambda: _read_features(network, about, sample, splits, features, domain.is_calibrated, speed, recipe, progress)
+    )
+    return from_main_process(
+        lambda: Evidence(
+            **_describe(about, sample, splits),
+            metric=_choose_metric(recipe, sample),
+            domain_similarity=round(domain.similarity, 3),
+            similarity_parts={part: round(value, 4) for part, value in domain.parts.items()},
+            similarity_calibrated=domain.is_calibrated,
+            probe=found.probe,
+            groups=found.groups,
+            chirality=mirrored,
+            stages=stages,
+            speed=speed,
+            highest_rate=None if found.highest is None else found.highest.rate,
+            cache_bytes=size_limit() // 2 if splits.stream is None else 0,
+            num_test=num_test,
+            seconds_before=round(seconds_before, 2),
+            seconds=round(time.perf_counter() - start, 2),
+            work=work + domain.work + own_work + (Work() if found.highest is None else found.highest.work),
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Findings:
+    """What the features of the sample say."""
+
+    probe: ProbeResult
+    """Result of the linear probe."""
+    groups: GroupFinding | None
+    """Accuracy on unseen groups; None: no groups are known."""
+    highest: HighestRate | None
+    """Highest rate at which the loss falls; None: it was not looked for."""
+
+
+def _read_features(
+    network: nn.Module,
+    about: MeasuredNetwork,
+    sample: _Sample,
+    splits: ImageSplits,
+    features: NDArray[np.float32],
+    is_calibrated: bool,
+    speed: MachineSpeed,
+    recipe: Recipe,
+    progress: Progress,
+) -> _Findings:
+    """Return what the features say of the images, and what is to be known of a network without calibrated rates."""
     progress("cross-validating the linear probe", 0, 1)
     grouping = _grouping(splits, sample, features, recipe)
-    together = sample.together(grouping)
+    together, metric = sample.together(grouping), _choose_metric(recipe, sample)
     probe = evaluate_probe(features, sample.labels, together, len(sample.counts), metric, recipe.seed)
     strength = probe.inverse_regularization
-    finding = grouping and measure_groups(features, sample.labels, grouping, strength, recipe.seed)
+    groups = None if grouping is None else measure_groups(features, sample.labels, grouping, strength, recipe.seed)
     progress("cross-validating the linear probe", 1, 1)
-    layout = None if domain.is_calibrated else speed.forward.layout
-    highest = layout and _find_highest_rate(network, about, sample, features, layout, recipe)
-    return Evidence(
-        **_describe(about, sample, splits),
-        metric=metric,
-        domain_similarity=round(domain.similarity, 3),
-        similarity_parts={part: round(value, 4) for part, value in domain.parts.items()},
-        similarity_calibrated=domain.is_calibrated,
-        probe=probe,
-        groups=finding,
-        chirality=mirrored,
-        stages=stages,
-        speed=speed,
-        highest_rate=None if highest is None else highest.rate,
-        cache_bytes=size_limit() // 2 if splits.stream is None else 0,
-        num_test=num_test,
-        seconds_before=round(seconds_before, 2),
-        seconds=round(time.perf_counter() - start, 2),
-        work=work + domain.work + own_work + (Work() if highest is None else highest.work),
-    )
+    layout = None if is_calibrated else speed.forward.layout
+    highest = None if layout is None else _find_highest_rate(network, about, sample, features, layout, recipe)
+    return _Findings(probe=probe, groups=groups, highest=highest)
 
 
 def _choose_metric(recipe: Recipe, sample: _Sample) -> Metric:
@@ -261,33 +289,33 @@ def _compute_features(
     give_head(network, len(sample.counts))
     network = network.to(device).to(memory_format=MEMORY_FORMATS[settings.layout])
     plain = PlainImages(sample.pixels, about.preprocessing)
-    outputs = frozen_features(network, plain, about.preprocessing, settings, weights, progress)
+    outputs = shared_features(network, plain, about.preprocessing, settings, weights, progress)
     features, work = outputs.numpy(), count_work(outputs, sample.pixels)
     if recipe.strategy == "linear_probe":
         return features, None, work
     checked = even_sample(sample.labels, FLIPS_CHECKED, recipe.seed)
     flipped = PlainImages(sample.pixels, about.preprocessing, mirrored=True)
-    mirrored = frozen_features(network, flipped, about.preprocessing, settings, weights, indices=checked.tolist())
+    mirrored = shared_features(network, flipped, about.preprocessing, settings, weights, indices=checked.tolist())
     work += count_work(mirrored, sample.pixels)
     return features, chirality(features[checked], mirrored.numpy(), recipe.seed), work
 
 
 def _measure_machine(
     network: nn.Module,
-    name: str,
-    preprocessing: Preprocessing,
+    about: MeasuredNetwork,
     recipe: Recipe,
-    num_images: int,
-    pixels: Pixels,
+    splits: ImageSplits,
+    sample: _Sample,
     progress: Progress,
 ) -> tuple[tuple[StageProfile, ...], MachineSpeed]:
     """Return the costs of the network's stages and the speeds of this machine, measured once and then cached.
 
     Speeds that were measured while the machine was busy are measured again by the first run that finds it idle.
     """
+    name, preprocessing, pixels = about.name, about.preprocessing, sample.pixels
     device = next(network.parameters()).device
     processes = num_processes()
-    batch_size = math.ceil((recipe.batch_size or default_batch_size(num_images)) / processes)
+    batch_size = math.ceil((recipe.batch_size or default_batch_size(splits.num_training_images)) / processes)
     asked = recipe.training.trainable_stages
     # A head that is trained alone is taken to be as fast as the norms.
     with_norms = recipe.strategy in {"norm_tuning", "linear_probe"}
@@ -310,71 +338,13 @@ def _measure_machine(
 
     found = read_value("measurements", key)
     if found is None:
-        about = f"speed of {name} at {preprocessing.image_size} px"
+        what = f"speed of {name} at {preprocessing.image_size} px"
         if is_busy():
-            key, about = make_key(key, "busy"), f"{about} on a busy machine"
+            key, what = make_key(key, "busy"), f"{what} on a busy machine"
             found = read_value("measurements", key)
         if found is None:
             found = measure()
-            write_value("measurements", key, about, found)
+            write_value("measurements", key, what, found)
     origin = "a measurement in the cache is damaged (remove it with 'finetune cache --clear')"
     stages = tuple(StageProfile.parse(stage, origin, CacheError) for stage in found["stages"])
     return stages, MachineSpeed.parse(found["speed"], origin, CacheError).changed(num_processes=processes)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Domain:
-    """The domain similarity of the images to the network's pretraining images."""
-
-    similarity: float
-    """Domain similarity: 0 is far, 1 is near."""
-    parts: dict[str, float]
-    """Measured parts of the similarity, by name."""
-    is_calibrated: bool
-    """Whether the similarity was calibrated for this network."""
-    work: Work
-    """Images decoded and sent forward for the measurement."""
-
-
-def _measure_similarity(
-    network: nn.Module,
-    about: MeasuredNetwork,
-    pixels: Pixels,
-    labels: NDArray[np.int64],
-    seed: int,
-    settings: ForwardSettings,
-) -> _Domain:
-    """Return the domain similarity of `DOMAIN_SAMPLE` images, evenly drawn from the classes; its parts are cached."""
-    labels = rarest_class(labels)
-    chosen = even_sample(labels, DOMAIN_SAMPLE, seed)
-    preprocessing = native_preprocessing(network, DOMAIN_SIZE).changed(crop_fraction=1.0)
-    if is_built_for_one_size(about.name):
-        preprocessing = preprocessing.changed(image_size=about.preprocessing.image_size)
-    images = PlainImages(pixels, preprocessing)
-    members: list[int] = chosen.tolist()
-    all_weights = digest_weights(network)
-    key = make_key("domain", all_weights, images.describe(members), labels[chosen].tolist(), settings.precision)
-    parts = read_value("features", key)
-    if parts is not None:
-        work = Work(cache_hits=len(members))
-    else:
-        probe = DomainProbe(network, about.has_source_head)
-        device = next(network.parameters()).device
-        normalise = normaliser(preprocessing, device, settings.layout)
-        batches = read_in_turn(images, device, settings.loader_workers, settings.batch_size, members)
-
-        def measure(read: Callable[[], tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor | None], Tensor]:
-            sample, indices = read()
-            with autocast(device, settings.precision):
-                return probe.measure(normalise(sample)), torch.from_numpy(labels)[indices]
-
-        with probe.watching(), ThreadTeam(settings.parallel_parts, settings.num_threads) as team:
-            for moments, groups in team.map(measure, batches):
-                probe.collect(moments, groups)
-        parts = probe.parts(list(probe.groups.values()))
-        write_value("features", key, f"domain similarity: {len(members)} images", parts)
-        work = Work(forward_images=len(members), forward_equivalents=float(len(members)))
-        work += Work() if pixels.is_cached else pixels.reading_work(len(members))
-    # A network with neither batch norms nor a classifier of several classes has no parts; 0.5 is neither near nor far.
-    value, is_calibrated = similarity(parts, about.name) if parts else (0.5, False)
-    return _Domain(similarity=value, parts=parts, is_calibrated=is_calibrated, work=work)

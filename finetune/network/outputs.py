@@ -20,12 +20,16 @@ from finetune.decide.evidence import ForwardSettings
 from finetune.decide.preprocessing import Preprocessing
 from finetune.network.forward import forward_batches
 from finetune.network.head import recorded_features
+from finetune.processes import divide_rows, first_alone, is_main_process, is_so_everywhere, num_processes
 from finetune.progress import Progress, no_progress
 from finetune.work import Work
 
 CACHED_DTYPE = torch.bfloat16
 """Type of the cached numbers: two bytes each, with the range of float32. Outputs that were computed in bfloat16 are
 cached exactly."""
+
+BLOCK = 8192
+"""Number of images whose rows several processes compute together before they are written."""
 
 
 class Outputs:
@@ -74,7 +78,7 @@ def cached_outputs(
     done = 0
     with new_entry(kind, key, f"{about}: {count} images", num_bytes) as writer:
         for batch in chain([first], batches):
-            rows = batch.to(CACHED_DTYPE).contiguous().view(torch.int16).numpy()
+            rows = _bits(batch)
             if writer is None:
                 in_memory.append(rows)
             else:
@@ -85,7 +89,7 @@ def cached_outputs(
     if written is not None:
         return Outputs(written["rows"], found=False)
     if not in_memory:  # another process cleared the cache between writing and reading
-        in_memory = [batch.to(CACHED_DTYPE).contiguous().view(torch.int16).numpy() for batch in outputs()]
+        in_memory = [_bits(batch) for batch in outputs()]
     return Outputs(CachedRows(np.concatenate(in_memory)), found=False)
 
 
@@ -112,12 +116,65 @@ def frozen_features(
     with recorded_features(network) as features:
         return cached_outputs(
             "features",
-            make_key(weights, images.describe(indices), settings.precision),
+            _key_of(images, settings, weights, indices),
             "computing features",
             lambda: forward_batches(network, images, preprocessing, settings, features, indices),
             len(images) if indices is None else len(indices),
             progress,
         )
+
+
+def shared_features(
+    network: nn.Module,
+    images: PlainImages,
+    preprocessing: Preprocessing,
+    settings: ForwardSettings,
+    weights: str,
+    progress: Progress = no_progress,
+    indices: Sequence[int] | None = None,
+) -> Outputs:
+    """Return `frozen_features`, of which each process computes a part; all processes must call this.
+
+    On each machine one process writes them to the cache. For all but the main process they count as found, so that the
+    work of all processes adds up.
+
+    Raises:
+        DataError: an image cannot be decoded; every process raises it.
+    """
+    chosen = range(len(images)) if indices is None else indices
+    key = _key_of(images, settings, weights, indices)
+
+    def is_cached() -> bool:
+        found = read_arrays("features", key)
+        return found is not None and len(found["rows"]) == len(chosen)
+
+    if num_processes() == 1 or is_so_everywhere(is_cached):
+        return frozen_features(network, images, preprocessing, settings, weights, progress, indices)
+    with recorded_features(network) as features:
+
+        def compute(part: Sequence[int]) -> NDArray[np.int16]:
+            batches = forward_batches(network, images, preprocessing, settings, features, part) if part else ()
+            rows = [_bits(batch) for batch in batches]
+            return np.concatenate(rows) if rows else np.zeros((0, 0), dtype=np.int16)
+
+        # Gathering is a step of all processes, so it happens before any of them writes or waits for another.
+        blocks = [divide_rows(compute, chosen[start : start + BLOCK]) for start in range(0, len(chosen), BLOCK)]
+    gathered = [torch.from_numpy(block).view(CACHED_DTYPE) for block in blocks]
+    with first_alone():
+        outputs = cached_outputs("features", key, "computing features", lambda: iter(gathered), len(chosen), progress)
+    outputs.found |= not is_main_process()
+    return outputs
+
+
+def _key_of(images: PlainImages, settings: ForwardSettings, weights: str, indices: Sequence[int] | None) -> str:
+    """Return the key of features in the cache."""
+    return make_key(weights, images.describe(indices), settings.precision)
+
+
+def _bits(batch: Tensor) -> NDArray[np.int16]:
+    """Return the bits of the cached numbers of a batch (n, ...)."""
+    bits: NDArray[np.int16] = batch.to(CACHED_DTYPE).contiguous().view(torch.int16).numpy()
+    return bits
 
 
 def count_work(outputs: Outputs, pixels: Pixels, share: float = 1.0) -> Work:

@@ -4,7 +4,6 @@ linear probe."""
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from finetune.data import ImageSplits, groups_of
@@ -20,7 +19,6 @@ from finetune.errors import RecipeError
 from finetune.measure import measure_evidence
 from finetune.network.weights import available_models
 from finetune.predict.model import TrainedModel
-from finetune.processes import from_main_process
 from finetune.progress import Progress, named_progress, no_progress
 from finetune.recipe import Recipe
 from finetune.training import TrainingState
@@ -84,7 +82,7 @@ def measure_networks(
     # Of `auto:best`, whatever can be reached is measured; networks that were named must all be there.
     for name in available_models(recipe.models) if recipe.model == "auto:best" else recipe.models:
         own, before = shared.changed(model=name), time.perf_counter() - start
-        yield from_main_process(partial(measure_evidence, own, splits, progress, before))
+        yield measure_evidence(own, splits, progress, before)
         if groups_of(splits.train) is None:  # the first network looked for groups
             shared = shared.changed(groups="none")
 

@@ -387,7 +387,7 @@ def _adopt(plan: Plan, source: RunFolder, folder: RunFolder) -> PlannedRun:
         if plan.weights not in {"pretrained", "random"}:
             recipe = recipe.changed(weights=plan.weights)
         splits = load_plan_images(plan)
-        evidence = from_main_process(lambda: measure_evidence(recipe, splits))
+        evidence = measure_evidence(recipe, splits)
         choice = choose_strategy(evidence, recipe)
     choice = choice.changed(members=(), ensemble="", fallback="")
     decisions = PlannedRun(recipe=recipe, evidence=evidence, choice=choice, plan=plan)

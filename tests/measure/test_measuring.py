@@ -10,7 +10,7 @@ from finetune.data import decoding, load_images
 from finetune.decide import workload
 from finetune.decide.evidence import MachineSpeed
 from finetune.errors import ModelError, RecipeError
-from finetune.measure import measure_evidence, measuring
+from finetune.measure import domain_similarity, measure_evidence, measuring
 from finetune.measure.probing import chirality
 from finetune.recipe import Recipe
 from finetune.work import Work
@@ -170,7 +170,7 @@ def test_a_second_measurement_decodes_and_forwards_nothing_and_finds_the_same(me
     def refused(*_arguments, **_options):
         raise AssertionError("this was done before")
 
-    for module, name in ((decoding, "read_image"), (measuring, "measure_speed"), (measuring, "DomainProbe")):
+    for module, name in ((decoding, "read_image"), (measuring, "measure_speed"), (domain_similarity, "DomainProbe")):
         monkeypatch.setattr(module, name, refused)
     second = measured({"train": {"a": 8, "b": 6}})
     assert second.work == Work(cache_hits=4 * 14)
@@ -179,7 +179,7 @@ def test_a_second_measurement_decodes_and_forwards_nothing_and_finds_the_same(me
 
 @pytest.mark.usefixtures("empty_cache")
 def test_only_some_images_are_sent_forward_for_the_domain_and_mirrored(measured, monkeypatch):
-    monkeypatch.setattr(measuring, "DOMAIN_SAMPLE", 6)
+    monkeypatch.setattr(domain_similarity, "DOMAIN_SAMPLE", 6)
     monkeypatch.setattr(measuring, "FLIPS_CHECKED", 10)
     work = measured({"train": {"a": 8, "b": 6}}).work
     assert (work.forward_images, work.decoded_images) == (14 + 6 + 10, 14)
