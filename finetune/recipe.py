@@ -151,7 +151,8 @@ class TrainingRecipe(FrozenModel):
     """Number of evaluations on the held-out images during a training; by default 10 if `keep` is best, else 4."""
     imbalance: Literal["none", "class_weights", "logit_adjustment"] | None = None
     """Correction for classes of unequal size: `none`, `class_weights` or `logit_adjustment`; by default none for the
-    metric `top1`, else the one with which the linear probe is most accurate."""
+    metrics `top1` and `mean_cost`, `logit_adjustment` for `balanced_accuracy`, and for sets of labels `class_weights`
+    if the linear probe is more accurate with them."""
 
 
 class AugmentationRecipe(FrozenModel):

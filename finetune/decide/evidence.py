@@ -133,8 +133,8 @@ class ProbeResult(FrozenModel):
     """Inverse regularization C with the lowest cross-validated log-loss, for standardised features and a loss summed
     over images."""
     answers: dict[str, float]
-    """Cross-validated balanced accuracy, or mean average precision of sets of labels, with each correction for classes
-    of unequal size (`none`, `class_weights` and `logit_adjustment`), 0 .. 1."""
+    """Cross-validated balanced accuracy without and with the correction for classes of unequal size (`none` and
+    `logit_adjustment`), or mean average precision of sets of labels (`none` and `class_weights`), 0 .. 1."""
     curve: LearningCurve
     """Accuracy as a function of the number of training images."""
 

@@ -190,12 +190,16 @@ def _stage_rates(names: list[str], chosen: Candidate) -> list[dict[str, object]]
 
 
 def _answer_to_imbalance(evidence: Evidence) -> str:
-    """Return the correction for classes of unequal size with which the linear probe was best; top-1 accuracy and the
-    mean cost need none."""
+    """Return the correction for classes of unequal size: none for top-1 accuracy and the mean cost, logit adjustment
+    for balanced accuracy, and for sets of labels weights, if the linear probe was better with them."""
     if evidence.metric in {"top1", METRIC_OF_COSTS}:
         return "none"
-    # Class weights, or a shift of the logits by the log frequencies (logit adjustment, Menon et al. 2021).
-    return max(evidence.probe.answers, key=lambda name: evidence.probe.answers[name])
+    if evidence.has_sets:
+        return max(evidence.probe.answers, key=lambda name: evidence.probe.answers[name])
+    # A shift of the logits by the log frequencies has the least balanced error in the limit (Menon et al. 2021). It is
+    # not chosen by the probe's held-out images: where classes have one to three, they prefer class weights by chance,
+    # which lose up to 12 points on test images (experiments/log.md, 2026-11-30).
+    return "logit_adjustment"
 
 
 def _patience(evidence: Evidence, asked: TrainingRecipe) -> int:

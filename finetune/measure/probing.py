@@ -139,10 +139,7 @@ def _corrections(
     counts = np.bincount(labels, minlength=folds.logits.shape[1])
     # Logit adjustment: f_k(x) - log p_k predicts as if all classes were equally frequent (Menon et al. 2021).
     prior = np.log(np.maximum(counts, 1) / counts.sum())
-    weighted = cross_validate(
-        features, labels, len(counts), seed, groups, (folds.inverse_regularization,), balanced=True
-    )
-    scores = {"none": folds.logits, "class_weights": weighted.logits, "logit_adjustment": folds.logits - prior}
+    scores = {"none": folds.logits, "logit_adjustment": folds.logits - prior}
     return {
         name: round(metric_value("balanced_accuracy", score.argmax(axis=1), labels), 4)
         for name, score in scores.items()

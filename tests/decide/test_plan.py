@@ -465,7 +465,7 @@ def test_flips_that_the_recipe_fixes_are_not_explained_by_the_images(evidence):
 
 def test_a_plan_says_which_correction_of_unequal_classes_it_has_and_that_weights_are_bounded(evidence):
     counts = {"a": 237, "b": 1, "c": 1, "d": 1}
-    answers = {"none": 0.5, "class_weights": 0.61, "logit_adjustment": 0.6}
+    answers = {"none": 0.5, "logit_adjustment": 0.6}
     uneven = evidence.changed(
         metric="balanced_accuracy",
         imbalance=237.0,
@@ -473,13 +473,22 @@ def test_a_plan_says_which_correction_of_unequal_classes_it_has_and_that_weights
         probe=evidence.probe.changed(answers=answers).model_dump(),
     )
     expected = (
-        "all classes weigh the same in the loss (class weights), except the smallest: an image weighs at most 100 x "
-        "one of the largest class (balanced accuracy of the linear probe: 50.0 % with none, 61.0 % with class weights, "
-        "60.0 % with logit adjustment)"
+        "predictions are made as if all classes were equally frequent (logit adjustment) (balanced accuracy of the "
+        "linear probe: 50.0 % with none, 60.0 % with logit adjustment)"
     )
     assert expected in planned(uneven).reasons
-    asked = planned(uneven, training={"imbalance": "none"})
-    assert "all images weigh the same in the loss (as the recipe asks)" in asked.reasons
+    expected = (
+        "all classes weigh the same in the loss (class weights), except the smallest: an image weighs at most 100 x "
+        "one of the largest class (as the recipe asks)"
+    )
+    assert expected in planned(uneven, training={"imbalance": "class_weights"}).reasons
+
+
+@pytest.mark.parametrize("answers", [{"none": 0.6, "logit_adjustment": 0.5}, {"none": 0.5, "logit_adjustment": 0.6}])
+def test_balanced_accuracy_takes_logit_adjustment_whatever_a_few_held_out_images_say(evidence, answers):
+    probe = evidence.probe.changed(answers=answers).model_dump()
+    assert planned(evidence.changed(metric="balanced_accuracy", probe=probe)).imbalance == "logit_adjustment"
+    assert planned(evidence.changed(metric="top1", probe=probe)).imbalance == "none"
 
 
 def test_a_class_with_one_image_does_not_limit_the_number_of_folds(evidence):
