@@ -74,8 +74,15 @@ def within(results: Results, family: Family, name: str, seed: int, budget: float
 
 
 def right(row: Row) -> NDArray[np.float64]:
-    """Return 1 for each test image that was classified correctly, else 0, (n_images,)."""
-    return np.array([int(one) for one in row["correct"]], np.float64)
+    """Return for each test image 0 if it was misclassified, else its weight, (n_images,); the mean is the accuracy.
+
+    All images weigh 1, or, where classes are unequal, every class weighs the same: the mean is then the balanced
+    accuracy.
+    """
+    correct = np.array([int(one) for one in row["correct"]], np.float64)
+    counts = row.get("test_counts")
+    # An image of a class with n_k of the n images weighs n / (K n_k), where K is the number of classes.
+    return correct if counts is None else correct * np.repeat(len(correct) / (len(counts) * np.array(counts)), counts)
 
 
 def paired(one: Sequence[NDArray[np.float64]], other: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
@@ -85,7 +92,7 @@ def paired(one: Sequence[NDArray[np.float64]], other: Sequence[NDArray[np.float6
     the variance of its mean is s^2(d) / n, and that of the mean over k sets the sum of these over k^2.
 
     Args:
-        one: for each set, 1 for each image that was classified correctly, else 0, (n_images,).
+        one: for each set, the weight of each image that was classified correctly, else 0, (n_images,).
         other: the same of the other contender.
     """
     differences = [first - second for first, second in zip(one, other, strict=True)]

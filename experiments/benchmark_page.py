@@ -32,6 +32,7 @@ def write_page(results: Results, sets: Sequence[str], seeds: Sequence[int]) -> N
         f"images each, seed {', '.join(map(str, seeds))}. Command: "
         f"`python -m experiments.benchmark --data DIR --sets {' '.join(done)} --seeds {' '.join(map(str, seeds))}`.",
         "",
+        *describe_balanced(results, done),
         "![Test accuracy against seconds](../images/benchmarks.svg)",
         "",
         *compare(results, done, seeds),
@@ -39,6 +40,18 @@ def write_page(results: Results, sets: Sequence[str], seeds: Sequence[int]) -> N
         *runs(results, done, seeds),
     ]
     write_between(PAGES / "benchmarks.md", mark_of("benchmark"), "\n".join(lines))
+
+
+def describe_balanced(results: Results, sets: Sequence[str]) -> list[str]:
+    """Return which sets are scored by balanced accuracy, as lines; none if all are scored by accuracy."""
+    balanced = [name for name in sets if any(row["set"] == name and "test_counts" in row for row in results.values())]
+    if not balanced:
+        return []
+    return [
+        f"The largest class of {' and '.join(balanced)} has at least five times the images of the smallest.",
+        "There, accuracy is balanced accuracy, for every toolkit.",
+        "",
+    ]
 
 
 def compare(results: Results, sets: Sequence[str], seeds: Sequence[int]) -> list[str]:

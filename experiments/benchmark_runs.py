@@ -10,6 +10,7 @@ from pathlib import Path
 
 from experiments.anytime import Results
 from experiments.rows import Row, append_row, read_rows
+from finetune.measure.measuring import IMBALANCED
 
 
 def copy_part(data: Path, folder: Path, limit: int) -> None:
@@ -21,6 +22,15 @@ def copy_part(data: Path, folder: Path, limit: int) -> None:
         (folder / "train" / name).mkdir(parents=True)
         for file in random.Random(0).sample(files, max(1, int(share * len(files)))):
             shutil.copy(file, folder / "train" / name)
+
+
+def unequal_counts(folder: Path) -> list[int] | None:
+    """Return the number of test images of each class where classes are so unequal that models are compared by balanced
+    accuracy, else None."""
+    training, test = (
+        [len(list(each.iterdir())) for each in sorted((folder / part).iterdir())] for part in ("train", "test")
+    )
+    return test if max(training) >= IMBALANCED * min(training) else None
 
 
 class BenchmarkRuns:
@@ -48,6 +58,9 @@ class BenchmarkRuns:
         if contender != "again":
             self._clear_cache()
         row = {"contender": contender, "set": name, "seed": seed} | self._call(contender, name, seed)
+        counts = unequal_counts(self._images_of(name))
+        if counts is not None:
+            row["test_counts"] = counts
         append_row(self._file, row)
         self.results[contender, name, seed] = row
         print({key: value for key, value in row.items() if key != "correct"}, flush=True)

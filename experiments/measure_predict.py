@@ -1,17 +1,18 @@
 """Measure the rate of a prediction compared with the bare forward pass, and its memory with many rows.
 
     python -m experiments.measure_predict [--images FOLDER] [--image-size 128] [--rounds 3] [--workers 0]
-        [--sizes 20000 40000 80000]
+        [--sizes 10000 100000 1000000]
 
 Rate: the bare loop decodes JPEG files, resizes them and sends them through EfficientNet-Lite0, with the batches,
 threads and worker processes of the prediction, and does nothing else. The prediction also lists and checks the files,
 and writes their labels as CSV. Both take turns on the same files, and the times of each turn are compared, so that the
 ratio depends little on what else runs on the machine.
 
-Memory: a table of paths names 64 small files again and again, and `finetune predict` labels it with the same network at
-32 px. Each size runs in a process of its own, whose peak resident memory is reported.
+Memory: a table of paths names 64 small files again and again, and `finetune predict` labels it with a tiny network at
+32 px, so that a million rows take minutes. Each size runs in a process of its own, whose peak resident memory is
+reported.
 
-The run folder is that of a linear probe on a few images of demo:digits; labels do not matter here.
+The run folders are those of linear probes on a few images of demo:digits; labels do not matter here.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -57,6 +59,9 @@ GENERATED = 512
 MEMORY_SIZE = 32
 """Side of the square input while memory is measured, in pixels."""
 
+TINY = "test_efficientnet"
+"""Network with which memory is measured, with random weights."""
+
 
 class Files(Dataset[Tensor]):
     """Image files, decoded and resized, and nothing else."""
@@ -85,13 +90,17 @@ def make_images(folder: Path, count: int, size: tuple[int, int]) -> list[str]:
     return files_below(folder)
 
 
-def make_run(folder: Path, image_size: int, workers: int) -> Path:
+def make_run(folder: Path, model: str, weights: Path | None, image_size: int, workers: int) -> Path:
     """Train a linear probe, and return its run folder, whose plan predicts at this size with these workers."""
-    if not folder.exists():
-        recipe = finetune.Recipe(
-            data="demo:digits", model="tf_efficientnet_lite0", strategy="linear_probe", image_size=MEMORY_SIZE, limit=40
-        )
-        finetune.run(recipe, folder, Report(Console(quiet=True)))
+    recipe = finetune.Recipe(
+        data="demo:digits",
+        model=model,
+        weights=None if weights is None else str(weights),
+        strategy="linear_probe",
+        image_size=MEMORY_SIZE,
+        limit=40,
+    )
+    finetune.run(recipe, folder, Report(Console(quiet=True)))
     plan = RunFolder(folder).read_plan()
     threads = torch.get_num_threads()
     forward = plan.forward.changed(batch_size=16, parallel_parts=threads, num_threads=1, loader_workers=workers)
@@ -210,17 +219,19 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=128, help="side of the square input, in pixels")
     parser.add_argument("--rounds", type=int, default=3, help="repetitions of both loops; 0: no rates")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images ahead")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[20_000, 40_000, 80_000], help="numbers of rows")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[10_000, 100_000, 1_000_000], help="numbers of rows")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        run = make_run(folder / "run", arguments.image_size, arguments.workers)
         if arguments.rounds:
+            run = make_run(folder / "run", "tf_efficientnet_lite0", None, arguments.image_size, arguments.workers)
             given = arguments.images
             paths = files_below(given) if given else make_images(folder / "large", GENERATED, (213, 160))
             measure_rate(run, paths, arguments.rounds, folder)
         if arguments.sizes:
-            make_run(run, MEMORY_SIZE, arguments.workers)
+            weights = folder / "weights.pt"
+            torch.save(timm.create_model(TINY).state_dict(), weights)
+            run = make_run(folder / "tiny", TINY, weights, MEMORY_SIZE, arguments.workers)
             measure_memory(run, make_images(folder / "small", SMALL, (40, 32)), arguments.sizes, folder)
 
 
