@@ -15,7 +15,7 @@ from finetune.data.label_sets import rarest_class
 from finetune.decide.evidence import ForwardSettings
 from finetune.device import autocast
 from finetune.measure.domain import DomainProbe
-from finetune.measure.network import MeasuredNetwork
+from finetune.measure.network import MeasuredNetwork, takes_size
 from finetune.measure.similarity import similarity
 from finetune.network.backbone import is_built_for_one_size, native_preprocessing
 from finetune.network.cpu import ThreadTeam
@@ -28,7 +28,7 @@ DOMAIN_SAMPLE = 200
 
 DOMAIN_SIZE = 128
 """Side of the images on which the domain similarity is measured, in pixels: that of the calibration, whatever the image
-size of the training."""
+size of the training, unless the network does not take it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ def measure_domain(
     labels = rarest_class(labels)
     chosen = even_sample(labels, DOMAIN_SAMPLE, seed)
     preprocessing = native_preprocessing(network, DOMAIN_SIZE).changed(crop_fraction=1.0)
-    if is_built_for_one_size(about.name):
+    if is_built_for_one_size(about.name) or not takes_size(network, about.name, DOMAIN_SIZE):
         preprocessing = preprocessing.changed(image_size=about.preprocessing.image_size)
     images = PlainImages(pixels, preprocessing)
     members: list[int] = chosen.tolist()

@@ -85,7 +85,8 @@ def load_network(recipe: Recipe, splits: ImageSplits) -> tuple[Any, MeasuredNetw
         source=str(report),
         source_classes=source.out_features if source is not None else 0,
         has_source_head=has_source_head,
-        takes_any_size=not is_built_for_one_size(name) and _takes(network, name, preprocessing.smaller().image_size),
+        takes_any_size=not is_built_for_one_size(name)
+        and takes_size(network, name, preprocessing.smaller().image_size),
         preprocessing=preprocessing,
         size_reason=reason,
         native_side=native_side,
@@ -102,8 +103,8 @@ def _family(network: nn.Module, name: str, has_source_head: bool, from_file: boo
     return family_of(architecture_of(network), base, known, has_source_head)
 
 
-def _takes(network: nn.Module, name: str, image_size: int) -> bool:
-    """Return whether the network takes images of this side, in pixels."""
+def takes_size(network: nn.Module, name: str, image_size: int) -> bool:
+    """Return whether the network takes images of this side, in pixels: attention in blocks needs some multiple."""
     try:
         check_forward(network, name, image_size)
     except ModelError:

@@ -6,11 +6,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from finetune.cache import list_entries
-from finetune.data import decoding, load_images
+from finetune.data import Pixels, decoding, labels_of, load_images
 from finetune.decide import workload
-from finetune.decide.evidence import MachineSpeed
+from finetune.decide.evidence import ForwardSettings, MachineSpeed
 from finetune.errors import ModelError, RecipeError
 from finetune.measure import domain_similarity, measure_evidence, measuring
+from finetune.measure.network import load_network, takes_size
 from finetune.measure.probing import chirality
 from finetune.recipe import Recipe
 from finetune.work import Work
@@ -82,6 +83,23 @@ def test_the_similarity_is_between_0_and_1_and_is_uncalibrated_for_other_network
     assert 0.0 <= evidence.domain_similarity <= 1.0
     assert not evidence.similarity_calibrated
     assert {"late_vigour", "middle_vigour"} <= evidence.similarity_parts.keys()
+
+
+def test_the_similarity_is_measured_at_the_size_of_the_training_if_the_network_does_not_take_its_own(
+    image_folder, tmp_path
+):
+    # The attention of HaloNet is computed in blocks of 8 x 8, and 128 px leave 4 x 4 in its last stage.
+    root = image_folder(tmp_path / "images", {"a": 3, "b": 3})
+    splits = load_images(str(root))
+    recipe = Recipe(data=str(root), model="halonet26t", strategy="scratch", image_size=256)
+    network, about = load_network(recipe, splits)
+    assert not takes_size(network, about.name, domain_similarity.DOMAIN_SIZE)
+    settings = ForwardSettings(
+        precision="float32", layout="contiguous", batch_size=2, streams=1, num_threads=1, loader_workers=0
+    )
+    pixels = Pixels(splits.train, 256)
+    found = domain_similarity.measure_domain(network, about, pixels, labels_of(splits.train), 0, settings)
+    assert found.parts
 
 
 def test_the_same_images_give_the_same_evidence_except_for_times(measured):
