@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         native_size,
         read_header,
         read_image,
+        read_pixels,
         reason_of,
     )
     from finetune.data.folder import describe_overlooked, files_below
@@ -72,6 +73,7 @@ _HOMES = {
     "native_size": "decoding",
     "read_header": "decoding",
     "read_image": "decoding",
+    "read_pixels": "decoding",
     "read_or_explain": "scanning",
     "reason_of": "decoding",
     "why_undecodable": "scanning",
@@ -144,6 +146,7 @@ __all__ = [
     "read_header",
     "read_image",
     "read_or_explain",
+    "read_pixels",
     "reason_of",
     "same_content",
     "stratified_folds",

@@ -40,7 +40,7 @@ def find_range(
     """Return how the images of a data set are read, with one range for those deeper than 8 bits, and what to say of it.
 
     The range goes from the first percentile of the images' low ends to the 99th of their high ends, in three digits:
-    one for grey and for red, green and blue together, or one for each of three other channels.
+    one for grey and for red, green and blue together, or one for each of other channels.
 
     Args:
         sources: training images.
@@ -55,11 +55,13 @@ def find_range(
             "smallest to its largest value"
         ]
     chosen = deep[even_sample(labels[deep], SAMPLED, seed)]
-    # (n_sampled, 1 or 3 channels, 3 percentiles)
+    # (n_sampled, 1 or n_channels, 3 percentiles)
     ends = _stacked(in_threads(lambda row: _percentiles(sources[row], reading), chosen.tolist()))
     lows = np.percentile(ends[..., 0], ACROSS[0], axis=0)
     highs = np.percentile(ends[..., 2], ACROSS[1], axis=0)
     found = tuple((_rounded(low), _rounded(high)) for low, high in zip(lows, highs, strict=True))
+    if not reading.is_rgb:  # one constant channel among many does not decide for the others
+        found = tuple((low, high if low < high else low + max(1.0, abs(low))) for low, high in found)
     is_flat = any(low >= high for low, high in found)
     if reading.range is None:
         reading = reading.changed(range=None if is_flat else found, window=reading.uses_windows)
@@ -74,7 +76,7 @@ def _has_range(source: ImageSource, reading: Reading) -> bool:
 
 
 def _percentiles(source: ImageSource, reading: Reading) -> "NDArray[np.float64]":
-    """Return the percentiles `WITHIN` of an image's values: (1 or 3 channels, 3)."""
+    """Return the percentiles `WITHIN` of an image's values: (1 or n_channels, 3)."""
     with opened(source, reading) as image:
         assert isinstance(image, Raster)
         values, is_joint = read_values(image, reading), image.has_joint_range(reading)

@@ -300,7 +300,7 @@ def _measure_machine(
 
     def measure() -> dict[str, Any]:
         progress("timing this machine", 0, 1)
-        stages = profile_stages(network, preprocessing.image_size)
+        stages = profile_stages(network, preprocessing.image_size, preprocessing.num_channels)
         depths = {asked} if asked else {half_stages(stages), default_trainable_stages(stages)}
         depths = {min(depth, len(stages) - 1) for depth in depths}
         images = VariedImages(pixels, preprocessing, USUAL_AUGMENTATION, recipe.seed)
@@ -347,7 +347,8 @@ def _measure_similarity(
     """Return the domain similarity of `DOMAIN_SAMPLE` images, evenly drawn from the classes; its parts are cached."""
     labels = rarest_class(labels)
     chosen = even_sample(labels, DOMAIN_SAMPLE, seed)
-    preprocessing = native_preprocessing(network, DOMAIN_SIZE).changed(crop_fraction=1.0)
+    reading = about.preprocessing.reading
+    preprocessing = native_preprocessing(network, DOMAIN_SIZE, reading).changed(crop_fraction=1.0)
     if is_built_for_one_size(about.name):
         preprocessing = preprocessing.changed(image_size=about.preprocessing.image_size)
     images = PlainImages(pixels, preprocessing)
@@ -376,5 +377,6 @@ def _measure_similarity(
         work = Work(forward_images=len(members), forward_equivalents=float(len(members)))
         work += Work() if pixels.is_cached else pixels.reading_work(len(members))
     # A network with neither batch norms nor a classifier of several classes has no parts; 0.5 is neither near nor far.
-    value, is_calibrated = similarity(parts, about.name) if parts else (0.5, False)
+    # The networks were calibrated with red, green and blue.
+    value, is_calibrated = similarity(parts, about.name if reading.is_rgb else "") if parts else (0.5, False)
     return _Domain(similarity=value, parts=parts, is_calibrated=is_calibrated, work=work)
