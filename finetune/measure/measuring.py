@@ -348,7 +348,8 @@ def _measure_similarity(
     labels = rarest_class(labels)
     chosen = even_sample(labels, DOMAIN_SAMPLE, seed)
     reading = about.preprocessing.reading
-    preprocessing = native_preprocessing(network, DOMAIN_SIZE, reading).changed(crop_fraction=1.0)
+    preprocessing = native_preprocessing(network, DOMAIN_SIZE, reading)
+    preprocessing = preprocessing.changed(crop_fraction=1.0, mean=about.preprocessing.mean)
     if is_built_for_one_size(about.name):
         preprocessing = preprocessing.changed(image_size=about.preprocessing.image_size)
     images = PlainImages(pixels, preprocessing)

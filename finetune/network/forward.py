@@ -70,7 +70,8 @@ class ForwardPass:
         self._folded = FoldedNorms(lambda: self._compute(blank))
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Return `compute` of a batch of pixels (n, channels, h, w) uint8: a row for each image, (n, ...), on the CPU."""
+        """Return `compute` of a batch of pixels (n, channels, h, w) uint8: a row for each image, (n, ...), on the
+        CPU."""
         # Not inference mode: what a network keeps between passes (ConViT's positions) must serve its training.
         with torch.no_grad(), autocast(self._device, self._precision), self._folded:
             return self._compute(pixels).cpu()

@@ -153,7 +153,12 @@ def test_a_model_that_is_read_again_predicts_the_same(finished, new_paths):
 def test_predictions_leave_out_files_with_fewer_channels(finished, tmp_path, capfd):
     _, run, _, _ = finished
     write_images(tmp_path / "files", 1, seed=2)
-    tifffile.imwrite(tmp_path / "files" / "four.tif", np.zeros((4, 9, 9), np.uint16), photometric="minisblack")
+    tifffile.imwrite(
+        tmp_path / "files" / "four.tif",
+        np.zeros((4, 9, 9), np.uint16),
+        photometric="minisblack",
+        planarconfig="separate",
+    )
     called("predict", run, tmp_path / "files", "--output", tmp_path / "labels.csv", status=3)
     assert len(list(csv.DictReader((tmp_path / "labels.csv").open()))) == 2
     assert "image.channels asks for channel 4, but it has channels 0 to 3" in capfd.readouterr().err
