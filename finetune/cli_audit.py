@@ -1,12 +1,15 @@
 """Define the command that audits labelled images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from finetune.checks import check_audit
+from finetune.errors import RecipeError
+from finetune.reading import Reading
+from finetune.recipe import load_recipe, parse_assignment
 from finetune.report_options import takes_report_options
 
 if TYPE_CHECKING:
@@ -24,15 +27,20 @@ def audit(
         Path | None,
         typer.Option(help="CSV table to write: the images without copies, for --data. No image file is changed."),
     ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A key of the recipe's section image: image.key=value; may be repeated."),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with status 2 if there are findings.")] = False,
 ) -> int:
     """Look for copies across splits, wrong labels and odd images, and say what copies add to the test accuracy."""
     check_audit(data, output, clean)
+    reading = _read_image_keys(set_ or [])
     from finetune.auditing.procedure import audit as audit_data
     from finetune.runs.audited import print_audit, summarise_audit, write_audit
 
     with report() as printed:
-        found = audit_data(data, printed.progress)
+        found = audit_data(data, printed.progress, reading)
     printed.summary |= summarise_audit(found)
     print_audit(printed.console, found, printed.verbose)
     for path in write_audit(found, output, clean):
@@ -41,3 +49,16 @@ def audit(
         typer.echo(f"{len(found.findings)} findings in {data}", err=True)
         return 2
     return 0
+
+
+def _read_image_keys(assignments: Sequence[str]) -> Reading:
+    """Return how images are read, from texts such as "image.channels=all".
+
+    Raises:
+        RecipeError: a text is no assignment, its key is not of the section `image`, or its value is impossible.
+    """
+    given = dict(map(parse_assignment, assignments))
+    for key in given:
+        if not key.startswith("image."):
+            raise RecipeError(f"--set takes keys of the section image here, such as image.channels=all, not {key}")
+    return load_recipe(data="any", **given).image

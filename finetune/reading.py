@@ -1,4 +1,4 @@
-"""Define how the values in an image file become 8-bit red, green and blue: their range, channels and pages."""
+"""Define how the values in an image file become 8-bit channels, mostly red, green and blue: range, channels, pages."""
 
 import math
 from typing import Annotated, Literal, Self
@@ -9,17 +9,19 @@ from finetune.value import FrozenModel
 
 
 def _parse_range(given: object) -> object:
-    """Return one pair of numbers as a tuple with it, three as they are, and `per_image` and None unchanged.
+    """Return one pair of numbers as a tuple with it, several as they are, and `per_image` and None unchanged.
 
     >>> _parse_range([100, 4000])
     ((100.0, 4000.0),)
+    >>> _parse_range([[0, 1], [0, 2]])
+    ((0.0, 1.0), (0.0, 2.0))
     """
     if given is None or given == "per_image":
         return given
-    sentence = "expected per_image, [low, high], or three such pairs for red, green and blue"
-    if not isinstance(given, (list, tuple)) or len(given) not in {1, 2, 3}:
+    sentence = "expected per_image, [low, high], or such a pair for each channel"
+    if not isinstance(given, (list, tuple)) or not given:
         raise ValueError(sentence)
-    pairs = [given] if len(given) == 2 else given
+    pairs = given if all(isinstance(pair, (list, tuple)) for pair in given) else [given]
     try:
         ranges = tuple((float(low), float(high)) for low, high in pairs)
     except (TypeError, ValueError):
@@ -30,12 +32,11 @@ def _parse_range(given: object) -> object:
 
 
 def _parse_channels(given: object) -> object:
-    """Return one or three channels as a tuple, and None unchanged."""
-    if given is None:
+    """Return one or more channels as a tuple, and `all` and None unchanged."""
+    if given is None or given == "all":
         return given
-    is_list = isinstance(given, (list, tuple)) and len(given) in {1, 3}
-    if not isinstance(given, (list, tuple)) or not is_list or not all(map(_is_channel, given)):
-        raise ValueError("expected one channel or three, of red, green and blue: numbers from 0, or names")
+    if not isinstance(given, (list, tuple)) or not given or not all(map(_is_channel, given)):
+        raise ValueError("expected all, or a list of channels, such as [2, 0, 1]: numbers from 0, or names")
     return tuple(given)
 
 
@@ -57,33 +58,53 @@ def _parse_pages(given: object) -> object:
 
 
 class Reading(FrozenModel):
-    """How the values in an image file become 8-bit red, green and blue. Images of 8 bits keep their values."""
+    """How the values in an image file become 8-bit channels, as a rule red, green and blue. Images of 8 bits keep their
+    values."""
 
     range: Annotated[Literal["per_image"] | tuple[tuple[float, float], ...] | None, BeforeValidator(_parse_range)] = (
         None
     )
-    """Values that become 0 and 255 in images deeper than 8 bits: `[low, high]`, three such pairs for red, green and
-    blue, or `per_image` (the smallest and the largest value of each image). By default the range of the training images
-    (percentiles over at most 200 of them), or `per_image` if none of them is deeper than 8 bits."""
+    """Values that become 0 and 255 in images deeper than 8 bits: `[low, high]`, such a pair for each channel (three for
+    red, green and blue), or `per_image` (the smallest and the largest value of each image). By default the range of the
+    training images (percentiles over at most 200 of them), or `per_image` if none of them is deeper than 8 bits."""
     window: bool | None = None
     """Whether the window that a DICOM file names is its range; by default true if `range` is left out."""
-    channels: Annotated[tuple[int | str, ...] | None, BeforeValidator(_parse_channels)] = None
-    """Channels that become red, green and blue, such as `[2, 0, 1]`: numbers from 0, or names from the metadata of an
-    OME-TIFF; one entry makes a grey image. By default red, green and blue, or the only channel; images with other
-    channels are left out."""
+    channels: Annotated[Literal["all"] | tuple[int | str, ...] | None, BeforeValidator(_parse_channels)] = None
+    """Channels that are read: numbers from 0, or names from the metadata of an OME-TIFF. Three become red, green and
+    blue, such as `[2, 0, 1]`; one makes a grey image; of any other number, or of `all` (as many as the training images
+    have), each is a channel of the network's input. By default red, green and blue, or the only channel; images with
+    other channels are left out."""
     pages: Annotated[Literal["first", "middle", "max"] | int | None, BeforeValidator(_parse_pages)] = None
     """Page of a stack that is read: `first`, `middle`, a number from 0, or `max` (the maximum over all pages, value by
     value); by default first."""
 
     @model_validator(mode="after")
     def _channels_differ_from_ranges(self) -> Self:
-        if self.ranges and len(self.ranges) == 3 and self.channels is not None and len(self.channels) == 1:
-            raise ValueError("image.range: one channel has one range, but three were given; give [low, high]")
+        given = len(self.ranges)
+        if given < 2 or self.channels == "all":
+            return self
+        if self.channels is not None and len(self.channels) == 1:
+            count = "three" if given == 3 else str(given)
+            raise ValueError(f"image.range: one channel has one range, but {count} were given; give [low, high]")
+        if given != self.num_channels:
+            pairs = "three such pairs for red, green and blue" if self.is_rgb else f"{self.num_channels} such pairs"
+            raise ValueError(f"image.range: {given} ranges were given; expected [low, high], or {pairs}")
         return self
 
     @property
+    def is_rgb(self) -> bool:
+        """Whether images become red, green and blue; a single channel is repeated."""
+        return self.channels is None or (self.channels != "all" and len(self.channels) in {1, 3})
+
+    @property
+    def num_channels(self) -> int:
+        """The number of channels of the network's input; that of `all` is not known before the data is opened."""
+        assert self.channels != "all"
+        return 3 if self.channels is None or len(self.channels) == 1 else len(self.channels)
+
+    @property
     def ranges(self) -> tuple[tuple[float, float], ...]:
-        """The fixed ranges: one, or those of red, green and blue; none if each image has its own."""
+        """The fixed ranges: one, or that of each channel; none if each image has its own."""
         return self.range if isinstance(self.range, tuple) else ()
 
     @property
@@ -94,9 +115,10 @@ class Reading(FrozenModel):
     def describe_ranges(self) -> str:
         """Return the fixed ranges in words."""
         ends = [f"{low:,.6g} to {high:,.6g}" for low, high in self.ranges]
-        if len(ends) < 3:
-            return ", ".join(ends)
-        return ", ".join(f"{end} ({colour})" for end, colour in zip(ends, ("red", "green", "blue"), strict=True))
+        if len(ends) == 1:
+            return ends[0]
+        names = ("red", "green", "blue") if self.is_rgb else tuple(map(_channel_text, self.channels or ()))
+        return ", ".join(f"{end} ({name})" for end, name in zip(ends, names, strict=True))
 
     def describe(self) -> str:
         """Return the settings in words; "" if everything is left to the images."""
@@ -108,7 +130,8 @@ class Reading(FrozenModel):
         if self.range == "per_image":
             parts.append("each image deeper than 8 bits is scaled by itself (image.range: per_image)")
         if self.channels is not None:
-            parts.append(f"the channels {', '.join(map(str, self.channels))} are read (image.channels)")
+            listed = self.channels if self.channels == "all" else ", ".join(map(str, self.channels))
+            parts.append(f"the channels {listed} are read (image.channels)")
         if self.pages is not None:
             parts.append(f"of a stack, {describe_pages(self.pages)} is read (image.pages)")
         return "; ".join(parts)
@@ -123,6 +146,11 @@ def describe_pages(pages: str | int | None) -> str:
     if isinstance(pages, int):
         return f"page {pages} (counted from 0)"
     return {"middle": "its middle page", "max": "the maximum over its pages"}.get(pages or "", "its first page")
+
+
+def _channel_text(channel: int | str) -> str:
+    """Return a channel in words."""
+    return f"channel {channel}" if isinstance(channel, int) else channel
 
 
 AS_STORED = Reading()

@@ -75,7 +75,7 @@ class Audit(FrozenModel):
     notes: tuple[str, ...] = ()
     """Sentences about how the data was read, and what was not checked."""
     reading: Reading = AS_STORED
-    """How the values of the images become 8-bit RGB."""
+    """How the values of the images become 8-bit channels."""
 
     def of_kind(self, kind: Kind) -> tuple[AuditFinding, ...]:
         """Return the findings of one kind."""

@@ -70,7 +70,7 @@ class Pattern:
     """The small grey images of one image: to be laid over others, and to have others laid over it."""
 
     def __init__(self, image: NDArray[np.uint8]) -> None:
-        """Reduce an image (height, width, 3)."""
+        """Reduce an image (height, width, channels)."""
         self._shorter_side = min(image.shape[:2])
         self.grey = _grey(image, FINE)
         self._field = _Field(_resized(self.grey, COARSE))
@@ -155,8 +155,8 @@ class _Templates:
 
 
 def small_details(image: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
-    """Return the details of an image (height, width, 3) in grey, reduced to a square of `side` pixels, (side, side)."""
-    grey = Image.fromarray(image).convert("L").resize((side, side), Image.Resampling.BOX)
+    """Return the details of an image (height, width, channels) in grey, reduced to a square of `side` pixels."""
+    grey = _in_grey(image).resize((side, side), Image.Resampling.BOX)
     return _details(np.asarray(grey, dtype=np.float32))
 
 
@@ -178,8 +178,15 @@ def _details(grey: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _grey(image: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
-    """Return an image (height, width, 3) in grey, with the given longer side in pixels."""
-    return _resized(np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32), side)
+    """Return an image (height, width, channels) in grey, with the given longer side in pixels."""
+    return _resized(np.asarray(_in_grey(image), dtype=np.float32), side)
+
+
+def _in_grey(image: NDArray[np.uint8]) -> Image.Image:
+    """Return an image (height, width, channels) in grey: of other channels than red, green and blue, their mean."""
+    if image.shape[-1] == 3:
+        return Image.fromarray(image).convert("L")
+    return Image.fromarray(image.mean(axis=-1).round().astype(np.uint8))
 
 
 def _resized(grey: NDArray[np.float32], side: int) -> NDArray[np.float32]:

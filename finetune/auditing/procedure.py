@@ -20,6 +20,7 @@ from finetune.data.splitting import are_in_small_classes
 from finetune.measure.shift import find_groups
 from finetune.predict.linear_probe import cross_validate, fit_head
 from finetune.progress import Progress, no_progress
+from finetune.reading import AS_STORED, Reading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class _Copies:
     """Pairs of images with changed pixels, by each of their images."""
 
 
-def audit(data: str, progress: Progress = no_progress) -> Audit:
+def audit(data: str, progress: Progress = no_progress, reading: Reading = AS_STORED) -> Audit:
     """Look for faults in labelled images: copies, wrong labels, odd images, groups and classes; nothing is changed.
 
     Frozen features of the network that `model: auto` stands for are computed, or read from the cache.
@@ -44,11 +45,12 @@ def audit(data: str, progress: Progress = no_progress) -> Audit:
     Args:
         data: labelled images, in any form that `load_images` accepts except a stream.
         progress: called with the work in progress.
+        reading: how the values of the images become 8-bit channels: the section `image` of a recipe.
 
     Raises:
         DataError: the data cannot be loaded, or is a stream.
     """
-    splits = load_with_copies(data)
+    splits = load_with_copies(data, reading)
     images = all_images(splits)
     features, pixels = compute_features(data, splits, images, progress)
     copies = _find_copies(images, features, pixels, progress)

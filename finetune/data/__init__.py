@@ -11,8 +11,9 @@ The modules, in the order in which an image passes through them:
 - `pictures`: keeps copies of one picture on one side of the splits that are made here.
 - `identity`: identifies the images of a run, so that it is not continued on other data.
 - `decoding`: decodes an image file; `pixels` caches decoded images.
-- `formats`: opens a file of any format; `raster` turns values of any depth, channels and pages into 8-bit RGB; `tiff`
-  and `dicom` read them; `kinds` says what kinds of images there are, and `value_range` finds the range of their values.
+- `formats`: opens a file of any format; `raster` turns values of any depth, channels and pages into 8-bit RGB or other
+  channels; `tiff` and `dicom` read them; `kinds` says what kinds of images there are, `all_channels` how many channels
+  they have, and `value_range` finds the range of their values.
 - `paths`: checks the given data before anything is read, and makes a table of image files without labels; `listing`
   lists the image files to predict.
 - `augmentation`: resizes, crops and varies an image; `batches` makes batches of images.
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         native_size,
         read_header,
         read_image,
+        read_pixels,
         reason_of,
     )
     from finetune.data.folder import describe_overlooked, files_below
@@ -72,6 +74,7 @@ _HOMES = {
     "native_size": "decoding",
     "read_header": "decoding",
     "read_image": "decoding",
+    "read_pixels": "decoding",
     "read_or_explain": "scanning",
     "reason_of": "decoding",
     "why_undecodable": "scanning",
@@ -144,6 +147,7 @@ __all__ = [
     "read_header",
     "read_image",
     "read_or_explain",
+    "read_pixels",
     "reason_of",
     "same_content",
     "stratified_folds",

@@ -57,7 +57,8 @@ POLICIES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
 
 
 def plain_view(image: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
-    """Return an image (h, w, 3) as a prediction uses it, (3, size, size) uint8: the centre of the resized image."""
+    """Return an image (h, w, channels) as a prediction uses it: the centre of the resized image, (channels, size, size)
+    uint8."""
     return _plain(_to_tensor(image), preprocessing)
 
 
@@ -73,7 +74,8 @@ class Variation:
         self._policy = POLICIES[plan.policy]() if plan.policy != "none" else None
 
     def __call__(self, images: Sequence[NDArray[np.uint8]], keys: Sequence[Key]) -> list[Tensor]:
-        """Return a view (3, size, size) uint8 of each image (h, w, 3); the global random state stays the same."""
+        """Return a view (channels, size, size) uint8 of each image (h, w, channels); the global random state
+        stays the same."""
         return [self._vary(_to_tensor(image), key) for image, key in zip(images, keys, strict=True)]
 
     def _vary(self, image: Tensor, key: Key) -> Tensor:
@@ -149,13 +151,13 @@ def mix(inputs: Tensor, mixing: Mixing, seed: Sequence[int]) -> tuple[Tensor, fl
 
 
 def _to_tensor(image: NDArray[np.uint8]) -> Tensor:
-    """Return an image (h, w, 3) as a view (3, h, w); the channels of a pixel stay next to each other in memory, which
-    is fastest to resize."""
+    """Return an image (h, w, channels) as a view (channels, h, w); the channels of a pixel stay next to each other in
+    memory, which is fastest to resize."""
     return torch.from_numpy(image).permute(2, 0, 1)
 
 
 def _plain(image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Resize the shorter side of an image, and return the centre (3, size, size)."""
+    """Resize the shorter side of an image, and return the centre (channels, size, size)."""
     size = preprocessing.image_size
     resized = functional.resize(image, [preprocessing.shorter_side], _interpolation(preprocessing), antialias=True)
     square: Tensor = functional.center_crop(resized, [size, size])
@@ -186,11 +188,17 @@ def _random_box(height: int, width: int, smallest: float, generator: np.random.G
 
 
 def _jitter(view: Tensor, strength: float, generator: np.random.Generator) -> Tensor:
-    """Return a view (3, h, w) uint8 with brightness, contrast and saturation multiplied by factors in 1 +- `strength`.
+    """Return a view (channels, h, w) uint8 with brightness, contrast and saturation multiplied by factors in 1 +-
+    `strength`; without saturation unless the channels are red, green and blue.
 
     This equals torchvision's ColorJitter in this order, but is computed in one step instead of three steps with
-    rounding after each.
+    rounding after each. The grey value of a pixel with other channels is their mean.
     """
+    if len(view) != len(GREY):
+        brightness, contrast = generator.uniform(1.0 - strength, 1.0 + strength, 2).tolist()
+        values = view.float()
+        level = float(values.mean()) * brightness * (1.0 - contrast)
+        return values.mul_(brightness * contrast).add_(level + 0.5).clamp_(0.0, 255.0).to(torch.int32).to(torch.uint8)
     # With factors b, c, s and the grey value g(x) of a pixel, whose weights add up to 1:
     #   brightness  x1 = b x
     #   contrast    x2 = c x1 + (1 - c) mean(g(x1))

@@ -41,7 +41,7 @@ class Images(Protocol):
 
 
 class PlainImages:
-    """Images as a prediction uses them: pairs of uint8 pixels (3, size, size) and index."""
+    """Images as a prediction uses them: pairs of uint8 pixels (channels, size, size) and index."""
 
     def __init__(self, pixels: Pixels, preprocessing: Preprocessing, mirrored: bool = False) -> None:
         """Prepare `pixels` as for a prediction; if `mirrored`, flip them left to right."""
@@ -66,8 +66,8 @@ class PlainImages:
 
 
 FileBatch = tuple[Tensor, list[str | None], list[Kind]]
-"""Pixels of the files of a batch that can be read, (k, 3, size, size) uint8; for each file of the batch the reason why
-it cannot be read, or None; and the kinds of those that can."""
+"""Pixels of the files of a batch that can be read, (k, channels, size, size) uint8; for each file of the batch the
+reason why it cannot be read, or None; and the kinds of those that can."""
 
 
 class ImageFiles:
@@ -78,23 +78,23 @@ class ImageFiles:
         self._preprocessing = preprocessing
 
     def __getitems__(self, paths: Sequence[str]) -> list[tuple[Tensor, Kind] | str]:
-        """Return the pixels (3, size, size) uint8 and the kind of each file, or the reason why it cannot be read."""
+        """Return the pixels (channels, size, size) uint8 and the kind of each file, or why it cannot be read."""
         about = self._preprocessing
         read = in_threads(partial(read_or_explain, shorter_side=about.shorter_side, reading=about.reading), paths)
         return [one if isinstance(one, str) else (plain_view(one[0], about), one[1]) for one in read]
 
     def stack(self, read: Sequence[tuple[Tensor, Kind] | str]) -> FileBatch:
         """Return the batch of what `__getitems__` returns."""
-        size = self._preprocessing.image_size
+        size, channels = self._preprocessing.image_size, self._preprocessing.num_channels
         found = [one for one in read if not isinstance(one, str)]
         views = [view for view, _ in found]
-        pixels = torch.stack(views) if views else torch.zeros(0, 3, size, size, dtype=torch.uint8)
+        pixels = torch.stack(views) if views else torch.zeros(0, channels, size, size, dtype=torch.uint8)
         return pixels, [one if isinstance(one, str) else None for one in read], [kind for _, kind in found]
 
 
 class VariedImages:
-    """Augmented images for the training: pairs of uint8 pixels (3, size, size) and index. A view depends on its key and
-    the seed only."""
+    """Augmented images for the training: pairs of uint8 pixels (channels, size, size) and index. A view depends on its
+    key and the seed only."""
 
     def __init__(self, pixels: Pixels, preprocessing: Preprocessing, plan: AugmentationPlan, seed: int) -> None:
         """Prepare the augmentation of `pixels` that `plan` describes."""
@@ -142,7 +142,7 @@ class BatchShare:
 
 
 class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
-    """Augmented batches from a stream: pixels (n, 3, size, size) uint8 and class indices (n,).
+    """Augmented batches from a stream: pixels (n, channels, size, size) uint8 and class indices (n,).
 
     The batch of a step depends on the seed and the step only; a resumed training skips the images of earlier steps.
     """
@@ -172,9 +172,9 @@ class StreamedBatches(IterableDataset[tuple[Tensor, Tensor]]):
             yield torch.stack(varied), torch.tensor([label for _, (_, label) in own])
 
     def _decode(self, source: ImageSource) -> NDArray[np.uint8]:
-        """Return an image (height, width, 3) uint8."""
+        """Return an image (height, width, n_channels) uint8."""
         shorter_side, reading = self._preprocessing.shorter_side, self._preprocessing.reading
-        return np.array(decode(source, shorter_side, "an image of the stream", reading))
+        return decode(source, shorter_side, "an image of the stream", reading)
 
 
 class StepSampler(Sampler[list[Key]]):
@@ -307,11 +307,11 @@ def make_stream_loader(batches: StreamedBatches, device: torch.device, workers: 
 
 
 def normaliser(preprocessing: Preprocessing, device: torch.device, layout: Layout) -> Callable[[Tensor], Tensor]:
-    """Return the function that turns pixels (n, 3, h, w) uint8 into the network's float32 input, in `layout` on
+    """Return the function that turns pixels (n, channels, h, w) uint8 into the network's float32 input, in `layout` on
     `device`."""
     # (pixels / 255 - mean) / std = (pixels - 255 mean) / (255 std)
-    mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1) * 255.0
-    std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1) * 255.0
+    mean = torch.tensor(preprocessing.mean, device=device).view(1, -1, 1, 1) * 255.0
+    std = torch.tensor(preprocessing.std, device=device).view(1, -1, 1, 1) * 255.0
 
     def normalise(pixels: Tensor) -> Tensor:
         moved = pixels.to(device, non_blocking=True).contiguous(memory_format=MEMORY_FORMATS[layout])

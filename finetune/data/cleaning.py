@@ -2,10 +2,12 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
+from finetune.data.all_channels import resolve_channels
 from finetune.data.decoding import ImageSource, Unreadable, digest_of, encoded_bytes, in_threads
 from finetune.data.kinds import Kind, describe_kinds
 from finetune.data.labels import describe_merged, label_text
@@ -34,6 +36,8 @@ class Cleaned:
     """Kinds of the images that can be read."""
     pictures: tuple[tuple[int, ...], ...]
     """Rows of the table that show one picture, for each picture that is in several classes."""
+    reading: Reading
+    """How the images are read; it lists all channels if it was to read all of them."""
 
 
 def clean(table: LabelledTable, data: str, copies: bool = True, reading: Reading = AS_STORED) -> Cleaned:
@@ -43,7 +47,7 @@ def clean(table: LabelledTable, data: str, copies: bool = True, reading: Reading
         table: labelled images.
         data: name of the data in errors.
         copies: whether to compare the images' contents.
-        reading: how the values of the images become 8-bit RGB.
+        reading: how the values of the images become 8-bit channels.
 
     Raises:
         DataError: no row is left, or no training image that is not also one of the test.
@@ -57,7 +61,8 @@ def clean(table: LabelledTable, data: str, copies: bool = True, reading: Reading
     notes += _describe_unused(names or (), named)
     table = replace(table, labels=labels, class_names=names)
     labelled, unlabelled = _without_unlabelled(table, data)
-    readable, unreadable, scanned = without_unreadable(labelled, data, reading)
+    reading, refused, said = resolve_channels(labelled, reading)
+    readable, unreadable, scanned = without_unreadable(labelled, data, reading, refused)
     kinds = [each.kind for each in scanned if each.kind is not None]
     pictures = same_content(readable.sources) if copies else []
     stay, doubled = _without_copies(readable, pictures, data)
@@ -67,7 +72,7 @@ def clean(table: LabelledTable, data: str, copies: bool = True, reading: Reading
         notes.append(
             f"metadata of {_counted(num_broken, 'file')} cannot be read: the pixels are used as they are stored"
         )
-    notes += describe_kinds(kinds, reading)
+    notes += [*said, *describe_kinds(kinds, reading)]
     notes += _describe_copies(doubled)
     notes += _describe_contradictions(readable, pictures)
     left_out = [*unlabelled, *(Unreadable(path=copy.path, reason=copy.reason) for copy in doubled)]
@@ -78,23 +83,25 @@ def clean(table: LabelledTable, data: str, copies: bool = True, reading: Reading
         notes=tuple(notes),
         kinds=frozenset(kinds),
         pictures=_pictures_left(pictures, stay),
+        reading=reading,
     )
 
 
 def without_unreadable(
-    table: LabelledTable, data: str, reading: Reading = AS_STORED
+    table: LabelledTable, data: str, reading: Reading = AS_STORED, refused: Mapping[int, str] = MappingProxyType({})
 ) -> tuple[LabelledTable, tuple[Unreadable, ...], list[Scan]]:
     """Return the readable rows of a table, the files that cannot be read, and what a scan found of those that can.
 
     Args:
         table: labelled images.
         data: name of the data in errors.
-        reading: how the values of the images become 8-bit RGB.
+        reading: how the values of the images become 8-bit channels.
+        refused: reason why a row cannot be used, whatever the scan finds.
 
     Raises:
         DataError: no image can be read.
     """
-    found = scan(table.sources, reading)
+    found = [Scan(refused[row]) if row in refused else each for row, each in enumerate(scan(table.sources, reading))]
     unreadable = tuple(
         Unreadable(path=table.name(row), reason=each.reason)
         for row, each in enumerate(found)

@@ -1,4 +1,4 @@
-"""Decode an image file to upright RGB, at a reduced size if that is enough."""
+"""Decode an image file to upright RGB or to channels of any number, at a reduced size if that is enough."""
 
 import hashlib
 import io
@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from finetune.data.formats import File, open_image, turned_upright
 from finetune.data.kinds import Kind, kind_of
-from finetune.data.raster import Raster, choose_channels, to_rgb
+from finetune.data.raster import Raster, choose_channels, to_bands, to_rgb
 from finetune.errors import DataError
 from finetune.reading import AS_STORED, Reading
 
@@ -58,17 +60,27 @@ def read_image(source: ImageSource, shorter_side: int | None = None, reading: Re
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: the file is not a readable image.
     """
     with opened(source, reading) as image:
+        rgb = to_rgb(image, reading) if isinstance(image, Raster) else _pillow_rgb(image, shorter_side, reading)
+    return _reduced(rgb, shorter_side)
+
+
+def read_pixels(
+    source: ImageSource, shorter_side: int | None = None, reading: Reading = AS_STORED
+) -> NDArray[np.uint8]:
+    """Return the pixels (height, width, n_channels) of an image, read as `read_image` does; of other channels than red,
+    green and blue each is scaled and reduced by itself.
+
+    Raises:
+        OSError, ValueError, SyntaxError, Image.DecompressionBombError: the file is not a readable image.
+    """
+    if reading.is_rgb:
+        return np.array(read_image(source, shorter_side, reading))
+    with opened(source, reading) as image:
         if isinstance(image, Raster):
-            rgb = to_rgb(image, reading)
+            bands = to_bands(image, reading)
         else:
-            if shorter_side is not None:
-                # JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides stay at least as large as
-                # requested.
-                image.draft(None, _draft_size(image.size, shorter_side))
-            rgb = _with_channels(_to_rgb(turned_upright(image)), kind_of(image), reading)
-    if shorter_side is not None and (factor := min(rgb.size) // shorter_side) >= 2:
-        rgb = rgb.reduce(factor)  # means of factor x factor pixels
-    return rgb
+            bands = _bands(_decoded(image, shorter_side), kind_of(image), reading)
+    return np.stack([np.asarray(_reduced(band, shorter_side)) for band in bands], axis=-1)
 
 
 def opened(source: ImageSource, reading: Reading = AS_STORED) -> AbstractContextManager[Image.Image | Raster]:
@@ -76,20 +88,20 @@ def opened(source: ImageSource, reading: Reading = AS_STORED) -> AbstractContext
     return open_image(as_file(source), reading)
 
 
-def decode(source: ImageSource, shorter_side: int, name: str, reading: Reading = AS_STORED) -> Image.Image:
-    """Return the image that `read_image` decodes.
+def decode(source: ImageSource, shorter_side: int, name: str, reading: Reading = AS_STORED) -> NDArray[np.uint8]:
+    """Return the pixels (height, width, n_channels) that `read_pixels` decodes.
 
     Args:
         source: the image.
         shorter_side: smallest shorter side to decode, in pixels.
         name: name of the image, for the error.
-        reading: how its values become 8-bit RGB.
+        reading: how its values become 8-bit channels.
 
     Raises:
         UndecodableError: the image cannot be decoded.
     """
     try:
-        return read_image(source, shorter_side, reading)
+        return read_pixels(source, shorter_side, reading)
     except Exception as error:  # decoders raise exceptions of any type
         raise undecodable(name, error) from None
 
@@ -198,13 +210,38 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _with_channels(rgb: Image.Image, kind: Kind, reading: Reading) -> Image.Image:
-    """Return an RGB image with its channels in the order that a reading asks for.
+def _decoded(image: Image.Image, shorter_side: int | None) -> Image.Image:
+    """Return an 8-bit image that Pillow opened in upright RGB, decoded at a reduced size if that is possible."""
+    if shorter_side is not None:
+        # JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides stay at least as large as requested.
+        image.draft(None, _draft_size(image.size, shorter_side))
+    return _to_rgb(turned_upright(image))
+
+
+def _pillow_rgb(image: Image.Image, shorter_side: int | None, reading: Reading) -> Image.Image:
+    """Return an image that Pillow opened in RGB, with its channels in the order that a reading asks for.
 
     Raises:
         ValueError: the image has not all of the channels.
     """
+    rgb = _decoded(image, shorter_side)
     if reading.channels is None:
         return rgb
-    bands = [rgb.getchannel(number) for number in choose_channels(kind.num_channels, kind.names, kind.is_rgb, reading)]
+    bands = _bands(rgb, kind_of(image), reading)
     return Image.merge("RGB", bands if len(bands) == 3 else bands * 3)
+
+
+def _bands(rgb: Image.Image, kind: Kind, reading: Reading) -> list[Image.Image]:
+    """Return the channels of an RGB image that a reading asks for.
+
+    Raises:
+        ValueError: the image has not all of the channels.
+    """
+    return [rgb.getchannel(number) for number in choose_channels(kind.num_channels, kind.names, kind.is_rgb, reading)]
+
+
+def _reduced(image: Image.Image, shorter_side: int | None) -> Image.Image:
+    """Return an image at a fraction of its size, if its shorter side stays at least as long as asked."""
+    if shorter_side is None or (factor := min(image.size) // shorter_side) < 2:
+        return image
+    return image.reduce(factor)  # means of factor x factor pixels

@@ -75,7 +75,7 @@ class ImageSplits:
     num_shared: int = 0
     """Number of validation and test images whose group also has training images."""
     reading: Reading = AS_STORED
-    """How the values of the images become 8-bit RGB."""
+    """How the values of the images become 8-bit channels."""
     copies: tuple[tuple[str, ...], ...] = ()
     """Changed copies of one picture that no split made here divides: the contents of their images (`contents_of`)."""
     stream: ImageStream | None = None

@@ -131,6 +131,8 @@ def _about_windows(counts: Counter[Kind], reading: Reading) -> list[str]:
 
 
 def _about_channels(counts: Counter[Kind], reading: Reading) -> list[str]:
+    if not reading.is_rgb:
+        return _about_unread_channels(counts, reading)
     if reading.channels is not None:
         return []
     found = []
@@ -146,9 +148,23 @@ def _about_channels(counts: Counter[Kind], reading: Reading) -> list[str]:
     if count:
         found.append(
             f"{_images(count, 'has', 'have')} more channels than red, green and blue, which alone are read; "
-            f"--set 'image.channels=[3, 0, 1]' reads others"
+            f"--set 'image.channels=[3, 0, 1]' reads others, --set image.channels=all all of them"
         )
     return found
+
+
+def _about_unread_channels(counts: Counter[Kind], reading: Reading) -> list[str]:
+    """Return a sentence about images with more channels than a reading of other than red, green and blue lists."""
+    read = len({*(reading.channels or ())})
+    more = {kind.num_channels for kind in counts if kind.num_channels > read}
+    if not more:
+        return []
+    count = _count(counts, lambda kind: kind.num_channels > read)
+    channels = f"{min(more)}" if len(more) == 1 else f"{min(more)} to {max(more)}"
+    return [
+        f"{_images(count, 'has', 'have')} {channels} channels, of which {read} are read "
+        f"({', '.join(map(str, reading.channels or ()))}); --set image.channels=all reads all of them"
+    ]
 
 
 def _about_pages(counts: Counter[Kind], reading: Reading) -> list[str]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from finetune.cache import CachedRows, make_key, new_entry, read_arrays
 from finetune.data.decoding import ImageSource, decode, digest_of, encoded_bytes, in_threads, undecodable
@@ -27,7 +26,7 @@ SAMPLED = 16
 
 
 class Pixels:
-    """Upright RGB images of one table, or of several tables one after another, by index."""
+    """Upright images of one table, or of several tables one after another, by index."""
 
     def __init__(
         self,
@@ -72,7 +71,7 @@ class Pixels:
         return Work(decoded_images=count, decoded_bytes=round(size * count / max(len(self), 1)))
 
     def read(self, indices: Sequence[int]) -> list[NDArray[np.uint8]]:
-        """Return several images, each (height, width, 3) uint8.
+        """Return several images, each (height, width, n_channels) uint8.
 
         Raises:
             DataError: an image cannot be decoded.
@@ -83,7 +82,7 @@ class Pixels:
         return in_threads(self._read_one, indices)
 
     def _read_one(self, index: int) -> NDArray[np.uint8]:
-        """Return one image (height, width, 3) from its table."""
+        """Return one image (height, width, n_channels) from its table."""
         number = bisect_right(self._starts, index) - 1
         return self._parts[number].read(index - self._starts[number])
 
@@ -133,26 +132,27 @@ class _TablePixels:
             end = 0
             for start in range(0, count, BLOCK):
                 images = in_threads(self._decode, range(start, min(start + BLOCK, count)))
-                flat = [np.asarray(image).reshape(-1) for image in images]
+                flat = [image.reshape(-1) for image in images]
                 ends = end + np.cumsum([len(pixels) for pixels in flat])
                 end = int(ends[-1])
                 writer.append("pixels", np.concatenate(flat))
                 writer.append("ends", ends.astype(np.int64))
-                writer.append("sizes", np.asarray([image.size for image in images], dtype=np.int32))
+                writer.append("sizes", np.asarray([image.shape[1::-1] for image in images], dtype=np.int32))
                 progress("decoding images", start + len(images), count)
         self.cached = read_arrays("pixels", self._key())
         return Work(decoded_images=count, decoded_bytes=int(self.contents["size"].sum()))
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """Return one image (height, width, 3), from the cache or from its file."""
+        """Return one image (height, width, n_channels), from the cache or from its file."""
         if self.cached is None:
-            return np.array(self._decode(index))
+            return self._decode(index)
         width, height = map(int, self.cached["sizes"][index])
         end = int(self.cached["ends"][index])
-        start = end - 3 * width * height
-        return self.cached["pixels"][start:end].reshape(height, width, 3)
+        channels = self._reading.num_channels
+        start = end - channels * width * height
+        return self.cached["pixels"][start:end].reshape(height, width, channels)
 
-    def _decode(self, index: int) -> Image.Image:
+    def _decode(self, index: int) -> NDArray[np.uint8]:
         source = self.sources[index]
         return decode(source, self._shorter_side, name_of(source, index), self._reading)
 
@@ -166,7 +166,7 @@ class _TablePixels:
         """Return the approximate size of all decoded images, in bytes, from a sample evenly spaced in the table."""
         count = len(self.sources)
         sample = in_threads(self._decode, range(0, count, -(-count // SAMPLED)))
-        return int(np.mean([3 * image.width * image.height for image in sample]) * count)
+        return int(np.mean([image.size for image in sample]) * count)
 
 
 def _key_of(reading: Reading) -> str:

@@ -1,4 +1,4 @@
-"""Turn the values of an image with any depth, channels and pages into 8-bit RGB."""
+"""Turn the values of an image with any depth, channels and pages into 8-bit RGB, or into any number of channels."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,6 +63,30 @@ def to_rgb(raster: Raster, reading: Reading = AS_STORED) -> Image.Image:
     Raises:
         ValueError: the image has other channels or fewer pages than the reading asks for.
     """
+    levels = _levels(raster, reading)
+    # One channel is repeated.
+    is_grey = len(levels) == 1
+    image = Image.fromarray(levels[0]).convert("RGB") if is_grey else Image.fromarray(np.moveaxis(levels, 0, -1))
+    return _upright(image, raster)
+
+
+def to_bands(raster: Raster, reading: Reading) -> list[Image.Image]:
+    """Return each channel that a reading asks for as an upright 8-bit grey image.
+
+    Raises:
+        ValueError: the image has other channels or fewer pages than the reading asks for.
+    """
+    return [_upright(Image.fromarray(level), raster) for level in _levels(raster, reading)]
+
+
+def _upright(image: Image.Image, raster: Raster) -> Image.Image:
+    """Return an image of a raster's values turned as the raster's orientation says."""
+    turn = TURNS.get(raster.orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _levels(raster: Raster, reading: Reading) -> NDArray[np.uint8]:
+    """Return the chosen values (n_channels, height, width) as 0 to 255."""
     values = read_values(raster, reading)
     if not raster.is_deep:
         levels: NDArray[np.uint8] = values.astype(np.uint8) * np.uint8(255 if values.dtype == np.bool_ else 1)
@@ -75,17 +99,11 @@ def to_rgb(raster: Raster, reading: Reading = AS_STORED) -> Image.Image:
         levels = stretch(values)
     else:
         levels = np.stack([stretch(channel) for channel in values])
-    if raster.is_inverted:
-        levels = 255 - levels
-    # One channel is repeated.
-    is_grey = len(levels) == 1
-    image = Image.fromarray(levels[0]).convert("RGB") if is_grey else Image.fromarray(np.moveaxis(levels, 0, -1))
-    turn = TURNS.get(raster.orientation)
-    return image if turn is None else image.transpose(turn)
+    return 255 - levels if raster.is_inverted else levels
 
 
 def read_values(raster: Raster, reading: Reading) -> NDArray[np.generic]:
-    """Return the values (1 or 3, height, width) of the channels and the page that a reading chooses.
+    """Return the values (n_channels, height, width) of the channels and the page that a reading chooses.
 
     Raises:
         ValueError: the image has other channels or fewer pages than the reading asks for.
@@ -115,7 +133,7 @@ def choose_pages(count: int, reading: Reading) -> list[int]:
 
 
 def choose_channels(count: int, names: Sequence[str], is_rgb: bool, reading: Reading) -> list[int]:
-    """Return the numbers of the channels to read: one, or those of red, green and blue.
+    """Return the numbers of the channels to read: those that the reading lists, else one, or red, green and blue.
 
     Args:
         count: number of channels.
@@ -134,9 +152,11 @@ def choose_channels(count: int, names: Sequence[str], is_rgb: bool, reading: Rea
         listed = f" ({', '.join(names)})" if names else ""
         example = ", ".join(names[:3]) if len(names) >= 3 else "0, 1, 2" if count > 3 else "0, 1, 1"
         raise ValueError(
-            f"it has {count} channels{listed}; say which become red, green and blue: --set 'image.channels=[{example}]'"
+            f"it has {count} channels{listed}; say which become red, green and blue: --set "
+            f"'image.channels=[{example}]', or read all of them: --set image.channels=all"
         )
     chosen = []
+    assert reading.channels != "all"  # their number is known when the data is opened
     for wanted in reading.channels:
         number = names.index(wanted) if wanted in names else wanted
         if isinstance(number, str) or number >= count:

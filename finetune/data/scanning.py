@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from finetune.data.decoding import Done, ImageSource, as_file, encoded_bytes, in_threads, opened, read_image, reason_of
+from finetune.data.decoding import Done, ImageSource, as_file, encoded_bytes, in_threads, opened, read_pixels, reason_of
 from finetune.data.formats import orientation_of
 from finetune.data.kinds import Kind, kind_of
 from finetune.data.raster import choose_channels
@@ -44,7 +44,7 @@ def scan(sources: Sequence[ImageSource], reading: Reading = AS_STORED) -> list[S
         kind, has_broken_metadata = _look(source, reading)
         if kind is None:
             kind = _kind(source, reading)
-            read_image(source, 32, reading)
+            read_pixels(source, 32, reading)
         return Scan(None, has_broken_metadata, kind)
 
     return [Scan(reason) if found is None else found for reason, found in _attempts(check, sources)]
@@ -65,28 +65,31 @@ def why_undecodable(
     Args:
         sources: the images.
         shorter_side: smallest shorter side to decode, in pixels.
-        reading: how the values of the images become 8-bit RGB.
+        reading: how the values of the images become 8-bit channels.
     """
-    return [
-        reason for reason, _ in _attempts(lambda source: read_image(source, shorter_side, reading) and None, sources)
-    ]
+
+    def check(source: ImageSource) -> None:
+        read_pixels(source, shorter_side, reading)
+
+    return [reason for reason, _ in _attempts(check, sources)]
 
 
 def read_or_explain(path: str, shorter_side: int, reading: Reading = AS_STORED) -> tuple[NDArray[np.uint8], Kind] | str:
-    """Return the image that `read_image` decodes, (height, width, 3), and its kind; or why the file cannot be used.
+    """Return the pixels that `read_pixels` decodes, (height, width, n_channels), and their kind; or why the file cannot
+    be used.
 
     A file that `why_unreadable` refuses is refused here, too, although its pixels may be whole. It is read once.
 
     Args:
         path: image file.
         shorter_side: smallest shorter side to decode, in pixels.
-        reading: how the values of the image become 8-bit RGB.
+        reading: how the values of the image become 8-bit channels.
     """
 
     def read(source: ImageSource) -> tuple[NDArray[np.uint8], Kind]:
         encoded = encoded_bytes(source)
         kind, _ = _look(encoded, reading)
-        return np.array(read_image(encoded, shorter_side, reading)), kind or _kind(encoded, reading)
+        return read_pixels(encoded, shorter_side, reading), kind or _kind(encoded, reading)
 
     reason, found = _attempt(read, path)
     return found if found is not None else str(reason)

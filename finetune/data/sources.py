@@ -58,7 +58,7 @@ def load_images(
         limit: number of training images to use, stratified by class; None: all.
         seed: seed of the splits that are made here.
         groups: rule for the groups, as in a recipe; `auto` reads a group column or `groups.csv`, and searches nothing.
-        reading: how the values of the images become 8-bit RGB: the section `image` of a recipe, or that of a plan.
+        reading: how the values of the images become 8-bit channels: the section `image` of a recipe, or that of a plan.
         allow_rare: whether classes may have too few images to hold one out; these are trained on and not evaluated.
         order: names of all classes, the lowest grade first; None: the classes are in the order of their names.
 
@@ -76,22 +76,26 @@ def load_images(
         keep = stratified_subset(labels_of(splits.train), limit, seed)
         splits = replace(splits, train=splits.train.select(keep))
     check_counts(splits)
-    return _with_range(replace(splits, notes=(*splits.notes, *describe_rare(splits))), cleaned, reading, seed)
+    return _with_range(replace(splits, notes=(*splits.notes, *describe_rare(splits))), cleaned, seed)
 
 
-def load_with_copies(data: str) -> ImageSplits:
+def load_with_copies(data: str, reading: Reading = AS_STORED) -> ImageSplits:
     """Return the labelled splits of `data` as `load_images` does, but with all copies of the same picture.
+
+    Args:
+        data: labelled images.
+        reading: how the values of the images become 8-bit channels.
 
     Raises:
         DataError: as `load_images`, or the data is a stream.
     """
     if data.startswith("stream:"):
         raise DataError(f"images of a stream are not compared; store {data} by writing hf: in its name")
-    splits, cleaned = _load_splits(data, TableColumns(), 0, "auto", AS_STORED, copies=True, allow_rare=True)
+    splits, cleaned = _load_splits(data, TableColumns(), 0, "auto", reading, copies=True, allow_rare=True)
     if splits.has_sets:
         raise DataError(f"an audit is of images with one label each, but those of {data} have any number")
     check_counts(splits)
-    return _with_range(splits, cleaned, AS_STORED, 0)
+    return _with_range(splits, cleaned, 0)
 
 
 def load_plan_images(plan: Plan) -> ImageSplits:
@@ -191,7 +195,7 @@ def label_paths(
     splits = to_splits(_in_order(cleaned.table, order), seed, cleaned.pictures, allow_rare)
     splits = _noted(replace(splits, group_rule="" if groups is None else "column"), cleaned)
     check_counts(splits)
-    return _with_range(replace(splits, notes=(*splits.notes, *describe_rare(splits))), cleaned, reading, seed)
+    return _with_range(replace(splits, notes=(*splits.notes, *describe_rare(splits))), cleaned, seed)
 
 
 def _load_splits(
@@ -262,8 +266,9 @@ def _noted(splits: ImageSplits, cleaned: Cleaned) -> ImageSplits:
     return replace(splits, unreadable=cleaned.unreadable, left_out=cleaned.left_out, notes=cleaned.notes)
 
 
-def _with_range(splits: ImageSplits, cleaned: Cleaned, reading: Reading, seed: int) -> ImageSplits:
+def _with_range(splits: ImageSplits, cleaned: Cleaned, seed: int) -> ImageSplits:
     """Return splits whose images are all read with the same range, that of the training images if none is given."""
+    reading = cleaned.reading
     if not any(kind.needs_range(reading) for kind in cleaned.kinds):
         idle = ("no image is deeper than 8 bits, so image.range changes nothing",) if reading.ranges else ()
         return replace(splits, reading=reading, notes=(*splits.notes, *idle))

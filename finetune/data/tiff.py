@@ -32,7 +32,9 @@ def is_for_pillow(image: Image.Image, reading: Reading) -> bool:
     tags: Any = getattr(image, "tag_v2", {})
     samples, extra = int(tags.get(SAMPLES, 1)), tags.get(EXTRA_SAMPLES, ())
     is_deep_colour = samples > 1 and max(tags.get(BITS, (1,))) > 8
-    is_mapped = reading.channels is not None and samples > 3 and not ALPHA & set(extra)
+    # Pillow takes the second of two channels for transparency, whatever the file says.
+    has_more = samples > 3 or (samples == 2 and not reading.is_rgb)
+    is_mapped = reading.channels is not None and has_more and not ALPHA & set(extra)
     return getattr(image, "n_frames", 1) == 1 and not is_deep_colour and not is_mapped
 
 

@@ -1,12 +1,13 @@
-"""Find the range of values of a data set, with which all of its images deeper than 8 bits become 8-bit."""
+"""Find the range of values of a data set, with which all of its deep images become 8-bit, and the means of channels."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetune.data.decoding import ImageSource, in_threads, opened
+from finetune.data.decoding import ImageSource, decode, in_threads, opened
 from finetune.data.label_sets import rarest_class
+from finetune.data.pixels import name_of
 from finetune.data.raster import Raster, read_values
 from finetune.data.splitting import even_sample
 from finetune.reading import Reading
@@ -27,6 +28,9 @@ ACROSS = (1.0, 99.0)
 MOST_PER_SIDE = 512
 """Largest number of rows and columns of an image that are read for its percentiles."""
 
+MEAN_SIDE = 64
+"""Shorter side from which an image may be reduced before the means of its channels are taken, in pixels."""
+
 TELLING = 0.95
 """Balanced accuracy from which the values' range alone counts as telling the classes apart."""
 
@@ -40,7 +44,7 @@ def find_range(
     """Return how the images of a data set are read, with one range for those deeper than 8 bits, and what to say of it.
 
     The range goes from the first percentile of the images' low ends to the 99th of their high ends, in three digits:
-    one for grey and for red, green and blue together, or one for each of three other channels.
+    one for grey and for red, green and blue together, or one for each of other channels.
 
     Args:
         sources: training images.
@@ -55,16 +59,34 @@ def find_range(
             "smallest to its largest value"
         ]
     chosen = deep[even_sample(labels[deep], SAMPLED, seed)]
-    # (n_sampled, 1 or 3 channels, 3 percentiles)
+    # (n_sampled, 1 or n_channels, 3 percentiles)
     ends = _stacked(in_threads(lambda row: _percentiles(sources[row], reading), chosen.tolist()))
     lows = np.percentile(ends[..., 0], ACROSS[0], axis=0)
     highs = np.percentile(ends[..., 2], ACROSS[1], axis=0)
     found = tuple((_rounded(low), _rounded(high)) for low, high in zip(lows, highs, strict=True))
+    if not reading.is_rgb:  # one constant channel among many does not decide for the others
+        found = tuple((low, high if low < high else low + max(1.0, abs(low))) for low, high in found)
     is_flat = any(low >= high for low, high in found)
     if reading.range is None:
         reading = reading.changed(range=None if is_flat else found, window=reading.uses_windows)
     warning = _about_classes(ends, rarest_class(labels[chosen]), reading, None if is_flat else found)
     return reading, [_about_range(len(deep), len(labels), len(chosen), reading, reading.range == found), *warning]
+
+
+def channel_means(sources: Sequence[ImageSource], reading: Reading) -> tuple[float, ...]:
+    """Return the mean of each channel over at most `SAMPLED` images, evenly spaced, 0 .. 1.
+
+    Raises:
+        UndecodableError: an image cannot be decoded.
+    """
+    step = -(-len(sources) // SAMPLED)
+
+    def mean(source: ImageSource) -> "NDArray[np.float64]":
+        found: NDArray[np.float64] = decode(source, MEAN_SIDE, name_of(source, 0), reading).mean(axis=(0, 1))
+        return found
+
+    means = np.mean(in_threads(mean, sources[::step]), axis=0) / 255.0
+    return tuple(round(float(value), 4) for value in means)
 
 
 def _has_range(source: ImageSource, reading: Reading) -> bool:
@@ -74,7 +96,7 @@ def _has_range(source: ImageSource, reading: Reading) -> bool:
 
 
 def _percentiles(source: ImageSource, reading: Reading) -> "NDArray[np.float64]":
-    """Return the percentiles `WITHIN` of an image's values: (1 or 3 channels, 3)."""
+    """Return the percentiles `WITHIN` of an image's values: (1 or n_channels, 3)."""
     with opened(source, reading) as image:
         assert isinstance(image, Raster)
         values, is_joint = read_values(image, reading), image.has_joint_range(reading)

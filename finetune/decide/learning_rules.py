@@ -144,7 +144,8 @@ def growing_gap(curve: Curve) -> Verdict | None:
         else "; accuracy holds, so only the confidence is too high, which the temperature partly corrects"
     )
     plan = curve.plan
-    stronger = () if plan.augmentation.policy != "none" else ("augmentation.policy=trivialaugment",)
+    has_colours = plan.preprocessing.reading.is_rgb
+    stronger = () if plan.augmentation.policy != "none" or not has_colours else ("augmentation.policy=trivialaugment",)
     less = (f"strategy={TRAINS_LESS[plan.strategy]}",) if plan.strategy in TRAINS_LESS else ()
     keeps_best = plan.keep == "best" or plan.validation == "cross_validation"
     return Verdict(

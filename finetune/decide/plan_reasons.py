@@ -67,9 +67,15 @@ def explain_groups(finding: GroupFinding) -> str:
 
 
 def _about_reading(plan: Plan) -> tuple[str, ...]:
-    """Return how the values of the images become 8-bit RGB, if the images do not leave it at that."""
-    described = plan.preprocessing.reading.describe()
-    return (described,) if described else ()
+    """Return how the values of the images become 8-bit channels, if the images do not leave it at that."""
+    reading = plan.preprocessing.reading
+    found = [reading.describe()]
+    if not reading.is_rgb and plan.weights != "random":
+        found.append(
+            f"the first layer takes {reading.num_channels} channels: its weights of red, green and blue are repeated "
+            f"and scaled (timm), unless they are a file's of as many channels"
+        )
+    return tuple(sentence for sentence in found if sentence)
 
 
 def _about_flips(plan: Plan, evidence: Evidence, recipe: Recipe) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ from finetune.decide.evidence import Evidence, TrainingSpeed
 from finetune.decide.plan import Plan
 from finetune.decide.plan_reasons import explain_plan
 from finetune.decide.workload import MANY_IMAGES, SMALL_SET, TRAINING_FOLDS, Workload, expected_seconds
+from finetune.errors import RecipeError
+from finetune.reading import Reading
 from finetune.recipe import METRIC_OF_COSTS, BatchNormStatistics, Optimizer, Recipe, Strategy, TrainingRecipe
 
 VERY_MANY_IMAGES = 20_000
@@ -219,14 +221,31 @@ def _augmentation(recipe: Recipe, evidence: Evidence) -> dict[str, object]:
     # Stronger augmentation with more images: smaller crops from MANY_IMAGES, a policy from VERY_MANY_IMAGES
     # (docs/explanation/training.md).
     large = evidence.num_images >= MANY_IMAGES
+    reading = evidence.preprocessing.reading
+    refuse_colour_policy(recipe, reading)
     return {
         "horizontal_flip": flip,
         "vertical_flip": bool(asked.vertical_flip),
         "smallest_crop": asked.smallest_crop or (0.35 if large else 0.5),
         "color_jitter": _or(asked.color_jitter, 0.1),
-        "policy": asked.policy or ("trivialaugment" if evidence.num_images >= VERY_MANY_IMAGES else "none"),
+        "policy": asked.policy
+        or ("trivialaugment" if reading.is_rgb and evidence.num_images >= VERY_MANY_IMAGES else "none"),
         "mixing": asked.mixing or "none",
     }
+
+
+def refuse_colour_policy(recipe: Recipe, reading: Reading) -> None:
+    """Refuse a published augmentation policy for images without colours.
+
+    Raises:
+        RecipeError: the recipe asks for a policy, and images have other channels than red, green and blue.
+    """
+    policy = recipe.augmentation.policy
+    if policy not in {None, "none"} and not reading.is_rgb:
+        raise RecipeError(
+            f"augmentation.policy={policy} changes colours, which images of {reading.num_channels} channels do not "
+            f"have; leave it out, or set augmentation.color_jitter or augmentation.mixing instead"
+        )
 
 
 def _flips_at_test_time(recipe: Recipe, evidence: Evidence) -> bool:

@@ -6,15 +6,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.data import read_image
+from finetune.data import read_pixels
 from finetune.decide.answers import AnswerRule, best_answers
 from finetune.decide.plan import Plan
 from finetune.errors import ExportError
-from finetune.export.images import CheckImages
+from finetune.export.images import CheckImages, reading_of_decoded
 from finetune.predict.model import Ensemble, Predictor, TrainedModel
 from finetune.predict.neighbours import Neighbours
 from finetune.predict.set_metrics import give_labels
-from finetune.reading import AS_STORED
 from finetune.value import FrozenModel
 
 LEAST_EQUAL_LABELS = 0.99
@@ -24,8 +23,8 @@ MOST_DIFFERENCE = 0.02
 """Largest difference between probabilities, except for one image in twenty."""
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float64]]
-"""Function that returns the probabilities (num_classes) of an image (height, width, 3), followed by the distance from
-its nearest training image where there are neighbours, (num_classes + 1)."""
+"""Function that returns the probabilities (num_classes) of an image (height, width, channels), followed by the distance
+from its nearest training image where there are neighbours, (num_classes + 1)."""
 
 
 class Difference(FrozenModel):
@@ -96,10 +95,10 @@ def compare(
         neighbours: training images that the exported model returns the distance from; None: it returns none.
     """
     table, exact, count = images.table(), in_float32(model), len(model.class_names)
-    expected = exact.probabilities(table)
+    expected, reading = exact.probabilities(table), model.reading
 
     def rows(side: int | None) -> NDArray[np.float64]:
-        return np.stack([predict(np.array(read_image(source, side))) for source in images.sources])
+        return np.stack([predict(read_pixels(source, side, reading)) for source in images.sources])
 
     found = rows(shorter_side)
     distance = None
@@ -174,8 +173,9 @@ def in_float32(model: Predictor) -> Predictor:
 
 
 def of_decoded_images(model: Predictor) -> Predictor:
-    """Return a model that predicts from files of 8-bit RGB, whatever the kind of images of its run is."""
-    return _with_plans(model, lambda plan: plan.changed(preprocessing=plan.preprocessing.changed(reading=AS_STORED)))
+    """Return a model that predicts from the files that `choose_images` writes, whatever the images of its run are."""
+    reading = reading_of_decoded(model.reading)
+    return _with_plans(model, lambda plan: plan.changed(preprocessing=plan.preprocessing.changed(reading=reading)))
 
 
 def _with_plans(model: Predictor, change: Callable[[Plan], Plan]) -> Predictor:

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
+from numpy.typing import NDArray
 from PIL import Image
 
-from finetune.data import ImageSource, files_below, native_size, read_image, why_unreadable
-from finetune.errors import DataError
+from finetune.data import ImageSource, files_below, native_size, read_pixels, why_unreadable
+from finetune.errors import DataError, ExportError, missing_libraries
 from finetune.reading import AS_STORED, Reading
 
 LEAST_IMAGES = 200
@@ -34,7 +35,7 @@ class CheckImages:
     """Images to compare an exported model on, and a description of where they come from."""
 
     sources: tuple[ImageSource, ...]
-    """Sources of the images: paths, or the bytes of PNG files."""
+    """Sources of the images: paths, or the bytes of 8-bit PNG or TIFF files."""
     num_shapes: int
     """Number of different heights and widths."""
     origin: str
@@ -58,7 +59,7 @@ def choose_images(run: Path, given: Path | None, reading: Reading = AS_STORED) -
     Args:
         run: a run folder.
         given: an image or a folder of images, or None.
-        reading: how the values of the images become 8-bit RGB, in which they are compared.
+        reading: how the values of the images become 8-bit channels, in which they are compared.
 
     Raises:
         DataError: nothing that was given can be read as an image.
@@ -70,11 +71,11 @@ def choose_images(run: Path, given: Path | None, reading: Reading = AS_STORED) -
     count = min(len(found), LEAST_IMAGES)
     # Evenly over the list, in which one class follows another.
     paths = [found[number * len(found) // count] for number in range(count)]
-    real = paths if reading == AS_STORED else [_encoded(read_image(path, reading=reading)) for path in paths]
+    real = paths if reading == AS_STORED else [_encoded(read_pixels(path, reading=reading)) for path in paths]
     shapes = {native_size(path) for path in real}
     origin = f"{len(real)} of {len(found)} {name}" if real else f"no image ({name})"
     missing = max(LEAST_IMAGES - len(real), DERIVED_SHAPES if len(shapes) < LEAST_SHAPES else 0)
-    derived = derive_images(real, missing)
+    derived = derive_images(real, missing, reading_of_decoded(reading))
     if derived:
         shapes |= {native_size(image) for image in derived}
         kind = "parts of them, resized" if real else "images of smooth noise"
@@ -82,29 +83,47 @@ def choose_images(run: Path, given: Path | None, reading: Reading = AS_STORED) -
     return CheckImages(sources=(*real, *derived), num_shapes=len(shapes), origin=origin)
 
 
-def derive_images(real: Sequence[str | bytes], count: int) -> list[bytes]:
-    """Return `count` PNG files of different shapes: random parts of real images, resized; without any, smooth noise."""
+def reading_of_decoded(reading: Reading) -> Reading:
+    """Return how the images are read that `choose_images` decodes and writes again."""
+    return AS_STORED if reading.is_rgb else Reading(channels=tuple(range(reading.num_channels)))
+
+
+def derive_images(real: Sequence[str | bytes], count: int, reading: Reading = AS_STORED) -> list[bytes]:
+    """Return `count` files of different shapes: random parts of real images, resized; without any, smooth noise."""
     generator = np.random.default_rng(0)
     derived = []
     for number in range(count):
         width, height = np.exp(generator.uniform(math.log(SIDES[0]), math.log(SIDES[1]), size=2)).astype(int).tolist()
         if real:
-            image = read_image(real[number % len(real)])
+            pixels = read_pixels(real[number % len(real)], reading=reading)
             # The part has between half and all of each side.
-            wide, tall = (max(1, round(side * generator.uniform(0.5, 1.0))) for side in image.size)
-            left = int(generator.integers(image.width - wide + 1))
-            top = int(generator.integers(image.height - tall + 1))
-            image = image.crop((left, top, left + wide, top + tall))
+            wide, tall = (max(1, round(side * generator.uniform(0.5, 1.0))) for side in pixels.shape[1::-1])
+            left = int(generator.integers(pixels.shape[1] - wide + 1))
+            top = int(generator.integers(pixels.shape[0] - tall + 1))
+            pixels = pixels[top : top + tall, left : left + wide]
         else:
-            image = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8))
-        derived.append(_encoded(image.resize((width, height), Image.Resampling.BICUBIC)))
+            pixels = generator.integers(0, 256, (6, 6, reading.num_channels), dtype=np.uint8)
+        derived.append(_encoded(_resized(pixels, (width, height))))
     return derived
 
 
-def _encoded(image: Image.Image) -> bytes:
-    """Return an image as a PNG file."""
+def _resized(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return pixels (height, width, channels) in another size (width, height)."""
+    bands = [Image.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(pixels, -1, 0)]
+    return np.stack([np.asarray(band.resize(size, Image.Resampling.BICUBIC)) for band in bands], axis=-1)
+
+
+def _encoded(pixels: NDArray[np.uint8]) -> bytes:
+    """Return pixels (height, width, channels) as a PNG file, or as a TIFF if they are not red, green and blue."""
     encoded = io.BytesIO()
-    image.save(encoded, "PNG", compress_level=1)
+    if pixels.shape[-1] == 3:
+        Image.fromarray(pixels).save(encoded, "PNG", compress_level=1)
+        return encoded.getvalue()
+    try:
+        import tifffile
+    except ImportError:
+        raise ExportError(missing_libraries("an export of a model of several channels", ["tifffile"])) from None
+    tifffile.imwrite(encoded, pixels, photometric="minisblack", planarconfig="contig")
     return encoded.getvalue()
 
 

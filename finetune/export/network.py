@@ -28,11 +28,12 @@ class MemberProbabilities(nn.Module):
         self._num_classes = len(model.class_names)
         # (pixels / 255 - mean) / std = (pixels - 255 mean) / (255 std), as in the eager path
         colours = model.plan.preprocessing
-        self.mean = nn.Buffer(torch.tensor(colours.mean).view(1, 3, 1, 1) * 255.0)
-        self.std = nn.Buffer(torch.tensor(colours.std).view(1, 3, 1, 1) * 255.0)
+        self.mean = nn.Buffer(torch.tensor(colours.mean).view(1, -1, 1, 1) * 255.0)
+        self.std = nn.Buffer(torch.tensor(colours.std).view(1, -1, 1, 1) * 255.0)
 
     def forward(self, squares: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the probabilities (n, num_classes) and the features (n, width) of squares (n, 3, size, size) uint8."""
+        """Return the probabilities (n, num_classes) and the features (n, width) of squares (n, channels, size,
+        size) uint8."""
         inputs = (squares.to(torch.float32) - self.mean) / self.std
         with recorded_features(self.network, with_logits=True) as compute:
             found = compute(self.network, inputs)
@@ -71,8 +72,8 @@ class SquareProbabilities(nn.Module):
         return sum(tensor.numel() * tensor.element_size() for tensor in self.state_dict().values())
 
     def forward(self, *squares: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the probabilities (n, num_classes) of the squares (n, 3, size, size) uint8 of each preprocessing, and
-        the distance (n,) of each image from its nearest neighbour if there are any."""
+        """Return the probabilities (n, num_classes) of the squares (n, channels, size, size) uint8 of each
+        preprocessing, and the distance (n,) of each image from its nearest neighbour if there are any."""
         found = [member(squares[use]) for member, use in zip(self.members, self._uses, strict=True)]
         probabilities: Tensor = found[0][0]
         if self._temperature is not None:
@@ -98,4 +99,5 @@ def distinct_preprocessings(model: Predictor) -> tuple[Preprocessing, ...]:
 
 def _square_of(preprocessing: Preprocessing) -> Preprocessing:
     """Return the preprocessing without its colours, which the network's own part of the graph normalises."""
-    return preprocessing.changed(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    count = preprocessing.num_channels
+    return preprocessing.changed(mean=(0.0,) * count, std=(1.0,) * count)

@@ -24,7 +24,7 @@ IR_VERSION = 10
 """Version of ONNX's file format; also runtimes of 2024 read it."""
 
 INPUT = "images"
-"""Name of the graph's input, uint8 (n, height, width, 3)."""
+"""Name of the graph's input, uint8 (n, height, width, channels)."""
 
 PROBABILITIES, DISTANCE = "probabilities", "distance"
 """Names of the graph's outputs: float32 (n, num_classes), and, with neighbours, float32 (n,)."""
@@ -38,7 +38,7 @@ SQUARE = """
     {name}_side = Constant <value = int64[1] {{{shorter_side}}}> ()
     {name}_scaled = Mul (sides, {name}_side)
     {name}_resized_sides = Div ({name}_scaled, shorter)
-    {name}_shape = Concat <axis = 0> (count, three, {name}_resized_sides)
+    {name}_shape = Concat <axis = 0> (count, channels, {name}_resized_sides)
     {name}_resized = Resize <mode = "{mode}", antialias = 1, cubic_coeff_a = -0.5, exclude_outside = {exclude},
         coordinate_transformation_mode = "half_pixel"> (channels_first, , , {name}_shape)
     {name}_size = Constant <value = int64[1] {{{size}}}> ()
@@ -53,12 +53,12 @@ SQUARE = """
 """Nodes that resize the shorter side of images and cut out their centre, in ONNX's text format."""
 
 SQUARES = """
-squares (uint8[n, height, width, 3] images) => ({outputs}) {{
+squares (uint8[n, height, width, {channels}] images) => ({outputs}) {{
     channels_first = Transpose <perm = [0, 3, 1, 2]> (images)
     count = Shape <start = 0, end = 1> (images)
     sides = Shape <start = 1, end = 3> (images)
     shorter = ReduceMin <keepdims = 1> (sides)
-    three = Constant <value = int64[1] {{3}}> ()
+    channels = Constant <value = int64[1] {{{channels}}}> ()
     half = Constant <value = float[1] {{0.5}}> ()
     axes = Constant <value = int64[2] {{2, 3}}> ()
     {nodes}
@@ -86,10 +86,11 @@ def write_onnx(squares: SquareProbabilities, metadata: Mapping[str, object], pat
 def square_graph(preprocessings: Sequence[Preprocessing]) -> onnx.ModelProto:
     """Return the graph from `images` to the squares of each preprocessing: `square_0`, `square_1`, ..."""
     outputs, nodes = [], []
+    channels = preprocessings[0].num_channels
     for number, preprocessing in enumerate(preprocessings):
         name, size = f"square_{number}", preprocessing.image_size
         is_linear = preprocessing.interpolation == "bilinear"
-        outputs.append(f"uint8[n, 3, {size}, {size}] {name}")
+        outputs.append(f"uint8[n, {channels}, {size}, {size}] {name}")
         nodes.append(
             SQUARE.format(
                 name=name,
@@ -100,14 +101,15 @@ def square_graph(preprocessings: Sequence[Preprocessing]) -> onnx.ModelProto:
                 exclude=0 if is_linear else 1,
             )
         )
-    return parser.parse_model(HEADER + SQUARES.format(outputs=", ".join(outputs), nodes="".join(nodes)))
+    text = SQUARES.format(outputs=", ".join(outputs), nodes="".join(nodes), channels=channels)
+    return parser.parse_model(HEADER + text)
 
 
 def _networks(squares: SquareProbabilities, names: list[str]) -> onnx.ModelProto:
-    """Return the exported networks: inputs `names`, uint8 (n, 3, size, size), and the outputs."""
-    sizes = [preprocessing.image_size for preprocessing in squares.preprocessings]
+    """Return the exported networks: inputs `names`, uint8 (n, channels, size, size), and the outputs."""
+    shapes = [(each.num_channels, each.image_size, each.image_size) for each in squares.preprocessings]
     # Two images: torch.export takes a dimension of one as fixed.
-    examples = tuple(torch.zeros(2, 3, size, size, dtype=torch.uint8) for size in sizes)
+    examples = tuple(torch.zeros((2, *shape), dtype=torch.uint8) for shape in shapes)
     count = torch.export.Dim("n")
     with quietly():
         program = torch.onnx.export(
@@ -115,7 +117,7 @@ def _networks(squares: SquareProbabilities, names: list[str]) -> onnx.ModelProto
             examples,
             input_names=names,
             output_names=[PROBABILITIES] if squares.neighbours is None else [PROBABILITIES, DISTANCE],
-            dynamic_shapes=[tuple({0: count} for _ in sizes)],
+            dynamic_shapes=[tuple({0: count} for _ in shapes)],
             opset_version=OPSET,
             dynamo=True,
             verbose=False,

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from finetune.export.network import SquareProbabilities
 from finetune.export.resizing import ResizedSquare
 
-EXAMPLE = (2, 120, 150, 3)
-"""Shape of the images with which the program is traced: two, because a dimension of one is taken as fixed."""
+EXAMPLE = (2, 120, 150)
+"""Number, height and width of the images with which the program is traced: two images, because a dimension of one is
+taken as fixed."""
 
 
 class ImageProbabilities(nn.Module):
-    """The probabilities (n, num_classes) of decoded images (n, height, width, 3) uint8 of any size."""
+    """The probabilities (n, num_classes) of decoded images (n, height, width, channels) uint8 of any size."""
 
     def __init__(self, squares: SquareProbabilities) -> None:
         """Put resizing and cropping before the networks."""
@@ -43,7 +44,7 @@ def write_program(squares: SquareProbabilities, metadata: Mapping[str, object], 
     with torch.no_grad():
         program = torch.export.export(
             ImageProbabilities(squares).eval(),
-            (torch.zeros(EXAMPLE, dtype=torch.uint8),),
+            (torch.zeros((*EXAMPLE, squares.preprocessings[0].num_channels), dtype=torch.uint8),),
             dynamic_shapes={"images": dynamic},
         )
     stored = {f"{key}.json": json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
@@ -59,7 +60,7 @@ class ProgramModel:
         self._module = torch.export.load(path).module()
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Return the probabilities (num_classes) of an image (height, width, 3)."""
+        """Return the probabilities (num_classes) of an image (height, width, channels)."""
         with torch.inference_mode():
             probabilities: NDArray[np.float64] = self._module(torch.from_numpy(image)[None])[0].double().numpy()
         return probabilities

@@ -16,7 +16,8 @@ CUBIC = -0.5
 
 
 class ResizedSquare(nn.Module):
-    """The centre (n, 3, size, size) of images (n, height, width, 3) whose shorter side is resized, all uint8."""
+    """The centre (n, channels, size, size) of images (n, height, width, channels) whose shorter side is resized, all
+    uint8."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         """Prepare the resizing and cropping of `preprocessing`."""

@@ -68,7 +68,7 @@ class DomainProbe:
         """Send a batch of normalised images forward, and add the moments of each image to the sums of its group.
 
         Args:
-            images: normalised images (n, 3, h, w) on the network's device.
+            images: normalised images (n, channels, h, w) on the network's device.
             groups: number of each image's group, such as its class, (n,).
         """
         training = self.network.training
@@ -91,7 +91,7 @@ class DomainProbe:
 
     @torch.no_grad()
     def measure(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the moments of normalised images (n, 3, h, w), one row for each image.
+        """Return the moments of normalised images (n, channels, h, w), one row for each image.
 
         Returns:
             E[z] and E[z^2] of the channels (n, 2, channels), and the energy and the skewness of the logits (n, 2), or
@@ -141,7 +141,8 @@ def measure_domain_parts(network: nn.Module, batches: Iterable[tuple[Tensor, Ten
 
     Args:
         network: the pretrained network with its original head; it is not changed.
-        batches: normalised images (n, 3, h, w) on the network's device, and their classes (n,), batch after batch.
+        batches: normalised images (n, channels, h, w) on the network's device, and their classes (n,), batch after
+            batch.
 
     Returns:
         `late_vigour` and `middle_vigour` if the network has at least three batch-norm layers; `energy` and

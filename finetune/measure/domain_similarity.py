@@ -15,7 +15,7 @@ from finetune.data.label_sets import rarest_class
 from finetune.decide.evidence import ForwardSettings
 from finetune.device import autocast
 from finetune.measure.domain import DomainProbe
-from finetune.measure.network import MeasuredNetwork, takes_size
+from finetune.measure.network import MeasuredNetwork, takes
 from finetune.measure.similarity import similarity
 from finetune.network.backbone import is_built_for_one_size, native_preprocessing
 from finetune.network.cpu import ThreadTeam
@@ -56,8 +56,10 @@ def measure_domain(
     """Return the domain similarity of `DOMAIN_SAMPLE` images, evenly drawn from the classes; its parts are cached."""
     labels = rarest_class(labels)
     chosen = even_sample(labels, DOMAIN_SAMPLE, seed)
-    preprocessing = native_preprocessing(network, DOMAIN_SIZE).changed(crop_fraction=1.0)
-    if is_built_for_one_size(about.name) or not takes_size(network, about.name, DOMAIN_SIZE):
+    reading = about.preprocessing.reading
+    preprocessing = native_preprocessing(network, DOMAIN_SIZE, reading)
+    preprocessing = preprocessing.changed(crop_fraction=1.0, mean=about.preprocessing.mean)
+    if is_built_for_one_size(about.name) or not takes(network, about.name, preprocessing):
         preprocessing = preprocessing.changed(image_size=about.preprocessing.image_size)
     images = PlainImages(pixels, preprocessing)
     members: list[int] = chosen.tolist()
@@ -85,5 +87,6 @@ def measure_domain(
         work = Work(forward_images=len(members), forward_equivalents=float(len(members)))
         work += Work() if pixels.is_cached else pixels.reading_work(len(members))
     # A network with neither batch norms nor a classifier of several classes has no parts; 0.5 is neither near nor far.
-    value, is_calibrated = similarity(parts, about.name) if parts else (0.5, False)
+    # The networks were calibrated with red, green and blue.
+    value, is_calibrated = similarity(parts, about.name if reading.is_rgb else "") if parts else (0.5, False)
     return DomainSimilarity(similarity=value, parts=parts, is_calibrated=is_calibrated, work=work)

@@ -328,7 +328,7 @@ def _measure_machine(
 
     def measure() -> dict[str, Any]:
         progress("timing this machine", 0, 1)
-        stages = profile_stages(network, preprocessing.image_size)
+        stages = profile_stages(network, preprocessing.image_size, preprocessing.num_channels)
         depths = {asked} if asked else {half_stages(stages), default_trainable_stages(stages)}
         depths = {min(depth, len(stages) - 1) for depth in depths}
         images = VariedImages(pixels, preprocessing, USUAL_AUGMENTATION, recipe.seed)

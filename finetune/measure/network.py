@@ -10,19 +10,22 @@ from torch import nn
 
 from finetune.data import ImageSplits, native_size
 from finetune.data.decoding import undecodable
+from finetune.data.value_range import channel_means
 from finetune.decide.families import Family, family_of
+from finetune.decide.planning import refuse_colour_policy
 from finetune.decide.preprocessing import Preprocessing, choose_image_size
 from finetune.device import best_device
 from finetune.errors import ModelError, RecipeError
 from finetune.network.architecture import architecture_of
 from finetune.network.backbone import (
     check_forward,
+    input_arguments,
     is_built_for_one_size,
     native_preprocessing,
     network_image_size,
-    size_arguments,
 )
 from finetune.network.head import find_head, give_head, has_head
+from finetune.network.stem import build_network
 from finetune.network.weights import create_pretrained, explain_model, licence_of, resolve_model
 from finetune.recipe import Recipe
 
@@ -70,23 +73,26 @@ def load_network(recipe: Recipe, splits: ImageSplits) -> tuple[Any, MeasuredNetw
     name = resolve_model(recipe.models[0], has_accelerator)
     native_side = _native_side(splits)
     size, reason = _image_size(recipe, name, native_side, has_accelerator)
-    network, report = _load(name, recipe, size)
+    refuse_colour_policy(recipe, splits.reading)
+    num_channels = splits.reading.num_channels
+    network, report = _load(name, recipe, size, num_channels)
     has_source_head = recipe.strategy != "scratch" and has_head(network)
     source = find_head(network).single if has_source_head else None
     if not has_head(network):
         give_head(network, len(splits.class_names))
     network = network.to(device).eval()
     # A network that cannot be trained is refused here, before any image is decoded.
-    check_forward(network, name, size)
-    preprocessing = native_preprocessing(network, size).changed(reading=splits.reading)
+    check_forward(network, name, size, num_channels)
+    preprocessing = native_preprocessing(network, size, splits.reading)
+    if not splits.reading.is_rgb:
+        preprocessing = preprocessing.changed(mean=channel_means(splits.train["image"][:], splits.reading))
     return network, MeasuredNetwork(
         name=name,
         reason=explain_model(recipe.models[0], name, has_accelerator),
         source=str(report),
         source_classes=source.out_features if source is not None else 0,
         has_source_head=has_source_head,
-        takes_any_size=not is_built_for_one_size(name)
-        and takes_size(network, name, preprocessing.smaller().image_size),
+        takes_any_size=not is_built_for_one_size(name) and takes(network, name, preprocessing.smaller()),
         preprocessing=preprocessing,
         size_reason=reason,
         native_side=native_side,
@@ -103,10 +109,11 @@ def _family(network: nn.Module, name: str, has_source_head: bool, from_file: boo
     return family_of(architecture_of(network), base, known, has_source_head)
 
 
-def takes_size(network: nn.Module, name: str, image_size: int) -> bool:
-    """Return whether the network takes images of this side, in pixels: attention in blocks needs some multiple."""
+def takes(network: nn.Module, name: str, preprocessing: Preprocessing) -> bool:
+    """Return whether the network takes images of this side and these channels; attention in blocks needs some multiple
+    of a side."""
     try:
-        check_forward(network, name, image_size)
+        check_forward(network, name, preprocessing.image_size, preprocessing.num_channels)
     except ModelError:
         return False
     return True
@@ -122,12 +129,12 @@ def _image_size(recipe: Recipe, name: str, native_side: int, has_accelerator: bo
     return choose_image_size(native_side, side, has_accelerator)
 
 
-def _load(name: str, recipe: Recipe, size: int) -> tuple[Any, object]:
+def _load(name: str, recipe: Recipe, size: int, num_channels: int) -> tuple[Any, object]:
     """Return the network with its original head, and the source of its weights."""
-    arguments = size_arguments(name, size)
+    arguments = input_arguments(name, size, num_channels)
     if recipe.strategy == "scratch":
         torch.manual_seed(recipe.seed)
-        return timm.create_model(name, **arguments), "random numbers: scratch was asked for"
+        return build_network(name, **arguments), "random numbers: scratch was asked for"
     return create_pretrained(name, recipe.weights, **arguments)
 
 

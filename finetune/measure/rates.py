@@ -119,7 +119,7 @@ def rate_of_rise(network: nn.Module, inputs: Tensor, labels: Tensor, num_classes
 
     Args:
         network: the network with its head.
-        inputs: normalised images (n, 3, h, w) on the network's device, at least two batches of them.
+        inputs: normalised images (n, channels, h, w) on the network's device, at least two batches of them.
         labels: classes of the images (n,), on the same device.
         num_classes: number of classes.
     """

@@ -117,7 +117,7 @@ def _measure_speed(
     allowed = layouts(network, device)
     network.to(memory_format=MEMORY_FORMATS[allowed[0]])
     real = _real_batch(images, micro_batch, preprocessing, device, allowed[0])
-    settings, rate, error = _fastest_forward(network, preprocessing.image_size, real, threads, allowed)
+    settings, rate, error = _fastest_forward(network, real, threads, allowed)
     network.to(memory_format=MEMORY_FORMATS[settings.layout])
     count = micro_batch if device.type != "cpu" else _affordable_images(rate, micro_batch)
     inputs = real[:count].contiguous(memory_format=MEMORY_FORMATS[settings.layout])
@@ -173,7 +173,7 @@ def _affordable_images(rate: float, micro_batch: int) -> int:
 
 
 def _fastest_forward(
-    network: nn.Module, image_size: int, real: Tensor, threads: int, allowed_layouts: Sequence[Layout]
+    network: nn.Module, real: Tensor, threads: int, allowed_layouts: Sequence[Layout]
 ) -> tuple[ForwardSettings, float, float]:
     """Return the fastest settings of forward passes, their images per second, and the error of their precision.
 
@@ -200,7 +200,7 @@ def _fastest_forward(
         nonlocal best, rate
         settings, measured = best.changed(**change), NOTHING_YET
         with suppress(torch.OutOfMemoryError):  # a smaller batch may fit
-            measured = _time_forward(network, image_size, settings, device, rate)
+            measured = _time_forward(network, real.shape[1:], settings, device, rate)
         lead = LEAD if settings.parallel_parts < best.parallel_parts else 1.0
         if measured.fastest <= lead * rate.fastest:
             return False
@@ -223,12 +223,12 @@ def _fastest_forward(
 
 
 def _time_forward(
-    network: nn.Module, image_size: int, settings: ForwardSettings, device: torch.device, best: Rate
+    network: nn.Module, shape: torch.Size, settings: ForwardSettings, device: torch.device, best: Rate
 ) -> Rate:
-    """Return the speed of forward passes of random images with these settings."""
+    """Return the speed of forward passes of random images of a shape (channels, h, w) with these settings."""
     memory_format = MEMORY_FORMATS[settings.layout]
     network.to(memory_format=memory_format)
-    inputs = torch.randn(settings.batch_size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    inputs = torch.randn((settings.batch_size, *shape), generator=torch.Generator().manual_seed(0))
     inputs = inputs.to(device).contiguous(memory_format=memory_format)
 
     folded = FoldedNorms(lambda: network(inputs[:1]))

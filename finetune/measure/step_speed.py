@@ -157,7 +157,7 @@ def time_partial(
     Where the network cannot be cut, it is the speed of training all parameters.
     """
     device = inputs.device
-    tail = cut(network, stages, inputs.shape[-1])
+    tail = cut(network, stages, inputs.shape[-1], inputs.shape[1])
     if tail is None:
         return full.changed(strategy="partial", trainable_stages=stages)
 

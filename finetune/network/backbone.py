@@ -13,11 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.decide.evidence import StageProfile
 from finetune.decide.plan import Plan
-from finetune.decide.preprocessing import Preprocessing
+from finetune.decide.preprocessing import Preprocessing, make_normalisation
 from finetune.errors import ModelError
 from finetune.network.co_tuning import add_source_head
 from finetune.network.head import find_head, give_head, has_head, recorded_features
+from finetune.network.stem import RGB, build_network, channel_arguments
 from finetune.network.weights import WeightsReport, create_pretrained
+from finetune.reading import AS_STORED, Reading
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
@@ -36,7 +38,12 @@ class Stage:
 
 
 def create_network(
-    name: str, weights: str, num_classes: int, image_size: int | None, keeps_source_head: bool = False
+    name: str,
+    weights: str,
+    num_classes: int,
+    image_size: int | None,
+    keeps_source_head: bool = False,
+    num_channels: int = RGB,
 ) -> tuple[nn.Module, WeightsReport | None]:
     """Return the network with a new head, in channels-last layout, and a report of its weights' source (None: random).
 
@@ -47,16 +54,17 @@ def create_network(
         image_size: side of the input in pixels, for networks that are built for one size (position embeddings); None:
             the side of the pretraining.
         keeps_source_head: whether the pretrained classifier stays next to the new head, for co-tuning.
+        num_channels: number of channels of the images.
 
     Raises:
         ModelError: the weights cannot be found or do not match the network, the network does not end in a linear
-            layer, it cannot be built for this size, or there is no pretrained classifier to keep.
+            layer, it cannot be built for this size or these channels, or there is no pretrained classifier to keep.
     """
-    arguments = size_arguments(name, image_size)
+    arguments = input_arguments(name, image_size, num_channels)
     report: WeightsReport | None
     source: nn.Linear | None
     if weights == "random":
-        network: Any = timm.create_model(name, num_classes=num_classes, **arguments)
+        network: Any = build_network(name, num_classes=num_classes, **arguments)
         report, source = None, None
     else:
         network, report = create_pretrained(name, None if weights == "pretrained" else weights, **arguments)
@@ -100,8 +108,18 @@ def size_arguments(name: str, image_size: int | None) -> dict[str, Any]:
     return {"img_size": image_size}
 
 
-def check_forward(network: nn.Module, name: str, image_size: int) -> None:
-    """Check that the network takes images of this side, in pixels, and that its logits are those of its head.
+def input_arguments(name: str, image_size: int | None, num_channels: int) -> dict[str, Any]:
+    """Return the arguments of `timm.create_model` that build the network for a side, in pixels, and some channels.
+
+    Raises:
+        ModelError: the network can only be built for the size that it was pretrained on.
+    """
+    return size_arguments(name, image_size) | channel_arguments(num_channels)
+
+
+def check_forward(network: nn.Module, name: str, image_size: int, num_channels: int = RGB) -> None:
+    """Check that the network takes images of this side, in pixels, and of this number of channels, and that its logits
+    are those of its head.
 
     Raises:
         ModelError: layers share weights, the forward pass fails, or its logits are not those of the head.
@@ -112,7 +130,8 @@ def check_forward(network: nn.Module, name: str, image_size: int) -> None:
             f"--model"
         )
     device = next(network.parameters()).device
-    images = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
+    shape = (1, num_channels, image_size, image_size)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
     network.eval()
     try:
         with torch.no_grad(), recorded_features(network) as features:
@@ -120,9 +139,10 @@ def check_forward(network: nn.Module, name: str, image_size: int) -> None:
     except ModelError:
         raise
     except Exception as error:  # networks raise errors of many kinds
+        channels = "" if num_channels == RGB else f" and {num_channels} channels"
         raise ModelError(
-            f"{name} cannot process images of {image_size} px ({_first_line(error)}); give another --image-size, such "
-            f"as {network_image_size(name)}, or choose another --model"
+            f"{name} cannot process images of {image_size} px{channels} ({_first_line(error)}); give another "
+            f"--image-size, such as {network_image_size(name)}, or choose another --model"
         ) from error
     weight, bias = find_head(network).classifier()
     expected = inputs @ weight.float().T + bias.float()
@@ -143,15 +163,17 @@ def network_image_size(name: str) -> int:
     return int(config.input_size[-1]) if config else 224
 
 
-def native_preprocessing(network: nn.Module, image_size: int) -> Preprocessing:
-    """Return the preprocessing of the network's pretraining, at `image_size` pixels."""
+def native_preprocessing(network: nn.Module, image_size: int, reading: Reading = AS_STORED) -> Preprocessing:
+    """Return the preprocessing of the network's pretraining, at `image_size` pixels, for images that are read so."""
     config: dict[str, Any] = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
+    mean, std = make_normalisation(config["mean"], config["std"], reading.num_channels)
     return Preprocessing(
         image_size=image_size,
         crop_fraction=float(config["crop_pct"]),
         interpolation=str(config["interpolation"]),
-        mean=config["mean"],
-        std=config["std"],
+        mean=mean,
+        std=std,
+        reading=reading,
     )
 
 
@@ -175,7 +197,7 @@ def find_stages(network: nn.Module) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def profile_stages(network: nn.Module, image_size: int) -> tuple[StageProfile, ...]:
+def profile_stages(network: nn.Module, image_size: int, num_channels: int = RGB) -> tuple[StageProfile, ...]:
     """Return the size and the cost of each stage, measured with one blank image of `image_size` pixels."""
     stages = find_stages(network)
     modules = dict(network.named_modules())
@@ -195,7 +217,7 @@ def profile_stages(network: nn.Module, image_size: int) -> tuple[StageProfile, .
     device = next(network.parameters()).device
     # With gradients: the counter's hooks need them in networks whose attention pools from a learned query.
     with torch.enable_grad(), counter:
-        network(torch.zeros(1, 3, image_size, image_size, device=device))
+        network(torch.zeros(1, num_channels, image_size, image_size, device=device))
     for hook in hooks:
         hook.remove()
     network.eval()  # networks that keep attention biases (TinyViT) forget those of this pass, which hold its graph

@@ -21,7 +21,7 @@ from finetune.network.cpu import FoldedNorms, ThreadTeam
 from finetune.progress import Progress, no_progress
 
 Compute = Callable[[Any, Tensor], Tensor]
-"""Function of a network and normalised images (n, 3, h, w) that returns one row for each image, (n, ...)."""
+"""Function of a network and normalised images (n, channels, h, w) that returns one row for each image, (n, ...)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class FileOutputs:
 
 
 def logits(network: nn.Module, inputs: Tensor) -> Tensor:
-    """Return the network's logits (n, num_classes) of normalised images (n, 3, h, w)."""
+    """Return the network's logits (n, num_classes) of normalised images (n, channels, h, w)."""
     output: Tensor = network(inputs)
     return output
 
@@ -65,11 +65,13 @@ class ForwardPass:
 
         self._compute = of_pixels
         network.eval()
-        blank = torch.zeros(1, 3, preprocessing.image_size, preprocessing.image_size, dtype=torch.uint8)
+        side = preprocessing.image_size
+        blank = torch.zeros(1, preprocessing.num_channels, side, side, dtype=torch.uint8)
         self._folded = FoldedNorms(lambda: self._compute(blank))
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Return `compute` of a batch of pixels (n, 3, h, w) uint8: one row for each image, (n, ...), on the CPU."""
+        """Return `compute` of a batch of pixels (n, channels, h, w) uint8: a row for each image, (n, ...), on the
+        CPU."""
         # Not inference mode: what a network keeps between passes (ConViT's positions) must serve its training.
         with torch.no_grad(), autocast(self._device, self._precision), self._folded:
             return self._compute(pixels).cpu()

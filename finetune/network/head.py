@@ -136,7 +136,7 @@ def has_head(network: Any) -> bool:  # noqa: ANN401
 
 @contextmanager
 def recorded_features(network: nn.Module, with_logits: bool = False) -> Iterator[Callable[[Any, Tensor], Tensor]]:
-    """Return a context with the function of this network and of normalised images (n, 3, h, w) that returns the
+    """Return a context with the function of this network and of normalised images (n, channels, h, w) that returns the
     features (n, width): the inputs of its head.
 
     Any number of threads may call the function.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.network.backbone import find_stages
+from finetune.network.stem import RGB
 
 PEEK_SIZE = 32
 """Side of the small stand-in image that is sent through the frozen part, until cached activations replace its
@@ -21,7 +22,7 @@ class Tail(nn.Module):
     boundary can be cut, however its upper modules are connected.
     """
 
-    def __init__(self, network: nn.Module, boundary: str, image_size: int) -> None:
+    def __init__(self, network: nn.Module, boundary: str, image_size: int, num_channels: int = RGB) -> None:
         """Cut `network` at the output of the module named `boundary`."""
         super().__init__()
         self.network = network
@@ -31,7 +32,7 @@ class Tail(nn.Module):
         self._own = threading.local()
         self._handle = network.get_submodule(boundary).register_forward_hook(self._at_boundary)
         device = next(network.parameters()).device
-        self._stand_in = torch.zeros(1, 3, image_size, image_size, device=device)
+        self._stand_in = torch.zeros(1, num_channels, image_size, image_size, device=device)
 
     def forward(self, activation: Tensor) -> Tensor:
         """Return logits (n, num_classes) of activations (n, ...) at the boundary."""
@@ -43,7 +44,8 @@ class Tail(nn.Module):
         return output
 
     def prefix(self, inputs: Tensor) -> Tensor:
-        """Return the activations (n, ...) of images (n, 3, h, w) at the boundary; the part above it is not computed.
+        """Return the activations (n, ...) of images (n, channels, h, w) at the boundary; the part above it is not
+        computed.
 
         Raises:
             RuntimeError: the forward pass did not reach the boundary.
@@ -90,7 +92,7 @@ class _Caught(Exception):  # noqa: N818  (not an error: it ends a forward pass e
         self.activation = activation
 
 
-def cut(network: nn.Module, trainable_stages: int, image_size: int) -> Tail | None:
+def cut(network: nn.Module, trainable_stages: int, image_size: int, num_channels: int = RGB) -> Tail | None:
     """Return the part of `network` above the frozen stages, or None if the network cannot be cut there.
 
     The cut is tested: for two random images, the two parts must give the same logits as the whole network.
@@ -99,6 +101,7 @@ def cut(network: nn.Module, trainable_stages: int, image_size: int) -> Tail | No
         network: in any mode; it is left in evaluation mode.
         trainable_stages: number of stages above the cut.
         image_size: side of the network's input, in pixels.
+        num_channels: number of channels of the network's input.
     """
     stages = find_stages(network)
     frozen = len(stages) - trainable_stages
@@ -108,19 +111,19 @@ def cut(network: nn.Module, trainable_stages: int, image_size: int) -> Tail | No
     network.eval()
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, image_size, image_size, generator=generator).to(device)
+    images = torch.randn(2, num_channels, image_size, image_size, generator=generator).to(device)
     # First try a small stand-in, which costs almost nothing. Some networks (with position embeddings or attention
     # windows) accept images of one size only, and need a stand-in of that size.
     with torch.no_grad():
         whole = network(images)
-        tail = Tail(network, boundary, image_size)
+        tail = Tail(network, boundary, image_size, num_channels)
         try:
             activation = tail.prefix(images)
             tail.shrink_stand_in()
             if _agrees(tail, activation, whole):
                 return tail
             tail.release()
-            tail = Tail(network, boundary, image_size)
+            tail = Tail(network, boundary, image_size, num_channels)
             if _agrees(tail, activation, whole):
                 return tail
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError):

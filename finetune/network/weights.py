@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from finetune.errors import ModelError, nearest_names
 from finetune.network.head import has_head
+from finetune.network.stem import adapt_stem, build_network
 from finetune.value import FrozenModel
 
 EMBEDDED_DEFAULT = "tf_efficientnet_lite0"
@@ -181,14 +182,29 @@ def match_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 def _create(
     name: str, state: dict[str, Tensor], source: str, arguments: dict[str, Any]
 ) -> tuple[nn.Module, WeightsReport]:
-    network = timm.create_model(name, pretrained=False, **arguments)
+    """Return the network with weights; those of red, green and blue are adapted to the channels that are asked for."""
+    if "in_chans" not in arguments:
+        return _filled(name, state, source, arguments)
+    others = {key: value for key, value in arguments.items() if key != "in_chans"}
+    try:
+        network, report = _filled(name, state, source, others)
+    except ModelError:  # perhaps the weights are those of a network with as many channels
+        return _filled(name, state, source, arguments)
+    return adapt_stem(network, name, **arguments), report
+
+
+def _filled(
+    name: str, state: dict[str, Tensor], source: str, arguments: dict[str, Any]
+) -> tuple[nn.Module, WeightsReport]:
+    """Return the network with weights that fill it as they are."""
+    network = build_network(name, **arguments)
     head_rows = _head_rows(network, state)
     if head_rows is not None and head_rows != network.num_classes:
-        network = timm.create_model(name, pretrained=False, num_classes=head_rows, **arguments)
+        network = build_network(name, num_classes=head_rows, **arguments)
     matched = _fill(network, state)
     if matched is None and has_head(network):
         # Weights without a classifier, such as self-supervised ones, fill the rest: the head is replaced anyway.
-        bare = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+        bare = build_network(name, num_classes=0, **arguments)
         matched = _fill(bare, state)
         if matched is not None:
             network, source = bare, f"{source}, which has no classifier"

@@ -21,7 +21,7 @@ class _Features(nn.Module):
         self.network = network
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the last feature map of normalised images (n, 3, h, w)."""
+        """Return the last feature map of normalised images (n, channels, h, w)."""
         features: Tensor = self.network.forward_features(inputs)  # type: ignore[operator]
         return features
 
@@ -34,7 +34,7 @@ def class_activation_maps(network: Any, inputs: Tensor, classes: NDArray[np.int6
 
     Args:
         network: a timm network in evaluation mode.
-        inputs: normalised images (n, 3, h, w), on the network's device.
+        inputs: normalised images (n, channels, h, w), on the network's device.
         classes: class of each image whose logit is explained, (n,).
     """
     below = _Features(network)

@@ -45,7 +45,7 @@ class Labeller(Protocol):
 
     @property
     def reading(self) -> Reading:
-        """How the values in an image file become 8-bit RGB."""
+        """How the values in an image file become 8-bit channels."""
         ...
 
     def label(self, chunks: Iterator[list[str]]) -> Iterator[FileRows]:

@@ -99,7 +99,7 @@ class Predictor(ABC):
 
     @property
     def reading(self) -> Reading:
-        """How the values in an image file become 8-bit RGB."""
+        """How the values in an image file become 8-bit channels."""
         return self.plan.preprocessing.reading
 
     @abstractmethod

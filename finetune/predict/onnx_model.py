@@ -57,14 +57,14 @@ class OnnxModel:
             ) from None
 
     def predict_image(self, image: NDArray[np.uint8], with_distance: bool = False) -> NDArray[np.float64]:
-        """Return the probabilities (num_classes) of a decoded image (height, width, 3); with the distance from the
-        nearest training image, (num_classes + 1)."""
+        """Return the probabilities (num_classes) of a decoded image (height, width, channels); with the distance from
+        the nearest training image, (num_classes + 1)."""
         (row,) = self.predict_images(image[None], with_distance)
         return np.asarray(row)
 
     def predict_images(self, images: NDArray[np.uint8], with_distance: bool = False) -> NDArray[np.float64]:
-        """Return the probabilities (n, num_classes) of decoded images of one size (n, height, width, 3); with the
-        distance of each from its nearest training image, (n, num_classes + 1)."""
+        """Return the probabilities (n, num_classes) of decoded images of one size (n, height, width, channels); with
+        the distance of each from its nearest training image, (n, num_classes + 1)."""
         wanted = ["probabilities", "distance"] if with_distance else ["probabilities"]
         return np.column_stack(self._session.run(wanted, {"images": images})).astype(np.float64)
 

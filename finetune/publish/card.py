@@ -76,6 +76,21 @@ probabilities = (logits / {temperature:.4f}).softmax(-1)[0]  # this temperature 
 print(model.pretrained_cfg["label_names"][probabilities.argmax()], probabilities.max().item())"""
 """Example of the card, which needs only timm."""
 
+EXAMPLE_OF_CHANNELS = """import timm
+import torch
+
+model = timm.create_model("hf-hub:{repository}", pretrained=True).eval()
+config = timm.data.resolve_model_data_config(model)
+mean, std = (torch.tensor(config[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+# In place of an image: its {channels} channels, scaled as `reading` in config.json says and then from 0 to 1, resized.
+pixels = torch.rand(1, *config["input_size"])
+with torch.no_grad():
+    logits = model((pixels - mean) / std)
+probabilities = (logits / {temperature:.4f}).softmax(-1)[0]  # this temperature calibrates the probabilities
+print(model.pretrained_cfg["label_names"][probabilities.argmax()], probabilities.max().item())"""
+"""Example of the card of a model of other channels than red, green and blue; `reading` in `config.json` says which
+channels are read, and which of their values become 0 and 1."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Described:
@@ -129,7 +144,11 @@ def write_card(described: Described) -> str:
         source=source,
         num_images=best.num_images,
         remarks=_remarks(described),
-        example=EXAMPLE.format(repository=described.repository, temperature=described.temperature),
+        example=(EXAMPLE if plan.preprocessing.reading.is_rgb else EXAMPLE_OF_CHANNELS).format(
+            repository=described.repository,
+            temperature=described.temperature,
+            channels=plan.preprocessing.num_channels,
+        ),
         flips=f" {flips}" if plan.test_time_flips else "",
         data=_data(described),
         training=_training(run),

@@ -6,7 +6,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import timm
 import torch
 from safetensors.torch import load_file
 from timm.models import save_for_hf
@@ -15,7 +14,8 @@ from finetune.decide.plan import Plan
 from finetune.device import best_device, to_layout
 from finetune.errors import RunFolderError
 from finetune.files import PARTIAL, errors_named, replacing
-from finetune.network.backbone import size_arguments
+from finetune.network.backbone import input_arguments
+from finetune.network.stem import build_network
 from finetune.predict.model import TrainedModel
 from finetune.reading import AS_STORED
 from finetune.runs.places import resume_command
@@ -34,9 +34,9 @@ def write_network(model: TrainedModel, folder: Path) -> None:
     `timm.create_model("local-dir:FOLDER", pretrained=True)` reads the files, too.
     """
     preprocessing = model.plan.preprocessing
-    # How the values of deep images become 8-bit RGB, which timm leaves to its user.
+    # How the values of deep images become 8-bit channels, which timm leaves to its user.
     reading = {} if preprocessing.reading == AS_STORED else {"reading": preprocessing.reading.model_dump(mode="json")}
-    side = preprocessing.image_size
+    side, channels = preprocessing.image_size, preprocessing.num_channels
     # The format has neither devices nor memory layouts. The copy is converted; the model itself stays unchanged.
     network = copy.deepcopy(model.network).cpu().to(memory_format=torch.contiguous_format)
     partial = folder / f"model{PARTIAL}"  # timm's function writes two files with names of its own
@@ -52,10 +52,10 @@ def write_network(model: TrainedModel, folder: Path) -> None:
                 **reading,
                 **({} if model.thresholds is None else {"thresholds": list(model.thresholds)}),
             },
-            model_args=size_arguments(model.plan.model, side) or None,
+            model_args=input_arguments(model.plan.model, side, channels) or None,
             safe_serialization=True,
             data_config={
-                "input_size": (3, side, side),
+                "input_size": (channels, side, side),
                 "crop_pct": side / preprocessing.shorter_side,
                 "crop_mode": "center",
                 "interpolation": preprocessing.interpolation,
@@ -94,8 +94,8 @@ def read_network(folder: Path, plan: Plan) -> TrainedModel:
             f"{plan.preprocessing.image_size}"
         )
     try:
-        arguments = size_arguments(plan.model, plan.preprocessing.image_size)
-        network = timm.create_model(plan.model, num_classes=len(config.label_names), **arguments)
+        arguments = input_arguments(plan.model, plan.preprocessing.image_size, plan.preprocessing.num_channels)
+        network = build_network(plan.model, num_classes=len(config.label_names), **arguments)
     except Exception as error:  # timm's networks raise exceptions of any type
         raise RunFolderError(
             f"{folder / 'plan.json'}: the network {plan.model} cannot be built for images of "

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.data import read_image
+from finetune.data import read_pixels
 from finetune.decide.answers import AnswerRule
 from finetune.predict.onnx_model import OnnxModel
 
@@ -40,8 +40,8 @@ class ServedFile:
         return self._model.rule
 
     def prepare(self, encoded: bytes) -> NDArray[np.uint8]:
-        """Return a decoded image (height, width, 3)."""
-        return np.array(read_image(encoded, self._model.shorter_side, self._model.reading))
+        """Return a decoded image (height, width, n_channels)."""
+        return read_pixels(encoded, self._model.shorter_side, self._model.reading)
 
     @contextmanager
     def predictions(self) -> Iterator[Callable[[Sequence[NDArray[np.uint8]]], NDArray[np.float64]]]:

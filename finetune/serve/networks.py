@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.data import read_image
+from finetune.data import read_pixels
 from finetune.data.augmentation import plain_view
 from finetune.decide.answers import AnswerRule
 from finetune.decide.preprocessing import Preprocessing
@@ -17,7 +17,7 @@ from finetune.network.forward import ForwardPass, logits
 from finetune.predict.model import Ensemble, Predictor, TrainedModel, over_views
 
 Views = dict[Preprocessing, Tensor]
-"""Pixels (3, size, size) uint8 of one image for each preprocessing of a model."""
+"""Pixels (channels, size, size) uint8 of one image for each preprocessing of a model."""
 
 
 class ServedNetworks:
@@ -53,7 +53,7 @@ class ServedNetworks:
         """Return an image, decoded and resized for each network."""
         reading = self._model.reading  # the same for all networks of an ensemble
         sides = {each.shorter_side for each in self._preprocessings}
-        decoded = {side: np.array(read_image(encoded, side, reading)) for side in sides}
+        decoded = {side: read_pixels(encoded, side, reading) for side in sides}
         return {each: plain_view(decoded[each.shorter_side], each) for each in self._preprocessings}
 
     @contextmanager

@@ -78,7 +78,8 @@ class Material:
     @property
     def tail_share(self) -> float:
         """The fraction of the network's multiplications that the trained stages compute."""
-        stages = profile_stages(self.network, self.plan.preprocessing.image_size)
+        about = self.plan.preprocessing
+        stages = profile_stages(self.network, about.image_size, about.num_channels)
         return tail_share(stages, self.plan.trainable_stages)
 
 
@@ -153,7 +154,12 @@ def _create(plan: Plan, num_classes: int) -> nn.Module:
     """Return the plan's network on its device, with a new head."""
     torch.manual_seed(plan.training_seed)  # for the random head, or for all weights if they are random
     network, _ = create_network(
-        plan.model, plan.weights, num_classes, plan.preprocessing.image_size, keeps_source_head=plan.co_tuning > 0
+        plan.model,
+        plan.weights,
+        num_classes,
+        plan.preprocessing.image_size,
+        keeps_source_head=plan.co_tuning > 0,
+        num_channels=plan.preprocessing.num_channels,
     )
     check_stages(network, plan)
     network = network.to(best_device())

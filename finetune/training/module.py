@@ -48,7 +48,8 @@ def choose_module(
     """
     groups = set_trainable(material.network, plan)
     uses_cache = plan.cached_views and not accelerator.is_fsdp2  # a shard cannot do without its lower part
-    tail = cut(material.network, plan.trainable_stages, plan.preprocessing.image_size) if uses_cache else None
+    about = plan.preprocessing
+    tail = cut(material.network, plan.trainable_stages, about.image_size, about.num_channels) if uses_cache else None
     if tail is None:
         return TrainedModule(material.network, groups, material.varied, None, cached, Work())
     work = Work()

@@ -130,7 +130,7 @@ def test_channels_whose_colours_are_not_known_are_a_question(count):
     expected = "DAPI, GFP, RFP" if count > 3 else "0, 1, 1"
     assert reason(ome(CHANNELS[:count], "CYX")) == (
         f"it has {count} channels ({', '.join(NAMES[:count])}); say which become red, green and blue: "
-        f"--set 'image.channels=[{expected}]'"
+        f"--set 'image.channels=[{expected}]', or read all of them: --set image.channels=all"
     )
 
 
@@ -215,7 +215,7 @@ def test_a_damaged_stack_is_unreadable():
 @pytest.mark.parametrize(
     ("key", "given", "expected"),
     [
-        ("channels", [0, 1], "one channel or three"),
+        ("channels", [], "expected all, or a list of channels"),
         ("channels", [0, -1, 2], "numbers from 0, or names"),
         ("pages", "last", "first, middle, max, or the number of a page"),
         ("pages", -1, "first, middle, max, or the number of a page"),

@@ -10,6 +10,7 @@ from finetune.decide.plan import Plan, plan_of_cycle, plan_of_refit, shortened
 from finetune.decide.planning import flips_are_safe, make_plan
 from finetune.decide.workload import HELD_OUT, held_out_share
 from finetune.errors import FinetuneError, RecipeError
+from finetune.reading import Reading
 from finetune.recipe import STRATEGIES, AugmentationRecipe, Recipe, TableColumns, TrainingRecipe
 
 AUTO = Recipe(data="./imgs")
@@ -242,6 +243,38 @@ def test_what_the_recipe_fixes_of_the_augmentation_stays_fixed(evidence, key, va
 def test_more_images_are_varied_more(evidence, images, crop, policy):
     augmentation = planned(of_size(evidence, images)).augmentation
     assert (augmentation.smallest_crop, augmentation.policy) == (crop, policy)
+
+
+def of_channels(evidence, count):
+    """The same measurements, of images of a number of channels."""
+    about = evidence.preprocessing
+    return evidence.changed(
+        preprocessing=about.changed(
+            reading=Reading(channels=tuple(range(count))), mean=(0.5,) * count, std=(0.2,) * count
+        )
+    )
+
+
+def test_images_without_colours_are_varied_without_a_policy_that_changes_colours(evidence):
+    augmentation = planned(of_channels(of_size(evidence, 20_000), 13)).augmentation
+    assert (augmentation.smallest_crop, augmentation.policy, augmentation.color_jitter) == (0.35, "none", 0.1)
+
+
+@pytest.mark.parametrize("policy", ["randaugment", "trivialaugment"])
+def test_a_policy_that_changes_colours_is_refused_for_images_without_colours(evidence, policy):
+    with pytest.raises(
+        RecipeError, match=rf"augmentation\.policy={policy} changes colours, which images of 4 channels"
+    ):
+        planned(of_channels(evidence, 4), augmentation=AugmentationRecipe(policy=policy))
+
+
+def test_a_plan_says_that_the_first_layer_takes_other_channels(evidence):
+    def said(evidence, **asked):
+        return [text for text in planned(evidence, **asked).reasons if text.startswith("the first layer takes")]
+
+    (sentence,) = said(of_channels(evidence, 13))
+    assert "13 channels: its weights of red, green and blue are repeated and scaled (timm)" in sentence
+    assert said(of_channels(evidence, 13), strategy="scratch") == said(evidence) == []
 
 
 def test_test_time_flips_are_planned_where_they_were_asked_for(evidence):

@@ -11,7 +11,7 @@ from finetune.decide import workload
 from finetune.decide.evidence import ForwardSettings, MachineSpeed
 from finetune.errors import ModelError, RecipeError
 from finetune.measure import domain_similarity, measure_evidence, measuring
-from finetune.measure.network import load_network, takes_size
+from finetune.measure.network import load_network, takes
 from finetune.measure.probing import chirality
 from finetune.recipe import Recipe
 from finetune.work import Work
@@ -93,7 +93,7 @@ def test_the_similarity_is_measured_at_the_size_of_the_training_if_the_network_d
     splits = load_images(str(root))
     recipe = Recipe(data=str(root), model="halonet26t", strategy="scratch", image_size=256)
     network, about = load_network(recipe, splits)
-    assert not takes_size(network, about.name, domain_similarity.DOMAIN_SIZE)
+    assert not takes(network, about.name, about.preprocessing.changed(image_size=domain_similarity.DOMAIN_SIZE))
     settings = ForwardSettings(
         precision="float32", layout="contiguous", batch_size=2, streams=1, num_threads=1, loader_workers=0
     )

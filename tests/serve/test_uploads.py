@@ -1,8 +1,10 @@
 import io
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from finetune.serve import uploads
 from finetune.serve.uploads import FORMATS, Refused, check_upload
 
 
@@ -53,3 +55,14 @@ def test_an_image_that_its_decoder_refuses_to_open_is_too_large(monkeypatch):
 def test_an_image_at_the_limits_is_accepted():
     check_upload(encoded((8000, 8000), mode="1"))
     check_upload(encoded((2, 200)))
+
+
+def test_a_tiff_of_many_channels_is_accepted_up_to_the_values_of_the_largest_colour_image(monkeypatch):
+    tifffile = pytest.importorskip("tifffile")
+    content = io.BytesIO()
+    tifffile.imwrite(content, np.zeros((13, 20, 30), np.uint16), photometric="minisblack", planarconfig="separate")
+    check_upload(content.getvalue())
+    monkeypatch.setattr(uploads, "MOST_PIXELS", 1000)
+    with pytest.raises(Refused, match="30 x 20 pixels of 13 channels, but at most 0 million values") as refused:
+        check_upload(content.getvalue())
+    assert refused.value.status == 413

@@ -3,12 +3,10 @@
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from finetune.auditing.findings import KINDS, Audit, AuditFinding
-from finetune.data import in_threads, read_image
+from finetune.data import in_threads, read_pixels
 from finetune.reading import Reading
-from finetune.runs.page.pictures import SMALL, Picture, draw_picture
+from finetune.runs.page.pictures import SMALL, Picture, describe_pictures, draw_picture
 from finetune.runs.page.writing import page_templates
 
 SHOWN = 60
@@ -30,7 +28,11 @@ def write_audit_page(audit: Audit, inflation: str, path: Path) -> None:
         if found:
             shown = found[:SHOWN]
             parts.append((about, len(found), list(zip(shown, in_threads(draw, shown), strict=True))))
-    text = page_templates().get_template("audit.html").render(audit=audit, parts=parts, inflation=inflation)
+    text = (
+        page_templates()
+        .get_template("audit.html")
+        .render(audit=audit, parts=parts, inflation=inflation, shown_channels=describe_pictures(audit.reading))
+    )
     path.write_text(text, "utf-8")
 
 
@@ -39,7 +41,7 @@ def _pictures(finding: AuditFinding, reading: Reading) -> list[Picture]:
     found = []
     for path in (finding.path, finding.other_path):
         try:
-            image = np.array(read_image(path, SMALL, reading)) if path and Path(path).is_file() else None
+            image = read_pixels(path, SMALL, reading) if path and Path(path).is_file() else None
         except Exception:  # decoders raise exceptions of any type
             image = None
         if image is not None:

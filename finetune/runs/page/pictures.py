@@ -13,13 +13,14 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from PIL import Image
 
-from finetune.data import ImageSource, ImageSplits, in_threads, load_plan_images, read_image
+from finetune.data import ImageSource, ImageSplits, in_threads, load_plan_images, read_pixels
 from finetune.data.augmentation import plain_view
 from finetune.data.batches import normaliser
 from finetune.decide.plan import Plan
 from finetune.errors import FinetuneError
 from finetune.predict.activation_maps import class_activation_maps
 from finetune.predict.model import TrainedModel
+from finetune.reading import Reading
 from finetune.runs.image_tables import places_of
 
 LARGE, SMALL = 144, 88
@@ -85,7 +86,8 @@ def find_again(plan: Plan) -> FindSource:
 
 
 def view_images(find: FindSource, rows: pd.DataFrame, plan: Plan) -> list[NDArray[np.uint8] | None]:
-    """Return the images of some predictions as the network sees them, each (size, size, 3); None: it cannot be read.
+    """Return the images of some predictions as the network sees them, each (size, size, channels); None: it cannot be
+    read.
 
     Args:
         find: function that finds the images.
@@ -98,10 +100,10 @@ def view_images(find: FindSource, rows: pd.DataFrame, plan: Plan) -> list[NDArra
         if source is None:
             return None
         try:
-            image = read_image(source, plan.preprocessing.shorter_side, plan.preprocessing.reading)
+            image = read_pixels(source, plan.preprocessing.shorter_side, plan.preprocessing.reading)
         except Exception:  # decoders raise exceptions of any type; the file has changed since the run
             return None
-        square: NDArray[np.uint8] = plain_view(np.array(image), plan.preprocessing).permute(1, 2, 0).numpy()
+        square: NDArray[np.uint8] = plain_view(image, plan.preprocessing).permute(1, 2, 0).numpy()
         return square
 
     return in_threads(view, given)
@@ -130,17 +132,31 @@ def map_images(
     return found
 
 
+def describe_pictures(reading: Reading) -> str:
+    """Return which channels the pictures show; "" if they are those that the network sees."""
+    if reading.is_rgb:
+        return ""
+    *others, last = map(str, (reading.channels or ())[:3])
+    colours = "red, green and blue" if len(others) == 2 else "red and green"
+    all_of_them = "both" if reading.num_channels == 2 else f"all {reading.num_channels}"
+    return (
+        f"The pictures show the channels {', '.join(others)} and {last} as {colours}; the network sees {all_of_them}."
+    )
+
+
 def draw_picture(view: NDArray[np.uint8] | None, side: int, heat: NDArray[np.float32] | None = None) -> Picture:
     """Return an image, at most `side` pixels wide, and the shade over the places where its map is low.
 
     Args:
-        view: image (size, size, 3); None: it cannot be read.
+        view: image (size, size, channels); None: it cannot be read. Of other channels than red, green and blue, the
+            first three are shown as these.
         side: largest side, in pixels.
         heat: class activation map of the image, (rows, columns) in 0 .. 1.
     """
     if view is None:
         return Picture("")
-    image = Image.fromarray(view)
+    shown = view[..., :3] if view.shape[-1] > 2 else np.pad(view, ((0, 0), (0, 0), (0, 1)))
+    image = Image.fromarray(np.ascontiguousarray(shown))
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     shade = ""
     if heat is not None:

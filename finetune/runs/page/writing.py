@@ -20,7 +20,7 @@ from finetune.runs.page.comparison import MOST_CLASSES, draw_comparison
 from finetune.runs.page.confusions import ConfusionMatrix
 from finetune.runs.page.content import gather
 from finetune.runs.page.figures import interval_bar
-from finetune.runs.page.pictures import find_again, sources_in
+from finetune.runs.page.pictures import describe_pictures, find_again, sources_in
 from finetune.runs.sentences import how_to
 from finetune.templates import open_templates
 
@@ -88,6 +88,7 @@ def write_report(folder: RunFolder, model: Predictor | None = None, splits: Imag
         .get_template("report.html")
         .render(
             content=content,
+            shown_channels=describe_pictures(content.plan.preprocessing.reading),
             numbers=numbers,
             headline_bar=interval_bar(first.main, first.main_interval, width=260.0),
             is_ensemble=isinstance(model, Ensemble),
@@ -111,8 +112,10 @@ def write_comparison(folders: Sequence[RunFolder], path: Path) -> Comparison:
     if path.exists():
         raise RunFolderError(f"{path} exists and is not overwritten; give another --output")
     comparison = compare(folders)
-    drawn = draw_comparison(comparison, folders[0].read_plan())
-    text = page_templates().get_template("comparison.html").render(drawn=drawn, most_classes=MOST_CLASSES)
+    plan = folders[0].read_plan()
+    drawn, shown_channels = draw_comparison(comparison, plan), describe_pictures(plan.preprocessing.reading)
+    template = page_templates().get_template("comparison.html")
+    text = template.render(drawn=drawn, most_classes=MOST_CLASSES, shown_channels=shown_channels)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     return comparison
