@@ -130,6 +130,13 @@ def test_the_report_has_the_average_precision_of_each_class(finished):
     assert all(name in page for name in model.class_names)
 
 
+def test_the_report_shows_what_speaks_for_the_wrong_label_of_an_image(finished):
+    page = (finished[1] / "report.html").read_text("utf-8")
+    assert "the places that speak for the label named last are bright" in page
+    # A label for which no place speaks has no map.
+    assert 0 < page.count('class="shade"') <= page.count("is given, ") + page.count("is not given, ")
+
+
 def test_the_report_can_be_written_anew(finished):
     assert command("report", finished[1]) == 0
 

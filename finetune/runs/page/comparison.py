@@ -64,7 +64,7 @@ def draw_comparison(comparison: Comparison, plan: Plan) -> DrawnComparison:
         plan: the plan of the first run, which says how its images are read.
     """
     runs = comparison.runs
-    illustrator = Illustrator(find_again(plan), plan, None, ())
+    illustrator = Illustrator(find_again(plan), plan, None)
     marks = [
         Mark(max(run.seconds, 1.0), run.top1, run.interval, "plain" if number > 1 else "chosen", str(number), run.path)
         for number, run in enumerate(runs, start=1)

@@ -108,7 +108,7 @@ def gather(folder: RunFolder, model: Predictor, find: FindSource) -> Content:
     history = folder.read_history()
     # Of an ensemble, the maps are those of its first member.
     shown = model.members[0] if isinstance(model, Ensemble) else model
-    illustrator = Illustrator(find, shown.plan, shown if isinstance(shown, TrainedModel) else None, model.class_names)
+    illustrator = Illustrator(find, shown.plan, shown if isinstance(shown, TrainedModel) else None)
     splits = _describe_splits(predictions, metrics, illustrator)
     first = splits[0]
     measured = Measured(metrics=first.metrics, seconds=metrics.seconds.train, images=first.images)

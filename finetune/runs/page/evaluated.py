@@ -130,16 +130,19 @@ class Evaluated:
 class Illustrator:
     """Turn predictions into pictures of their images."""
 
-    def __init__(self, find: FindSource, plan: Plan, model: TrainedModel | None, names: Sequence[str]) -> None:
+    def __init__(self, find: FindSource, plan: Plan, model: TrainedModel | None) -> None:
         """Find images with `find`; `model` explains predictions, unless it is None."""
-        self._find, self._plan, self._model, self._names = find, plan, model, names
+        self._find, self._plan, self._model = find, plan, model
 
-    def draw(self, rows: pd.DataFrame, side: int, has_maps: bool = False) -> tuple[ImagePrediction, ...]:
-        """Return the predictions of some rows with pictures of at most `side` pixels, and with maps if asked for."""
+    def draw(
+        self, rows: pd.DataFrame, side: int, explained: NDArray[np.int64] | None = None
+    ) -> tuple[ImagePrediction, ...]:
+        """Return the predictions of some rows with pictures of at most `side` pixels, and with the map of a class of
+        each, (n,), if such are given."""
         views = view_images(self._find, rows, self._plan)
         heats: list[NDArray[np.float32] | None] = [None] * len(rows)
-        if has_maps and self._model is not None:
-            heats = map_images(self._model, views, indices_of(rows["predicted"], self._names))
+        if explained is not None and self._model is not None:
+            heats = map_images(self._model, views, explained)
         return tuple(
             ImagePrediction(
                 name=Path(row["path"]).name,
@@ -170,6 +173,7 @@ def describe_split(
     counts = count_confusions(labels, predicted, len(names))
     right = labels == predicted
     wrong = rows[~right].sort_values("probability", ascending=False, kind="stable")
+    shown = wrong.head(MOST_ERRORS)
     return Evaluated(
         split=split,
         images=images,
@@ -180,7 +184,7 @@ def describe_split(
         reliability=reliability(rows["probability"].to_numpy(np.float64), right),
         withheld=accuracy_against_share(rows["probability"].to_numpy(np.float64), right),
         num_wrong=len(wrong),
-        errors=illustrator.draw(wrong.head(MOST_ERRORS), LARGE, has_maps=True),
+        errors=illustrator.draw(shown, LARGE, indices_of(shown["predicted"], names)),
         pairs=tuple(_show_pair(pair, rows, names, counts, illustrator) for pair in most_confused(counts, MOST_PAIRS)),
     )
 

@@ -57,7 +57,7 @@ class SetError:
     about: str
     """The most confident of its errors, in words."""
     picture: Picture
-    """The image as the network sees it."""
+    """The image as the network sees it, and the map of the label of that error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +87,11 @@ class EvaluatedSets:
     def not_evaluated(self) -> str:
         """Which classes have no image in this split, in a sentence; empty: all have one."""
         return describe_not_evaluated(self.metrics)
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether any error has a class activation map."""
+        return any(error.picture.shade for error in self.errors)
 
 
 def describe_sets_of_split(
@@ -164,10 +169,10 @@ def _show_errors(
     illustrator: Illustrator,
 ) -> tuple[SetError, ...]:
     """Return the images in some rows with their most confident error."""
-    drawn = illustrator.draw(rows.iloc[places], LARGE)
+    labels = gaps[places].argmax(axis=1)
+    drawn = illustrator.draw(rows.iloc[places], LARGE, labels)
     found = []
-    for place, shown in zip(places, drawn, strict=True):
-        worst = int(gaps[place].argmax())
+    for place, worst, shown in zip(places, labels.tolist(), drawn, strict=True):
         name, sure = names[worst], 100 * gaps[place, worst]
         verb = "is given" if given[place, worst] else "is not given"
         found.append(
