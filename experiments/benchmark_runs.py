@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiments.anytime import Results
 from experiments.rows import Row, append_row, read_rows
-from finetune.measure.measuring import IMBALANCED
+from finetune.decide.class_weights import UNEQUAL
 
 
 def copy_part(data: Path, folder: Path, limit: int) -> None:
@@ -30,7 +30,7 @@ def unequal_counts(folder: Path) -> list[int] | None:
     training, test = (
         [len(list(each.iterdir())) for each in sorted((folder / part).iterdir())] for part in ("train", "test")
     )
-    return test if max(training) >= IMBALANCED * min(training) else None
+    return test if max(training) >= UNEQUAL * min(training) else None
 
 
 class BenchmarkRuns:

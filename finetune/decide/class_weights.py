@@ -1,7 +1,11 @@
-"""Weigh classes of unequal size in the loss, within a bound."""
+"""Say from when on classes are of unequal size, and weigh them in the loss, within a bound."""
 
 import numpy as np
 from numpy.typing import NDArray
+
+UNEQUAL = 5.0
+"""Ratio of the largest class to the smallest from which accuracy hides the small classes: strategies are then compared
+by balanced accuracy."""
 
 MOST_RATIO = 100.0
 """Largest ratio of the weights of two classes. A class of a few images among thousands would otherwise outweigh the

@@ -24,6 +24,7 @@ from finetune.data import (
 from finetune.data.batches import PlainImages, VariedImages
 from finetune.data.label_sets import count_images, has_sets
 from finetune.decide.budget import OVERHEAD_SECONDS, least_following, refuse_short_budget
+from finetune.decide.class_weights import UNEQUAL
 from finetune.decide.evidence import (
     Evidence,
     ForwardSettings,
@@ -53,9 +54,6 @@ from finetune.processes import first_alone, from_main_process, in_every_process,
 from finetune.progress import Progress, no_progress
 from finetune.recipe import METRIC_OF_COSTS, METRIC_OF_SETS, Layout, Metric, Recipe
 from finetune.work import Work
-
-IMBALANCED = 5.0
-"""Least ratio of the largest class to the smallest at which strategies are compared by balanced accuracy."""
 
 FLIPS_CHECKED = 400
 """Number of images on which the chirality is measured."""
@@ -192,7 +190,7 @@ def _choose_metric(recipe: Recipe, sample: _Sample) -> Metric:
         return METRIC_OF_SETS
     if recipe.metric is None and recipe.labels.decide_answers:
         return METRIC_OF_COSTS
-    return recipe.metric or ("balanced_accuracy" if _imbalance(sample) >= IMBALANCED else "top1")
+    return recipe.metric or ("balanced_accuracy" if _imbalance(sample) >= UNEQUAL else "top1")
 
 
 def _grouping(splits: ImageSplits, sample: _Sample, features: NDArray[np.float32], recipe: Recipe) -> Grouping | None:

@@ -7,6 +7,7 @@ from rich.markup import escape
 from finetune.data import ImageSplits
 from finetune.data.grouping import describe_rule
 from finetune.decide.choice import Choice
+from finetune.decide.class_weights import UNEQUAL
 from finetune.decide.diagnosis import Verdict
 from finetune.decide.evidence import Evidence
 from finetune.decide.plan import Plan
@@ -20,9 +21,6 @@ from finetune.training import plan_phases
 
 LISTED = 5
 """Largest number of unreadable files that are listed by name; the others are counted."""
-
-UNEQUAL = 5.0
-"""Ratio of the largest class to the smallest from which a mean over the images hides the small classes."""
 
 BEST = "bold green"
 """Style of the row that was chosen."""
