@@ -176,10 +176,12 @@ def no_gap(curve: Curve) -> Verdict | None:
     chance = math.sqrt(2 * seen * (1 - seen) / float(end["validation_images"]))
     if seen >= UNDERFITTED or seen - held > max(NO_GAP, chance):
         return None
+    # Of images with sets of labels, the share is that of images whose most probable label is one of theirs.
+    are_right = "have one of their labels as the most probable one" if curve.evidence.has_sets else "are right"
     return Verdict(
         kind="no_gap",
-        sentence=f"{100 * seen:.1f} % of the training images are right, and {100 * held:.1f} % of the held-out images: "
-        f"there is no gap, but both could be better; train more of the network, or a bigger network",
+        sentence=f"{100 * seen:.1f} % of the training images {are_right}, and {100 * held:.1f} % of the held-out "
+        f"images: there is no gap, but both could be better; train more of the network, or a bigger network",
         numbers={"seen_top1": seen, "validation_top1": held, "standard_error": chance},
         changes=_more_capacity(curve.plan),
     )
@@ -210,10 +212,11 @@ def noisy_validation(curve: Curve) -> Verdict | None:
     if width < TOO_WIDE:
         return None
     swing = max((abs(after - before) for before, after in pairwise(top1)), default=0.0)
+    accuracy = "the share with a right most probable label" if curve.evidence.has_sets else "top-1 accuracy"
     advice = "all of them are cross-validated already, so only more images help" if is_crossed else "cross-validate"
     return Verdict(
         kind="noisy_validation",
-        sentence=f"with {images} held-out images, top-1 accuracy is uncertain by {100 * width:.0f} points either way "
+        sentence=f"with {images} held-out images, {accuracy} is uncertain by {100 * width:.0f} points either way "
         f"(it moved by up to {100 * swing:.0f} between evaluations): {advice}",
         numbers={"validation_images": float(images), "half_width": width, "largest_move": swing, "top1": top1[-1]},
         changes=("data=MORE_IMAGES",) if is_crossed else ("plan.validation=cross_validation",),

@@ -11,8 +11,9 @@ from PIL import Image
 
 import finetune
 from finetune.data import labels_of, load_images
-from finetune.decide.curve import BANDS
+from finetune.decide.curve import BANDS, Curve
 from finetune.decide.diagnosis import KINDS, describe_checks, diagnose
+from finetune.decide.learning_rules import no_gap
 from finetune.errors import DivergenceError
 from finetune.recipe import load_recipe, parse_assignment
 from finetune.training import train
@@ -231,6 +232,13 @@ def test_a_head_that_cannot_tell_images_apart_leaves_no_gap_and_needs_more_layer
     verdict = found(trained(entangled, "linear_probe", probe_inverse_regularization=3e-4), "no_gap")
     assert verdict.numbers["seen_top1"] < 0.85
     assert verdict.changes[0] == "strategy=full"
+
+
+def test_of_sets_of_labels_a_gap_is_that_of_the_most_probable_label(entangled, trained):
+    history, plan, known = trained(entangled, "linear_probe", probe_inverse_regularization=3e-4)
+    sets = known.changed(metric="mean_average_precision")
+    sentence = no_gap(Curve(history, plan, sets)).sentence
+    assert "of the training images have one of their labels as the most probable one" in sentence
 
 
 def test_a_dozen_held_out_images_are_too_few(coloured, trained):
