@@ -55,7 +55,7 @@ def _read_image_keys(assignments: Sequence[str]) -> Reading:
     """Return how images are read, from texts such as "image.channels=all".
 
     Raises:
-        RecipeError: a text is no assignment, its key is not of the section `image`, or its value is impossible.
+        RecipeError: a text is not an assignment, its key is not of the section `image`, or its value is impossible.
     """
     given = dict(map(parse_assignment, assignments))
     for key in given:

@@ -34,6 +34,8 @@ class Preprocessing(FrozenModel):
 
     @model_validator(mode="after")
     def _each_channel_is_normalised(self) -> Self:
+        if self.reading.channels == "all":
+            raise ValueError("reading.channels: expected a list of channels; all stands for them in a recipe alone")
         if not len(self.mean) == len(self.std) == self.num_channels:
             raise ValueError(
                 f"mean and std need one value for each of the {self.num_channels} channels, but have {len(self.mean)} "
@@ -65,7 +67,7 @@ def make_normalisation(
 
     For other than red, green and blue, each channel gets the averages over the three, because which of them a channel
     is like is not known. The means of the training images take the place of the mean where they are measured: linear
-    probes of 13 bands then have 2.8 +- 1.0 points more; the images' own deviations add nothing to it
+    probes of 13 bands then have 2.8 +- 0.9 points more; the images' own deviations add nothing to it
     (experiments/log.md).
 
     >>> make_normalisation((0.4, 0.5, 0.6), (0.2, 0.2, 0.2), 4)
