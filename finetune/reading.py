@@ -52,8 +52,8 @@ def _is_number(given: object) -> bool:
 
 def _parse_pages(given: object) -> object:
     """Return a rule for pages unchanged."""
-    if given is not None and given not in ("first", "middle", "max") and not _is_number(given):
-        raise ValueError("expected first, middle, max, or the number of a page, counted from 0")
+    if given is not None and given not in ("first", "middle", "max", "channels") and not _is_number(given):
+        raise ValueError("expected first, middle, max, channels, or the number of a page, counted from 0")
     return given
 
 
@@ -74,9 +74,9 @@ class Reading(FrozenModel):
     blue, such as `[2, 0, 1]`; one makes a grey image; of any other number, or of `all` (as many as the training images
     have), each is a channel of the network's input. By default red, green and blue, or the only channel; images with
     other channels are left out."""
-    pages: Annotated[Literal["first", "middle", "max"] | int | None, BeforeValidator(_parse_pages)] = None
+    pages: Annotated[Literal["first", "middle", "max", "channels"] | int | None, BeforeValidator(_parse_pages)] = None
     """Page of a stack that is read: `first`, `middle`, a number from 0, or `max` (the maximum over all pages, value by
-    value); by default first."""
+    value); `channels`: the channels of all pages are those of the image, page after page. By default first."""
 
     @model_validator(mode="after")
     def _channels_differ_from_ranges(self) -> Self:
@@ -132,7 +132,9 @@ class Reading(FrozenModel):
         if self.channels is not None:
             listed = self.channels if self.channels == "all" else ", ".join(map(str, self.channels))
             parts.append(f"the channels {listed} are read (image.channels)")
-        if self.pages is not None:
+        if self.pages == "channels":
+            parts.append("the pages of a stack are its channels (image.pages)")
+        elif self.pages is not None:
             parts.append(f"of a stack, {describe_pages(self.pages)} is read (image.pages)")
         return "; ".join(parts)
 

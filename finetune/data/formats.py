@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
-from finetune.data.raster import TURNS, Raster
+from finetune.data.raster import TURNS, Raster, pages_as_channels
 from finetune.reading import AS_STORED, Reading
 
 Opened = TypeVar("Opened")
@@ -38,6 +38,15 @@ def open_image(file: File, reading: Reading = AS_STORED) -> Iterator[Image.Image
         OSError, ValueError, SyntaxError: the file is not an image, or a library that its format needs is missing; the
             text names the command that installs it.
     """
+    with _open(file, reading) as opened:
+        if isinstance(opened, Raster) and reading.pages == "channels":
+            opened = pages_as_channels(opened)
+        yield opened
+
+
+@contextmanager
+def _open(file: File, reading: Reading) -> Iterator[Image.Image | Raster]:
+    """Open an image as it is stored, with its pages."""
     opened: Image.Image | Raster
     try:
         opened = Image.open(file)

@@ -172,7 +172,7 @@ def _about_pages(counts: Counter[Kind], reading: Reading) -> list[str]:
     if not numbers:
         return []
     count = _count(counts, lambda kind: kind.num_pages > 1)
-    other = "first" if reading.pages not in {None, "first"} else "max (or middle, or a number)"
+    other = "first" if reading.pages not in {None, "first"} else "max (or middle, a number, or channels)"
     pages = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
     return [
         f"{_images(count, 'has', 'have')} {pages} pages: of each, {describe_pages(reading.pages)} is read; "

@@ -1,7 +1,7 @@
 """Turn the values of an image with any depth, channels and pages into 8-bit RGB, or into any number of channels."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,6 +112,20 @@ def read_values(raster: Raster, reading: Reading) -> NDArray[np.generic]:
     pages = raster.load(choose_pages(raster.num_pages, reading))
     chosen: NDArray[np.generic] = pages.max(axis=0) if len(pages) > 1 else pages[0]
     return chosen[channels]
+
+
+def pages_as_channels(raster: Raster) -> Raster:
+    """Return the raster of one page that has the channels of all pages, page after page."""
+    if raster.num_pages == 1:
+        return raster
+
+    def load(_pages: Sequence[int]) -> NDArray[np.generic]:
+        values = raster.load(range(raster.num_pages))
+        return values.reshape(1, -1, *values.shape[-2:])
+
+    return replace(
+        raster, load=load, num_pages=1, num_channels=raster.num_pages * raster.num_channels, names=(), is_rgb=False
+    )
 
 
 def choose_pages(count: int, reading: Reading) -> list[int]:

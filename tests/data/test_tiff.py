@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.data import load_images, native_size, read_image, why_unreadable
+from finetune.data import load_images, native_size, read_image, read_pixels, why_unreadable
 from finetune.data.kinds import describe_kinds
 from finetune.data.scanning import scan
 from finetune.errors import DataError, RecipeError
@@ -76,8 +76,8 @@ def test_the_maximum_over_pages_is_taken_value_by_value():
 def test_which_page_is_read_is_said_and_how_to_change_it():
     source = encoded(STACK, photometric="minisblack")
     assert said(source) == [
-        "1 image has 4 pages: of each, its first page is read; --set image.pages=max (or middle, or a number) "
-        "changes it"
+        "1 image has 4 pages: of each, its first page is read; --set image.pages=max (or middle, a number, or "
+        "channels) changes it"
     ]
     assert "of each, the maximum over its pages is read" in said(source, pages="max")[0]
 
@@ -87,6 +87,15 @@ def test_a_page_that_a_stack_has_not_is_told_and_single_pages_are_read_anyway():
         "it has 4 pages, but image.pages asks for page 4 (counted from 0)"
     )
     assert reason(encoded(STACK[0]), pages=4) is None
+
+
+def test_pages_may_be_the_channels_of_an_image():
+    source = encoded(STACK, photometric="minisblack")
+    found = read_pixels(source, None, Reading(pages="channels", channels=(3, 0, 1, 2)))
+    np.testing.assert_array_equal(found, np.moveaxis(STACK[[3, 0, 1, 2]], 0, -1))
+    np.testing.assert_array_equal(pixels(source, pages="channels", channels=(2, 1, 0)), found[..., [3, 2, 1]])
+    assert reason(source, pages="channels").startswith("it has 4 channels; say which become red, green and blue")
+    assert not any("pages" in sentence for sentence in said(source, pages="channels", channels=(0, 1, 2)))
 
 
 def test_one_range_also_holds_for_pages():
@@ -217,8 +226,8 @@ def test_a_damaged_stack_is_unreadable():
     [
         ("channels", [], "expected all, or a list of channels"),
         ("channels", [0, -1, 2], "numbers from 0, or names"),
-        ("pages", "last", "first, middle, max, or the number of a page"),
-        ("pages", -1, "first, middle, max, or the number of a page"),
+        ("pages", "last", "first, middle, max, channels, or the number of a page"),
+        ("pages", -1, "first, middle, max, channels, or the number of a page"),
     ],
 )
 def test_what_is_neither_channel_nor_page_is_refused_in_one_sentence(key, given, expected):
