@@ -1,6 +1,7 @@
 """Open an image file of any format, by its content: one door for Pillow and for the libraries that are extras."""
 
 import io
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,9 @@ from finetune.data.raster import TURNS, Raster, pages_as_channels
 from finetune.reading import AS_STORED, Reading
 
 Opened = TypeVar("Opened")
+
+# Pillow reports each TIFF of more than six channels as an error, before tifffile reads it.
+logging.getLogger("PIL.TiffImagePlugin").addFilter(lambda record: "More samples per pixel" not in record.msg)
 
 HEADER = 132
 """Number of bytes at the start of a file that show its format."""

@@ -66,6 +66,11 @@ def test_8_bit_values_of_every_channel_are_kept(form):
     np.testing.assert_array_equal(made, np.moveaxis(values, 0, -1))
 
 
+def test_nothing_is_logged_about_more_channels_than_pillow_knows(caplog):
+    read_pixels(encoded(random_bands(), "samples"), reading=Reading(channels=BANDS))
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("form", ["planes", "samples", "ome"])
 def test_each_channel_of_deep_values_has_its_own_range(form):
     values = random_bands()
