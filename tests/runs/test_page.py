@@ -240,6 +240,15 @@ def test_confused_classes_become_neighbours_and_the_pair_is_named():
     assert most_confused(counts, 5) == [(0, 3, 4, 4), (1, 2, 3, 0)]
 
 
+def test_the_axis_of_accuracies_that_are_all_1_has_no_label_twice():
+    mark = charts.Mark(10.0, 1.0, (0.99, 1.0), "chosen", "1", "all right")
+    for chart in (charts.accuracy_against_share(np.linspace(0.5, 1, 20), np.ones(20, dtype=bool)),
+                  charts.accuracy_against_time([mark, mark], "all right")):  # fmt: skip
+        (wide, *_) = str(chart).split("</svg>")
+        labels = re.findall(r'text-anchor="end">([^<]*%)<', wide)
+        assert len(labels) == len(set(labels)) > 1
+
+
 def test_the_accuracy_is_drawn_against_the_share_of_images_that_is_labelled():
     confidence = np.linspace(1.0, 0.5, 100)
     right = np.arange(100) < 80  # the 20 least probable are wrong

@@ -26,6 +26,9 @@ MARK = 21.0
 MOST_DOTS = 12
 """Largest number of evaluations that are marked on their line."""
 
+NARROWEST = 0.95
+"""Largest lower end of an axis of accuracies: on a shorter axis, whole percentages would repeat."""
+
 LEAST_LABELLED = 10
 """Smallest number of labelled images whose accuracy is drawn."""
 
@@ -137,7 +140,7 @@ def accuracy_against_time(marks: Sequence[Mark], about: str) -> Markup:
         about: sentence for those who do not see the chart.
     """
     times = [mark.seconds for mark in marks]
-    low = max(0.0, math.floor(20 * min(mark.interval[0] for mark in marks)) / 20)
+    low = max(0.0, math.floor(20 * min(NARROWEST, *(mark.interval[0] for mark in marks))) / 20)
     x = (min(times) / 1.6, max(times) * 1.6)
 
     def draw(width: float) -> Markup:
@@ -263,7 +266,7 @@ def accuracy_against_share(confidence: NDArray[np.float64], right: NDArray[np.bo
     ends = np.flatnonzero(np.append(np.diff(confidence[order]) < 0, True) & (count >= min(LEAST_LABELLED, len(order))))
     thinned = ends[:: max(1, math.ceil(len(ends) / MOST_POINTS))]
     points = [(float(count[end] / len(order)), float(accuracy[end])) for end in dict.fromkeys([*thinned, ends[-1]])]
-    lowest = min(share for _, share in points)
+    lowest = min(NARROWEST, *(share for _, share in points))
 
     def draw(width: float) -> Markup:
         figure = Figure(width, (0.0, 1.0), (max(0.0, lowest - 0.02), 1.0), height=260.0)
