@@ -85,7 +85,8 @@ def channel_means(sources: Sequence[ImageSource], reading: Reading) -> tuple[flo
         found: NDArray[np.float64] = decode(source, MEAN_SIDE, name_of(source, 0), reading).mean(axis=(0, 1))
         return found
 
-    means = np.mean(in_threads(mean, sources[::step]), axis=0) / 255.0
+    chosen = [sources[number] for number in range(0, len(sources), step)]
+    means = np.mean(in_threads(mean, chosen), axis=0) / 255.0
     return tuple(round(float(value), 4) for value in means)
 
 

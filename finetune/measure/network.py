@@ -85,7 +85,7 @@ def load_network(recipe: Recipe, splits: ImageSplits) -> tuple[Any, MeasuredNetw
     check_forward(network, name, size, num_channels)
     preprocessing = native_preprocessing(network, size, splits.reading)
     if not splits.reading.is_rgb:
-        preprocessing = preprocessing.changed(mean=channel_means(splits.train["image"][:], splits.reading))
+        preprocessing = preprocessing.changed(mean=channel_means(splits.train["image"], splits.reading))
     return network, MeasuredNetwork(
         name=name,
         reason=explain_model(recipe.models[0], name, has_accelerator),
