@@ -1,20 +1,29 @@
 """Measure what more channels than three are worth on tiles of 13 bands, whose first three tell nothing.
 
     python -m experiments.measure_channels --runs FOLDER
+    python -m experiments.measure_channels --runs FOLDER --means 0 1 2 3 4 5
 
 Two kinds of ground have the same red, green and blue, and mix the later bands in other proportions: a run on three
 channels can only guess. Both runs are linear probes. The table of accuracies on the test images is printed.
+
+With --means, the cross-validated probes of all 13 bands are compared for tiles of each seed: with each channel
+normalised by its mean over the training images, as always, and by the average of the pretraining's means.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import tifffile
+import timm
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from finetune.data import load_images
+from finetune.decide.preprocessing import make_normalisation
+from finetune.measure import measure_evidence, network
 from finetune.recipe import load_recipe
 from finetune.runs.folder import RunFolder
 from finetune.runs.pipeline import run
@@ -28,7 +37,10 @@ COUNTS = {"train": 90, "test": 100}
 SIDE = 64
 """Side of a tile, in pixels."""
 
-FIXED = {"strategy": "linear_probe", "image_size": SIDE}
+NETWORK = "tf_efficientnet_lite0"
+"""Network of the probes."""
+
+FIXED = {"model": NETWORK, "strategy": "linear_probe", "image_size": SIDE}
 """Keys of both recipes."""
 
 FINENESS = (1.0, 3.0, 8.0)
@@ -81,13 +93,39 @@ def measure(runs: Path, seed: int) -> list[str]:
     return lines
 
 
+def compare_means(runs: Path, seeds: Sequence[int]) -> list[str]:
+    """Return the lines of a table with the accuracy of probes on channels normalised by either mean, and the mean of
+    the differences with its standard error."""
+    mean, _ = make_normalisation(timm.get_pretrained_cfg(NETWORK).mean, (1.0, 1.0, 1.0), BANDS)
+    lines = ["| seed | own means, % | average of the pretraining's means, % |", "|---|---|---|"]
+    found = []
+    for seed in seeds:
+        tiles = runs / f"tiles-{seed}"
+        if not tiles.exists():
+            write_tiles(tiles, seed)
+        recipe = load_recipe(data=str(tiles), image__channels="all", **FIXED)
+        splits = load_images(str(tiles), reading=recipe.image)
+        own = measure_evidence(recipe, splits).probe_accuracy
+        with patch.object(network, "channel_means", return_value=mean):
+            other = measure_evidence(recipe, splits).probe_accuracy
+        found.append((100 * own, 100 * other))
+        lines.append(f"| {seed} | {100 * own:.1f} | {100 * other:.1f} |")
+    gains = np.subtract(*np.transpose(found))
+    error = gains.std(ddof=1) / len(gains) ** 0.5
+    return [*lines, f"own means gain {gains.mean():+.1f} points, standard error {error:.1f}"]
+
+
 def main() -> None:
-    """Measure both runs, and print the table."""
+    """Measure both runs, or compare the means, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the tiles and the runs")
     parser.add_argument("--seed", type=int, default=0, help="seed of the tiles and of the runs")
+    parser.add_argument("--means", type=int, nargs="+", help="seeds of tiles on which two normalisations are compared")
     arguments = parser.parse_args()
-    print("\n".join(measure(arguments.runs, arguments.seed)))
+    lines = (
+        compare_means(arguments.runs, arguments.means) if arguments.means else measure(arguments.runs, arguments.seed)
+    )
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":
