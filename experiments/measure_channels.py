@@ -96,7 +96,9 @@ def measure(runs: Path, seed: int) -> list[str]:
 def compare_means(runs: Path, seeds: Sequence[int]) -> list[str]:
     """Return the lines of a table with the accuracy of probes on channels normalised by either mean, and the mean of
     the differences with its standard error."""
-    mean, _ = make_normalisation(timm.get_pretrained_cfg(NETWORK).mean, (1.0, 1.0, 1.0), BANDS)
+    config = timm.get_pretrained_cfg(NETWORK)
+    assert config is not None
+    mean, _ = make_normalisation(config.mean, config.std, BANDS)
     lines = ["| seed | own means, % | average of the pretraining's means, % |", "|---|---|---|"]
     found = []
     for seed in seeds:
