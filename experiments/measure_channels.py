@@ -1,7 +1,7 @@
 """Measure what more channels than three are worth on tiles of 13 bands, whose first three tell nothing.
 
     python -m experiments.measure_channels --runs FOLDER
-    python -m experiments.measure_channels --runs FOLDER --means 0 1 2 3 4 5
+    python -m experiments.measure_channels --runs FOLDER --means 0 1 2 3 4 5 [--noise 0.5]
 
 Two kinds of ground have the same red, green and blue, and mix the later bands in other proportions: a run on three
 channels can only guess. Both runs are linear probes. The table of accuracies on the test images is printed.
@@ -50,8 +50,8 @@ READ: Sequence[tuple[str, object]] = (("red, green and blue alone", [0, 1, 2]), 
 """Channels of each run, in words and as `image.channels`."""
 
 
-def write_tiles(root: Path, seed: int) -> None:
-    """Write 16-bit TIFFs of two classes: the bands are mixtures of three smooth fields, and noise."""
+def write_tiles(root: Path, seed: int, noise: float) -> None:
+    """Write 16-bit TIFFs of two classes: the bands are mixtures of three smooth fields, and noise of this deviation."""
     generator = np.random.default_rng(seed)
     level = generator.uniform(300.0, 4000.0, BANDS)
     shared = generator.uniform(0.0, 1.0, (BANDS, len(FINENESS)))
@@ -62,25 +62,25 @@ def write_tiles(root: Path, seed: int) -> None:
         for name, mixture in mixtures.items():
             (root / split / name).mkdir(parents=True)
             for number in range(count):
-                values = level[:, None, None] * _tile(mixture, generator)
+                values = level[:, None, None] * _tile(mixture, noise, generator)
                 path = root / split / name / f"{number:03d}.tif"
                 tifffile.imwrite(path, values.astype(np.uint16), photometric="minisblack", planarconfig="separate")
 
 
-def _tile(mixture: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
+def _tile(mixture: NDArray[np.float64], noise: float, generator: np.random.Generator) -> NDArray[np.float64]:
     """Return the bands (13, side, side) of a tile, about 1: fields that differ in their fineness, and noise."""
     fields = [gaussian_filter(generator.normal(size=(SIDE, SIDE)), fineness) * fineness for fineness in FINENESS]
     mixed = np.tensordot(mixture, np.stack(fields), axes=1)
     gain = generator.uniform(0.8, 1.2)
-    noisy: NDArray[np.float64] = gain * (1.0 + 0.3 * mixed) + generator.normal(0.0, 0.2, mixed.shape)
+    noisy: NDArray[np.float64] = gain * (1.0 + 0.3 * mixed) + generator.normal(0.0, noise, mixed.shape)
     return noisy.clip(0.0)
 
 
-def measure(runs: Path, seed: int) -> list[str]:
+def measure(runs: Path, seed: int, noise: float) -> list[str]:
     """Return the lines of a table with the accuracy of each run on the test images."""
     tiles = runs / "tiles"
     if not tiles.exists():
-        write_tiles(tiles, seed)
+        write_tiles(tiles, seed, noise)
     lines = ["| channels | accuracy, % | 95 % interval |", "|---|---|---|"]
     for name, channels in READ:
         folder = runs / ("all" if channels == "all" else "three")
@@ -93,7 +93,7 @@ def measure(runs: Path, seed: int) -> list[str]:
     return lines
 
 
-def compare_means(runs: Path, seeds: Sequence[int]) -> list[str]:
+def compare_means(runs: Path, seeds: Sequence[int], noise: float) -> list[str]:
     """Return the lines of a table with the accuracy of probes on channels normalised by either mean, and the mean of
     the differences with its standard error."""
     config = timm.get_pretrained_cfg(NETWORK)
@@ -104,7 +104,7 @@ def compare_means(runs: Path, seeds: Sequence[int]) -> list[str]:
     for seed in seeds:
         tiles = runs / f"tiles-{seed}"
         if not tiles.exists():
-            write_tiles(tiles, seed)
+            write_tiles(tiles, seed, noise)
         recipe = load_recipe(data=str(tiles), image__channels="all", **FIXED)
         splits = load_images(str(tiles), reading=recipe.image)
         own = measure_evidence(recipe, splits).probe_accuracy
@@ -123,11 +123,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder of the tiles and the runs")
     parser.add_argument("--seed", type=int, default=0, help="seed of the tiles and of the runs")
     parser.add_argument("--means", type=int, nargs="+", help="seeds of tiles on which two normalisations are compared")
+    parser.add_argument("--noise", type=float, default=0.2, help="standard deviation of the noise of the tiles")
     arguments = parser.parse_args()
-    lines = (
-        compare_means(arguments.runs, arguments.means) if arguments.means else measure(arguments.runs, arguments.seed)
-    )
-    print("\n".join(lines))
+    runs, seeds, noise = arguments.runs, arguments.means, arguments.noise
+    print("\n".join(compare_means(runs, seeds, noise) if seeds else measure(runs, arguments.seed, noise)))
 
 
 if __name__ == "__main__":
