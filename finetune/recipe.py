@@ -100,8 +100,9 @@ class TrainingRecipe(FrozenModel):
     learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
     """Peak learning rate of the head and the last trained stage; by default chosen with the strategy."""
     lowest_rate_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Learning rate of the lowest trained stage as a fraction of the last stage's; by default 0.5 to 1, the lower the
-    more similar the images are to the pretraining images."""
+    """Learning rate of the lowest trained stage as a fraction of the last stage's; by default 0.5 to 1 for
+    convolutional networks with batch norms, the lower the more similar the images are to the pretraining images, and
+    less for other networks."""
     trainable_stages: Annotated[int, Field(ge=1)] | None = None
     """Number of stages that the strategy `partial` trains, counted from the last one; by default the largest number
     that takes at most 72 % of a forward pass."""
@@ -232,8 +233,8 @@ class Recipe(FrozenModel):
     epochs: Annotated[float, Field(ge=0, le=10_000)] | None = None
     """Length of a training in passes over the training images; cannot be given together with `steps`."""
     steps: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
-    """Length of a training in optimizer steps; by default 5 to 10 times the square root of the number of training
-    images (five times that for `scratch`), and at least 100."""
+    """Length of a training in optimizer steps; by default ten times the square root of the number of training images
+    (five times that for `scratch`), and at least 100."""
     batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
     """Number of images in an optimizer step, over all processes; by default 32, or 128 from 10,000 training images."""
     limit: Annotated[int, Field(ge=1)] | None = None
@@ -246,7 +247,7 @@ class Recipe(FrozenModel):
     90s, 10m or 1.5h; by default unlimited."""
     refit: bool | None = None
     """Whether the final model is also trained on the held-out images after they have been used for evaluation; by
-    default true below 1,000 training images."""
+    default true below 1,000 training images, and where more than 30 % of them are held out."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the splits, the order of the images, the augmentation and new weights; by default 0."""
     track: Annotated[tuple[Tracker, ...], BeforeValidator(parse_names)] | None = None

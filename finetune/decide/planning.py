@@ -200,7 +200,7 @@ def _answer_to_imbalance(evidence: Evidence) -> str:
         return max(evidence.probe.answers, key=lambda name: evidence.probe.answers[name])
     # A shift of the logits by the log frequencies has the least balanced error in the limit (Menon et al. 2021). It is
     # not chosen by the probe's held-out images: where classes have one to three, they prefer class weights by chance,
-    # which lose up to 12 points on test images (experiments/log.md, 2026-11-30).
+    # which lose up to 10 points on test images (docs/guides/rare-classes.md).
     return "logit_adjustment"
 
 

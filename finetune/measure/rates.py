@@ -2,8 +2,9 @@
 
 This is the third step of choosing hyper-parameters, "find rates at which the loss falls", run as a learning-rate range
 test (Smith 2017, "Cyclical learning rates for training neural networks", section 3.3): the rate rises geometrically
-from step to step until the loss rises clearly above its minimum. AdamW's rate at which this happens is a property of
-the network much more than of the images (docs/explanation/networks.md), so it needs no table.
+from step to step until the loss rises clearly above its minimum. On three networks whose rates are known, half of the
+rate at which this happens is within a factor of two of them in 14 of 15 cases (docs/explanation/networks.md), without a
+table.
 """
 
 import math
