@@ -1,29 +1,20 @@
 """Measure what more channels than three are worth on tiles of 13 bands, whose first three tell nothing.
 
     python -m experiments.measure_channels --runs FOLDER
-    python -m experiments.measure_channels --runs FOLDER --means 0 1 2 3 4 5 [--noise 0.5]
 
 Two kinds of ground have the same red, green and blue, and mix the later bands in other proportions: a run on three
 channels can only guess. Both runs are linear probes. The table of accuracies on the test images is printed.
-
-With --means, the cross-validated probes of all 13 bands are compared for tiles of each seed: with each channel
-normalised by its mean over the training images, as always, and by the average of the pretraining's means.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import tifffile
-import timm
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from finetune.data import load_images
-from finetune.decide.preprocessing import make_normalisation
-from finetune.measure import measure_evidence, network
 from finetune.recipe import load_recipe
 from finetune.runs.folder import RunFolder
 from finetune.runs.pipeline import run
@@ -93,40 +84,14 @@ def measure(runs: Path, seed: int, noise: float) -> list[str]:
     return lines
 
 
-def compare_means(runs: Path, seeds: Sequence[int], noise: float) -> list[str]:
-    """Return the lines of a table with the accuracy of probes on channels normalised by either mean, and the mean of
-    the differences with its standard error."""
-    config = timm.get_pretrained_cfg(NETWORK)
-    assert config is not None
-    mean, _ = make_normalisation(config.mean, config.std, BANDS)
-    lines = ["| seed | own means, % | average of the pretraining's means, % |", "|---|---|---|"]
-    found = []
-    for seed in seeds:
-        tiles = runs / f"tiles-{seed}"
-        if not tiles.exists():
-            write_tiles(tiles, seed, noise)
-        recipe = load_recipe(data=str(tiles), image__channels="all", **FIXED)
-        splits = load_images(str(tiles), reading=recipe.image)
-        own = measure_evidence(recipe, splits).probe_accuracy
-        with patch.object(network, "channel_means", return_value=mean):
-            other = measure_evidence(recipe, splits).probe_accuracy
-        found.append((100 * own, 100 * other))
-        lines.append(f"| {seed} | {100 * own:.1f} | {100 * other:.1f} |")
-    gains = np.subtract(*np.transpose(found))
-    error = gains.std(ddof=1) / len(gains) ** 0.5
-    return [*lines, f"own means gain {gains.mean():+.1f} points, standard error {error:.1f}"]
-
-
 def main() -> None:
-    """Measure both runs, or compare the means, and print the table."""
+    """Measure both runs, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the tiles and the runs")
     parser.add_argument("--seed", type=int, default=0, help="seed of the tiles and of the runs")
-    parser.add_argument("--means", type=int, nargs="+", help="seeds of tiles on which two normalisations are compared")
     parser.add_argument("--noise", type=float, default=0.2, help="standard deviation of the noise of the tiles")
     arguments = parser.parse_args()
-    runs, seeds, noise = arguments.runs, arguments.means, arguments.noise
-    print("\n".join(compare_means(runs, seeds, noise) if seeds else measure(runs, arguments.seed, noise)))
+    print("\n".join(measure(arguments.runs, arguments.seed, arguments.noise)))
 
 
 if __name__ == "__main__":

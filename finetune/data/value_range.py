@@ -1,13 +1,12 @@
-"""Find the range of values of a data set, with which all of its deep images become 8-bit, and the means of channels."""
+"""Find the range of values of a data set, with which all of its images deeper than 8 bits become 8-bit."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetune.data.decoding import ImageSource, decode, in_threads, opened
+from finetune.data.decoding import ImageSource, in_threads, opened
 from finetune.data.label_sets import rarest_class
-from finetune.data.pixels import name_of
 from finetune.data.raster import Raster, read_values
 from finetune.data.splitting import even_sample
 from finetune.reading import Reading
@@ -27,9 +26,6 @@ ACROSS = (1.0, 99.0)
 
 MOST_PER_SIDE = 512
 """Largest number of rows and columns of an image that are read for its percentiles."""
-
-MEAN_SIDE = 64
-"""Shorter side from which an image may be reduced before the means of its channels are taken, in pixels."""
 
 TELLING = 0.95
 """Balanced accuracy from which the values' range alone counts as telling the classes apart."""
@@ -71,23 +67,6 @@ def find_range(
         reading = reading.changed(range=None if is_flat else found, window=reading.uses_windows)
     warning = _about_classes(ends, rarest_class(labels[chosen]), reading, None if is_flat else found)
     return reading, [_about_range(len(deep), len(labels), len(chosen), reading, reading.range == found), *warning]
-
-
-def channel_means(sources: Sequence[ImageSource], reading: Reading) -> tuple[float, ...]:
-    """Return the mean of each channel over at most `SAMPLED` images, evenly spaced, 0 .. 1.
-
-    Raises:
-        UndecodableError: an image cannot be decoded.
-    """
-    step = -(-len(sources) // SAMPLED)
-
-    def mean(source: ImageSource) -> "NDArray[np.float64]":
-        found: NDArray[np.float64] = decode(source, MEAN_SIDE, name_of(source, 0), reading).mean(axis=(0, 1))
-        return found
-
-    chosen = [sources[number] for number in range(0, len(sources), step)]
-    means = np.mean(in_threads(mean, chosen), axis=0) / 255.0
-    return tuple(round(float(value), 4) for value in means)
 
 
 def _has_range(source: ImageSource, reading: Reading) -> bool:

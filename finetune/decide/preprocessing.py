@@ -65,10 +65,8 @@ def make_normalisation(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and the standard deviation of each channel of an input, from those of a network's pretraining.
 
-    For other than red, green and blue, each channel gets the averages over the three, because which of them a channel
-    is like is not known. The means of the training images take the place of the mean where they are measured: linear
-    probes of 13 bands then have 2.8 +- 0.9 points more; the images' own deviations add nothing to it
-    (experiments/log.md).
+    For other than red, green and blue, each channel gets the averages over the three: the adapted first layer has the
+    weights of red, green and blue in turn, and which channel gets which of them means nothing.
 
     >>> make_normalisation((0.4, 0.5, 0.6), (0.2, 0.2, 0.2), 4)
     ((0.5, 0.5, 0.5, 0.5), (0.2, 0.2, 0.2, 0.2))

@@ -57,8 +57,7 @@ def measure_domain(
     labels = rarest_class(labels)
     chosen = even_sample(labels, DOMAIN_SAMPLE, seed)
     reading = about.preprocessing.reading
-    preprocessing = native_preprocessing(network, DOMAIN_SIZE, reading)
-    preprocessing = preprocessing.changed(crop_fraction=1.0, mean=about.preprocessing.mean)
+    preprocessing = native_preprocessing(network, DOMAIN_SIZE, reading).changed(crop_fraction=1.0)
     if is_built_for_one_size(about.name) or not takes(network, about.name, preprocessing):
         preprocessing = preprocessing.changed(image_size=about.preprocessing.image_size)
     images = PlainImages(pixels, preprocessing)

@@ -319,10 +319,10 @@ def _measure_machine(
     with_norms = recipe.strategy in {"norm_tuning", "linear_probe"}
     # The key includes the structure of the values, so that measurements of an older version are not found.
     structure = MachineSpeed.structure(), StageProfile.structure()
-    # The means of other channels are those of the images, which the speed does not depend on; their number stays.
-    timed = preprocessing if preprocessing.reading.is_rgb else preprocessing.changed(mean=preprocessing.std)
     depths_asked = asked or "usual and short"
-    key = make_key(name, timed, batch_size, depths_asked, with_norms, pixels.is_cached, machine_name(device), structure)
+    key = make_key(
+        name, preprocessing, batch_size, depths_asked, with_norms, pixels.is_cached, machine_name(device), structure
+    )
 
     def measure() -> dict[str, Any]:
         progress("timing this machine", 0, 1)

@@ -10,7 +10,6 @@ from torch import nn
 
 from finetune.data import ImageSplits, native_size
 from finetune.data.decoding import undecodable
-from finetune.data.value_range import channel_means
 from finetune.decide.families import Family, family_of
 from finetune.decide.planning import refuse_colour_policy
 from finetune.decide.preprocessing import Preprocessing, choose_image_size
@@ -84,8 +83,6 @@ def load_network(recipe: Recipe, splits: ImageSplits) -> tuple[Any, MeasuredNetw
     # A network that cannot be trained is refused here, before any image is decoded.
     check_forward(network, name, size, num_channels)
     preprocessing = native_preprocessing(network, size, splits.reading)
-    if not splits.reading.is_rgb:
-        preprocessing = preprocessing.changed(mean=channel_means(splits.train["image"], splits.reading))
     return network, MeasuredNetwork(
         name=name,
         reason=explain_model(recipe.models[0], name, has_accelerator),

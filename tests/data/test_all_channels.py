@@ -11,7 +11,6 @@ from finetune.data import Pixels, load_images, read_pixels, why_unreadable
 from finetune.data.augmentation import Key, Variation, mix, plain_view
 from finetune.data.kinds import describe_kinds
 from finetune.data.scanning import read_or_explain, scan
-from finetune.data.value_range import channel_means
 from finetune.decide.plan import AugmentationPlan
 from finetune.decide.preprocessing import Preprocessing
 from finetune.errors import DataError, RecipeError
@@ -299,12 +298,6 @@ def test_what_names_one_or_three_channels_in_cache_keys_stays_the_same(channels,
 def test_a_preprocessing_lists_its_channels():
     with pytest.raises(RecipeError, match=r"reading\.channels: expected a list of channels"):
         PREPROCESSING.changed(reading=Reading(channels="all"))
-
-
-def test_the_mean_of_a_channel_is_that_over_the_images():
-    values = [random_bands(seed, dtype=np.uint8) for seed in range(3)]
-    means = channel_means([encoded(each) for each in values], Reading(channels=BANDS))
-    np.testing.assert_allclose(means, np.mean(values, axis=(0, 2, 3)) / 255.0, atol=1e-4)
 
 
 def test_a_normalisation_of_another_number_of_channels_is_refused():
