@@ -8,8 +8,7 @@ import typer
 
 from finetune.checks import check_audit
 from finetune.errors import RecipeError
-from finetune.reading import Reading
-from finetune.recipe import load_recipe, parse_assignment
+from finetune.recipe import Recipe, load_recipe, parse_assignment
 from finetune.report_options import takes_report_options
 
 if TYPE_CHECKING:
@@ -29,18 +28,18 @@ def audit(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A key of the recipe's section image: image.key=value; may be repeated."),
+        typer.Option("--set", help="A key of the recipe's sections image and columns: key=value; may be repeated."),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with status 2 if there are findings.")] = False,
 ) -> int:
     """Look for copies across splits, wrong labels and odd images, and say what copies add to the test accuracy."""
     check_audit(data, output, clean)
-    reading = _read_image_keys(set_ or [])
+    recipe = _read_keys(set_ or [])
     from finetune.auditing.procedure import audit as audit_data
     from finetune.runs.audited import print_audit, summarise_audit, write_audit
 
     with report() as printed:
-        found = audit_data(data, printed.progress, reading)
+        found = audit_data(data, printed.progress, recipe.image, recipe.columns)
     printed.summary |= summarise_audit(found)
     print_audit(printed.console, found, printed.verbose)
     for path in write_audit(found, output, clean):
@@ -51,14 +50,16 @@ def audit(
     return 0
 
 
-def _read_image_keys(assignments: Sequence[str]) -> Reading:
-    """Return how images are read, from texts such as "image.channels=all".
+def _read_keys(assignments: Sequence[str]) -> Recipe:
+    """Return a recipe of how images and tables are read, from texts such as "image.channels=all".
 
     Raises:
-        RecipeError: a text is not an assignment, its key is not of the section `image`, or its value is impossible.
+        RecipeError: a text is not an assignment, its key is of another section, or its value is impossible.
     """
     given = dict(map(parse_assignment, assignments))
     for key in given:
-        if not key.startswith("image."):
-            raise RecipeError(f"--set takes keys of the section image here, such as image.channels=all, not {key}")
-    return load_recipe(data="any", **given).image
+        if not key.startswith(("image.", "columns.")):
+            raise RecipeError(
+                f"--set takes keys of the sections image and columns here, such as image.channels=all, not {key}"
+            )
+    return load_recipe(data="any", **given)

@@ -21,6 +21,7 @@ from finetune.measure.shift import find_groups
 from finetune.predict.linear_probe import cross_validate, fit_head
 from finetune.progress import Progress, no_progress
 from finetune.reading import AS_STORED, Reading
+from finetune.recipe import TableColumns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,12 @@ class _Copies:
     """Pairs of images with changed pixels, by each of their images."""
 
 
-def audit(data: str, progress: Progress = no_progress, reading: Reading = AS_STORED) -> Audit:
+def audit(
+    data: str,
+    progress: Progress = no_progress,
+    reading: Reading = AS_STORED,
+    columns: TableColumns | None = None,
+) -> Audit:
     """Look for faults in labelled images: copies, wrong labels, odd images, groups and classes; nothing is changed.
 
     Frozen features of the network that `model: auto` stands for are computed, or read from the cache.
@@ -46,11 +52,12 @@ def audit(data: str, progress: Progress = no_progress, reading: Reading = AS_STO
         data: labelled images, in any form that `load_images` accepts except a stream.
         progress: called with the work in progress.
         reading: how the values of the images become 8-bit channels: the section `image` of a recipe.
+        columns: columns of a table: the section `columns` of a recipe; None: those with the usual names.
 
     Raises:
         DataError: the data cannot be loaded, or is a stream.
     """
-    splits = load_with_copies(data, reading)
+    splits = load_with_copies(data, reading, columns)
     images = all_images(splits)
     features, pixels = compute_features(data, splits, images, progress)
     copies = _find_copies(images, features, pixels, progress)

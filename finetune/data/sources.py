@@ -79,19 +79,20 @@ def load_images(
     return _with_range(replace(splits, notes=(*splits.notes, *describe_rare(splits))), cleaned, seed)
 
 
-def load_with_copies(data: str, reading: Reading = AS_STORED) -> ImageSplits:
+def load_with_copies(data: str, reading: Reading = AS_STORED, columns: TableColumns | None = None) -> ImageSplits:
     """Return the labelled splits of `data` as `load_images` does, but with all copies of the same picture.
 
     Args:
         data: labelled images.
         reading: how the values of the images become 8-bit channels.
+        columns: columns of a table; None: those with the usual names.
 
     Raises:
         DataError: as `load_images`, or the data is a stream.
     """
     if data.startswith("stream:"):
         raise DataError(f"images of a stream are not compared; store {data} by writing hf: in its name")
-    splits, cleaned = _load_splits(data, TableColumns(), 0, "auto", reading, copies=True, allow_rare=True)
+    splits, cleaned = _load_splits(data, columns or TableColumns(), 0, "auto", reading, copies=True, allow_rare=True)
     if splits.has_sets:
         raise DataError(f"an audit is of images with one label each, but those of {data} have any number")
     check_counts(splits)

@@ -130,6 +130,19 @@ def test_the_groups_of_the_images_stay_in_the_clean_table(clean, tmp_path):
     assert len(splits.train) + len(splits.test) == 34
 
 
+def test_the_columns_of_a_table_can_be_named(image_folder, tmp_path, capsys):
+    root = image_folder(tmp_path / "images", {"a": 6, "b": 6})
+    rows = [f"{path},{path.parent.name}" for path in sorted(root.rglob("*.*"))]
+    (tmp_path / "table.csv").write_text("\n".join(["file_path,diagnosis", *rows]))
+    with pytest.raises(SystemExit) as ended:
+        main([
+            "audit", str(tmp_path / "table.csv"), "--json",
+            "--set", "columns.path=file_path", "--set", "columns.label=diagnosis",
+        ])  # fmt: skip
+    assert not ended.value.code
+    assert json.loads(capsys.readouterr().out)["images"] == 12
+
+
 def test_a_class_without_test_images_is_named(image_folder, tmp_path):
     root = image_folder(tmp_path, splits={"train": {"a": 4, "b": 4}, "test": {"a": 2}})
     (finding,) = check_classes(str(root), all_images(load_images(str(root))), has_splits=True)

@@ -276,7 +276,7 @@ def test_an_audit_takes_no_other_keys(images, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["audit", str(images), "--set", "training.learning_rate=1"])
     assert ended.value.code == 2
-    assert "--set takes keys of the section image here" in capsys.readouterr().err
+    assert "--set takes keys of the sections image and columns here" in capsys.readouterr().err
 
 
 def test_a_policy_that_changes_colours_is_refused_before_anything_is_measured(images, weights, tmp_path):
