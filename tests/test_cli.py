@@ -697,7 +697,7 @@ def test_options_are_frozen():
                 "--accept-changes",
             ]
         ),
-        "audit": sorted(["--clean", "--output", "--strict", *output]),
+        "audit": sorted(["--clean", "--output", "--set", "--strict", *output]),
         "watch": [],
         "predict": ["--output", "--resume", "--sets", "--top-k", "--unknown-at"],
         "embed": ["--dtype", "--output", "--resume"],
