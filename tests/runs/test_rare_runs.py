@@ -69,7 +69,8 @@ def test_unequal_classes_are_described_by_their_range_and_the_balanced_accuracy(
 
 def test_the_plan_says_how_unequal_classes_are_corrected_for(finished):
     (reason,) = [each for each in finished[0].plan.reasons if "balanced accuracy of the linear probe" in each]
-    assert " % with class weights, " in reason
+    assert " % with none, " in reason
+    assert " % with logit adjustment)" in reason
 
 
 def test_the_model_knows_the_rare_classes(finished):
