@@ -78,18 +78,10 @@ def divide_rows(make: Callable[[list[int]], Array], indices: Sequence[int] | NDA
     if state.num_processes == 1:
         return make([int(index) for index in indices])
     own = np.array_split(np.asarray(indices, dtype=np.intp), state.num_processes)[state.process_index]
-    outcome: list[Any] = [None, None]  # rows and error
-    try:
-        outcome[0] = make([int(index) for index in own])
-    except FinetuneError as error:
-        outcome[1] = error
-    outcomes = of_all_processes(outcome)
-    for _, raised in outcomes:
-        if raised is not None:
-            raise raised
+    found = of_all_processes(in_every_process(lambda: make([int(index) for index in own])))
     # A process without rows may return them with another shape or type.
-    filled = [rows for rows, _ in outcomes if len(rows)]
-    return np.concatenate(filled or [outcomes[0][0]])  # type: ignore[return-value]
+    filled = [rows for rows in found if len(rows)]
+    return np.concatenate(filled or found[:1])  # type: ignore[return-value]
 
 
 def wait_for_everyone() -> None:

@@ -45,11 +45,9 @@ from finetune.measure.probing import chirality, evaluate_probe
 from finetune.measure.rates import HighestRate, measure_highest_rate
 from finetune.measure.shift import Grouping, find_groups, known_groups, measure_groups
 from finetune.measure.speed import measure_speed
-from finetune.network.backbone import (
-    profile_stages,
-)
+from finetune.network.backbone import profile_stages
 from finetune.network.head import find_head, give_head
-from finetune.network.outputs import count_work, digest_weights, shared_features
+from finetune.network.outputs import count_work, digest_weights, frozen_features
 from finetune.processes import first_alone, from_main_process, in_every_process, num_processes
 from finetune.progress import Progress, no_progress
 from finetune.recipe import METRIC_OF_COSTS, METRIC_OF_SETS, Layout, Metric, Recipe
@@ -123,8 +121,9 @@ def measure_evidence(
         lambda: measure_domain(network, about, sample.pixels, sample.labels, recipe.seed, speed.forward)
     )
     features, mirrored, own_work = _compute_features(network, about, sample, recipe, speed.forward, progress)
+    layout = None if domain.is_calibrated else speed.forward.layout
     found = from_main_process(
-        lambda: _read_features(network, about, sample, splits, features, domain.is_calibrated, speed, recipe, progress)
+        lambda: _read_features(network, about, sample, splits, features, layout, recipe, progress)
     )
     return from_main_process(
         lambda: Evidence(
@@ -166,12 +165,12 @@ def _read_features(
     sample: _Sample,
     splits: ImageSplits,
     features: NDArray[np.float32],
-    is_calibrated: bool,
-    speed: MachineSpeed,
+    layout: Layout | None,
     recipe: Recipe,
     progress: Progress,
 ) -> _Findings:
-    """Return what the features say of the images, and what is to be known of a network without calibrated rates."""
+    """Return what the features say of the images, and the highest rate of a network that is not calibrated; `layout` is
+    None for one that is."""
     progress("cross-validating the linear probe", 0, 1)
     grouping = _grouping(splits, sample, features, recipe)
     together, metric = sample.together(grouping), _choose_metric(recipe, sample)
@@ -179,7 +178,6 @@ def _read_features(
     strength = probe.inverse_regularization
     groups = None if grouping is None else measure_groups(features, sample.labels, grouping, strength, recipe.seed)
     progress("cross-validating the linear probe", 1, 1)
-    layout = None if is_calibrated else speed.forward.layout
     highest = None if layout is None else _find_highest_rate(network, about, sample, features, layout, recipe)
     return _Findings(probe=probe, groups=groups, highest=highest)
 
@@ -287,13 +285,13 @@ def _compute_features(
     give_head(network, len(sample.counts))
     network = network.to(device).to(memory_format=MEMORY_FORMATS[settings.layout])
     plain = PlainImages(sample.pixels, about.preprocessing)
-    outputs = shared_features(network, plain, about.preprocessing, settings, weights, progress)
+    outputs = frozen_features(network, plain, about.preprocessing, settings, weights, progress)
     features, work = outputs.numpy(), count_work(outputs, sample.pixels)
     if recipe.strategy == "linear_probe":
         return features, None, work
     checked = even_sample(sample.labels, FLIPS_CHECKED, recipe.seed)
     flipped = PlainImages(sample.pixels, about.preprocessing, mirrored=True)
-    mirrored = shared_features(network, flipped, about.preprocessing, settings, weights, indices=checked.tolist())
+    mirrored = frozen_features(network, flipped, about.preprocessing, settings, weights, indices=checked.tolist())
     work += count_work(mirrored, sample.pixels)
     return features, chirality(features[checked], mirrored.numpy(), recipe.seed), work
 

@@ -5,6 +5,7 @@ The cache is on disk, so that an image is not sent through the same weights in t
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -104,6 +105,9 @@ def frozen_features(
 ) -> Outputs:
     """Return the inputs of the head for all images (or `indices`), (n, width), computed once and then cached.
 
+    Of several processes each computes a part, and all must call this; on each machine one of them writes the features
+    to the cache. For all but the main process they count as found, so that the work of all processes adds up.
+
     Args:
         network: a network with a head of any number of classes.
         images: the images, as prediction reads them.
@@ -112,63 +116,42 @@ def frozen_features(
         weights: digest of the network's weights below the head (`digest_weights`).
         progress: hook that is called with the number of images done.
         indices: indices of images; all by default.
-    """
-    with recorded_features(network) as features:
-        return cached_outputs(
-            "features",
-            _key_of(images, settings, weights, indices),
-            "computing features",
-            lambda: forward_batches(network, images, preprocessing, settings, features, indices),
-            len(images) if indices is None else len(indices),
-            progress,
-        )
-
-
-def shared_features(
-    network: nn.Module,
-    images: PlainImages,
-    preprocessing: Preprocessing,
-    settings: ForwardSettings,
-    weights: str,
-    progress: Progress = no_progress,
-    indices: Sequence[int] | None = None,
-) -> Outputs:
-    """Return `frozen_features`, of which each process computes a part; all processes must call this.
-
-    On each machine one process writes them to the cache. For all but the main process they count as found, so that the
-    work of all processes adds up.
 
     Raises:
         DataError: an image cannot be decoded; every process raises it.
     """
     chosen = range(len(images)) if indices is None else indices
-    key = _key_of(images, settings, weights, indices)
+    key = make_key(weights, images.describe(indices), settings.precision)
 
     def is_cached() -> bool:
         found = read_arrays("features", key)
         return found is not None and len(found["rows"]) == len(chosen)
 
-    if num_processes() == 1 or is_so_everywhere(is_cached):
-        return frozen_features(network, images, preprocessing, settings, weights, progress, indices)
     with recorded_features(network) as features:
 
-        def compute(part: Sequence[int]) -> NDArray[np.int16]:
-            batches = forward_batches(network, images, preprocessing, settings, features, part) if part else ()
-            rows = [_bits(batch) for batch in batches]
-            return np.concatenate(rows) if rows else np.zeros((0, 0), dtype=np.int16)
+        def compute(part: Sequence[int]) -> Iterator[Tensor]:
+            return forward_batches(network, images, preprocessing, settings, features, part)
 
-        # Gathering is a step of all processes, so it happens before any of them writes or waits for another.
-        blocks = [divide_rows(compute, chosen[start : start + BLOCK]) for start in range(0, len(chosen), BLOCK)]
-    gathered = [torch.from_numpy(block).view(CACHED_DTYPE) for block in blocks]
-    with first_alone():
-        outputs = cached_outputs("features", key, "computing features", lambda: iter(gathered), len(chosen), progress)
-    outputs.found |= not is_main_process()
-    return outputs
+        outputs = partial(compute, chosen)
+        if num_processes() > 1 and not is_so_everywhere(is_cached):
+            # Gathering is a step of all processes, so it happens before any of them writes or waits for another.
+            gathered = _gather(compute, chosen)
+            outputs = partial(iter, gathered)
+        with first_alone():
+            rows = cached_outputs("features", key, "computing features", outputs, len(chosen), progress)
+    rows.found |= not is_main_process()
+    return rows
 
 
-def _key_of(images: PlainImages, settings: ForwardSettings, weights: str, indices: Sequence[int] | None) -> str:
-    """Return the key of features in the cache."""
-    return make_key(weights, images.describe(indices), settings.precision)
+def _gather(compute: Callable[[Sequence[int]], Iterator[Tensor]], indices: Sequence[int]) -> list[Tensor]:
+    """Return the rows of images, of which each process computes a part, in blocks (n, ...)."""
+
+    def bits_of(part: Sequence[int]) -> NDArray[np.int16]:
+        rows = [_bits(batch) for batch in compute(part)] if part else []
+        return np.concatenate(rows) if rows else np.zeros((0, 0), dtype=np.int16)
+
+    blocks = [divide_rows(bits_of, indices[start : start + BLOCK]) for start in range(0, len(indices), BLOCK)]
+    return [torch.from_numpy(block).view(CACHED_DTYPE) for block in blocks]
 
 
 def _bits(batch: Tensor) -> NDArray[np.int16]:

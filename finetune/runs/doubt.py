@@ -11,7 +11,7 @@ from finetune.data import ImageSplits, Pixels, even_sample, labels_of
 from finetune.data.batches import PlainImages
 from finetune.decide.workload import measured_images
 from finetune.network.head import find_head
-from finetune.network.outputs import digest_weights, shared_features
+from finetune.network.outputs import digest_weights, frozen_features
 from finetune.predict.doubt import Experience
 from finetune.predict.model import Predictor, TrainedModel
 from finetune.predict.neighbours import Neighbours
@@ -50,7 +50,7 @@ def _frozen(model: TrainedModel, table: "Dataset", progress: Progress) -> NDArra
     plan, network = model.plan, model.network
     images = PlainImages(Pixels(table, plan.preprocessing.shorter_side, model.reading), plan.preprocessing)
     weights = digest_weights(network, leave_out=find_head(network).names)
-    return shared_features(network, images, plan.preprocessing, plan.forward, weights, progress).numpy()
+    return frozen_features(network, images, plan.preprocessing, plan.forward, weights, progress).numpy()
 
 
 def read_experience(folder: Path) -> Experience:

@@ -17,7 +17,7 @@ from finetune.decide.workload import tail_share
 from finetune.device import best_device, to_layout
 from finetune.network.backbone import check_stages, create_network, profile_stages
 from finetune.network.head import find_head
-from finetune.network.outputs import Outputs, count_work, digest_weights, shared_features
+from finetune.network.outputs import Outputs, count_work, digest_weights, frozen_features
 from finetune.processes import first_alone
 from finetune.progress import Progress, no_progress
 from finetune.training.checkpoints import Checkpoints
@@ -147,7 +147,7 @@ def prepare(
 
 def _features(network: nn.Module, plain: PlainImages, plan: Plan, digest: str, progress: Progress) -> Outputs:
     """Return the frozen features of all images."""
-    return shared_features(network, plain, plan.preprocessing, plan.forward, digest, progress)
+    return frozen_features(network, plain, plan.preprocessing, plan.forward, digest, progress)
 
 
 def _create(plan: Plan, num_classes: int) -> nn.Module:

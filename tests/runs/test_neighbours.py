@@ -36,7 +36,7 @@ def test_a_linear_probe_is_compared_by_the_features_that_its_measurement_cached(
 def test_of_more_images_than_were_measured_those_that_are_drawn_are_sent_forward(probe, splits, monkeypatch):
     monkeypatch.setattr(workload, "PROBE_SAMPLE", 8)
     monkeypatch.setattr(doubt, "MOST", 4)
-    monkeypatch.setattr(doubt, "shared_features", None)  # a call would fail
+    monkeypatch.setattr(doubt, "frozen_features", None)  # a call would fail
     assert len(find_neighbours(probe, splits, no_progress).features) == 4
 
 
