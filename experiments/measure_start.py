@@ -3,8 +3,9 @@
     python -m experiments.measure_start --data DIR/SET
 
 The commands are started in turn, each in a process of its own: a mistake in a path, a linear probe of 60 images, and a
-prediction of five images, both on a machine whose speed is known; and the timing of a machine that is not. Medians are
-printed. Measure on a machine with nothing else to do.
+prediction of five images, both on a machine whose speed is known; and the timing of a machine that is not. Beside them
+stands the bare import of PyTorch and timm, below which no command that uses a network can come. Medians are printed.
+Measure on a machine with nothing else to do.
 """
 
 import argparse
@@ -36,10 +37,14 @@ def copy_sixty(source: Path, target: Path) -> None:
             shutil.copy(image, target / folder.name)
 
 
+PROGRAM = str(ROOT / "scripts" / "finetune.py")
+"""Path of the program."""
+
+
 def seconds_of(arguments: list[str], cache: Path, status: int = 0) -> tuple[float, str]:
-    """Return the seconds that `finetune` takes with these arguments, and what it prints; check its exit status."""
+    """Return the seconds that Python takes with these arguments, and what it prints; check its exit status."""
     start = time.perf_counter()
-    command = [sys.executable, str(ROOT / "scripts" / "finetune.py"), *arguments]
+    command = [sys.executable, *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "FINETUNE_CACHE": str(cache)})
     seconds = time.perf_counter() - start
     if ended.returncode != status:
@@ -58,21 +63,22 @@ def main() -> None:
         folder = Path(place)
         copy_sixty(arguments.data, folder / "images")
         data, known = str(folder / "images"), folder / "known"
-        probe = ["train", "--data", data, "--strategy", "linear_probe"]
+        probe = [PROGRAM, "train", "--data", data, "--strategy", "linear_probe"]
         seconds_of([*probe, "--output", f"{place}/first"], known)
         images = [str(image) for image in sorted((folder / "images").rglob("*.*"))[:5]]
         for number in range(arguments.repetitions):
-            plan = ["train", "--data", data, "--plan-only", "--verbose", "--output", f"{place}/plan{number}"]
+            plan = [PROGRAM, "train", "--data", data, "--plan-only", "--verbose", "--output", f"{place}/plan{number}"]
             _, printed = seconds_of(plan, folder / f"cache{number}")
             found = TIMED.search(printed)
             if found is None:
                 raise SystemExit(f"no timing of the machine in:\n{printed}")
             measured = {
-                "mistake in a path": seconds_of(["train", "--data", f"{place}/nowhere"], known, status=2)[0],
+                "`import torch, timm` and no command": seconds_of(["-c", "import torch, timm"], known)[0],
+                "mistake in a path": seconds_of([PROGRAM, "train", "--data", f"{place}/nowhere"], known, status=2)[0],
                 "timing the machine, on the first use of a network": float(found[1]),
                 "linear probe of 60 images": seconds_of([*probe, "--output", f"{place}/run{number}"], known)[0],
                 "`predict` of five images": seconds_of(
-                    ["predict", f"{place}/first", *images, "--output", f"{place}/{number}.csv"], known
+                    [PROGRAM, "predict", f"{place}/first", *images, "--output", f"{place}/{number}.csv"], known
                 )[0],
             }
             for about, seconds in measured.items():

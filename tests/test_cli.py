@@ -623,6 +623,12 @@ def test_help_imports_nothing_heavy():
     assert ended.stdout.splitlines()[-1] == "[]"
 
 
+def test_a_run_imports_libraries_for_drawing_only_when_it_draws():
+    code = "import sys, finetune.runs.pipeline; print([n for n in ('captum', 'matplotlib') if n in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
+
+
 def test_the_help_lists_the_commands_and_the_options_without_a_command(command):
     status, printed, _ = command("--help")
     assert status == 0

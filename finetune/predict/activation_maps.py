@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from captum.attr import LayerGradientXActivation
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -41,6 +40,8 @@ def class_activation_maps(network: Any, inputs: Tensor, classes: NDArray[np.int6
     layer = _find_layer(network, below)
     if layer is None:
         return None
+    from captum.attr import LayerGradientXActivation  # slow to import, and a run may draw no map
+
     method = LayerGradientXActivation(lambda images: network.forward_head(below(images)), layer)
     parts = []
     for start in range(0, len(inputs), BATCH):
