@@ -27,8 +27,14 @@ FASTAI_EPOCHS = (1, 3, 10)
 SCRIPT_EPOCHS = (0, 3, 10)
 """Epochs of the script, each a training of its own; 0 stands for a logistic regression on frozen features."""
 
+RESERVE = 15
+"""Part of a budget that is kept from AutoGluon's time limit for the prediction of the test images, in seconds."""
+
 Results = dict[tuple[str, str, int], Row]
 """Results by contender, set and seed."""
+
+Reached = Sequence[NDArray[np.float64] | None]
+"""What a toolkit has reached at a budget on each set, from `reach`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,7 @@ FAMILIES = (
             for epochs in SCRIPT_EPOCHS
         },
     ),
+    Family("AutoGluon", {f"autogluon {seconds}": f"`time_limit={seconds - RESERVE}`" for seconds in BUDGETS}),
 )  # fmt: skip
 """The toolkits that are compared, ours first."""
 
@@ -73,6 +80,24 @@ def within(results: Results, family: Family, name: str, seed: int, budget: float
     return max(ended, key=lambda row: float(row["seconds"])) if ended else None
 
 
+def reach(
+    results: Results, family: Family, name: str, seeds: Sequence[int], budget: float
+) -> NDArray[np.float64] | None:
+    """Return what a toolkit has reached at a budget on a set; None: with one of the seeds no run has ended, or no seed
+    is given.
+
+    For each test image it is the weight times the share of the seeds that classify it correctly, (n_images,).
+    """
+    rows = [within(results, family, name, seed, budget) for seed in seeds]
+    ended = [right(row) for row in rows if row is not None]
+    return np.mean(ended, axis=0) if rows and len(ended) == len(rows) else None
+
+
+def seeds_of(results: Results, family: Family, name: str, seeds: Sequence[int]) -> list[int]:
+    """Return those of the seeds with which all settings of a toolkit were run on a set."""
+    return [seed for seed in seeds if all((each, name, seed) in results for each in family.contenders)]
+
+
 def right(row: Row) -> NDArray[np.float64]:
     """Return for each test image 0 if it was misclassified, else its weight, (n_images,); the mean is the accuracy.
 
@@ -88,11 +113,12 @@ def right(row: Row) -> NDArray[np.float64]:
 def paired(one: Sequence[NDArray[np.float64]], other: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
     """Return the mean difference in accuracy over image sets and half of its 95 % interval, in points.
 
-    The sets are taken as they are, their test images as samples: with differences d_i of the images of a set of n,
+    Sets and seeds are taken as they are, the test images as samples: with differences d_i of the images of a set of n,
     the variance of its mean is s^2(d) / n, and that of the mean over k sets the sum of these over k^2.
 
     Args:
-        one: for each set, the weight of each image that was classified correctly, else 0, (n_images,).
+        one: for each set, the weight of each image times the share of the seeds with which it was classified correctly,
+            (n_images,).
         other: the same of the other contender.
     """
     differences = [first - second for first, second in zip(one, other, strict=True)]

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def pretrained(num_classes: int) -> Any:  # noqa: ANN401  (timm's networks have no type)
-    """Return the network with its pretrained weights and a new head; for 1,000 classes it keeps its own head."""
+    """Return the network with its pretrained weights and a new head, for 1,000 classes with its own, for 0 without."""
     network: Any = create_embedded()[0]
     if num_classes != 1000:
         network.reset_classifier(num_classes)

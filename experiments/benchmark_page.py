@@ -5,14 +5,24 @@ import os
 import platform
 from collections.abc import Sequence
 from datetime import date
-from itertools import product
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.anytime import BUDGETS, FAMILIES, TRAINING_IMAGES, Family, Results, paired, right, within
+from experiments.anytime import (
+    BUDGETS,
+    FAMILIES,
+    TRAINING_IMAGES,
+    Family,
+    Reached,
+    Results,
+    paired,
+    reach,
+    right,
+    seeds_of,
+)
 from experiments.pages import mark_of, write_between
 from experiments.paths import IMAGES, PAGES
 from experiments.rows import Row
@@ -23,8 +33,8 @@ NONE = "none has ended"
 
 def write_page(results: Results, sets: Sequence[str], seeds: Sequence[int]) -> None:
     """Write the part of docs/explanation/benchmarks.md and its plot, from the sets whose rows are complete."""
-    contenders = [contender for family in FAMILIES for contender in family.contenders]
-    done = [name for name in sets if all((each, name, seed) in results for each in contenders for seed in seeds)]
+    *ours, _ = FAMILIES  # AutoGluon may be missing
+    done = [name for name in sets if all(seeds_of(results, each, name, seeds) == [*seeds] for each in ours)]
     plot(results, done, seeds, IMAGES / "benchmarks.svg")
     lines = [
         f"{len(os.sched_getaffinity(0))} core of {platform.machine()}, {date.today()}, EfficientNet-Lite0 at 128 px, "
@@ -36,6 +46,8 @@ def write_page(results: Results, sets: Sequence[str], seeds: Sequence[int]) -> N
         "![Test accuracy against seconds](../images/benchmarks.svg)",
         "",
         *compare(results, done, seeds),
+        "",
+        *compare_sets(results, done, seeds),
         "",
         *runs(results, done, seeds),
     ]
@@ -63,32 +75,50 @@ def compare(results: Results, sets: Sequence[str], seeds: Sequence[int]) -> list
         "|---" * (1 + len(FAMILIES) + len(others)) + "|",
     ]
     for budget in BUDGETS:
-        reached = {each.name: reach(results, each, sets, seeds, budget) for each in FAMILIES}
-        cells = [describe(found) for found in reached.values()]
-        cells += [describe_lead(reached[ours.name], reached[each.name]) for each in others]
+        cells = [describe(reach_all(results, each, each, sets, seeds, budget)) for each in FAMILIES]
+        for each in others:
+            own, other = (reach_all(results, one, each, sets, seeds, budget) for one in (ours, each))
+            cells.append(describe_lead(own, other))
         lines.append(f"| {budget} s | {' | '.join(cells)} |")
     return lines
 
 
-def reach(
-    results: Results, family: Family, sets: Sequence[str], seeds: Sequence[int], budget: float
-) -> list[Row | None]:
-    """Return what a toolkit has reached at a budget on each set with each seed; None where no run has ended."""
-    return [within(results, family, name, seed, budget) for name, seed in product(sets, seeds)]
+def compare_sets(results: Results, sets: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    """Return the table of our lead on each set over whichever other toolkit is best there, as lines."""
+    ours, *others = FAMILIES
+    lines = [f"| lead over the best other | {' | '.join(sets)} |", "|---" * (1 + len(sets)) + "|"]
+    for budget in BUDGETS:
+        cells = []
+        for name in sets:
+            leads = []
+            for each in others:
+                own, other = (reach_all(results, one, each, [name], seeds, budget) for one in (ours, each))
+                if own[0] is not None and other[0] is not None:
+                    leads.append((float(own[0].mean() - other[0].mean()), describe_lead(own, other)))
+            cells.append(min(leads)[1] if leads else NONE)
+        lines.append(f"| {budget} s | {' | '.join(cells)} |")
+    return lines
 
 
-def describe(reached: Sequence[Row | None]) -> str:
+def reach_all(
+    results: Results, family: Family, other: Family, sets: Sequence[str], seeds: Sequence[int], budget: float
+) -> Reached:
+    """Return what a toolkit has reached at a budget on each set, with the seeds with which another one was run."""
+    return [reach(results, family, name, seeds_of(results, other, name, seeds), budget) for name in sets]
+
+
+def describe(reached: Reached) -> str:
     """Return the mean accuracy over the sets on which a run has ended, and their number if some are missing."""
-    rows = [row for row in reached if row is not None]
-    if not rows:
+    ended = [each.mean() for each in reached if each is not None]
+    if not ended:
         return NONE
-    mean = f"{100 * float(np.mean([right(row).mean() for row in rows])):.1f}"
-    return mean if len(rows) == len(reached) else f"{mean} (on {len(rows)} of {len(reached)})"
+    mean = f"{100 * float(np.mean(ended)):.1f}"
+    return mean if len(ended) == len(reached) else f"{mean} (on {len(ended)} of {len(reached)})"
 
 
-def describe_lead(ours: Sequence[Row | None], others: Sequence[Row | None]) -> str:
+def describe_lead(ours: Reached, others: Reached) -> str:
     """Return the mean difference over the sets on which both have ended, with its 95 % interval, in words."""
-    both = [(right(one), right(other)) for one, other in zip(ours, others, strict=True) if one and other]
+    both = [(one, other) for one, other in zip(ours, others, strict=True) if one is not None and other is not None]
     if not both:
         return ""
     mean, half = paired([one for one, _ in both], [other for _, other in both])
@@ -101,7 +131,9 @@ def runs(results: Results, sets: Sequence[str], seeds: Sequence[int]) -> list[st
     lines = [f"| run: accuracy, seconds | {' | '.join(sets)} |", "|---" * (1 + len(sets)) + "|"]
     for family in FAMILIES:
         for contender, words in family.contenders.items():
-            rows = [[results[contender, name, seed] for seed in seeds] for name in sets]
+            rows = [
+                [results[contender, name, seed] for seed in seeds_of(results, family, name, seeds)] for name in sets
+            ]
             lines.append(f"| {family.name}, {words} | {' | '.join(map(describe_runs, rows))} |")
     return lines
 
@@ -110,7 +142,7 @@ def describe_runs(rows: Sequence[Row]) -> str:
     """Return the mean accuracy and the median seconds of the runs that were not refused, in words."""
     ended = [row for row in rows if "seconds" in row]
     if not ended:
-        return "refused"
+        return "refused" if rows else ""
     accuracy = 100 * float(np.mean([right(row).mean() for row in ended]))
     return f"{accuracy:.1f}, {float(np.median([row['seconds'] for row in ended])):.0f} s"
 
@@ -125,11 +157,11 @@ def plot(results: Results, sets: Sequence[str], seeds: Sequence[int], path: Path
         axis.set_visible(False)
     for axis, name in zip(panels.flat, sets, strict=False):
         for number, family in enumerate(FAMILIES):
-            for seed in seeds:
+            for number_of_seed, seed in enumerate(seeds_of(results, family, name, seeds)):
                 ended = [results[each, name, seed] for each in family.contenders]
                 found = sorted((row["seconds"], 100 * right(row).mean()) for row in ended if "seconds" in row)
                 seconds, accuracy = zip(*found, strict=True)
-                label = family.name if seed == seeds[0] else None
+                label = None if number_of_seed else family.name
                 # A curve holds its accuracy until the next run has ended.
                 axis.step(
                     (*seconds, BUDGETS[-1]),

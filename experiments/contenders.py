@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 import finetune
-from experiments.anytime import BUDGETS, FASTAI_EPOCHS, SCRIPT_EPOCHS
+from experiments.anytime import BUDGETS, FASTAI_EPOCHS, RESERVE, SCRIPT_EPOCHS
 from experiments.bare_network import bare_training, measure_limits
 from experiments.benchmark_network import BATCH, MEAN, NETWORK, STD, by_path, pretrained
 from experiments.paths import ROOT
@@ -184,6 +185,31 @@ def run_fastai(epochs: int, data: Path, seed: int, image_size: int) -> Row:
     return {"seconds": time.perf_counter() - start, "correct": by_path(map(str, files), right)}
 
 
+def run_autogluon(budget: int, data: Path, seed: int, image_size: int) -> Row:
+    """Return the test images that AutoGluon classifies correctly within a time budget, and its seconds.
+
+    It runs in the environment of the interpreter that $AUTOGLUON_PYTHON names.
+
+    Args:
+        budget: time budget in seconds.
+        data: folder with train and test.
+        seed: seed of the run.
+        image_size: side of the square images, in pixels.
+    """
+    with TemporaryDirectory() as folder:
+        network = pretrained(0)
+        torch.save(network.state_dict(), Path(folder) / "pytorch_model.bin")
+        about = {"architecture": NETWORK, "num_features": network.num_features, "mean": MEAN, "std": STD}
+        about["input_size"] = (3, image_size, image_size)
+        (Path(folder) / "config.json").write_text(json.dumps(about))
+        command = [os.environ["AUTOGLUON_PYTHON"], "-m", "experiments.autogluon_fit", "--data", str(data)]
+        command += ["--weights", folder, "--seconds", str(budget - RESERVE), "--batch", str(BATCH)]
+        command += ["--seed", str(seed)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {"seconds": found["seconds"], "correct": by_path(found["right"], found["right"].values())}
+
+
 def show_help(repetitions: int = 5) -> Row:
     """Return the median seconds that the command takes to show its help, including the start of the interpreter."""
     command = [sys.executable, str(ROOT / "scripts" / "finetune.py"), "--help"]
@@ -209,6 +235,7 @@ CONTENDERS: dict[str, Callable[[Path, int, int], Row]] = {
     **{f"finetune {seconds}": partial(run_within, seconds) for seconds in BUDGETS},
     **{f"fastai {epochs}": partial(run_fastai, epochs) for epochs in FASTAI_EPOCHS},
     **{f"script {epochs}": partial(run_script, epochs) for epochs in SCRIPT_EPOCHS},
+    **{f"autogluon {seconds}": partial(run_autogluon, seconds) for seconds in BUDGETS},
     "bare": lambda data, _, size: measure_limits(data, size),
     "help": lambda _data, _seed, _size: show_help(),
 }

@@ -3,8 +3,8 @@
     python -m experiments.measure_start --data DIR/SET
 
 The commands are started in turn, each in a process of its own: a mistake in a path, a linear probe of 60 images, and a
-prediction of five images, both on a machine whose speed is known; and the timing of a machine that is not. Beside them
-stands the bare import of PyTorch and timm, below which no command that uses a network can come. Medians are printed.
+prediction of five images, both on a machine whose speed is known; and the timing of a machine that is not. The bare
+import of PyTorch and timm is timed, too: no command that uses a network can take less. Medians are printed.
 Measure on a machine with nothing else to do.
 """
 
