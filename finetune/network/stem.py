@@ -1,5 +1,6 @@
 """Build networks for images of any number of channels, and adapt the first layer of a pretrained one to them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -11,6 +12,10 @@ from finetune.errors import ModelError
 RGB = 3
 """Number of channels of the images that networks are pretrained on."""
 
+PRETRAINED_ARGUMENTS: Mapping[str, Mapping[str, Any]] = {"fbnetc_100": {"bn_eps": 1e-3}}
+"""Arguments that timm adds, by architecture, where it loads pretrained weights itself: the weights were trained with
+them."""
+
 
 def channel_arguments(num_channels: int) -> dict[str, Any]:
     """Return the arguments of `timm.create_model` that build a network for images of this number of channels."""
@@ -18,11 +23,12 @@ def channel_arguments(num_channels: int) -> dict[str, Any]:
 
 
 def build_network(name: str, **arguments: Any) -> Any:  # noqa: ANN401  (timm's networks share methods, but no type)
-    """Return timm's network of this name with random weights.
+    """Return timm's network of this name, as it is built for pretrained weights, but with random ones.
 
     Raises:
         ModelError: the network cannot be built for the number of channels that it is asked for.
     """
+    arguments = {**PRETRAINED_ARGUMENTS.get(name.partition(".")[0], {}), **arguments}
     if "in_chans" not in arguments:
         return timm.create_model(name, pretrained=False, **arguments)
     try:

@@ -1,17 +1,19 @@
 """Networks of other channels than red, green and blue: their first layer, and the networks that have none to adapt."""
 
+import inspect
+
 import pytest
 import timm
 import torch
 from conftest import FAMILIES, slow
 from safetensors.torch import save_file
-from timm.models import adapt_input_conv
+from timm.models import adapt_input_conv, model_entrypoint
 
 from finetune.decide.preprocessing import make_normalisation
 from finetune.errors import ModelError
 from finetune.network.backbone import check_forward, create_network, native_preprocessing, profile_stages
 from finetune.network.head import find_head
-from finetune.network.stem import adapt_stem
+from finetune.network.stem import PRETRAINED_ARGUMENTS, adapt_stem
 from finetune.network.tail import cut
 from finetune.network.weights import create_embedded, create_pretrained
 from finetune.reading import Reading
@@ -46,6 +48,24 @@ def test_timm_itself_gives_the_same_network(weights_file):
     images = torch.randn(2, 13, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(own.eval()(images), timms.eval()(images))
+
+
+@pytest.mark.parametrize("name", PRETRAINED_ARGUMENTS)
+def test_a_network_is_built_as_timm_builds_it_for_pretrained_weights(weights_file, name):
+    path = weights_file(name)
+    own, _ = create_pretrained(name, str(path))
+    timms = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(own.eval()(images), timms.eval()(images))
+
+
+@pytest.mark.slow
+def test_timm_builds_no_other_network_differently_for_pretrained_weights():
+    names = timm.list_models()
+    assert {name for name in names if "if pretrained" in inspect.getsource(model_entrypoint(name))} == {
+        *PRETRAINED_ARGUMENTS
+    }
 
 
 def test_the_embedded_weights_are_adapted_as_well():
