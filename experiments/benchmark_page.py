@@ -35,6 +35,9 @@ def write_page(results: Results, sets: Sequence[str], seeds: Sequence[int]) -> N
     """Write the part of docs/explanation/benchmarks.md and its plot, from the sets whose rows are complete."""
     *ours, _ = FAMILIES  # AutoGluon may be missing
     done = [name for name in sets if all(seeds_of(results, each, name, seeds) == [*seeds] for each in ours)]
+    if not done:
+        print("the page is not written: no set has been run with all toolkits")
+        return
     plot(results, done, seeds, IMAGES / "benchmarks.svg")
     lines = [
         f"{len(os.sched_getaffinity(0))} core of {platform.machine()}, {date.today()}, EfficientNet-Lite0 at 128 px, "

@@ -10,9 +10,10 @@ from finetune.data.label_sets import has_sets
 from finetune.decide.answers import AnswerRule, best_answers
 from finetune.history import Row
 from finetune.predict.links import ONE_CLASS, link_for, log_losses, share_right, to_probabilities
+from finetune.predict.metrics import accuracy_of
 from finetune.predict.model import fit_temperature
 from finetune.predict.set_metrics import drawn_precisions, mean_average_precision
-from finetune.recipe import METRIC_OF_COSTS, Metric
+from finetune.recipe import METRIC_OF_COSTS, METRIC_OF_SETS, Metric
 
 STANDARD_ERRORS = (2.0, 1.0)
 """Numbers of standard errors by which a training must be worse than its linear probe to be rejected: in log-loss, and
@@ -127,6 +128,32 @@ def is_worse(
         if mean <= limit * float(np.sqrt((weights**2 * (more - mean) ** 2).sum())):
             return False
     return True
+
+
+def compare(
+    trained: NDArray[np.float32],
+    before: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    metric: Metric,
+    rule: AnswerRule | None = None,
+) -> str:
+    """Return how good a training and its linear probe are by the metric of the plan, in words.
+
+    Args:
+        trained: logits (n, num_classes) after the training.
+        before: logits (n, num_classes) of the linear probe that it started from.
+        labels: classes (n,), or sets of labels (n, num_classes).
+        metric: metric of the plan.
+        rule: rule of the plan by which the answers follow from the probabilities.
+    """
+    if metric == METRIC_OF_COSTS:
+        costs = (mean_cost(each, labels, rule) for each in (trained, before))
+        return "its answers to held-out images cost {:.3f} on average, and {:.3f} before".format(*costs)
+    metric = METRIC_OF_SETS if has_sets(labels) else metric
+    now, then = (100 * accuracy_of(metric, each, labels) for each in (trained, before))
+    if metric == "top1":
+        return f"{now:.1f} % of the held-out images are right after it, {then:.1f} % before it"
+    return f"its {metric.replace('_', ' ')} is {now:.1f} % on held-out images, and was {then:.1f} % before"
 
 
 def mean_cost(logits: NDArray[np.float32], labels: NDArray[np.int64], rule: AnswerRule | None) -> float:

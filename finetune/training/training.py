@@ -11,14 +11,12 @@ from finetune.data import ImageSplits
 from finetune.decide.plan import Plan
 from finetune.errors import DivergenceError
 from finetune.predict.linear_probe import LinearHead
-from finetune.predict.metrics import accuracy_of
 from finetune.predict.model import TrainedModel
 from finetune.processes import from_main_process
 from finetune.progress import Progress, no_progress
-from finetune.recipe import METRIC_OF_COSTS, METRIC_OF_SETS, Metric
 from finetune.training.accelerator import make_accelerator
 from finetune.training.checkpoints import Checkpoints
-from finetune.training.evaluation import HeldOutPredictions, is_worse, mean_cost
+from finetune.training.evaluation import HeldOutPredictions, compare, is_worse
 from finetune.training.fit import PhaseResult, fit, fit_probe, seconds_before_interruption
 from finetune.training.head import add_log_frequencies, start_head
 from finetune.training.material import Material, copy_weights, prepare
@@ -258,16 +256,7 @@ def _probe_model(state: TrainingState, found: HeldOutPredictions) -> TrainedMode
     if found.probe is None:
         raise ValueError("there is no linear probe to return")
     reset_to_probe(state.material, state.material.phases[-1])
-    # The accuracy in percent, of the training and of its linear probe.
-    scores = (found.logits, found.probe)
-    metric: Metric = METRIC_OF_SETS if state.plan.has_sets else "top1"
-    trained, before = (100 * accuracy_of(metric, each, found.labels) for each in scores)
-    rejected = f"{trained:.1f} % of the held-out images are right after it, {before:.1f} % before it"
-    if state.plan.metric == METRIC_OF_COSTS:
-        costs = (mean_cost(each, found.labels, state.plan.answers) for each in scores)
-        rejected = "its answers to held-out images cost {:.3f} on average, and {:.3f} before".format(*costs)
-    if state.plan.has_sets:
-        rejected = f"its mean average precision is {trained:.1f} % on held-out images, and was {before:.1f} % before"
+    rejected = compare(found.logits, found.probe, found.labels, state.plan.metric, state.plan.answers)
     return replace(
         make_model(state, found.probe, found.labels),
         rejected=rejected,
