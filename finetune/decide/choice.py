@@ -50,7 +50,8 @@ class Choice(FrozenModel):
     backbones: tuple[Backbone, ...] = ()
     """Networks that were compared, the chosen one first; empty: there was only one network."""
     fallback: str = ""
-    """Name of the candidate to train if the chosen one is rejected; empty: the linear probe is kept instead."""
+    """Name of the candidate to train if the chosen one is rejected and a time budget still allows for it; empty: the
+    linear probe is kept instead."""
     forecast: Forecast
     """Expected gain of more images, with the chosen candidate."""
     expected_metric: Annotated[Metric, Field(exclude_if=lambda metric: metric == "top1")] = "top1"

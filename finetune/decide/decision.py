@@ -40,7 +40,8 @@ class Decision:
     ensemble: str = ""
     """Ensemble that the recipe asks for, with `auto` resolved; empty: there is none."""
     fallback: str = ""
-    """Name of the candidate to train if the pick is rejected; empty: the linear probe is kept instead."""
+    """Name of the candidate to train if the pick is rejected and a time budget still allows for it; empty: the linear
+    probe is kept instead."""
 
 
 def make_decision(evidence: Evidence, recipe: Recipe) -> Decision:
@@ -76,7 +77,7 @@ def make_decision(evidence: Evidence, recipe: Recipe) -> Decision:
         ground="contest",
         members=_members(candidates, contest, place, left, recipe),
         ensemble=_ensemble(name, recipe),
-        fallback=_fallback(candidates, name, recipe),
+        fallback=_fallback(name),
     )
 
 
@@ -87,13 +88,9 @@ def _asked(candidates: Sequence[Candidate], recipe: Recipe) -> str:
     return max(usual, key=lambda candidate: candidate.expected_top1).name
 
 
-def _fallback(candidates: Sequence[Candidate], name: str, recipe: Recipe) -> str:
-    """Return the name of the candidate to train if the pick is rejected; "" if the time budget does not allow for
-    both."""
-    chosen, other = (next(candidate for candidate in candidates if candidate.name == each) for each in (name, FALLBACK))
-    seconds = chosen.expected_seconds + other.expected_seconds
-    is_too_long = recipe.time_budget is not None and seconds > recipe.time_budget
-    return "" if is_too_long or name in {"linear_probe", FALLBACK} else FALLBACK
+def _fallback(name: str) -> str:
+    """Return the name of the candidate to train if the pick is rejected; "" if there is none."""
+    return "" if name in {"linear_probe", FALLBACK} else FALLBACK
 
 
 def _members(

@@ -19,6 +19,7 @@ from finetune.errors import RecipeError
 from finetune.measure import measure_evidence
 from finetune.network.weights import available_models
 from finetune.predict.model import TrainedModel
+from finetune.processes import from_main_process
 from finetune.progress import Progress, named_progress, no_progress
 from finetune.recipe import Recipe
 from finetune.training import TrainingState
@@ -127,8 +128,8 @@ def carry_out(
     """Train the members to their end and return the final model, or the members of the final ensemble.
 
     Members that end worse than their linear probe are rejected. If all are rejected, the fallback of the choice is
-    trained, if it has one. Of an ensemble, the members or the average that the results on held-out images recommend are
-    kept.
+    trained, if it has one and the time budget still allows for it. Of an ensemble, the members or the average that the
+    results on held-out images recommend are kept.
 
     Args:
         members: planned runs, the leading one first.
@@ -145,11 +146,11 @@ def carry_out(
     trained = tried
     names = {"", *(member.planned.choice.chosen.name for member in tried)}
     if all(member.model.rejected for member in tried) and leading.choice.fallback not in names:
-        seconds = sum(member.model.seconds for member in tried)
-        planned = _plan_fallback(leading, seconds)
-        named = named_progress(progress, planned[0].name)
-        tried, others = train_members(planned, None, splits, folder, named)
-        trained = [*trained, *tried]
+        planned = _plan_fallback(leading, tried)
+        if planned:
+            named = named_progress(progress, planned[0].name)
+            tried, others = train_members(planned, None, splits, folder, named)
+            trained = [*trained, *tried]
     # If all were rejected, each model is a linear probe, and the first one is kept.
     kept, options = recommend_members([each for each in tried if not each.model.rejected] or tried[:1], others)
     rejected = [each for each in trained if each.model.rejected and all(each.model is not own.model for own in kept)]
@@ -164,13 +165,24 @@ def carry_out(
     )
 
 
-def _plan_fallback(leading: PlannedRun, spent: float) -> tuple[PlannedRun, ...]:
-    """Return the planned runs of the fallback, within the time budget that is left after `spent` seconds."""
+def _plan_fallback(leading: PlannedRun, rejected: Sequence[TrainedMember]) -> tuple[PlannedRun, ...]:
+    """Return the planned runs of the fallback, within the time budget that is left; none if it is too short for them.
+
+    How long the fallback will take follows from the first rejected training: expected times rest on a few timings, and
+    may be wrong by a factor that both share.
+    """
+    seconds = [member.model.seconds for member in rejected]
     choice = leading.choice.led_by(leading.choice.fallback).changed(members=())
     recipe = budgeted(leading.recipe, leading.evidence)
     plan = make_plan(recipe, leading.evidence, choice)
     if recipe.time_budget is not None:
-        plan = plan.changed(time_budget=max(1.0, plan.time_budget - spent))
+        # Processes measure slightly different times; those of the main process count for all of them.
+        spent, first = from_main_process(lambda: (sum(seconds), seconds[0]))
+        pace = first / max(rejected[0].planned.choice.chosen.expected_seconds, 1e-3)
+        left = plan.time_budget - spent
+        if left < pace * choice.chosen.expected_seconds:
+            return ()
+        plan = plan.changed(time_budget=left)
     return list_members(replace(leading, choice=choice, plan=plan), [])
 
 

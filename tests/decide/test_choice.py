@@ -236,7 +236,7 @@ def test_where_a_training_may_be_rejected_the_fallback_is_full_with_low_rates_un
     believed(0.85, 0.80, 0.80, 0.90, 0.80, 0.85, 0.80)
     assert choose_strategy(evidence).fallback == "full_near"
     assert choose_strategy(evidence, AUTO.changed(strategy="partial")).fallback == ""
-    assert choose_strategy(evidence, AUTO.changed(time_budget=300)).fallback == ""
+    assert choose_strategy(evidence, AUTO.changed(time_budget=300)).fallback == "full_near"
 
 
 @pytest.mark.parametrize(("prefer", "model"), [("accuracy", "large"), ("balanced", "middle")])

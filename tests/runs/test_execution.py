@@ -14,19 +14,22 @@ def carry_out(evidence, image_folder, small_plan, weights_file, tmp_path, monkey
     splits = load_images(str(image_folder(tmp_path / "more", {"a": 20, "b": 20, "c": 20})))
     path = str(weights_file())
 
-    def planned(_recipe, _evidence, choice):
+    def planned(recipe, _evidence, choice):
         validation = "cross_validation" if choice.ensemble == "folds" else "held_out"
         plan = small_plan(strategy="full", weights=path, warmup_steps=0, average_decay=0.0, validation=validation)
         rate = 0.5 if choice.chosen.name in {"partial", "norm_tuning"} else 1e-5
         stages = [stage.changed(learning_rate=rate) for stage in plan.stages]
-        return plan.changed(head_learning_rate=rate, stages=stages)
+        return plan.changed(head_learning_rate=rate, stages=stages, time_budget=recipe.time_budget or 0.0)
 
     for module in (execution, planned_run):
         monkeypatch.setattr(module, "make_plan", planned)
-    recipe = Recipe(data="x")
 
-    def make(*names, fallback="", ensemble=""):
+    def make(*names, fallback="", ensemble="", time_budget=None, expected=()):
+        recipe = Recipe(data="x", time_budget=time_budget)
         choice = choose_strategy(evidence, recipe).led_by(names[0])
+        times = {each.name: each.expected_seconds for each in choice.candidates} | dict(expected)
+        candidates = [each.changed(expected_seconds=times[each.name]) for each in choice.candidates]
+        choice = choice.changed(candidates=candidates)
         members = names if len(names) > 1 else ()
         choice = choice.changed(members=members, ensemble=ensemble, fallback=fallback)
         plan = planned(recipe, evidence, choice)
@@ -51,6 +54,17 @@ def test_where_the_fallback_does_harm_too_the_probe_ships(carry_out):
     finished = carry_out("partial", fallback="norm_tuning")
     assert finished.models[0].rejected
     assert "the linear probe is kept" in finished.models[0].note
+
+
+@pytest.mark.parametrize(("factor", "shipped"), [(10, "full_near"), (1e6, "partial")])
+def test_a_fallback_is_trained_if_the_budget_that_is_left_suffices_at_the_pace_of_the_rejected_training(
+    carry_out, factor, shipped
+):
+    """Both are expected to take longer than the budget, but the first one takes a second or two."""
+    times = {"partial": 5000.0, "full_near": 5000.0 * factor}
+    finished = carry_out("partial", fallback="full_near", time_budget=1000.0, expected=times)
+    assert finished.members[0].choice.chosen.name == shipped
+    assert bool(finished.models[0].rejected) == (shipped == "partial")
 
 
 @pytest.mark.parametrize("ensemble", ["seeds:2", "snapshots:2"])
