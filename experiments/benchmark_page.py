@@ -175,13 +175,16 @@ def plot(results: Results, sets: Sequence[str], seeds: Sequence[int], path: Path
                     linewidth=2 if number == 0 else 1.2,
                 )
                 axis.plot(seconds, accuracy, "o", color=f"C{number}", markersize=4)
+        # Runs far below all of ours would flatten the rest of the panel.
+        ours = [right(results[each, name, seed]).mean() for each in FAMILIES[0].contenders for seed in seeds]
         axis.set(title=name, xscale="log", xlim=(4, BUDGETS[-1]))
+        axis.set_ylim(bottom=max(axis.get_ylim()[0], 100 * min(ours) - 35))
         axis.set_xticks(BUDGETS, [f"{budget} s" for budget in BUDGETS])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     for row in panels:
         row[0].set_ylabel("test accuracy, %")
-    panels[0, 0].legend(fontsize=8)
-    figure.tight_layout()
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="upper center", ncols=len(FAMILIES), fontsize=9)
+    figure.tight_layout(rect=(0, 0, 1, 0.95))
     with mpl.rc_context({"svg.hashsalt": "finetune"}):
         figure.savefig(path, metadata={"Date": None})
