@@ -180,7 +180,7 @@ def _plan_fallback(leading: PlannedRun, rejected: Sequence[TrainedMember]) -> tu
         spent, first = from_main_process(lambda: (sum(seconds), seconds[0]))
         pace = first / max(rejected[0].planned.choice.chosen.expected_seconds, 1e-3)
         left = plan.time_budget - spent
-        if left < pace * choice.chosen.expected_seconds:
+        if left < pace * choice.chosen.expected_seconds or not choice.chosen.has_enough_steps:
             return ()
         plan = plan.changed(time_budget=left)
     return list_members(replace(leading, choice=choice, plan=plan), [])

@@ -130,7 +130,7 @@ def is_worse(
     return True
 
 
-def compare(
+def describe_comparison(
     trained: NDArray[np.float32],
     before: NDArray[np.float32],
     labels: NDArray[np.int64],

@@ -16,7 +16,7 @@ from finetune.processes import from_main_process
 from finetune.progress import Progress, no_progress
 from finetune.training.accelerator import make_accelerator
 from finetune.training.checkpoints import Checkpoints
-from finetune.training.evaluation import HeldOutPredictions, compare, is_worse
+from finetune.training.evaluation import HeldOutPredictions, describe_comparison, is_worse
 from finetune.training.fit import PhaseResult, fit, fit_probe, seconds_before_interruption
 from finetune.training.head import add_log_frequencies, start_head
 from finetune.training.material import Material, copy_weights, prepare
@@ -256,7 +256,7 @@ def _probe_model(state: TrainingState, found: HeldOutPredictions) -> TrainedMode
     if found.probe is None:
         raise ValueError("there is no linear probe to return")
     reset_to_probe(state.material, state.material.phases[-1])
-    rejected = compare(found.logits, found.probe, found.labels, state.plan.metric, state.plan.answers)
+    rejected = describe_comparison(found.logits, found.probe, found.labels, state.plan.metric, state.plan.answers)
     return replace(
         make_model(state, found.probe, found.labels),
         rejected=rejected,

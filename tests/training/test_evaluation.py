@@ -3,7 +3,7 @@ import pytest
 
 from finetune.decide.answers import AnswerRule
 from finetune.training import is_worse
-from finetune.training.evaluation import compare, mean_cost
+from finetune.training.evaluation import describe_comparison, mean_cost
 
 
 def scores_of(labels, share_right, seed=0):
@@ -73,7 +73,7 @@ def test_a_training_and_its_probe_are_compared_in_words_by_the_metric_of_the_pla
     """18 images of class 0 and 2 of class 1: a constant answer, and one that takes 3 of class 0 for class 1."""
     labels = np.repeat([0, 1], [18, 2])
     constant, fair = np.eye(2)[np.zeros(20, dtype=int)], np.eye(2)[np.where(np.arange(20) < 3, 1, labels)]
-    assert compare(constant.astype(np.float32), fair.astype(np.float32), labels, metric) == said
+    assert describe_comparison(constant.astype(np.float32), fair.astype(np.float32), labels, metric) == said
 
 
 @pytest.mark.parametrize(("noise", "is_rejected"), [(3.0, True), (0.0, False)])
